@@ -1,0 +1,1 @@
+"""The three stages of a diffusion pipeline as Ray Serve deployments, and the plain classes they wrap."""

@@ -1,0 +1,79 @@
+"""The tree of errors that Triptych raises; serve_app.error_handlers maps each kind to an HTTP status.
+
+TriptychError
+├── InvalidRequestError       the caller's fault: a parameter that the model or a limit does not allow   (400)
+├── NotSupportedError         the model cannot do what was asked                                          (400)
+├── ModelNotFoundError        no such model is served                                                     (404)
+├── StageUnavailableError     a stage has no replica that can answer now                                  (503)
+├── GenerationFailedError     the stages failed although the request was fine                             (500)
+├── StorageError              the output could not be stored                                              (502)
+├── CheckpointError           a checkpoint folder cannot be served; raised while a replica starts
+└── HandOffError              the pipeline did not behave as the hand-off between stages needs
+    ├── FeedsBackError        decoded or encoded data is needed inside the loop: remote calls serve it
+    └── HandOffIncompleteError  a decoder call was not handed over: ask for the complete hand-off
+
+Every class must stay picklable with its text alone: errors travel from replica to replica.
+"""
+
+from __future__ import annotations
+
+
+class TriptychError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class InvalidRequestError(TriptychError):
+    """The caller sent a value that cannot be used; `param` names the field of the request's body."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message, param, code)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotSupportedError(InvalidRequestError):
+    """The served model cannot do what was asked."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "not_supported") -> None:
+        super().__init__(message, param, code)
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The named model is not served here."""
+
+    def __init__(
+        self, message: str, param: str | None = "model", code: str = "model_not_found"
+    ) -> None:
+        super().__init__(message, param, code)
+
+
+class StageUnavailableError(TriptychError):
+    """A stage has no replica that can answer now; trying again later may help."""
+
+
+class GenerationFailedError(TriptychError):
+    """The stages failed although nothing is known to be wrong with the request."""
+
+
+class StorageError(TriptychError):
+    """The output was made but could not be stored."""
+
+
+class CheckpointError(TriptychError):
+    """A checkpoint folder cannot be loaded or served; the sentence says why."""
+
+
+class HandOffError(TriptychError):
+    """A pipeline did not behave as the hand-off between stages needs."""
+
+
+class FeedsBackError(HandOffError):
+    """The loop needs what another stage makes; remote calls can serve such a pipeline."""
+
+
+class HandOffIncompleteError(HandOffError):
+    """A decoder call beyond the first was needed; the complete hand-off contains it."""

@@ -1,0 +1,147 @@
+"""All that crosses a replica boundary: GenerationRequest -> Conditioning -> DecodeInputs -> Media.
+
+Messages hold plain values and byte buffers, never an object of torch or diffusers: deployments.packing
+turns tensors and outputs of models into `Packed` and back, so a process without torch can pass them on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+MediaKind = Literal["image", "video"]
+StageName = Literal["encoder", "denoiser", "vae"]
+STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
+
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tree of values: its structure as JSON and the numbers of its tensors as flat bytes."""
+
+    tree: JSON
+    buffers: tuple[npt.NDArray[np.uint8], ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """A picture given by the caller: an encoded file, already checked for its size and type."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """The file that the VAE stage writes."""
+
+    kind: MediaKind
+    format: Literal["png", "jpeg", "webp", "mp4"]
+    quality: int | None = None  # 0..100, for jpeg and webp; None: the encoder's default
+    fps: float | None = None  # frames per second of a video; None: the model's own
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One picture or one video to make: the arguments of the pipeline's own `__call__`."""
+
+    request_id: str
+    model: str
+    arguments: dict[str, Any]  # plain values, InputImage or lists of them, by the pipeline's parameter names
+    seed: int
+    output: OutputFormat
+    complete_hand_off: bool = False  # defer every decoder call instead of ending at the first
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the encoder stage recorded: the outcome of each encoder call, in the order of the calls."""
+
+    calls: Packed
+
+
+@dataclass(frozen=True)
+class DecodeInputs:
+    """What the denoiser stage hands over: the arguments of each decoder call, or a finished result."""
+
+    kind: Literal["decoder_calls", "result"]
+    content: Packed
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """One encoded picture or video."""
+
+    data: bytes = field(repr=False)
+    mime_type: str = "image/png"
+    width: int = 0  # pixels
+    height: int = 0  # pixels
+    num_frames: int = 1
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Media:
+    """The files that one request made (most models make one) and the seconds that each part took."""
+
+    files: tuple[MediaFile, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DenoisingProgress:
+    """An event of the denoiser's stream: `step` of `num_steps` scheduler steps are done."""
+
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class PayloadFollows:
+    """Announces that the next item of the stream is large and is to be passed on by reference, unread."""
+
+    kind: Literal["decode_inputs", "checkpoint"]
+    seconds: float = 0.0  # compute time spent by the denoiser on this request so far
+    num_steps: int = 0
+
+
+@dataclass(frozen=True)
+class ComponentCall:
+    """A call to a component that lives in another stage, for pipelines that need it inside their loop."""
+
+    component: str
+    method: str
+    arguments: Packed  # (args, kwargs, state of the request's generators, state of the global generator)
+
+
+@dataclass(frozen=True)
+class ComponentAnswer:
+    """The outcome of a ComponentCall: the output and the states of the generators after it."""
+
+    outcome: Packed
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """What a replica holds; /health, /v1/models and the validation of requests read it."""
+
+    stages: tuple[StageName, ...]
+    pipeline_class: str
+    parameters: dict[str, Any]  # of the pipeline's __call__: name -> default, where it is a plain value
+    required: tuple[str, ...]  # parameters without a default
+    media_kind: MediaKind
+    size_multiple: int  # width and height must be multiples of it
+    default_width: int | None
+    default_height: int | None
+    device: str
+    dtype: str
+    weight_bytes: dict[str, int]  # component -> bytes of parameters and buffers held in this process
+    process_id: int
+    node_id: str = ""

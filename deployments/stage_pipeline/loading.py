@@ -1,0 +1,93 @@
+"""Loads the part of a pipeline that one process needs: real components for its stages, skeletons for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deployments.errors import CheckpointError
+from deployments.messages import STAGES, StageName
+from deployments.stage_pipeline.roles import PipelineLayout, read_layout
+from deployments.stage_pipeline.skeleton import skeleton
+
+UNUSED_HALF = {"encoder": "decoder", "vae": "encoder"}  # stage -> the half of an autoencoder that it does not run
+
+
+@dataclass(frozen=True)
+class StagePipeline:
+    """A pipeline in a process that runs some of its stages."""
+
+    pipeline: Any  # DiffusionPipeline
+    layout: PipelineLayout
+    stages: tuple[StageName, ...]
+    device: torch.device
+    dtype: torch.dtype | None
+    decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
+
+    def is_here(self, component: str) -> bool:
+        """Whether this process holds the weights of the component (or the half of it that its stages run)."""
+        return bool(self.layout.stages_of[component] & set(self.stages))
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """The real components of this process by name."""
+        found = {n: getattr(self.pipeline, n, None) for n in self.layout.models if self.is_here(n)}
+        return {n: m for n, m in found.items() if isinstance(m, torch.nn.Module)}
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of parameters and buffers that this process holds, by component."""
+        return {name: _num_bytes(module) for name, module in self.components.items()}
+
+
+def load_stage(
+    folder: Path,
+    stages: tuple[StageName, ...] = STAGES,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> StagePipeline:
+    """Raises CheckpointError for a folder that cannot be served; dtype None keeps each file's own."""
+    layout = read_layout(folder)
+    device = torch.device(device)
+    absent = [name for name, needed in layout.stages_of.items() if not needed & set(stages)]
+    skeletons = {name: skeleton(layout.models[name], folder / name, device, dtype) for name in absent}
+    try:
+        pipeline: Any = layout.pipeline_class.from_pretrained(
+            str(folder), local_files_only=True, torch_dtype=dtype, **skeletons
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    loaded = StagePipeline(pipeline, layout, stages, device, dtype)
+    _drop_unused_halves(loaded)
+    for module in loaded.components.values():
+        module.eval().requires_grad_(False)
+        if device.type != "cpu":
+            _move(module, device)
+    return loaded
+
+
+def _drop_unused_halves(loaded: StagePipeline) -> None:
+    if len(loaded.stages) != 1 or loaded.stages[0] not in UNUSED_HALF:
+        return
+    for name in loaded.layout.autoencoders:
+        half = getattr(getattr(loaded.pipeline, name, None), UNUSED_HALF[loaded.stages[0]], None)
+        if isinstance(half, torch.nn.Module):
+            half.to("meta")
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    """To the device, without the halves that were dropped."""
+    module._apply(lambda t: t if t.device.type == "meta" else t.to(device))
+
+
+def _num_bytes(module: torch.nn.Module) -> int:
+    seen: dict[int, int] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.device.type != "meta":
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+

@@ -1,0 +1,122 @@
+"""Which stage needs the weights of which component, told from what each component does."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+
+from deployments.errors import CheckpointError
+from deployments.messages import StageName
+
+# Names that the time step has in the forward of a denoising model.
+TIME_PARAMETERS = frozenset({"timestep", "timesteps", "timestep_ratio", "timestep_img", "t", "r", "sigma"})
+# Models that take no time step of their own and still belong to the loop.
+DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
+
+
+@dataclass(frozen=True)
+class PipelineLayout:
+    """The pipeline of a checkpoint folder: its class, its models and the stages that need each of them."""
+
+    folder: Path
+    pipeline_class: type[DiffusionPipeline]
+    models: dict[str, type[torch.nn.Module]]
+    stages_of: dict[str, frozenset[StageName]]
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        return tuple(name for name, stages in self.stages_of.items() if "denoiser" in stages)
+
+    @property
+    def autoencoders(self) -> tuple[str, ...]:
+        return tuple(name for name, cls in self.models.items() if is_autoencoder(cls))
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Components that are called on the way from latents to pixels (or to sound)."""
+        return tuple(
+            name
+            for name, stages in self.stages_of.items()
+            if is_autoencoder(self.models[name]) or stages == frozenset({"vae"})
+        )
+
+
+def read_layout(folder: Path) -> PipelineLayout:
+    """Raises CheckpointError for a folder that is no checkpoint of a pipeline that can be served."""
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise CheckpointError(f"{folder} has no model_index.json: it is not a diffusers checkpoint folder")
+    index = json.loads(index_file.read_text())
+    name = index.get("_class_name")
+    pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if pipeline_class is None:
+        raise CheckpointError(f"{index_file} names the pipeline {name!r}, which diffusers {diffusers.__version__} lacks")
+    classes = {
+        component: component_class(*entry)
+        for component, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)
+    }
+    models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
+    stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
+    if not any("denoiser" in stages for stages in stages_of.values()):
+        raise CheckpointError(
+            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: it cannot be served"
+        )
+    return PipelineLayout(folder, pipeline_class, models, stages_of)
+
+
+def component_class(library: str, name: str) -> Any:
+    """The class that model_index.json names; raises CheckpointError where it is not installed."""
+    try:
+        if hasattr(diffusers.pipelines, library):
+            return getattr(getattr(diffusers.pipelines, library), name)
+        return getattr(importlib.import_module(library), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"model_index.json needs {library}.{name}, which cannot be imported: {error}") from error
+
+
+def is_denoiser(component: str, cls: type) -> bool:
+    """A diffusers model whose forward takes a time step and which decodes nothing."""
+    if not issubclass(cls, ModelMixin) or hasattr(cls, "decode"):
+        return False
+    parameters = inspect.signature(cls.forward).parameters
+    return bool(TIME_PARAMETERS & set(parameters)) or component.split("_")[0] in DENOISER_NAMES
+
+
+def is_autoencoder(cls: type) -> bool:
+    return callable(getattr(cls, "decode", None))
+
+
+def assign_stages(offload_sequence: str | None, models: Mapping[str, type]) -> dict[str, frozenset[StageName]]:
+    """The stages that need the real weights of each model.
+
+    The offload sequence of a pipeline class is a hint to its order of calls; it may be absent, misspelt
+    or incomplete. A model that it forgets (a safety checker, a vocoder) is kept at both ends.
+    """
+    sequence = [name for name in _split_sequence(offload_sequence) if name in models]
+    denoisers = [name for name, cls in models.items() if is_denoiser(name, cls)]
+    last = max((sequence.index(name) for name in denoisers if name in sequence), default=-1)
+    both_ends: frozenset[StageName] = frozenset({"encoder", "vae"})
+    stages: dict[str, frozenset[StageName]] = {}
+    for name, cls in models.items():
+        if name in denoisers:
+            stages[name] = frozenset({"denoiser"})
+        elif is_autoencoder(cls) or name not in sequence:
+            stages[name] = both_ends
+        else:
+            stages[name] = frozenset({"vae"}) if sequence.index(name) > last else frozenset({"encoder"})
+    return stages
+
+
+def _split_sequence(sequence: str | None) -> list[str]:
+    # Some pipelines write "a-unet" or "a->>b"; a hyphen never belongs to a component's name.
+    return [name for name in (sequence or "").replace(">", "-").split("-") if name]

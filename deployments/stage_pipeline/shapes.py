@@ -1,0 +1,32 @@
+"""The shapes of what a component of another stage would return, found on the meta device once per input shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.values import describe, shape_key, to_meta
+
+
+def output_description(
+    stage: StagePipeline, skeleton: Any, component: str, method: str, args: Any, kwargs: Any
+) -> Any:
+    """A description (deployments.values.describe) of the call's output."""
+    key = (component, method, shape_key((args, kwargs)))
+    if key not in stage.decoder_shapes:
+        try:
+            description = _run_on_meta(skeleton.meta_twin(False), method, args, kwargs)
+        except Exception:
+            # Some inputs work only with the run-time switches (tiling), which make this much slower.
+            description = _run_on_meta(skeleton.meta_twin(True), method, args, kwargs)
+        stage.decoder_shapes[key] = description
+    return stage.decoder_shapes[key]
+
+
+@torch.no_grad()
+def _run_on_meta(twin: Any, method: str, args: Any, kwargs: Any) -> Any:
+    function = twin if method == "forward" else getattr(twin, method)
+    with torch.device("meta"):
+        return describe(function(*to_meta(args), **to_meta(kwargs)))

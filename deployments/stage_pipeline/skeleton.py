@@ -1,0 +1,122 @@
+"""Components without weights: the right class and configuration, parameters on the meta device.
+
+A stage puts a skeleton where another stage holds the weights, so that the pipeline finds every
+attribute it reads (scale factors, latent statistics, dtypes) exactly as with the real component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import accelerate
+import safetensors
+import torch
+import transformers
+from diffusers import ModelMixin
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def skeleton(cls: type[torch.nn.Module], folder: Path, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The component of `folder` without its weights; it reports `device` as its own.
+
+    Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real.
+    """
+    module = cast_like_from_pretrained(build_from_config(cls, folder), dtype)
+    _read_buffers(module, folder)
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Pipelines move components about; nothing is here to be moved, only a change of dtype means something.
+        wanted = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
+        return cls.to(self, dtype=wanted) if wanted else self
+
+    def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    members = {"device": property(lambda self: device), "to": to, "cuda": stay, "cpu": stay, "__module__": cls.__module__}
+    module.__class__ = type(cls.__name__, (cls,), members)
+    module.__dict__["meta_twin"] = _meta_twin_maker(module, cls, folder, dtype)
+    return module.eval()
+
+
+def build_from_config(cls: type[torch.nn.Module], folder: Path, meta_buffers: bool = False) -> Any:
+    """The model as from_pretrained would construct it, before any weight is read."""
+    with accelerate.init_empty_weights(include_buffers=meta_buffers):
+        if issubclass(cls, ModelMixin):
+            return cls.from_config(cls.load_config(folder))
+        return _build_transformers(cast(type[transformers.PreTrainedModel], cls), folder)
+
+
+def _build_transformers(cls: type[transformers.PreTrainedModel], folder: Path) -> Any:
+    # Some classes override from_pretrained to choose another class or configuration: let them, and replace
+    # only the base method that reads the weights.
+    base: Any = transformers.PreTrainedModel
+    reading = base.__dict__["from_pretrained"]
+
+    def construct(klass: Any, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        return klass(config or klass.config_class.from_pretrained(path))
+
+    base.from_pretrained = classmethod(construct)
+    try:
+        return cls.from_pretrained(folder)
+    finally:
+        base.from_pretrained = reading
+
+
+def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
+    """Parameters and buffers in the dtypes that from_pretrained(torch_dtype=dtype) leaves them in."""
+    if dtype is None:
+        return module
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or [])
+    kept |= set(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point():
+            keeps_fp32 = dtype in HALF_DTYPES and any(k in name.split(".") for k in kept)
+            tensor.data = tensor.data.to(torch.float32 if keeps_fp32 else dtype)
+    return module
+
+
+def _read_buffers(module: torch.nn.Module, folder: Path) -> None:
+    buffers = dict(module.named_buffers())
+    if not buffers:
+        return
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (not a dict)
+                if name in buffers:
+                    buffers[name].data.copy_(weights.get_tensor(name))
+
+
+def _meta_twin_maker(
+    module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None
+) -> Callable[[bool], Any]:
+    """A function that returns a copy wholly on the meta device, for the shapes of what a call would return."""
+    made: list[Any] = []
+
+    def meta_twin(with_switches: bool = False) -> Any:
+        if not made:
+            twin = cast_like_from_pretrained(build_from_config(cls, folder, meta_buffers=True), dtype)
+            made.append(twin.to("meta").eval())
+        for source, target in zip(module.modules(), made[0].modules(), strict=True):
+            _copy_dtypes(source, target)
+            if with_switches:
+                _copy_switches(source, target)
+        return made[0]
+
+    return meta_twin
+
+
+def _copy_dtypes(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    for name, parameter in source._parameters.items():
+        other = target._parameters.get(name)
+        if parameter is not None and other is not None and other.dtype != parameter.dtype:
+            other.data = other.data.to(parameter.dtype)
+
+
+def _copy_switches(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Run-time switches such as tiling and its sizes."""
+    for name, value in source.__dict__.items():
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | type(None)):
+            target.__dict__[name] = value

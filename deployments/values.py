@@ -1,0 +1,206 @@
+"""Trees of values as pipelines pass them about: walked, mapped, and described without their numbers."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+PLAIN = (bool, int, float, str, bytes, type(None))
+LIBRARIES = ("diffusers.", "transformers.")
+LARGEST_KEPT = 65_536  # elements of an integer tensor (ids, masks) that a description keeps as numbers
+
+
+@dataclass(frozen=True)
+class MissingTensor:
+    """Stands for a tensor whose numbers live in another stage."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    on_stage_device: bool = True
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Stands for an object that never leaves its process, such as a key-value cache."""
+
+    type_name: str
+
+
+class Anything:
+    """Answers every use of an Opaque object with another Anything, so that code which hands it on goes on."""
+
+    def __getattr__(self, name: str) -> Anything:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Anything:
+        return Anything()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+def is_output(value: Any) -> bool:
+    """An output class of diffusers or transformers: a mapping that is also read like a tuple."""
+    return hasattr(value, "to_tuple") and hasattr(value, "items")
+
+
+def is_record(value: Any) -> bool:
+    """A small object of a library that holds tensors as attributes, such as a posterior distribution."""
+    cls = type(value)
+    return (
+        cls.__module__.startswith(LIBRARIES)
+        and cls.__name__.endswith("Distribution")
+        and not isinstance(value, torch.nn.Module)
+    )
+
+
+def parts(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """The children of a container and the function that rebuilds it from them; None for a leaf."""
+    if is_output(value):
+        names = list(value.keys())
+        return [value[n] for n in names], lambda c: type(value)(**dict(zip(names, c, strict=True)))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(value), lambda c: type(value)(*c)
+    if isinstance(value, torch.Size):
+        return None
+    if isinstance(value, tuple | list):
+        kind = tuple if isinstance(value, tuple) else list
+        return list(value), lambda c: kind(c)
+    if isinstance(value, dict | UserDict):
+        names = list(value.keys())
+        kind = dict if isinstance(value, dict) else type(value)
+        return [value[n] for n in names], lambda c: kind(dict(zip(names, c, strict=True)))
+    if is_record(value):
+        names = list(vars(value))
+
+        def rebuild(children: list[Any]) -> Any:
+            copy = object.__new__(type(value))
+            copy.__dict__.update(zip(names, children, strict=True))
+            return copy
+
+        return [vars(value)[n] for n in names], rebuild
+    return None
+
+
+def map_values(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same tree with `function` applied to every leaf."""
+    opened = parts(value)
+    if opened is None:
+        return function(value)
+    children, rebuild = opened
+    return rebuild([map_values(function, child) for child in children])
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every leaf of the tree, in order."""
+    opened = parts(value)
+    if opened is None:
+        yield value
+    else:
+        for child in opened[0]:
+            yield from leaves(child)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def is_meta(value: Any) -> bool:
+    """Whether any tensor of the tree has a shape but no numbers."""
+    return any(t.device.type == "meta" for t in tensors(value))
+
+
+def has_nan(value: Any) -> bool:
+    return any(
+        t.is_floating_point() and t.device.type != "meta" and bool(torch.isnan(t).any()) for t in tensors(value)
+    )
+
+
+def to_meta(value: Any) -> Any:
+    """The tree with meta tensors in place of real ones and without generators, which have no meta device."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x.to("meta")
+        return None if isinstance(x, torch.Generator) else x
+
+    return map_values(leaf, value)
+
+
+def describe(value: Any) -> Any:
+    """The tree with MissingTensor for numbers that only a real stage has; ids, masks and plain values stay."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            if x.is_floating_point() or x.is_complex() or x.numel() > LARGEST_KEPT:
+                return MissingTensor(tuple(x.shape), x.dtype, x.device.type != "cpu")
+            return x
+        if isinstance(x, PLAIN + (torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, Image.Image)):
+            return x
+        return x if isinstance(x, MissingTensor | Opaque) else Opaque(type(x).__name__)
+
+    return map_values(leaf, value)
+
+
+def fill(description: Any, device: torch.device) -> Any:
+    """A tree of the described shapes with NaN for every missing number: what is computed from it shows it."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, MissingTensor):
+            where = device if x.on_stage_device else torch.device("cpu")
+            number = float("nan") if x.dtype.is_floating_point or x.dtype.is_complex else 0
+            return torch.full(x.shape, number, dtype=x.dtype, device=where)
+        return Anything() if isinstance(x, Opaque) else x
+
+    return map_values(leaf, description)
+
+
+def fill_meta(description: Any) -> Any:
+    """A tree of meta tensors of the described shapes."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, MissingTensor):
+            return torch.empty(x.shape, dtype=x.dtype, device="meta")
+        if isinstance(x, torch.Tensor):
+            return x.to("meta")
+        return Anything() if isinstance(x, Opaque) else x
+
+    return map_values(leaf, description)
+
+
+def same_description(a: Any, b: Any) -> bool:
+    """Whether two descriptions agree in structure, shapes and kept values."""
+    opened_a, opened_b = parts(a), parts(b)
+    if opened_a is not None and opened_b is not None:
+        return (
+            type(a) is type(b)
+            and len(opened_a[0]) == len(opened_b[0])
+            and (not hasattr(a, "keys") or list(a.keys()) == list(b.keys()))
+            and all(same_description(x, y) for x, y in zip(opened_a[0], opened_b[0], strict=True))
+        )
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
+    return a is b or bool(a == b)
+
+
+def shape_key(value: Any) -> str:
+    """A text that is equal for trees of equal structure, shapes and plain values."""
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return tuple(x.shape), str(x.dtype)
+        return x if isinstance(x, PLAIN) else type(x).__name__
+
+    return repr(map_values(leaf, value))

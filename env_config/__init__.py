@@ -1,0 +1,1 @@
+"""What the process was told: the 45 documented environment variables, read once and checked."""

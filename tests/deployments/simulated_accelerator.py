@@ -1,0 +1,111 @@
+"""A second device on a CPU machine: a PrivateUse1 backend whose tensors hold CPU tensors.
+
+It shows where tensors are placed, which moves are made and that tensors of two devices never mix; it says
+nothing about a vendor's kernels or their speed. One name per process, which must not be one torch has.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+_libraries: list[torch.library.Library] = []  # a library that is collected takes its kernels with it
+dispatched: list[str] = []  # every operation that ran on the simulated device
+synchronized: list[int] = []  # how many operations had run at each call of synchronize()
+_storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+
+def install(name: str) -> None:
+    """Make `name` ("npu" or "musa") a device of torch in this process."""
+    _setup_privateuseone_for_python_backend(name)
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    kernels.impl("empty.memory_format", _empty)
+    kernels.impl("empty_strided", _empty_strided)
+    kernels.impl("_to_copy", _to_copy)
+    others = torch.library.Library("_", "IMPL", "PrivateUse1")
+    others.fallback(_run_on_cpu)
+    _libraries.extend((kernels, others))
+    module = torch.get_device_module(name)
+    module.synchronize = lambda: synchronized.append(len(dispatched))
+    module.memory_allocated = lambda: sum(storage.nbytes() for storage in _storages)
+
+
+class SimulatedTensor(torch.Tensor):
+    """A tensor of the simulated device; `inner` holds its numbers on the CPU."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "SimulatedTensor":
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=torch.device(torch._C._get_privateuse1_backend_name(), 0),
+        )
+        tensor.inner = inner
+        _storages.add(inner.untyped_storage())
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _run_on_cpu(func, *args, **(kwargs or {}))
+
+
+def _run_on_cpu(func: Any, *args: Any, **kwargs: Any) -> Any:
+    dispatched.append(str(func))
+    device = kwargs.get("device")
+    leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    simulated = [leaf for leaf in leaves if isinstance(leaf, SimulatedTensor)]
+    foreign = [leaf for leaf in leaves if not isinstance(leaf, SimulatedTensor) and leaf.dim() > 0]
+    copies = (
+        torch.ops.aten.copy_.default,
+        torch.ops.aten._to_copy.default,
+        torch.ops.aten._copy_from.default,
+    )
+    if simulated and foreign and func not in copies:
+        raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
+    cpu_args, cpu_kwargs = _pytree.tree_map(_inner, (args, kwargs))
+    if device is not None and torch.device(device).type == _name():
+        cpu_kwargs["device"] = torch.device("cpu")
+    output = func(*cpu_args, **cpu_kwargs)
+    if func is torch.ops.aten.copy_.default:
+        return args[0]
+    if func is torch.ops.aten._to_copy.default and device is not None and torch.device(device).type == "cpu":
+        return output
+    return _pytree.tree_map(_outer, output)
+
+
+def _name() -> str:
+    return str(torch._C._get_privateuse1_backend_name())
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, SimulatedTensor):
+        return value.inner
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == _name() else value
+
+
+def _outer(value: Any) -> Any:
+    is_plain = isinstance(value, torch.Tensor) and not isinstance(value, SimulatedTensor)
+    return SimulatedTensor(value) if is_plain else value
+
+
+def _empty(size: Any, dtype: Any = None, **_: Any) -> SimulatedTensor:
+    return SimulatedTensor(torch.empty(size, dtype=dtype))
+
+
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> SimulatedTensor:
+    return SimulatedTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _to_copy(self: torch.Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+    copied = _inner(self).to(dtype=dtype or self.dtype, copy=True)
+    return copied if device is not None and torch.device(device).type == "cpu" else SimulatedTensor(copied)
