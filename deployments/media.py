@@ -1,4 +1,4 @@
-"""Pictures and videos as files: what a pipeline returned becomes png, jpeg, webp or mp4, and a caller's file a picture.
+"""Pictures and videos as files: writes what a pipeline returned, reads the pictures that callers send.
 
 Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
 its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
@@ -37,7 +37,10 @@ INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
 PNG_COMPRESS_LEVEL = 1  # a fifth of the time of Pillow's default, for files some percent larger
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
-H264_CRF = "18"  # the constant rate factor usually called visually lossless
+H264_OPTIONS = {
+    "crf": "18",  # the constant rate factor usually called visually lossless
+    "x264-params": "cpu-independent=1",  # without it the bytes of small videos differ from run to run
+}
 H264_THREADS = 4  # fixed, because the bytes depend on it: a machine with more cores must write the same file
 BT709 = 1  # the number of ITU-R BT.709 in ITU-T H.273, for primaries, transfer and matrix alike
 LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
@@ -51,9 +54,10 @@ def encode_media(
     """Write the files of one request.
 
     `output` is what a diffusers pipeline returned with output_type="pt": `.images` [B, C, H, W] or `.frames`
-    [B, F, C, H, W] with values in 0..1, or (nested) lists of them; a video may come with `.audio` [B, channels,
-    time] in -1..1, sampled `audio_sample_rate` times a second. Pixels are rounded as diffusers rounds them for
-    PIL; values outside 0..1 are clipped. A video without `request.output.fps` plays `default_fps` frames a second.
+    [B, F, C, H, W] with values in 0..1, or (nested) lists of them; a video may come with `.audio`
+    [B, channels, time] in -1..1, sampled `audio_sample_rate` times a second. Pixels are rounded as diffusers
+    rounds them for PIL; values outside 0..1 are clipped. Without `request.output.fps` a video plays
+    `default_fps` frames a second.
 
     Raises GenerationFailedError for values that are not finite (a black picture otherwise) and for an output
     that is not what was asked for; InvalidRequestError if the model's own safety checker refused the picture.
@@ -99,9 +103,8 @@ def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
 
 
 def _too_many_pixels(size: str, max_pixels: int, param: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{param} may have at most {max_pixels} pixels (width x height), it is {size}", param
-    )
+    message = f"{param} may have at most {max_pixels} pixels (width x height), it is {size}"
+    return InvalidRequestError(message, param)
 
 
 def _refuse_flagged(output: Any) -> None:
@@ -166,23 +169,19 @@ def _to_pixels(made: Any) -> list[Pixels]:
     if isinstance(made, list | tuple):
         return [pixels for item in made for pixels in _to_pixels(item)]
     if isinstance(made, Image.Image):  # some pipelines return these whatever the output_type
-        mode = "RGBA" if made.has_transparency_data else "RGB"
-        return [
-            np.asarray(made if made.mode == "L" else made.convert(mode)).reshape(made.height, made.width, -1)
-        ]
-    if isinstance(made, torch.Tensor) and made.ndim >= 3 and made.shape[-3] in (1, 3, 4):
-        if not torch.isfinite(made).all():
-            raise GenerationFailedError("the model made values that are not numbers (NaN or infinite)")
-        # numpy_to_pil of diffusers.image_processor, before the copy from the device: a quarter of the bytes
-        rounded = made.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-        return (
-            list(rounded.movedim(-3, -1).flatten(0, -4).contiguous().cpu().numpy())
-            if made.ndim > 3
-            else [rounded.movedim(-3, -1).contiguous().cpu().numpy()]
+        if made.mode != "L":
+            made = made.convert("RGBA" if made.has_transparency_data else "RGB")
+        return [np.asarray(made).reshape(made.height, made.width, -1)]
+    if not isinstance(made, torch.Tensor) or made.ndim < 3 or made.shape[-3] not in (1, 3, 4):
+        raise GenerationFailedError(
+            f"cannot write {_described(made)} as pictures: a tensor [..., C, H, W] with C 1, 3 or 4 is needed"
         )
-    raise GenerationFailedError(
-        f"cannot write {_described(made)} as pictures: [..., C, H, W] with C 1, 3 or 4 is needed"
-    )
+    if not torch.isfinite(made).all():
+        raise GenerationFailedError("the model made values that are not numbers (NaN or infinite)")
+    # numpy_to_pil of diffusers.image_processor, before the copy from the device: a quarter of the bytes
+    rounded = made.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    height, width = made.shape[-2:]
+    return list(rounded.movedim(-3, -1).reshape(-1, height, width, made.shape[-3]).cpu().numpy())
 
 
 def _described(value: Any) -> str:
@@ -215,7 +214,7 @@ def _first_of(output: Any, names: tuple[str, ...]) -> Any:
 
 
 def _each_video(made: Any) -> list[Any]:
-    """A batch of videos as a list of them; a lone video [F, C, H, W], or a list of frames, is a batch of one."""
+    """The videos of a batch; a lone video [F, C, H, W], or a list of frames, is a batch of one."""
     if isinstance(made, torch.Tensor):
         return list(made) if made.ndim == 5 else [made]
     is_frame = isinstance(made[0], Image.Image) or getattr(made[0], "ndim", 0) == 3
@@ -246,15 +245,14 @@ def _even_rgb(frame: Pixels) -> Pixels:
 def _mp4(
     frames: list[Pixels], fps: float, samples: Samples | None, audio_sample_rate: int, comment: str
 ) -> bytes:
-    """H.264 and, with `samples`, AAC; its index comes first, so that it plays while it is being downloaded."""
+    """H.264 and, with `samples`, AAC; the index comes first, so that it plays during the download."""
     height, width = frames[0].shape[:2]
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         path = Path(folder, "video.mp4")  # moving the index to the front reads the file back by its name
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
             container.metadata["comment"] = comment
-            video = container.add_stream(
-                "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": H264_CRF}
-            )
+            rate = Fraction(fps).limit_denominator(1001)
+            video = container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
             video.width, video.height, video.pix_fmt = width, height, "yuv420p"
             context = video.codec_context
             context.thread_count = H264_THREADS

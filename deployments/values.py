@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-PLAIN = (bool, int, float, str, bytes, type(None))
+PLAIN: tuple[type, ...] = (bool, int, float, str, bytes, type(None))
 LIBRARIES = ("diffusers.", "transformers.")
 LARGEST_KEPT = 65_536  # elements of an integer tensor (ids, masks) that a description keeps as numbers
 
@@ -135,6 +135,32 @@ def to_meta(value: Any) -> Any:
     return map_values(leaf, value)
 
 
+PORTABLE: tuple[type, ...] = (
+    *PLAIN,
+    torch.Tensor,
+    torch.Generator,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    slice,
+    np.ndarray,
+    np.generic,
+    Image.Image,
+    MissingTensor,
+    Opaque,
+)
+
+
+def without_opaque(value: Any) -> Any:
+    """The tree with Opaque for objects that never leave their process."""
+    return map_values(lambda x: x if isinstance(x, PORTABLE) else Opaque(type(x).__name__), value)
+
+
+def with_anything(value: Any) -> Any:
+    """The tree with Anything for what was Opaque to the sender."""
+    return map_values(lambda x: Anything() if isinstance(x, Opaque) else x, value)
+
+
 def describe(value: Any) -> Any:
     """The tree with MissingTensor for numbers that only a real stage has; ids, masks and plain values stay."""
 
@@ -143,9 +169,9 @@ def describe(value: Any) -> Any:
             if x.is_floating_point() or x.is_complex() or x.numel() > LARGEST_KEPT:
                 return MissingTensor(tuple(x.shape), x.dtype, x.device.type != "cpu")
             return x
-        if isinstance(x, PLAIN + (torch.dtype, torch.device, torch.Size, np.ndarray, np.generic, Image.Image)):
-            return x
-        return x if isinstance(x, MissingTensor | Opaque) else Opaque(type(x).__name__)
+        if isinstance(x, torch.Generator) or not isinstance(x, PORTABLE):
+            return Opaque(type(x).__name__)
+        return x
 
     return map_values(leaf, value)
 

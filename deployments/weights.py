@@ -16,8 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import accelerate
+import boto3
 import huggingface_hub
 import torch
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError as ServerConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+)
 from diffusers import ModelMixin
 from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
 from diffusers.models.modeling_utils import LegacyModelMixin, no_init_weights
@@ -32,8 +41,11 @@ logger = logging.getLogger(__name__)
 STREAMER_VARIABLE = "SGLANG_USE_RUNAI_MODEL_STREAMER"
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
 S3_WEIGHTS = "s3_weights.json"  # in a component's folder: its weights are to be streamed from S3
+ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object it was made from
 PROBE_TIMEOUTS_S = {"connect_timeout": 2, "read_timeout": 5}
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+
+ADDRESSING_HINT = "a server that does not take the bucket's name in its host name needs RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"
 
 # Two streams from S3 in one process crash or lose tensors (runai-model-streamer 0.17).
 one_s3_stream = threading.Lock()
@@ -67,7 +79,9 @@ def load_component(
         logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
     streams = use_streamer and not is_quantised
     if not streams and (folder / S3_WEIGHTS).exists():
-        raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
+        raise CheckpointError(
+            f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them"
+        )
     load = library.stream if streams else library.map_files
     try:
         module = load(cls, folder, dtype, torch.device(device))
@@ -77,7 +91,9 @@ def load_component(
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 
-def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]) -> dict[str, torch.Tensor]:
+def read_tensors(
+    cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]
+) -> dict[str, torch.Tensor]:
     """The tensors of a component's files that have one of these names, without reading the others.
 
     Raises CheckpointError where the files are neither in the folder nor in S3.
@@ -94,11 +110,11 @@ def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collecti
 
 
 def map_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    return cls.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
 def map_transformers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    return cls.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
 def stream_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
@@ -185,7 +201,11 @@ def construct_without_weights(cls: Any, config: dict[str, Any], dtype: torch.dty
 
 
 def dtype_in_model(
-    name: str, tensor: torch.Tensor, constructed: torch.dtype, dtype: torch.dtype | None, kept_in_fp32: set[str]
+    name: str,
+    tensor: torch.Tensor,
+    constructed: torch.dtype,
+    dtype: torch.dtype | None,
+    kept_in_fp32: set[str],
 ) -> torch.dtype:
     """The rule of diffusers' load_model_dict_into_meta."""
     if dtype is None:
@@ -200,7 +220,9 @@ def assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     module = model.get_submodule(path)
     old = getattr(module, leaf)
     if old.shape != tensor.shape:
-        raise ValueError(f"{name} has the shape {list(tensor.shape)}, the configuration says {list(old.shape)}")
+        raise ValueError(
+            f"{name} has the shape {list(tensor.shape)}, the configuration says {list(old.shape)}"
+        )
     if leaf in module._parameters:
         module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
     else:
@@ -284,7 +306,9 @@ def open_weight_file(location: str) -> WeightFile:
     entries.pop("__metadata__", None)
     data_size = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != 8 + header_size + data_size:
-        raise CheckpointError(f"{location} has {size} bytes, its header declares {8 + header_size + data_size}")
+        raise CheckpointError(
+            f"{location} has {size} bytes, its header declares {8 + header_size + data_size}"
+        )
     return WeightFile(location, read, entries, 8 + header_size)
 
 
@@ -302,13 +326,21 @@ def stream_tensors(weights: WeightFiles) -> TensorStream:
     streamer_class, credentials = import_streamer(weights.is_s3)
     received = set()
     with one_s3_stream if weights.is_s3 else nullcontext(), streamer_class() as streamer:
-        streamer.stream_files([file.location for file in weights.files], s3_credentials=credentials)
-        for name, tensor in streamer.get_tensors():
-            received.add(name)
-            yield name, tensor
+        try:
+            streamer.stream_files([file.location for file in weights.files], s3_credentials=credentials)
+            for name, tensor in streamer.get_tensors():
+                received.add(name)
+                yield name, tensor
+        except ValueError as error:  # all that the streamer raises; it names no cause
+            hint = f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
+            raise CheckpointError(
+                f"the stream of {weights.files[0].location} failed: {error}{hint}"
+            ) from error
     lost = set(weights.names) - received
     if lost:
-        raise CheckpointError(f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ...")
+        raise CheckpointError(
+            f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ..."
+        )
 
 
 def import_streamer(from_s3: bool) -> tuple[Any, Any]:
@@ -353,49 +385,67 @@ def resolve_checkpoint(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
         folder = pull_from_hub(model, components)
     else:
-        raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
+        raise CheckpointError(
+            f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository"
+        )
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+        raise CheckpointError(
+            f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline"
+        )
     return folder
 
 
 def pull_from_hub(model: str, components: Collection[str] | None) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)]))
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)]
+            )
+        )
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
-        raise CheckpointError(f"{model} is not a folder here, and the Hugging Face hub says: {error}") from error
+        raise CheckpointError(
+            f"{model} is not a folder here, and the Hugging Face hub says: {error}"
+        ) from error
 
 
 def weight_patterns(components: Collection[str] | None) -> list[str]:
     folders = ["*"] if components is None else sorted(components)
-    return [f"{folder}/{name}" for folder in folders for library in LIBRARIES for name in library.file_patterns]
+    return [
+        f"{folder}/{name}" for folder in folders for library in LIBRARIES for name in library.file_patterns
+    ]
 
 
-def pull_from_s3(model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool) -> Path:
+def pull_from_s3(
+    model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool
+) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
     open_s3_object(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
-        objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for p in pages for item in p["Contents"]}
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=f"{prefix}/".lstrip("/")
+        )
+        objects = {
+            item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"]
+            for p in pages
+            for item in p["Contents"]
+        }
     patterns = SMALL_FILES if use_streamer else (*SMALL_FILES, *weight_patterns(components))
     wanted = {path: tag for path, tag in objects.items() if matches(path, patterns) and is_below(path)}
     folder = cache_root / "weights" / ("s3-streamed" if use_streamer else "s3-downloaded") / bucket / prefix
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"), naming_the_cause(model):
-        download_changed(client, bucket, prefix, wanted, folder)
+        download_changed(client, f"{bucket}/{prefix}", wanted, folder)
+        remove_gone(objects, folder)
         if use_streamer:
             note_weights_in_s3(model, objects, folder)
     return folder
 
 
-def download_changed(client: Any, bucket: str, prefix: str, wanted: Mapping[str, str], folder: Path) -> None:
-    """Objects whose ETag differs from what was pulled before; files whose object is gone are removed."""
-    record = folder / ".etags.json"
-    pulled: dict[str, str] = read_json(record) if record.exists() else {}
-    for path in pulled.keys() - wanted.keys():
-        if matches(path, SMALL_FILES):
-            (folder / path).unlink(missing_ok=True)
+def download_changed(client: Any, root: str, wanted: Mapping[str, str], folder: Path) -> None:
+    """The objects whose ETag differs from what was pulled before, each put in place whole."""
+    bucket, _, prefix = root.partition("/")
+    pulled = read_etags(folder)
     for path, tag in wanted.items():
         if pulled.get(path) != tag or not (folder / path).exists():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -403,7 +453,18 @@ def download_changed(client: Any, bucket: str, prefix: str, wanted: Mapping[str,
             client.download_file(bucket, f"{prefix}/{path}".lstrip("/"), str(partial))
             partial.replace(folder / path)
             pulled[path] = tag
-            write_json(record, pulled)
+            write_json(folder / ETAGS, pulled)
+
+
+def remove_gone(objects: Collection[str], folder: Path) -> None:
+    pulled = read_etags(folder)
+    for path in pulled.keys() - set(objects):
+        (folder / path).unlink(missing_ok=True)
+    write_json(folder / ETAGS, {path: tag for path, tag in pulled.items() if path in objects})
+
+
+def read_etags(folder: Path) -> dict[str, str]:
+    return dict(read_json(folder / ETAGS)) if (folder / ETAGS).exists() else {}
 
 
 def note_weights_in_s3(model: str, objects: Collection[str], folder: Path) -> None:
@@ -463,16 +524,10 @@ def open_s3_object(address: str) -> tuple[Callable[[int, int], bytes], int]:
 
 def s3_client(**options: Any) -> Any:
     """boto3's, with the endpoint and the credentials that it finds itself (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ...)."""
-    if importlib.util.find_spec("boto3") is None:
-        raise CheckpointError("a checkpoint at s3:// needs a package that is not installed: pip install boto3")
-    import boto3
-    from botocore.config import Config
-
     return boto3.session.Session().client("s3", config=Config(**options))
 
 
 def streamer_credentials() -> Any:
-    import boto3
     from runai_model_streamer.s3_utils.s3_utils import S3Credentials
 
     session = boto3.session.Session()
@@ -489,8 +544,6 @@ def streamer_credentials() -> Any:
 
 @contextmanager
 def naming_the_cause(address: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
-
     try:
         yield
     except ClientError as error:
@@ -498,7 +551,7 @@ def naming_the_cause(address: str) -> Iterator[None]:
         cause = S3_CAUSES.get(code, f"the server answers {code}")
     except NoCredentialsError:
         cause = "no credentials were found (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-    except HTTPClientError as error:
+    except (HTTPClientError, ServerConnectionError) as error:
         cause = f"the server cannot be reached: {error}"
     except BotoCoreError as error:
         cause = str(error)

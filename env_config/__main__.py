@@ -1,4 +1,4 @@
-"""`python -m env_config`: this process's effective values, the reference table, the check of a Serve config."""
+"""`python -m env_config`: the values in effect here, the reference table, the check of a Serve config."""
 
 import argparse
 import logging

@@ -1,4 +1,4 @@
-"""Files made of pipeline outputs are compared with diffusers' own pictures and read back by Pillow and PyAV."""
+"""Files made of pipeline outputs are compared with diffusers' pictures and read back by Pillow and PyAV."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_video_may_come_as_a_list_or_alone(as_list):
 
 def test_the_same_video_gives_the_same_bytes():
     made = types.SimpleNamespace(frames=smooth_video())
-    assert encode(made, request("mp4"))[0].data == encode(made, request("mp4"))[0].data
+    assert len({encode(made, request("mp4"))[0].data for _ in range(10)}) == 1
 
 
 @pytest.mark.parametrize(("channels", "shape"), [(2, (1, 2, 24_000)), (1, (1, 24_000)), (1, (24_000,))])

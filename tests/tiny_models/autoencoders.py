@@ -1,4 +1,4 @@
-"""Tiny autoencoders that several families share; their latent statistics are never trivial, so that errors show."""
+"""Tiny autoencoders that several families share, with non-trivial latent statistics, so that errors show."""
 
 from typing import Any
 

@@ -127,7 +127,7 @@ def flux_controlnet() -> PipelineAndRequest:
 
 
 def save_flux_lora(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Write a LoRA of the transformer and of CLIP, in diffusers' file format, into the checkpoint's folder."""
+    """Write a LoRA of the transformer and of CLIP, in diffusers' file format, beside the checkpoint."""
     adapted = FluxPipeline.from_pretrained(folder)
     targets = {"transformer": ["to_q", "to_k", "to_v"], "text_encoder": ["q_proj", "k_proj"]}
     layers: dict[str, Any] = {}

@@ -52,7 +52,7 @@ def klein_kv() -> PipelineAndRequest:
 
 
 def flux2_dev() -> PipelineAndRequest:
-    # Published checkpoints have a PixtralProcessor here, which needs torchvision; only its text half is ever used.
+    # Published ones have a PixtralProcessor here, which needs torchvision; only its text half is used.
     tokenizer = qwen2_tokenizer(extra_special_tokens=("[IMG]", "[IMG_BREAK]", "[IMG_END]"))
     pipeline = Flux2Pipeline(
         scheduler=_scheduler(),

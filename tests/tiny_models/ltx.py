@@ -80,7 +80,7 @@ def ltx_condition() -> PipelineAndRequest:
 
 
 def ltx2() -> PipelineAndRequest:
-    """Video and sound: two autoencoders, connectors after the text encoder, a vocoder after the audio decoder."""
+    """Video and sound: two autoencoders, connectors after the text encoder, a vocoder at the end."""
     pipeline = LTX2Pipeline(
         transformer=_ltx2_transformer(),
         vae=_ltx2_autoencoder(),

@@ -20,7 +20,7 @@ COSMOS_PIPELINES = (pipeline_cosmos_text2world, pipeline_cosmos2_text2image)
 
 
 def tiny_patches() -> None:
-    """Patch diffusers in this process; every process that loads or runs a tiny model calls it, as often as it likes."""
+    """Patch diffusers; every process that loads or runs a tiny model calls this, as often as it likes."""
     for module, calculate_dimensions in FULL_SIZE_DIMENSIONS.items():
         module.calculate_dimensions = partial(_at_tiny_area, calculate_dimensions)
     for module in COSMOS_PIPELINES:

@@ -17,7 +17,11 @@ class ImageOnlyQwenProcessor(Qwen2VLProcessor):
     """Qwen2-VL's processor without its video half, which only exists where torchvision is installed."""
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
     ):
         self.image_token = "<|image_pad|>"
         self.video_token = "<|video_pad|>"

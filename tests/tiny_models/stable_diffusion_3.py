@@ -63,7 +63,10 @@ def sd3_img2img() -> PipelineAndRequest:
 
 def sd3_inpaint() -> PipelineAndRequest:
     pipeline, request = sd3()
-    channels = {"in_channels": 16, "out_channels": 16}  # the pipeline knows 16 (plain) and 33 (inpainting model)
+    channels = {
+        "in_channels": 16,
+        "out_channels": 16,
+    }  # the pipeline knows 16 (plain) and 33 (inpainting model)
     components = pipeline.components | {
         "transformer": diffusers_model(
             SD3Transformer2DModel, **{**TRANSFORMER, **channels}, qk_norm="rms_norm"

@@ -34,6 +34,7 @@ from tests.tiny_models.random_weights import transformers_model
 QWEN_VOCABULARY = 500
 LLAMA_VOCABULARY = GEMMA_VOCABULARY = 400
 
+
 def clip_text_encoder() -> CLIPTextModel:
     """32 channels."""
     return transformers_model(CLIPTextModel, clip_text_config(), seed=1)
@@ -100,7 +101,7 @@ def qwen3_language_model() -> Qwen3ForCausalLM:
 def qwen2_5_vl(tokenizer: Qwen2Tokenizer, width: int = 16) -> Qwen2_5_VLForConditionalGeneration:
     """Reads text and pictures; `width` channels, 16 or 32."""
     config = Qwen2_5_VLConfig(
-        text_config={"num_hidden_layers": 2, **_qwen2_text_sizes(width)},
+        text_config={"num_hidden_layers": 2, **qwen2_text_sizes(width)},
         vision_config={
             "depth": 2,
             "hidden_size": 16,
@@ -116,7 +117,7 @@ def qwen2_5_vl(tokenizer: Qwen2Tokenizer, width: int = 16) -> Qwen2_5_VLForCondi
 
 def qwen2_5_text_encoder() -> Qwen2_5_VLTextModel:
     """Qwen2.5-VL's text half alone; 16 channels."""
-    config = Qwen2_5_VLTextConfig(num_hidden_layers=3, **_qwen2_text_sizes(16))
+    config = Qwen2_5_VLTextConfig(num_hidden_layers=3, **qwen2_text_sizes(16))
     return transformers_model(Qwen2_5_VLTextModel, config, seed=4)
 
 
@@ -226,7 +227,7 @@ def _t5_sizes(width: int) -> dict[str, object]:
     }
 
 
-def _qwen2_text_sizes(width: int) -> dict[str, object]:
+def qwen2_text_sizes(width: int) -> dict[str, object]:
     head_dim = width // 2
     rope_parameters = {
         "mrope_section": [head_dim // 8, head_dim // 8, head_dim // 4],

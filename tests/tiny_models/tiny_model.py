@@ -16,8 +16,8 @@ class TinyModel:
 
     `build` returns the pipeline and the keyword arguments of one request.
     `after_save` edits the saved folder until it looks like the published checkpoints.
-    `after_load` sets what is not part of a checkpoint; every process applies it to what it loaded, which may have
-    skeletons (parameters on the meta device) or None in place of some components.
+    `after_load` sets what is not part of a checkpoint; every process applies it to what it loaded, which
+    may have skeletons (parameters on the meta device) or None in place of some components.
     `quick` models are the diverse few that every test run goes through.
     """
 

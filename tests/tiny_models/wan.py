@@ -139,7 +139,7 @@ def skyreels_v2() -> PipelineAndRequest:
 
 
 def skyreels_df() -> PipelineAndRequest:
-    """Asynchronous diffusion forcing, longer than its window: several overlapping rounds, a scheduler per block."""
+    """Asynchronous, longer than its window: several overlapping rounds, a scheduler per block of frames."""
     request = {
         **REQUEST,
         "num_frames": 17,

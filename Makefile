@@ -1,0 +1,54 @@
+# make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
+# make test  [TESTS=quick|all]              set up, then lint and test (all of it when CI is set)
+# make lint, make clean
+CONFIG ?= ray_configs/serve_emoji_cpu.yaml
+TESTS ?= $(if $(CI),all,quick)
+PYTEST_quick := -m "not slow"
+PYTEST_all :=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why. Often it is the network, a proxy or the disk:"; \
+	echo "mend that and run make again (it goes on where it stopped), or start afresh with: make clean"; exit 1; }
+
+.PHONY: serve test lint clean
+
+serve: $(VENV)/installed
+	@exec $(VENV)/bin/python -m serve_app.launch $(CONFIG)
+
+test: lint
+	@echo "== tests ($(TESTS))"
+	@exec $(VENV)/bin/python -m pytest $(PYTEST_$(TESTS))
+
+lint: $(VENV)/installed-dev
+	@echo "== ruff"
+	@$(VENV)/bin/ruff check .
+	@echo "== mypy"
+	@$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+# torch first and alone: it is the big one, and nothing installed after it may bring another.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== 2 of 3: torch, the largest download"
+	@$(PIP) torch || $(CANNOT_INSTALL)
+	@echo "== 3 of 3: Ray Serve, diffusers and the rest"
+	@$(PIP) --editable . || $(CANNOT_INSTALL)
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "== tools for the tests"
+	@$(PIP) --editable '.[dev]' || $(CANNOT_INSTALL)
+	@touch $@
+
+$(VENV)/bin/python:
+	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+		"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		echo "== 1 of 3: $(VENV) with $$("$$python" --version)"; \
+		"$$python" -m venv $(VENV) && exit 0; \
+		rm -rf $(VENV); echo "Making $(VENV) failed: see above."; exit 1; \
+	done; \
+	echo "No Python 3.11 or later with the venv module was found on the PATH."; \
+	echo "Install one and run make again (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python)."; \
+	exit 1

@@ -1,0 +1,58 @@
+"""Stages that share a process: `EncoderVAE` beside a denoiser of its own, and `Pipeline` that holds all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from ray import serve
+
+from deployments.decoding import decode
+from deployments.denoising.stage import DenoiserStage
+from deployments.denoising.stream import denoising_stream
+from deployments.encoding import encode
+from deployments.messages import (
+    STAGES,
+    Conditioning,
+    DecodeInputs,
+    DenoisingProgress,
+    GenerationRequest,
+    Media,
+    PayloadFollows,
+)
+from deployments.model import ModelArgs
+from deployments.replica import StageReplica
+
+
+@serve.deployment(name="EncoderVAE", max_ongoing_requests=32, health_check_period_s=2)
+class EncoderVAE(StageReplica):
+    """One replica that encodes and decodes."""
+
+    def __init__(self, model: ModelArgs) -> None:
+        super().__init__(model, ("encoder", "vae"))
+
+    async def encode(self, request: GenerationRequest) -> Conditioning:
+        return await self.in_worker(encode, self.stage, request)
+
+    async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+        return await self.in_worker(decode, self.stage, request, inputs)
+
+
+@serve.deployment(name="Pipeline", max_ongoing_requests=8, health_check_period_s=2)
+class Pipeline(StageReplica):
+    """One replica that does all three stages' work, with the same calls."""
+
+    def __init__(self, model: ModelArgs) -> None:
+        super().__init__(model, STAGES)
+        self.denoiser = DenoiserStage(self.stage)
+
+    async def encode(self, request: GenerationRequest) -> Conditioning:
+        return await self.in_worker(encode, self.stage, request)
+
+    async def denoise(
+        self, request: GenerationRequest, conditioning: Conditioning
+    ) -> AsyncIterator[DenoisingProgress | PayloadFollows | DecodeInputs]:
+        async for item in denoising_stream(self.denoiser, self.in_worker, request, conditioning):
+            yield item
+
+    async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+        return await self.in_worker(decode, self.stage, request, inputs)

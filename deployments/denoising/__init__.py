@@ -1,0 +1,1 @@
+"""The denoiser stage without Ray."""

@@ -1,0 +1,39 @@
+"""The encoder stage without Ray: a request in, its conditioning out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.media import decode_input_image
+from deployments.messages import Conditioning, GenerationRequest, InputImage
+from deployments.packing import pack, unpack
+from deployments.stage_pipeline.encode_session import EncoderCall, EncodeSession
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.values import with_anything, without_opaque
+
+MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
+
+
+def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
+    """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
+    return pack_conditioning(EncodeSession(stage, call_arguments(request), request.seed).run())
+
+
+def call_arguments(request: GenerationRequest) -> dict[str, Any]:
+    """The request's arguments as the pipeline takes them: pictures decoded."""
+    return {name: _decoded(value) for name, value in request.arguments.items()}
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, InputImage):
+        return decode_input_image(value, MAX_INPUT_PIXELS)
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
+
+
+def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:
+    """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
+    return Conditioning(pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls]))
+
+
+def unpack_conditioning(conditioning: Conditioning, stage: StagePipeline) -> list[EncoderCall]:
+    return [EncoderCall(*call) for call in with_anything(unpack(conditioning.calls, stage.device))]

@@ -1,0 +1,103 @@
+"""What a pipeline takes and makes, read from its class, its call's signature and its components' configurations."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from typing import Any
+
+from diffusers.utils import BaseOutput
+
+from deployments.errors import CheckpointError
+from deployments.messages import MediaKind, StageDescription
+from deployments.stage_pipeline.loading import StagePipeline
+
+# Set by Triptych itself in every call, so not for callers.
+OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
+KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image"}
+
+
+def describe_stage(stage: StagePipeline) -> StageDescription:
+    """Raises CheckpointError for a pipeline that makes neither images nor video."""
+    parameters, required = call_parameters(type(stage.pipeline))
+    width, height = default_size(stage, parameters)
+    return StageDescription(
+        stages=stage.stages,
+        pipeline_class=type(stage.pipeline).__name__,
+        parameters=parameters,
+        required=required,
+        media_kind=media_kind(type(stage.pipeline)),
+        size_multiple=size_multiple(stage),
+        default_width=width,
+        default_height=height,
+        device=str(stage.device),
+        dtype=str(stage.dtype or "as stored").removeprefix("torch."),
+        weight_bytes=stage.weight_bytes(),
+        process_id=os.getpid(),
+    )
+
+
+def call_parameters(pipeline_class: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The parameters of `__call__` with their plain defaults, and the names of those without a default."""
+    defaults: dict[str, Any] = {}
+    required: list[str] = []
+    for name, parameter in inspect.signature(pipeline_class.__call__).parameters.items():
+        if name in OWN_PARAMETERS or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.default is parameter.empty:
+            required.append(name)
+        plain = isinstance(parameter.default, bool | int | float | str)
+        defaults[name] = parameter.default if plain else None
+    return defaults, tuple(required)
+
+
+def media_kind(pipeline_class: type) -> MediaKind:
+    """Told by the output class that the pipeline's module uses: `frames` are a video, `images` pictures."""
+    fields = {
+        field
+        for value in vars(sys.modules[pipeline_class.__module__]).values()
+        if isinstance(value, type) and issubclass(value, BaseOutput)
+        for field in value.__dataclass_fields__
+    }
+    for field, kind in KIND_OF_FIELD.items():
+        if field in fields:
+            return kind
+    raise CheckpointError(
+        f"{pipeline_class.__name__} makes neither images nor video but {sorted(fields) or 'nothing known'}"
+    )
+
+
+def size_multiple(stage: StagePipeline) -> int:
+    """Pixels that width and height must be a multiple of: the VAE's scale times the denoiser's patch."""
+    pipeline = stage.pipeline
+    scales = [1]
+    for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
+        scale = getattr(pipeline, name, None)
+        if isinstance(scale, int):
+            patch = max(_spatial_patch(getattr(pipeline, d, None)) for d in stage.layout.denoisers)
+            scales.append(scale * patch)
+    for name in ("image_processor", "video_processor"):
+        config = getattr(getattr(pipeline, name, None), "config", None)
+        if config is not None and isinstance(config.get("vae_scale_factor"), int):
+            scales.append(config["vae_scale_factor"])
+    return max(scales)
+
+
+def _spatial_patch(denoiser: Any) -> int:
+    patch = getattr(getattr(denoiser, "config", None), "patch_size", None)
+    if isinstance(patch, list | tuple):
+        patch = patch[-1]
+    return patch if isinstance(patch, int) and patch > 0 else 1
+
+
+def default_size(stage: StagePipeline, parameters: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height in pixels that the pipeline takes when none are given, where they can be known."""
+    width, height = parameters.get("width"), parameters.get("height")
+    if width and height:
+        return width, height
+    sample = getattr(stage.pipeline, "default_sample_size", None)
+    scale = getattr(stage.pipeline, "vae_scale_factor", None)
+    if isinstance(sample, int) and isinstance(scale, int):
+        return sample * scale, sample * scale
+    return None, None

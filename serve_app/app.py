@@ -1,0 +1,89 @@
+"""Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray.serve import Application
+
+from deployments.combined import EncoderVAE, Pipeline
+from deployments.denoiser import Denoiser
+from deployments.encoder import Encoder
+from deployments.model import DType, ModelArgs
+from deployments.vae import VAE
+from serve_app.ingress import Ingress, IngressArgs
+from serve_app.limits import RequestLimits
+
+
+class AppArgs(BaseModel):
+    """What is served. How the processes run is told by environment variables (env_config)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub")
+    model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
+    dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
+    placement: Literal["three_stage", "two_stage", "one_stage"] = Field(
+        "three_stage",
+        description="three_stage: Encoder, Denoiser, VAE; two_stage: EncoderVAE, Denoiser; one_stage: Pipeline",
+    )
+    default_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
+    output_directory: Path | None = Field(
+        None, description="where outputs are stored without S3; default: outputs/ below the cache root"
+    )
+    public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_the_closest_key(cls, values: Any) -> Any:
+        """Raises ValueError for an unknown key, with the known key that is closest to it."""
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    close = difflib.get_close_matches(str(key), list(cls.model_fields), 1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown argument {key!r}: {hint}")
+        return values
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application that `import_path: serve_app.app:build_app` names."""
+    name = args.model_name or Path(args.model.rstrip("/")).name
+    model = ModelArgs(path=args.model, name=name, dtype=args.dtype, default_arguments=args.default_arguments)
+    ingress = IngressArgs(
+        model_name=name,
+        default_arguments=args.default_arguments,
+        limits=args.limits,
+        output_directory=args.output_directory,
+        public_url=args.public_url,
+    )
+    return Ingress.bind(ingress, *PLACEMENTS[args.placement](model))
+
+
+def three_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
+    encoder, vae = Encoder.bind(model), VAE.bind(model)
+    return encoder, Denoiser.bind(model, encoder, vae), vae
+
+
+def two_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
+    ends = EncoderVAE.bind(model)
+    return ends, Denoiser.bind(model, ends, ends), ends
+
+
+def one_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
+    whole = Pipeline.bind(model)
+    return whole, whole, whole
+
+
+PLACEMENTS: dict[str, Callable[[ModelArgs], tuple[Application, Application, Application]]] = {
+    "three_stage": three_stage,
+    "two_stage": two_stage,
+    "one_stage": one_stage,
+}
