@@ -5,6 +5,9 @@ CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
 PYTEST_quick := -m "not slow"
 PYTEST_all :=
+ifeq ($(filter quick all,$(TESTS)),)
+$(error TESTS must be quick or all, got $(TESTS))
+endif
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -30,7 +33,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 # torch first and alone: it is the big one, and nothing installed after it may bring another.
-$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "== 2 of 3: torch, the largest download"
 	@$(PIP) torch || $(CANNOT_INSTALL)
 	@echo "== 3 of 3: Ray Serve, diffusers and the rest"
@@ -42,13 +45,13 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable '.[dev]' || $(CANNOT_INSTALL)
 	@touch $@
 
-$(VENV)/bin/python:
+$(VENV)/bin/pip:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-		"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || continue; \
 		echo "== 1 of 3: $(VENV) with $$("$$python" --version)"; \
 		"$$python" -m venv $(VENV) && exit 0; \
 		rm -rf $(VENV); echo "Making $(VENV) failed: see above."; exit 1; \
 	done; \
-	echo "No Python 3.11 or later with the venv module was found on the PATH."; \
+	echo "No Python 3.11 to 3.14 with the venv module was found on the PATH."; \
 	echo "Install one and run make again (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python)."; \
 	exit 1

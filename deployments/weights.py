@@ -1,4 +1,4 @@
-"""Finds a checkpoint (a folder, `s3://`, the Hugging Face hub) and turns a component's files into a module."""
+"""Finds a checkpoint (a folder, `s3://`, the Hugging Face hub) and loads its components."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,10 +23,10 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError as ServerConnectionError,
     HTTPClientError,
     NoCredentialsError,
 )
+from botocore.exceptions import ConnectionError as ServerConnectionError
 from diffusers import ModelMixin
 from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
 from diffusers.models.modeling_utils import LegacyModelMixin, no_init_weights
@@ -45,15 +45,18 @@ ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object 
 PROBE_TIMEOUTS_S = {"connect_timeout": 2, "read_timeout": 5}
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
-ADDRESSING_HINT = "a server that does not take the bucket's name in its host name needs RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"
+ADDRESSING_HINT = (
+    "a server that does not take the bucket in its host name needs RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"
+)
 
-# Two streams from S3 in one process crash or lose tensors (runai-model-streamer 0.17).
-one_s3_stream = threading.Lock()
+# Two streams from S3 in one process crash or lose tensors (runai-model-streamer 0.17), and both libraries
+# switch the default dtype and torch's constructors for the whole process while they build a model.
+one_load_at_a_time = threading.Lock()
 
 TensorStream = Iterator[tuple[str, torch.Tensor]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # One component
 
 
@@ -66,9 +69,9 @@ def load_component(
 ) -> Any:
     """The module that `cls.from_pretrained(folder)` returns, on `device`, in evaluation mode.
 
-    With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise from_pretrained
-    maps the files into memory. Both leave the same numbers in the same dtypes. A quantised component is always read
-    by its own quantiser. `dtype` None means what it means to from_pretrained.
+    With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise
+    from_pretrained maps the files into memory. Both leave the same numbers in the same dtypes. A quantised
+    component is always read by its own quantiser. `dtype` None means what it means to from_pretrained.
 
     Raises CheckpointError, naming the folder and the cause.
     """
@@ -84,7 +87,8 @@ def load_component(
         )
     load = library.stream if streams else library.map_files
     try:
-        module = load(cls, folder, dtype, torch.device(device))
+        with one_load_at_a_time:
+            module = load(cls, folder, dtype, torch.device(device))
         refuse_missing_weights(module)
         return module.to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -98,7 +102,7 @@ def read_tensors(
 
     Raises CheckpointError where the files are neither in the folder nor in S3.
     """
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in weight_files(library_of(cls), Path(folder)).files:
         for name, entry in file.entries.items():
             if name in names:
@@ -138,7 +142,7 @@ def stream_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: 
 
 
 def stream_transformers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
-    """Renamed keys, tied weights and dtypes are from_pretrained's own doing: it is given the streamed tensors."""
+    """Renamed keys, tied weights and dtypes are from_pretrained's own doing: it gets the streamed tensors."""
     tensors = {name: tensor.clone() for name, tensor in stream_tensors(weight_files(TRANSFORMERS, folder))}
     config = cls.config_class.from_pretrained(folder)
     model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
@@ -188,7 +192,7 @@ def library_of(cls: type[torch.nn.Module]) -> Library:
 
 
 def construct_without_weights(cls: Any, config: dict[str, Any], dtype: torch.dtype | None) -> Any:
-    """As from_pretrained does: parameters on meta; buffers real, computed while `dtype` is the default dtype."""
+    """As from_pretrained does: parameters on meta; buffers real, computed with `dtype` as the default."""
     if issubclass(cls, LegacyModelMixin):
         cls = _fetch_remapped_cls_from_config(config, cls)
     default_dtype = torch.get_default_dtype()
@@ -248,7 +252,7 @@ def read_generation_config(folder: Path) -> Any:
     return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Files of weights
 
 
@@ -322,10 +326,10 @@ def open_local_file(path: str) -> tuple[Callable[[int, int], bytes], int]:
 
 
 def stream_tensors(weights: WeightFiles) -> TensorStream:
-    """Each tensor once, valid until the next; raises CheckpointError if the stream did not bring all of them."""
+    """Each tensor once, valid until the next; raises CheckpointError if the stream does not bring all."""
     streamer_class, credentials = import_streamer(weights.is_s3)
     received = set()
-    with one_s3_stream if weights.is_s3 else nullcontext(), streamer_class() as streamer:
+    with streamer_class() as streamer:
         try:
             streamer.stream_files([file.location for file in weights.files], s3_credentials=credentials)
             for name, tensor in streamer.get_tensors():
@@ -363,17 +367,17 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # Where a checkpoint is
 
 
 def resolve_checkpoint(
     model: str, cache_root: Path, components: Collection[str] | None = None, use_streamer: bool = True
 ) -> Path:
-    """The local folder of a checkpoint: `model` is a folder, `s3://bucket/prefix`, or the name of a hub repository.
+    """The local folder of a checkpoint: `model` is a folder, `s3://bucket/prefix`, or a hub repository.
 
-    Configurations and tokenizers of all components are brought there; weights only of `components` (None: of all).
-    From S3, weights are left where they are when `use_streamer`: load_component streams them. Hub repositories are
+    Configurations and tokenizers of all components are brought there; weights only of `components` (None: of
+    all). With `use_streamer`, weights in S3 stay there and load_component streams them. Hub repositories are
     kept in huggingface_hub's own cache.
 
     Raises CheckpointError, naming the cause.
@@ -488,7 +492,7 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 # S3
 
 S3_CAUSES = {
@@ -523,7 +527,7 @@ def open_s3_object(address: str) -> tuple[Callable[[int, int], bytes], int]:
 
 
 def s3_client(**options: Any) -> Any:
-    """boto3's, with the endpoint and the credentials that it finds itself (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ...)."""
+    """With the endpoint and the credentials that boto3 finds (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ...)."""
     return boto3.session.Session().client("s3", config=Config(**options))
 
 

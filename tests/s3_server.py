@@ -148,9 +148,11 @@ def wait_until_it_stores(server: S3Server, process: subprocess.Popen[bytes], log
 
 def refuse_to_test_without_authentication(server: S3Server) -> None:
     """Without identities this server accepts any key: tests of credentials would pass whatever we send."""
-    with closing(server.client(secret_key="wrong")) as client:
-        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
-            client.list_buckets()
+    with (
+        closing(server.client(secret_key="wrong")) as client,
+        pytest.raises(ClientError, match="SignatureDoesNotMatch"),
+    ):
+        client.list_buckets()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -141,13 +141,15 @@ class Rule:
 def install(modules: StageModules, env: EnvConfig) -> str:
     """Set the backend of every attention module; one line per component says how many, and which were not."""
     rules = read_rules(env)
+    # The kernel API log also watches modules that no rule speaks of.
+    default = Rule(Choice("native")) if env.kernel_api.loglevel > 0 else None
     lines = []
     num_routed = 0
     for name, component in modules.components.items():
         if isinstance(component, PreTrainedModel):
             lines.append(_install_in_text_encoder(name, component, rules))
             continue
-        report = _install_in_component(name, component, rules, modules)
+        report = _install_in_component(name, component, rules, default, modules)
         num_routed += report.num_routed if name in modules.denoisers else 0
         lines.append(str(report))
     asked = [rule.choice for rule in rules if rule.choice.backend != "native"]
@@ -160,7 +162,6 @@ def install(modules: StageModules, env: EnvConfig) -> str:
 
 
 def _is_on(env: EnvConfig) -> bool:
-    # The kernel API log watches attention calls, whatever their backend.
     runtime = env.runtime
     is_asked = runtime.attention_backend is not None or runtime.attention_config is not None
     return is_asked or env.kernel_api.loglevel > 0
@@ -181,8 +182,6 @@ def read_rules(env: EnvConfig) -> tuple[Rule, ...]:
         rules.append(Rule(Choice(backend, source=f"{BACKEND_VARIABLE}={runtime.attention_backend}")))
     if runtime.attention_config is not None:
         rules += _read_config(runtime.config_root / runtime.attention_config, runtime.attention_backend)
-    if not rules:
-        rules.append(Rule(Choice("native")))
     return tuple(rules)
 
 
@@ -328,14 +327,18 @@ class Report:
 
 
 def _install_in_component(
-    name: str, component: torch.nn.Module, rules: tuple[Rule, ...], modules: StageModules
+    name: str,
+    component: torch.nn.Module,
+    rules: tuple[Rule, ...],
+    default: Rule | None,
+    modules: StageModules,
 ) -> Report:
     report = Report(name)
     dtype = _floating_dtype(component)
     unused = {rule for rule in rules if rule.component == name}
     kernels: dict[Choice, BackendKernel] = {}
     for path, module in _attention_modules(component):
-        rule = next((rule for rule in reversed(rules) if rule.matches(name, path)), None)
+        rule = next((rule for rule in reversed(rules) if rule.matches(name, path)), default)
         if rule is None:
             continue
         unused.discard(rule)
@@ -361,9 +364,11 @@ def _install_in_component(
 
 
 def _install_in_text_encoder(name: str, encoder: PreTrainedModel, rules: tuple[Rule, ...]) -> str:
-    choice = next((rule.choice for rule in reversed(rules) if rule.matches(name, "")), Choice("native"))
-    implementation = TEXT_ENCODER_BACKENDS.get(choice.backend)
     own = f"{name}: keeps transformers' {encoder.config._attn_implementation}"
+    choice = next((rule.choice for rule in reversed(rules) if rule.matches(name, "")), None)
+    if choice is None:
+        return own
+    implementation = TEXT_ENCODER_BACKENDS.get(choice.backend)
     if implementation is None:
         return f"{own} (UNAFFECTED: transformers has no {choice.backend})"
     if not getattr(encoder, TEXT_ENCODER_SUPPORT[implementation], False):

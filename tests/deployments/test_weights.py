@@ -1,17 +1,23 @@
-"""load_component equals from_pretrained bit for bit; resolve_checkpoint finds checkpoints and names what is wrong."""
+"""load_component equals from_pretrained bit for bit; resolve_checkpoint names what is wrong."""
 
 import os
 
 os.environ["MKL_CBWR"] = "AUTO,STRICT"  # bits do not depend on where a tensor lies in memory
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hashlib
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -27,7 +33,7 @@ from tests.s3_server import S3Server, s3_server
 from tests.tiny_models import autoencoders, flux2, ltx, qwen_image, wan
 from tests.tiny_models.flux import flux
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def from_pretrained(cls: Any, folder: Path, dtype: torch.dtype | None) -> Any:
 def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Tensor]) -> None:
     assert type(ours) is type(theirs)
     for kind in ("named_parameters", "named_buffers"):  # buffers that no file holds included
-        mine, other = ({n: t for n, t in getattr(m, kind)(remove_duplicate=False)} for m in (ours, theirs))
+        mine, other = (dict(getattr(m, kind)(remove_duplicate=False)) for m in (ours, theirs))
         assert mine.keys() == other.keys()
         for name, tensor in other.items():
             assert mine[name].dtype == tensor.dtype, name
@@ -254,7 +260,7 @@ def test_files_that_lack_a_weight_are_refused_by_its_name(saved, tmp_path, use_s
     tensors = load_file(file)
     del tensors["decoder.conv_in.bias"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="lack 1 weights: decoder.conv_in.bias"):
+    with pytest.raises(CheckpointError, match=r"lack 1 weights: decoder\.conv_in\.bias"):
         load_component(cls, lacking, torch.float32, "cpu", use_streamer)
 
 
@@ -330,6 +336,83 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path):
         resolve_checkpoint(str(tmp_path), tmp_path)
 
 
+class Hub(BaseHTTPRequestHandler):
+    """The answers of the Hugging Face hub that huggingface_hub needs to download a repository."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    downloaded: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/flux/tree/"):
+            files = [file for file in self.folder.rglob("*") if file.is_file()]
+            body = json.dumps([self.entry(file) for file in files]).encode()
+        elif path.startswith("/api/models/org/flux"):
+            siblings = [{"rfilename": self.name(file)} for file in self.folder.rglob("*") if file.is_file()]
+            body = json.dumps({"id": "org/flux", "sha": self.commit, "siblings": siblings}).encode()
+        else:
+            name = path.removeprefix(f"/org/flux/resolve/{self.commit}/")
+            body = (self.folder / name).read_bytes()
+            if with_body:
+                self.downloaded.append(name)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def name(self, file: Path) -> str:
+        return str(file.relative_to(self.folder))
+
+    def entry(self, file: Path) -> dict[str, Any]:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        return {"type": "file", "path": self.name(file), "size": file.stat().st_size, "oid": digest}
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_only_the_needed_weights_of_a_hub_repository_are_downloaded(checkpoint, tmp_path):
+    repository = shutil.copytree(checkpoint, tmp_path / "repository")
+    (repository / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant")
+    (repository / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (repository / "flux1.safetensors").write_bytes(b"all in one file")
+    (repository / "README.md").write_text("words")
+    hub = type("OneHub", (Hub,), {"folder": repository, "downloaded": []})
+    program = """if True:
+        import sys, pathlib
+        from deployments.weights import resolve_checkpoint
+        print(resolve_checkpoint("org/flux", pathlib.Path(sys.argv[1]), components=["transformer", "vae"]))
+    """
+    with ThreadingHTTPServer(("127.0.0.1", 0), hub) as server:
+        Thread(target=server.serve_forever).start()
+        environ = os.environ | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        command = [sys.executable, "-c", program, str(tmp_path / "cache")]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=ROOT)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    wanted = {p.relative_to(checkpoint) for p in checkpoint.rglob("*") if p.is_file()}
+    wanted = {p for p in wanted if p.suffix != ".safetensors" or p.parent.name in ("transformer", "vae")}
+    assert {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} == wanted
+    assert sorted(hub.downloaded) == sorted(str(path) for path in wanted)
+
+
 # S3, with a real server
 
 
@@ -340,13 +423,19 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def uploaded(server: S3Server, checkpoint: Path) -> str:
+def bucket(server: S3Server) -> Iterator[Any]:
+    """A client of the bucket `models`."""
+    server.create_bucket("models")
+    with closing(server.client()) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def uploaded(bucket: Any, checkpoint: Path) -> str:
     """The checkpoint's address."""
-    client = server.client()
-    client.create_bucket(Bucket="models")
     for file in checkpoint.rglob("*"):
         if file.is_file():
-            client.upload_file(str(file), "models", f"tiny/flux/{file.relative_to(checkpoint)}")
+            bucket.upload_file(str(file), "models", f"tiny/flux/{file.relative_to(checkpoint)}")
     return "s3://models/tiny/flux"
 
 
@@ -356,10 +445,10 @@ def aws(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
     def set_variables(**changes: str) -> None:
         settings = {
-            "AWS_ENDPOINT_URL": server.endpoint_url,
-            "AWS_ACCESS_KEY_ID": server.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": server.endpoint,
+            "AWS_ACCESS_KEY_ID": server.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.secret_key,
+            "AWS_DEFAULT_REGION": server.region,
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_CONFIG_FILE": os.devnull,
@@ -407,18 +496,18 @@ def test_only_the_components_a_process_needs_are_downloaded(uploaded, aws, tmp_p
     assert {path.parent.name for path in folder.rglob("*.safetensors")} == {"vae", "transformer"}
 
 
-def test_a_second_start_pulls_only_what_changed(server, uploaded, aws, tmp_path):
+def test_a_second_start_pulls_only_what_changed(bucket, uploaded, aws, tmp_path):
     folder = resolve_checkpoint(uploaded, tmp_path, use_streamer=False)
     before = {
         path: path.stat().st_mtime_ns
         for path in folder.rglob("*.*")
         if path.suffix in (".json", ".safetensors")
     }
-    server.client().put_object(Bucket="models", Key="tiny/flux/vae/notes.txt", Body=b"new")
-    server.client().put_object(Bucket="models", Key="tiny/flux/vae/gone.txt", Body=b"old")
+    bucket.put_object(Bucket="models", Key="tiny/flux/vae/notes.txt", Body=b"new")
+    bucket.put_object(Bucket="models", Key="tiny/flux/vae/gone.txt", Body=b"old")
     resolve_checkpoint(uploaded, tmp_path, use_streamer=False)
-    server.client().put_object(Bucket="models", Key="tiny/flux/vae/notes.txt", Body=b"newer")
-    server.client().delete_object(Bucket="models", Key="tiny/flux/vae/gone.txt")
+    bucket.put_object(Bucket="models", Key="tiny/flux/vae/notes.txt", Body=b"newer")
+    bucket.delete_object(Bucket="models", Key="tiny/flux/vae/gone.txt")
     resolve_checkpoint(uploaded, tmp_path, use_streamer=False)
     assert (folder / "vae" / "notes.txt").read_bytes() == b"newer"
     assert not (folder / "vae" / "gone.txt").exists()
@@ -486,16 +575,16 @@ def test_a_silent_server_is_given_up_on(aws, tmp_path):
             resolve_checkpoint("s3://models/tiny/flux", tmp_path)
 
 
-def test_a_truncated_object_is_refused_before_it_is_streamed(server, uploaded, aws, checkpoint, tmp_path):
+def test_a_truncated_object_is_refused_before_it_is_streamed(bucket, uploaded, aws, checkpoint, tmp_path):
     whole = (checkpoint / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     folder = resolve_checkpoint(uploaded, tmp_path)
     key = "tiny/flux/vae/diffusion_pytorch_model.safetensors"
-    server.client().put_object(Bucket="models", Key=key, Body=whole[:-50])
+    bucket.put_object(Bucket="models", Key=key, Body=whole[:-50])
     try:
         with pytest.raises(CheckpointError, match="its header declares"):
             load_component(AutoencoderKL, folder / "vae", torch.float32, "cpu", use_streamer=True)
     finally:
-        server.client().put_object(Bucket="models", Key=key, Body=whole)
+        bucket.put_object(Bucket="models", Key=key, Body=whole)
 
 
 def test_weights_left_in_s3_are_refused_without_the_streamer(uploaded, aws, tmp_path):
@@ -508,7 +597,7 @@ def test_weights_left_in_s3_are_refused_without_the_streamer(uploaded, aws, tmp_
 def test_a_server_known_by_a_name_is_streamed_from_when_told_how_it_is_addressed(
     server, uploaded, aws, monkeypatch, tmp_path
 ):
-    aws(AWS_ENDPOINT_URL=server.endpoint_url.replace("127.0.0.1", "localhost"))
+    aws(AWS_ENDPOINT_URL=server.endpoint.replace("127.0.0.1", "localhost"))
     folder = resolve_checkpoint(uploaded, tmp_path)
     with pytest.raises(CheckpointError, match="RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"):
         load_component(AutoencoderKL, folder / "vae", torch.float32, "cpu", use_streamer=True)

@@ -155,8 +155,13 @@ def test_attention_backend_of_a_module_does_not_leak_into_another_thread(math_ca
     math_calls.shapes.clear()
     query = torch.randn(1, 2, 4, 8)
     attention = vae.decoder.mid_block.attentions[0]
-    elsewhere = threading.Thread(target=F.scaled_dot_product_attention, args=(query, query, query))
-    attention.register_forward_pre_hook(lambda *_: (elsewhere.start(), elsewhere.join()) and None)
+
+    def attend_elsewhere(*_: Any) -> None:
+        thread = threading.Thread(target=F.scaled_dot_product_attention, args=(query, query, query))
+        thread.start()
+        thread.join()
+
+    attention.to_q.register_forward_pre_hook(attend_elsewhere)  # runs while the redirection is on
     vae.decode(torch.zeros(1, 4, 8, 8))
     assert math_calls.shapes == [torch.Size([1, 64, 1, 64])]
 
@@ -304,7 +309,7 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> torch.Tensor:
-    """A stand-in with flash-attn's signature and layout: what the real kernel is called with is what counts."""
+    """A stand-in with flash-attn's signature and layout, computed in torch."""
     positions = torch.arange(q.shape[1])
     distance = positions[None, :] - positions[:, None]
     left, right = window_size

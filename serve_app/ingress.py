@@ -1,0 +1,172 @@
+"""The deployment `Ingress`: OpenAI's images API (and a synchronous video route) over HTTP.
+
+Each route reads: parse, generate, store, respond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.errors import ModelNotFoundError, StageUnavailableError
+from deployments.messages import GenerationRequest, Media, StageDescription
+from env_config.variables import EnvConfig
+from serve_app.error_handlers import install_error_handlers
+from serve_app.generation import Stages, describe_stages, generate
+from serve_app.limits import RequestLimits
+from serve_app.schemas import (
+    GeneratedItem,
+    ImageGenerationBody,
+    ImagesAnswer,
+    ModelCard,
+    ModelList,
+    VideoGenerationBody,
+    VideosAnswer,
+    to_generation_requests,
+)
+from serve_app.storage import StorageBackend, make_storage, object_key
+
+logger = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT_S = 2.0
+
+app = FastAPI(title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0")
+install_error_handlers(app)
+
+
+class IngressArgs(BaseModel):
+    """What the ingress needs to know of the application's arguments."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str
+    default_arguments: dict[str, Any]
+    limits: RequestLimits
+    output_directory: Path | None
+    public_url: str | None
+
+
+@serve.deployment(name="Ingress", max_ongoing_requests=256, health_check_period_s=2, ray_actor_options={"num_cpus": 0})
+@serve.ingress(app)
+class Ingress:
+    """One replica of the ingress; it holds handles and no tensors."""
+
+    def __init__(
+        self, args: IngressArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
+    ) -> None:
+        self.args = args
+        self.env = EnvConfig.from_environ()
+        self.stages = Stages(encoder, denoiser, vae)
+        self.started = int(time.time())
+        self.description: StageDescription | None = None
+        directory = args.output_directory or self.env.runtime.cache_root / "outputs"
+        self.storage: StorageBackend = make_storage(self.env.cloud_storage, directory, args.public_url)
+
+    @app.post("/v1/images/generations")
+    async def create_images(self, body: ImageGenerationBody) -> ImagesAnswer:
+        """Pictures from a prompt, made by as many parallel generations as `n` says."""
+        requests = await self._parse(body)
+        media = await self._generate(requests)
+        items = await self._items(body.response_format, requests, media)
+        return ImagesAnswer.of(items, requests, media)
+
+    @app.post("/v1/videos/generations")
+    async def create_videos(self, body: VideoGenerationBody) -> VideosAnswer:
+        """A video from a prompt; the answer comes when it is made."""
+        requests = await self._parse(body)
+        media = await self._generate(requests)
+        items = await self._items(body.response_format, requests, media)
+        return VideosAnswer.of(items, requests, media)
+
+    @app.get("/v1/files/{key:path}")
+    async def read_file(self, key: str) -> Response:
+        """A stored output."""
+        data, content_type = await self.storage.load(key)
+        return Response(data, media_type=content_type)
+
+    @app.get("/v1/models")
+    async def list_models(self) -> ModelList:
+        return ModelList(data=[ModelCard(id=self.args.model_name, created=self.started)])
+
+    @app.get("/v1/models/{model}")
+    async def read_model(self, model: str) -> ModelCard:
+        self._check_model(model)
+        return ModelCard(id=self.args.model_name, created=self.started)
+
+    @app.get("/health")
+    async def health(self) -> JSONResponse:
+        """200 when every stage can serve, else 503 with what is missing."""
+        answers = await describe_stages(self.stages, HEALTH_TIMEOUT_S)
+        stages = {name: _stage_health(answer) for name, answer in answers.items()}
+        missing = [name for name, stage in stages.items() if not stage["ready"]]
+        content = {"status": "loading" if missing else "ok", "stages": stages, "missing": missing}
+        return JSONResponse(content, status_code=503 if missing else 200)
+
+    async def _parse(self, body: ImageGenerationBody | VideoGenerationBody) -> list[GenerationRequest]:
+        self._check_model(body.model)
+        description = await self._describe()
+        request_id = uuid.uuid4().hex
+        return to_generation_requests(
+            body, description, self.args.limits, request_id, self.args.model_name, self.args.default_arguments
+        )
+
+    async def _generate(self, requests: list[GenerationRequest]) -> list[Media]:
+        tasks = [asyncio.ensure_future(generate(self.stages, request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()  # of no effect on those that are done
+
+    async def _items(
+        self, response_format: str, requests: list[GenerationRequest], media: list[Media]
+    ) -> list[GeneratedItem]:
+        """One item a file: with its bytes, or stored and with its URL."""
+        items = []
+        for request, made in zip(requests, media, strict=True):
+            for index, file in enumerate(made.files):
+                url = None
+                if response_format == "url" or self.storage.is_shared:
+                    key = object_key(request, index, file.mime_type)
+                    metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
+                    url = (await self.storage.store(key, file.data, file.mime_type, metadata)).url
+                content = base64.b64encode(file.data).decode() if response_format == "b64_json" else None
+                items.append(GeneratedItem(b64_json=content, url=url, seed=request.seed))
+        return items
+
+    async def _describe(self) -> StageDescription:
+        if self.description is None:
+            answers = await describe_stages(self.stages, HEALTH_TIMEOUT_S)
+            answer = answers[self.stages.encoder.deployment_name]
+            if isinstance(answer, str):
+                raise StageUnavailableError(f"the model is not ready: {answer}")
+            self.description = answer
+        return self.description
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model != self.args.model_name:
+            raise ModelNotFoundError(f"The model {model!r} is not served here; this server has {self.args.model_name!r}")
+
+
+def _stage_health(answer: StageDescription | str) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"ready": False, "detail": answer}
+    return {
+        "ready": True,
+        "detail": f"{answer.pipeline_class} on {answer.device}",
+        "process_id": answer.process_id,
+        "weight_bytes": answer.weight_bytes,
+    }
+
+

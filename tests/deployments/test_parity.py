@@ -1,0 +1,93 @@
+"""Three processes that hold one stage each make the same bytes as the unsplit pipeline, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployments.messages import GenerationRequest, OutputFormat
+from deployments.stage_pipeline.loading import load_stage
+from tests.deployments.stage_processes import StageProcesses
+from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, run_unsplit
+
+SEED = 0
+ANY_OUTPUT = OutputFormat("image", "png")  # the comparison is made before files are written
+
+
+@pytest.fixture(scope="module")
+def stages() -> Iterator[StageProcesses]:
+    processes = StageProcesses()
+    yield processes
+    processes.stop()
+
+
+def parity_cases() -> list[Any]:
+    return [
+        pytest.param(name, id=name, marks=[] if model.quick else [pytest.mark.slow])
+        for name, model in TINY_MODELS.items()
+    ]
+
+
+@pytest.mark.parametrize("name", parity_cases())
+def test_three_stages_make_the_bytes_of_the_unsplit_pipeline(
+    name: str, stages: StageProcesses, checkpoints_root: Path
+) -> None:
+    folder = checkpoint(name, checkpoints_root)
+    arguments = request_arguments(name)
+    truth = run_unsplit(folder, arguments, SEED)
+    held = stages.load(folder)
+    made = stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT))
+    assert_same(made, truth)
+    assert all(held["denoiser"]), "the denoiser's process holds the denoiser"
+    assert not set(held["denoiser"]) & (set(held["encoder"]) | set(held["vae"])), "no weights are held twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "wan22", "sdxl", "qwenimage"])
+def test_three_stages_make_the_bytes_of_the_unsplit_pipeline_in_bfloat16(
+    name: str, stages: StageProcesses, checkpoints_root: Path
+) -> None:
+    folder = checkpoint(name, checkpoints_root)
+    arguments = request_arguments(name)
+    truth = run_unsplit(folder, arguments, SEED, torch.bfloat16)
+    stages.load(folder, "bfloat16")
+    assert_same(stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT)), truth)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan22"])
+def test_the_stages_hold_the_whole_and_only_the_autoencoder_twice_at_most(
+    name: str, stages: StageProcesses, checkpoints_root: Path
+) -> None:
+    folder = checkpoint(name, checkpoints_root)
+    held = stages.load(folder)
+    whole = load_stage(folder)
+    autoencoder = sum(whole.weight_bytes()[name] for name in whole.layout.autoencoders)
+    assert sum(whole.weight_bytes().values()) <= total(held) <= sum(whole.weight_bytes().values()) + autoencoder
+    halves = held["encoder"]["vae"] + held["vae"]["vae"]
+    assert halves < 1.1 * autoencoder, "each end holds its half of the autoencoder"
+
+
+def total(held: dict[Any, dict[str, int]]) -> int:
+    return sum(sum(components.values()) for components in held.values())
+
+
+def assert_same(made: list[Any], truth: list[Any]) -> None:
+    assert len(made) == len(truth)
+    compared = 0
+    for a, b in zip(made, truth, strict=True):
+        if isinstance(b, torch.Tensor):
+            assert a.dtype == b.dtype
+            assert torch.isfinite(b).all()
+            assert torch.equal(a, b), f"differs by {(a - b).abs().max()}"
+            compared += 1
+        elif isinstance(b, np.ndarray):
+            assert np.array_equal(a, b)
+            compared += 1
+        else:
+            assert a == b or (a is None and b is None)
+    assert compared, "the output holds pictures, frames or sound"
