@@ -68,7 +68,7 @@ def encode_media(
         files = _videos(output, request, request.output.fps or default_fps, audio_sample_rate)
     else:
         files = _pictures(output, request)
-    return Media(files, {"media": time.perf_counter() - started})
+    return Media(files, {"encode_media": time.perf_counter() - started})
 
 
 def decode_input_image(image: InputImage, max_pixels: int, param: str = "image") -> Image.Image:

@@ -54,6 +54,8 @@ ADDRESSING_HINT = (
 one_load_at_a_time = threading.Lock()
 
 TensorStream = Iterator[tuple[str, torch.Tensor]]
+RangeReader = Callable[[int, int], bytes]  # (start, length)
+ObjectOpener = Callable[[str], tuple[RangeReader, int]]  # location -> a reader, the size in bytes
 
 
 # --------------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ class WeightFile:
     """A safetensors file: what its header declares, and a reader of byte ranges."""
 
     location: str  # a path or an s3:// address
-    read: Callable[[int, int], bytes]  # (start, length)
+    read: RangeReader
     entries: dict[str, dict[str, Any]]  # name -> dtype, shape, data_offsets
     data_start: int
 
@@ -292,15 +294,16 @@ def weight_files(library: Library, folder: Path) -> WeightFiles:
     is_sharded = found.endswith(".json")
     names = sorted(set(read_json(folder / found)["weight_map"].values())) if is_sharded else [found]
     locations = [f"{in_s3['address']}/{name}" if in_s3 else str(folder / name) for name in names]
-    files = WeightFiles(tuple(open_weight_file(location) for location in locations), is_sharded)
+    open_object = object_opener() if in_s3 else open_local_file
+    files = WeightFiles(tuple(open_weight_file(location, open_object) for location in locations), is_sharded)
     if len(files.names) != len(set(files.names)):
         raise CheckpointError(f"{folder}: a weight is in more than one of its files")
     return files
 
 
-def open_weight_file(location: str) -> WeightFile:
+def open_weight_file(location: str, open_object: ObjectOpener) -> WeightFile:
     try:
-        read, size = open_s3_object(location) if location.startswith("s3://") else open_local_file(location)
+        read, size = open_object(location)
         (header_size,) = struct.unpack("<Q", read(0, 8))
         if header_size > min(size, LARGEST_HEADER):
             raise ValueError(f"its header cannot have {header_size} bytes")
@@ -316,7 +319,7 @@ def open_weight_file(location: str) -> WeightFile:
     return WeightFile(location, read, entries, 8 + header_size)
 
 
-def open_local_file(path: str) -> tuple[Callable[[int, int], bytes], int]:
+def open_local_file(path: str) -> tuple[RangeReader, int]:
     def read(start: int, length: int) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
@@ -423,7 +426,7 @@ def pull_from_s3(
     model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool
 ) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
-    open_s3_object(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
+    object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
         pages = client.get_paginator("list_objects_v2").paginate(
@@ -505,25 +508,29 @@ S3_CAUSES = {
 }
 
 
-def open_s3_object(address: str) -> tuple[Callable[[int, int], bytes], int]:
-    """A reader of byte ranges, and the object's size.
+def object_opener() -> ObjectOpener:
+    """Opens objects of S3 with short time-outs.
 
     It asks for the first bytes rather than sending a HEAD, whose answers have no body to name the cause.
     """
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    with naming_the_cause(address):
-        client = s3_client(**PROBE_TIMEOUTS_S, retries={"total_max_attempts": 1})
+    client = s3_client(**PROBE_TIMEOUTS_S, retries={"total_max_attempts": 1})
 
-    def get(start: int, length: int) -> Any:
-        with naming_the_cause(address):
+    def open_object(address: str) -> tuple[RangeReader, int]:
+        bucket, _, key = address.removeprefix("s3://").partition("/")
+
+        def get(start: int, length: int) -> Any:
             return client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
 
-    def read(start: int, length: int) -> bytes:
-        answer = get(start, length)
-        with naming_the_cause(address):
-            return bytes(answer["Body"].read()) if length else b""
+        def read(start: int, length: int) -> bytes:
+            with naming_the_cause(address):
+                return bytes(get(start, length)["Body"].read()) if length else b""
 
-    return read, int(get(0, 1)["ContentRange"].rpartition("/")[2])
+        with naming_the_cause(address):
+            first = get(0, 1)
+            first["Body"].read()
+        return read, int(first["ContentRange"].rpartition("/")[2])
+
+    return open_object
 
 
 def s3_client(**options: Any) -> Any:

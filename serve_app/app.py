@@ -1,7 +1,5 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from deployments.model import DType, ModelArgs
 from deployments.vae import VAE
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.limits import RequestLimits
+from serve_app.storage import URLStyle
 
 
 class AppArgs(BaseModel):
@@ -40,6 +39,8 @@ class AppArgs(BaseModel):
     )
     public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
 
+    url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
+
     @model_validator(mode="before")
     @classmethod
     def name_the_closest_key(cls, values: Any) -> Any:
@@ -56,15 +57,24 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     name = args.model_name or Path(args.model.rstrip("/")).name
-    model = ModelArgs(path=args.model, name=name, dtype=args.dtype, default_arguments=args.default_arguments)
+    model = ModelArgs(path=locate(args.model), name=name, dtype=args.dtype, default_arguments=args.default_arguments)
     ingress = IngressArgs(
         model_name=name,
         default_arguments=args.default_arguments,
         limits=args.limits,
         output_directory=args.output_directory,
         public_url=args.public_url,
+        url_style=args.url_style,
     )
     return Ingress.bind(ingress, *PLACEMENTS[args.placement](model))
+
+
+def locate(model: str) -> str:
+    """A relative folder is looked for where the command runs, then beside this package."""
+    for base in (Path.cwd(), Path(__file__).parents[1]):
+        if (base / model / "model_index.json").is_file():
+            return str((base / model).resolve())
+    return model
 
 
 def three_stage(model: ModelArgs) -> tuple[Application, Application, Application]:

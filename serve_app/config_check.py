@@ -161,6 +161,8 @@ def refused_values(model: type[BaseModel], values: Mapping[str, Any], where: str
             for entry in error.errors()
             if entry["type"] != "extra_forbidden"
         ]
+    except (ImportError, AttributeError, TypeError) as error:  # Serve imports the functions named here
+        return [f"{where or 'the config'}: {error}"]
     return []
 
 

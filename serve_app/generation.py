@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.errors import GenerationFailedError, HandOffIncompleteError, StageUnavailableError
-from deployments.messages import DenoisingProgress, GenerationRequest, Media, PayloadFollows, StageDescription
+from deployments.errors import GenerationFailedError, HandOffIncompleteError
+from deployments.messages import DenoisingProgress, GenerationRequest, Media, PayloadFollows
 
 logger = logging.getLogger(__name__)
 
@@ -93,27 +93,6 @@ async def denoise(
         stream.cancel()
         raise
     raise GenerationFailedError("the denoiser's stream ended without the inputs of the VAE stage")
-
-
-async def describe_stages(stages: Stages, timeout_s: float) -> dict[str, StageDescription | str]:
-    """What each deployment holds, or why it cannot answer within `timeout_s`; asked at the same time."""
-    handles = stages.deployments()
-    answers = await asyncio.gather(*(_describe(handle, timeout_s) for handle in handles.values()))
-    return dict(zip(handles, answers, strict=True))
-
-
-async def _describe(handle: DeploymentHandle, timeout_s: float) -> StageDescription | str:
-    try:
-        answer: StageDescription = await asyncio.wait_for(_ask(handle), timeout_s)
-        return answer
-    except TimeoutError:
-        return f"no replica answered within {timeout_s:g} s: it is still loading, or it is down"
-    except (RayActorError, StageUnavailableError) as error:
-        return f"a replica died: {first_line(error)}"
-
-
-async def _ask(handle: DeploymentHandle) -> Any:
-    return await handle.describe.remote()
 
 
 def first_line(error: BaseException) -> str:

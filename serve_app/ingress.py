@@ -20,11 +20,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import ModelNotFoundError, StageUnavailableError
-from deployments.messages import GenerationRequest, Media, StageDescription
+from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from env_config.variables import EnvConfig
 from serve_app.error_handlers import install_error_handlers
-from serve_app.generation import Stages, describe_stages, generate
-from serve_app.limits import RequestLimits
+from serve_app.generation import Stages, generate
+from serve_app.health import describe_stages, read_health
+from serve_app.limits import BodySizeLimit, RequestLimits
 from serve_app.schemas import (
     GeneratedItem,
     ImageGenerationBody,
@@ -35,14 +36,13 @@ from serve_app.schemas import (
     VideosAnswer,
     to_generation_requests,
 )
-from serve_app.storage import StorageBackend, make_storage, object_key
+from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
 
 logger = logging.getLogger(__name__)
 
-HEALTH_TIMEOUT_S = 2.0
-
 app = FastAPI(title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0")
 install_error_handlers(app)
+app.add_middleware(BodySizeLimit)
 
 
 class IngressArgs(BaseModel):
@@ -55,6 +55,7 @@ class IngressArgs(BaseModel):
     limits: RequestLimits
     output_directory: Path | None
     public_url: str | None
+    url_style: URLStyle
 
 
 @serve.deployment(name="Ingress", max_ongoing_requests=256, health_check_period_s=2, ray_actor_options={"num_cpus": 0})
@@ -62,7 +63,7 @@ class IngressArgs(BaseModel):
 class Ingress:
     """One replica of the ingress; it holds handles and no tensors."""
 
-    def __init__(
+    async def __init__(
         self, args: IngressArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
     ) -> None:
         self.args = args
@@ -70,8 +71,11 @@ class Ingress:
         self.stages = Stages(encoder, denoiser, vae)
         self.started = int(time.time())
         self.description: StageDescription | None = None
-        directory = args.output_directory or self.env.runtime.cache_root / "outputs"
-        self.storage: StorageBackend = make_storage(self.env.cloud_storage, directory, args.public_url)
+        folder = args.output_directory or self.env.runtime.cache_root / "outputs"
+        self.storage: StorageBackend = make_storage(
+            self.env.cloud_storage, folder, args.public_url, url_style=args.url_style
+        )
+        await self.storage.check()  # a replica that cannot store what it makes does not start
 
     @app.post("/v1/images/generations")
     async def create_images(self, body: ImageGenerationBody) -> ImagesAnswer:
@@ -107,11 +111,8 @@ class Ingress:
     @app.get("/health")
     async def health(self) -> JSONResponse:
         """200 when every stage can serve, else 503 with what is missing."""
-        answers = await describe_stages(self.stages, HEALTH_TIMEOUT_S)
-        stages = {name: _stage_health(answer) for name, answer in answers.items()}
-        missing = [name for name, stage in stages.items() if not stage["ready"]]
-        content = {"status": "loading" if missing else "ok", "stages": stages, "missing": missing}
-        return JSONResponse(content, status_code=503 if missing else 200)
+        content = await read_health(self.stages)
+        return JSONResponse(content, status_code=503 if content["missing"] else 200)
 
     async def _parse(self, body: ImageGenerationBody | VideoGenerationBody) -> list[GenerationRequest]:
         self._check_model(body.model)
@@ -138,16 +139,20 @@ class Ingress:
             for index, file in enumerate(made.files):
                 url = None
                 if response_format == "url" or self.storage.is_shared:
-                    key = object_key(request, index, file.mime_type)
-                    metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
-                    url = (await self.storage.store(key, file.data, file.mime_type, metadata)).url
+                    url = await self._store(request, index, file)
                 content = base64.b64encode(file.data).decode() if response_format == "b64_json" else None
                 items.append(GeneratedItem(b64_json=content, url=url, seed=request.seed))
         return items
 
+    async def _store(self, request: GenerationRequest, index: int, file: MediaFile) -> str:
+        key = object_key(request, index, file.mime_type)
+        metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
+        stored = await self.storage.store(key, file.data, file.mime_type, metadata)
+        return stored.url
+
     async def _describe(self) -> StageDescription:
         if self.description is None:
-            answers = await describe_stages(self.stages, HEALTH_TIMEOUT_S)
+            answers = await describe_stages(self.stages)
             answer = answers[self.stages.encoder.deployment_name]
             if isinstance(answer, str):
                 raise StageUnavailableError(f"the model is not ready: {answer}")
@@ -157,16 +162,3 @@ class Ingress:
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.args.model_name:
             raise ModelNotFoundError(f"The model {model!r} is not served here; this server has {self.args.model_name!r}")
-
-
-def _stage_health(answer: StageDescription | str) -> dict[str, Any]:
-    if isinstance(answer, str):
-        return {"ready": False, "detail": answer}
-    return {
-        "ready": True,
-        "detail": f"{answer.pipeline_class} on {answer.device}",
-        "process_id": answer.process_id,
-        "weight_bytes": answer.weight_bytes,
-    }
-
-

@@ -20,8 +20,6 @@ import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config_check import check_config
-
 LOG_FILE = Path("outputs/serve.log")
 WHAT_TO_DO = (
     "What to do: correct the value named above, or choose a config that this machine can serve (`make serve "
@@ -88,15 +86,21 @@ def launch(config: Path) -> None:
 
 def checked_address(config: Path) -> Address:
     """Where `config` will listen; LaunchError for a file with mistakes or a port that is taken."""
-    problems = check_config(config)
-    if problems:
-        raise LaunchError("\n  ".join([f"correct {config} first:", *problems]))
+    # In a process of its own: the check loads what the application loads, torch included.
+    check = subprocess.run(
+        [sys.executable, "-m", "serve_app.config_check", str(config)], capture_output=True, text=True
+    )
+    if check.returncode != 0:
+        raise LaunchError(f"correct {config} first:\n{check.stdout or last_lines(check.stderr)}")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
     prefix = schema.applications[0].route_prefix or ""
     address = Address(schema.http_options.host, schema.http_options.port, prefix.rstrip("/"))
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        socket.create_server((address.host, address.port), family=family).close()
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
+            listener.listen()
     except OSError as error:
         raise LaunchError(
             f"cannot listen on {address.host}, port {address.port} ({error.strerror}). Stop the program that "

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlsplit
@@ -28,12 +28,13 @@ from botocore.exceptions import (
 )
 
 from deployments.errors import InvalidRequestError, StorageError
-from deployments.messages import MediaKind
+from deployments.messages import GenerationRequest, MediaKind
 from env_config.variables import CloudStorage
 
 URLStyle = Literal["presigned", "public", "path"]
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+_EXTENSIONS = {content_type: extension for extension, content_type in CONTENT_TYPES.items()}
 _FOLDERS: dict[MediaKind, str] = {"image": "images", "video": "videos"}
 _KEY = re.compile(
     r"(images|videos)/\d{4}/\d{2}/\d{2}/[A-Za-z0-9_-]{1,128}-\d{1,4}\.(png|jpeg|webp|mp4)", re.ASCII
@@ -55,8 +56,10 @@ class StoredObject:
     sha256: str  # hexadecimal
 
 
-class Storage(Protocol):
+class StorageBackend(Protocol):
     """A place for finished media. Every method may be called from any number of tasks at once."""
+
+    is_shared: bool  # outlives this machine, so that every output belongs there
 
     async def check(self) -> None:
         """Write and remove a trial object; raises StorageError that names the variable to correct."""
@@ -78,17 +81,6 @@ class Storage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StorageOptions:
-    """What an application says about its storage, beside the variables of its process."""
-
-    cloud: CloudStorage
-    local_folder: Path
-    base_url: str = ""  # public address of this server, for URLs that lead through it
-    url_style: URLStyle = "presigned"
-    url_lifetime_s: int = 3600  # of presigned URLs
-
-
 class ObjectNotFoundError(InvalidRequestError):
     """No object has this key."""
 
@@ -96,14 +88,25 @@ class ObjectNotFoundError(InvalidRequestError):
         super().__init__(message, param, code)
 
 
-def make_storage(options: StorageOptions) -> Storage:
-    """The storage that SGLANG_CLOUD_STORAGE_TYPE names; a local folder if it is not set."""
-    return STORAGE_BACKENDS[options.cloud.type or "local"](options)
+def make_storage(
+    cloud: CloudStorage,
+    local_folder: Path,
+    base_url: str | None = None,
+    url_style: URLStyle = "presigned",
+    url_lifetime_s: int = 3600,
+) -> StorageBackend:
+    """The storage that SGLANG_CLOUD_STORAGE_TYPE names; `local_folder` if it is not set.
+
+    `base_url` is the public address of this server, for URLs that lead through it; else they are relative.
+    """
+    backend = STORAGE_BACKENDS[cloud.type or "local"]
+    return backend(StorageOptions(cloud, local_folder, base_url or "", url_style, url_lifetime_s))
 
 
-def object_key(kind: MediaKind, request_id: str, index: int, extension: str, now: datetime) -> str:
-    """The key of a request's file number `index`, such as `images/2026/11/21/<request_id>-0.png`."""
-    key = f"{_FOLDERS[kind]}/{now:%Y/%m/%d}/{request_id}-{index}.{extension}"
+def object_key(request: GenerationRequest, index: int, mime_type: str, now: datetime | None = None) -> str:
+    """The key of a request's file number `index`, such as `images/2026/11/21/<request id>-0.png`."""
+    day = f"{now or datetime.now(UTC):%Y/%m/%d}"
+    key = f"{_FOLDERS[request.output.kind]}/{day}/{request.request_id}-{index}.{_EXTENSIONS[mime_type]}"
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is no key: the request id may have letters, digits, - and _ only")
     return key
@@ -118,6 +121,8 @@ def _known_shape(key: str) -> str:
 
 class LocalStorage:
     """A folder of this machine; files leave through the ingress, under /v1/files/."""
+
+    is_shared = False
 
     def __init__(self, folder: Path, base_url: str = "") -> None:
         self.folder = folder
@@ -181,6 +186,8 @@ class S3Storage:
     `url_style`: `presigned` URLs read a private bucket for `url_lifetime_s` seconds, `public` ones are plain
     addresses of a bucket that anyone may read, `path` ones lead through this server (/v1/files/).
     """
+
+    is_shared = True
 
     def __init__(
         self,
@@ -313,7 +320,19 @@ _S3_FAILURES: tuple[tuple[type[Exception], str], ...] = (
     ),
 )
 
-STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], Storage]] = {
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """The arguments of make_storage; each backend takes what concerns it."""
+
+    cloud: CloudStorage
+    local_folder: Path
+    base_url: str
+    url_style: URLStyle
+    url_lifetime_s: int
+
+
+STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
     "local": lambda options: LocalStorage(options.local_folder, options.base_url),
     "s3": lambda options: S3Storage(
         options.cloud, options.url_style, options.url_lifetime_s, options.base_url

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ def s3_server() -> Iterator[S3Server]:
         command += [f"-{name}={port}" for name, port in ports.items()]
         log = cleaning.enter_context((folder / "log").open("w+"))
         process = subprocess.Popen(command, cwd=folder, env={"HOME": str(folder)}, stdout=log, stderr=log)
-        cleaning.callback(stop, process)
+        cleaning.callback(stop, process, ports.values())
         wait_until_it_stores(server, process, folder / "log")
         refuse_to_test_without_authentication(server)
         yield server
@@ -155,10 +155,13 @@ def refuse_to_test_without_authentication(server: S3Server) -> None:
         client.list_buckets()
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], ports: Iterable[int]) -> None:
     process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    for port in ports:  # it leaves its Unix sockets behind
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink()

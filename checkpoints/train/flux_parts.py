@@ -15,10 +15,10 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from checkpoints.train.latents import LATENT_CHANNELS
 from checkpoints.train.tokenizers import CLIP_MAX_LENGTH, T5_MAX_LENGTH, clip_tokenizer, t5_tokenizer
 
 TEXT_WIDTH = 128
-LATENT_CHANNELS = 8
 TOKENS_PER_SIDE = 8  # 128 pixels / 8 (VAE) / 2 (packing)
 
 
@@ -50,7 +50,7 @@ class FluxParts(nn.Module):
         )
 
     def forward(self, noisy: Tensor, sigma: Tensor, prompts: list[str], padded_length: int) -> Tensor:
-        """The predicted velocity, [B, 64, 32] like `noisy`; sigma is [B], in (0, 1]."""
+        """The predicted velocity, [B, 64, 64] like `noisy`; sigma is [B], in (0, 1]."""
         text = self.encode(prompts, padded_length)
         image_keys = torch.zeros(len(prompts), noisy.shape[1], device=noisy.device)
         key_bias = torch.cat([text.key_bias, image_keys], dim=1)[:, None, None, :]

@@ -1,27 +1,28 @@
-"""Train emoji-flux's transformer and text encoders on the latents of the trained VAE (rectified flow).
+"""Train emoji-flux's transformer and text encoders (rectified flow, as FLUX).
 
-    python -m checkpoints.train.train_flux --vae runs/vae/vae --out runs/flux --steps 5000
+    python -m checkpoints.train.train_flux --out runs/flux
 """
 
 import argparse
 import copy
-import math
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.transformers import transformer_flux
 from torch import Tensor, nn
 
 from checkpoints.train.flux_parts import FluxParts, pack
-from checkpoints.train.pictures import Scene, render, to_signed, training_scenes
+from checkpoints.train.latents import latents_of, scene_pictures
+from checkpoints.train.pictures import training_scenes
 from checkpoints.train.prompts import random_prompt
 from checkpoints.train.tokenizers import T5_MAX_LENGTH
 
-SAVE_EVERY = 250
+SAVE_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,19 @@ class Recipe:
     """The numbers of a training."""
 
     steps: int
-    batch_size: int = 48
+    batch_size: int = 32
     learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    # Padding grows from none to FLUX's 512 tokens over this share of the steps: 500 padding tokens would drown the words
-    # of an untrained model.
-    padding_growth: float = 0.4
+    warmup_steps: int = 50
+    decay_steps: int = 500  # the last ones, with a falling learning rate
+    # Padding grows from none to FLUX's 512 tokens: 500 padding tokens would drown the words of an untrained model.
+    padding_growth_steps: int = 500
     average_decay: float = 0.998
 
 
-def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
-    """The latents of the scenes' pictures before shift and scale, [N, C, 16, 16]."""
-    latents = []
-    with torch.no_grad():
-        for start in range(0, len(scenes), 27):
-            pictures = to_signed(np.stack([render(scene) for scene in scenes[start : start + 27]]))
-            latents.append(vae.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2)).latent_dist.mean)
-    return torch.cat(latents)
-
-
 def train(latents: Tensor, out: Path, recipe: Recipe, device: str) -> None:
-    """Train on normalized latents [N, C, 16, 16] of `training_scenes()`; `out`/state.pt holds everything, every 250 steps."""
+    """Train on normalized latents [N, C, 16, 16] of `training_scenes()`; `out`/state.pt holds everything, every 100 steps."""
     torch.manual_seed(0)
+    attention_in_float32()
     scenes = training_scenes()
     packed = pack(latents).to(device)
     model = FluxParts().to(device)
@@ -106,6 +98,18 @@ def train(latents: Tensor, out: Path, recipe: Recipe, device: str) -> None:
             (out / "state.tmp").rename(out / "state.pt")
 
 
+def attention_in_float32() -> None:
+    """Keep attention out of autocast: its bfloat16 backward pass on a CPU takes as long as all the rest of the model."""
+    dispatch = transformer_flux.dispatch_attention_fn
+
+    def in_float32(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):
+            attended: Tensor = dispatch(query.float(), key.float(), value.float(), **options)
+        return attended
+
+    transformer_flux.dispatch_attention_fn = in_float32
+
+
 def start_gently(model: FluxParts) -> None:
     """Blocks start as the identity (adaLN-zero, as in DiT: Peebles and Xie, 2023, section 3.2)."""
     for name, layer in model.transformer.named_modules():
@@ -132,16 +136,13 @@ def build_optimizers(model: FluxParts, learning_rate: float) -> list[torch.optim
 
 
 def learning_rate_share(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to 1 %."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done))
+    """Linear warm-up, a plateau, then a linear fall to 2 %."""
+    return min(1.0, (step + 1) / recipe.warmup_steps, 0.02 + 0.98 * (recipe.steps - step) / recipe.decay_steps)
 
 
 def padded_length(step: int, recipe: Recipe, rng: random.Random) -> int:
     """The T5 length of a step: grows to 512, FluxPipeline's default; then 512 half of the time, else any shorter one."""
-    grown = min(1.0, step / (recipe.padding_growth * recipe.steps))
+    grown = min(1.0, step / recipe.padding_growth_steps)
     share = grown if rng.random() < 0.5 else grown * rng.random()
     return round(T5_MAX_LENGTH**share)
 
@@ -153,25 +154,15 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             kept.lerp_(new, 1.0 - decay)
 
 
-def normalized_latents(vae: AutoencoderKL) -> tuple[Tensor, float, float]:
-    """Latents of the training scenes as FluxPipeline's transformer sees them, with shift and scale of the VAE's config."""
-    latents = encode_scenes(vae, training_scenes())
-    shift, scale = latents.mean().item(), 1.0 / latents.std().item()
-    return (latents - shift) * scale, shift, scale
-
-
 def main() -> None:
     """Read the arguments, encode the scenes, train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(arguments.vae)
-    latents, shift, scale = normalized_latents(vae)
-    print(f"latents: shift {shift:.4f} scale {scale:.4f}", flush=True)
+    latents = latents_of(scene_pictures(training_scenes()))
     train(latents, arguments.out, Recipe(arguments.steps, learning_rate=arguments.learning_rate), arguments.device)
 
 

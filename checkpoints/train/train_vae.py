@@ -1,27 +1,34 @@
-"""Train the small picture VAE (diffusers' AutoencoderKL, 128x128x3 <-> 16x16x8) on the training scenes.
+"""Train the two halves of emoji-flux's VAE (diffusers' AutoencoderKL), each on its own: the latents are fixed beforehand.
 
-    python -m checkpoints.train.train_vae --out runs/vae --steps 7000
+    python -m checkpoints.train.train_vae --half decoder --out runs/decoder
+    python -m checkpoints.train.train_vae --half encoder --out runs/encoder
 """
 
 import argparse
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints.train.pictures import held_out_scenes, render, to_signed, training_scenes
+from checkpoints.train.latents import LATENT_CHANNELS, latents_of, scene_pictures
+from checkpoints.train.pictures import held_out_scenes, training_scenes
 
-KL_WEIGHT = 5e-4  # per latent element, against a loss per pixel: gives a latent noise the decoder learns to ignore
 EDGE_WEIGHT = 0.5  # weight of the differences between neighbouring pixels: without it small emoji come out soft
+LATENT_NOISE = 0.25  # the decoder sees latents with up to this much noise: the transformer's will not be exact
+WARMUP_STEPS = 100
+DECAY_STEPS = 1000
+SAVE_EVERY = 100
+
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]  # of half, pictures, latents
 
 
 def build_vae() -> AutoencoderKL:
-    """The untrained VAE; eight times smaller latents, eight channels."""
+    """The untrained VAE; eight times smaller latents of 16 channels, used as they are (scale 1, shift 0)."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -29,9 +36,11 @@ def build_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 128),
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=128,
+        scaling_factor=1.0,
+        shift_factor=0.0,
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
@@ -46,60 +55,96 @@ def picture_loss(decoded: Tensor, target: Tensor) -> Tensor:
     return pixels + EDGE_WEIGHT * (down + right)
 
 
-def train(out: Path, steps: int, batch_size: int, learning_rate: float, device: str) -> None:
-    """Train from scratch or from `out`'s last saved state; writes `out`/state.pt every 250 steps, then the VAE folder."""
+def decoder_loss(decoder: nn.Module, pictures: Tensor, latents: Tensor, source: torch.Generator) -> Tensor:
+    """How far the decoder of slightly noisy latents is from the picture."""
+    amount = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=source)
+    noisy = latents + amount.to(latents.device) * torch.randn(latents.shape, generator=source).to(latents.device)
+    with torch.autocast(latents.device.type, torch.bfloat16):  # half the time of float32, here and on a GPU
+        decoded = decoder(noisy)
+    return picture_loss(decoded.float(), pictures)
+
+
+def encoder_loss(encoder: nn.Module, pictures: Tensor, latents: Tensor, source: torch.Generator) -> Tensor:
+    """How far the encoder's mean is from the latents; its variance is held near exp(-8)."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        mean, logvar = encoder(pictures).float().chunk(2, dim=1)
+    return functional.smooth_l1_loss(mean, latents, beta=0.1) + 1e-3 * (logvar + 8.0).square().mean()
+
+
+HALVES: dict[str, Loss] = {"decoder": decoder_loss, "encoder": encoder_loss}
+
+
+def train(half: str, out: Path, steps: int, batch_size: int, learning_rate: float, device: str) -> None:
+    """Train one half; `out`/state.pt holds everything, every 100 steps, and a run goes on from there."""
     torch.manual_seed(0)
-    pictures = np.stack([render(scene) for scene in training_scenes()])
-    held_out = torch.from_numpy(to_signed(np.stack([render(s) for s in held_out_scenes()[::6]]))).permute(0, 3, 1, 2)
-    vae = build_vae().to(device)
-    average = copy.deepcopy(vae)
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    pictures = scene_pictures(training_scenes())
+    latents = latents_of(pictures)
+    held_out_pictures = scene_pictures(held_out_scenes()[::6])
+    held_out_latents = latents_of(held_out_pictures)
+    module: nn.Module = getattr(build_vae(), half).to(device)
+    average = copy.deepcopy(module)
+    optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
     first_step = 0
     if (out / "state.pt").exists():
         state = torch.load(out / "state.pt", map_location=device)
-        for part, name in ((vae, "vae"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(state[name])
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
     out.mkdir(parents=True, exist_ok=True)
     started = time.time()
     for step in range(first_step, steps):
-        picked = np.random.default_rng(step).integers(0, len(pictures), batch_size)
-        target = torch.from_numpy(to_signed(pictures[picked])).permute(0, 3, 1, 2).contiguous().to(device)
-        with torch.autocast(device, torch.bfloat16):  # half the time of float32, here and on a GPU
-            posterior = vae.encode(target).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean**2 + logvar.exp() - 1.0 - logvar).mean()
-        loss = picture_loss(decoded.float(), target) + KL_WEIGHT * kl
+        share = min(1.0, (step + 1) / WARMUP_STEPS, 0.01 + 0.99 * (steps - step) / DECAY_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * share
+        source = torch.Generator().manual_seed(step)
+        picked = torch.randint(len(pictures), (batch_size,), generator=source)
+        loss = HALVES[half](module, pictures[picked].to(device), latents[picked].to(device), source)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         decay = min(0.995, (step + 1) / (step + 20))
         with torch.no_grad():
-            for kept, new in zip(average.parameters(), vae.parameters(), strict=True):
+            for kept, new in zip(average.parameters(), module.parameters(), strict=True):
                 kept.lerp_(new, 1.0 - decay)
-        if step % 100 == 99 or step == steps - 1:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             with torch.no_grad():
-                error = functional.l1_loss(average.decode(average.encode(held_out.to(device)).latent_dist.mean).sample.cpu(), held_out)
-            print(f"step {step + 1} loss {loss.item():.4f} kl {kl.item():.2f} held-out MAE {error.item():.4f} "
-                  f"latent std {mean.std().item():.2f} noise {(0.5 * logvar).exp().mean().item():.2f} "
-                  f"{(time.time() - started) / (step + 1 - first_step):.2f} s/step", flush=True)
-            state = {"vae": vae.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                     "schedule": schedule.state_dict(), "step": step + 1}
+                given, wanted = held_out_pictures.to(device), held_out_latents.to(device)
+                if half == "decoder":
+                    given, wanted = wanted, given
+                error = functional.l1_loss(average(given)[:, : wanted.shape[1]], wanted).item()
+            pace = (time.time() - started) / (step + 1 - first_step)
+            print(f"step {step + 1} loss {loss.item():.4f} held-out MAE {error:.4f} {pace:.2f} s/step", flush=True)
+            state = {
+                "module": module.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
             torch.save(state, out / "state.tmp")
             (out / "state.tmp").rename(out / "state.pt")
-    average.save_pretrained(out / "vae")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--half", choices=sorted(HALVES), required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    train(arguments.out, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.device)
+    train(
+        arguments.half,
+        arguments.out,
+        arguments.steps,
+        arguments.batch_size,
+        arguments.learning_rate,
+        arguments.device,
+    )
+
+
+if __name__ == "__main__":
+    main()

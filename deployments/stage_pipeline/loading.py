@@ -55,7 +55,7 @@ def load_stage(
     skeletons = {name: skeleton(layout.models[name], folder / name, device, dtype) for name in absent}
     try:
         pipeline: Any = layout.pipeline_class.from_pretrained(
-            str(folder), local_files_only=True, torch_dtype=dtype, **skeletons
+            str(folder), local_files_only=True, dtype=dtype, **skeletons
         )
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
@@ -63,7 +63,7 @@ def load_stage(
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
     for module in loaded.components.values():
-        module.eval().requires_grad_(False)
+        module.eval()  # requires_grad stays as it is: on the CPU, convolutions choose their kernel by it
         if device.type != "cpu":
             _move(module, device)
     return loaded

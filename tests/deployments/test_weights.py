@@ -177,6 +177,24 @@ def test_clip_under_the_names_of_published_checkpoints_is_streamed(saved, tmp_pa
     assert torch.equal(run_text_encoder(ours), run_text_encoder(from_pretrained(cls, folder, torch.float32)))
 
 
+OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def test_an_autoencoder_with_the_old_names_of_attention_is_streamed(saved, tmp_path):
+    cls, folder = saved("autoencoder kl")
+    old = shutil.copytree(folder, tmp_path / "vae")
+    file = old / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if any(new in name for new in OLD_NAMES)]:
+        (new,) = (new for new in OLD_NAMES if new in name)
+        tensors[name.replace(new, OLD_NAMES[new])] = tensors.pop(name)
+    save_file(tensors, file, metadata={"format": "pt"})
+    ours = load_component(cls, old, torch.float32, "cpu", use_streamer=True)
+    assert_same_model(ours, from_pretrained(cls, old, torch.float32), run_image_autoencoder)
+    expected = run_image_autoencoder(from_pretrained(cls, folder, torch.float32))
+    assert torch.equal(run_image_autoencoder(ours), expected)
+
+
 def test_the_streamed_t5_shares_its_embedding_and_the_wan_transformer_keeps_its_float32_modules(saved):
     t5 = load_component(*saved("t5"), torch.bfloat16, "cpu", use_streamer=True)
     assert t5.shared.weight is t5.encoder.embed_tokens.weight
@@ -297,6 +315,15 @@ def test_without_the_streamers_package_the_refusal_says_how_to_install_it(saved,
     with pytest.raises(CheckpointError, match=sentence):
         load_component(*saved("clip"), torch.float32, "cpu", use_streamer=True)
     load_component(*saved("clip"), torch.float32, "cpu", use_streamer=False)
+
+
+def test_a_quantised_component_is_left_to_its_quantiser(broken, monkeypatch, caplog):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "new"}}))
+    monkeypatch.setattr(weights, "stream_tensors", lambda files: pytest.fail("streamed"))
+    with caplog.at_level("INFO"):
+        load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer=True)
+    assert "is quantised: its quantiser reads the files, not the Run:ai streamer" in caplog.text
 
 
 def test_a_model_of_neither_library_is_refused(tmp_path):

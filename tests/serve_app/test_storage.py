@@ -18,20 +18,26 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from deployments.errors import StorageError
+from deployments.messages import GenerationRequest, MediaKind, OutputFormat
 from env_config.variables import CloudStorage
 from serve_app.storage import (
     STORAGE_BACKENDS,
     LocalStorage,
     ObjectNotFoundError,
     S3Storage,
-    StorageOptions,
     make_storage,
     object_key,
 )
 from tests.s3_server import S3Server, free_ports, s3_server
 
 NOW = datetime(2026, 11, 21, 23, 59, tzinfo=UTC)
-KEY = object_key("image", "req_1-x", 0, "png", NOW)
+
+
+def generation(request_id: str, kind: MediaKind = "image") -> GenerationRequest:
+    return GenerationRequest(request_id, "m", {}, 0, OutputFormat(kind, "png" if kind == "image" else "mp4"))
+
+
+KEY = object_key(generation("req_1-x"), 0, "image/png", NOW)
 DATA = bytes(range(256)) * 500
 
 
@@ -69,13 +75,13 @@ def status_of(url: str) -> int:
 
 def test_a_key_says_the_kind_the_day_and_the_request():
     assert KEY == "images/2026/11/21/req_1-x-0.png"
-    assert object_key("video", "abc", 3, "mp4", NOW) == "videos/2026/11/21/abc-3.mp4"
+    assert object_key(generation("abc", "video"), 3, "video/mp4", NOW) == "videos/2026/11/21/abc-3.mp4"
 
 
 @pytest.mark.parametrize("request_id", ["../../etc", "a/b", "a b", "", "ä", "x" * 129, "a\n"])
 def test_a_request_id_that_could_lead_elsewhere_makes_no_key(request_id):
     with pytest.raises(ValueError, match="is no key"):
-        object_key("image", request_id, 0, "png", NOW)
+        object_key(generation(request_id), 0, "image/png", NOW)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +160,12 @@ async def test_a_folder_that_cannot_be_written_is_named_with_its_variable(tmp_pa
 
 
 def test_the_variable_chooses_the_storage(tmp_path):
-    local = make_storage(StorageOptions(CloudStorage(), tmp_path))
+    local = make_storage(CloudStorage(), tmp_path)
     assert isinstance(local, LocalStorage)
-    s3 = make_storage(StorageOptions(CloudStorage(type="s3", bucket_name="b"), tmp_path))
+    assert not local.is_shared
+    s3 = make_storage(CloudStorage(type="s3", bucket_name="b"), tmp_path)
     assert isinstance(s3, S3Storage)
+    assert s3.is_shared
     assert set(STORAGE_BACKENDS) == {"local", "s3"}
 
 

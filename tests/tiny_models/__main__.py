@@ -3,6 +3,7 @@
 import argparse
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -11,11 +12,11 @@ import transformers
 from tests.tiny_models import TINY_MODELS, checkpoint
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.tiny_models", description=__doc__)
     parser.add_argument("root", type=Path, metavar="ROOT")
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(TINY_MODELS))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.names) - set(TINY_MODELS))
     if unknown:
         parser.error(f"no tiny model is called {', '.join(unknown)}; there are {', '.join(TINY_MODELS)}")

@@ -97,7 +97,7 @@ def request_arguments(name: str) -> dict[str, Any]:
 def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> DiffusionPipeline:
     """The whole pipeline of a checkpoint folder that `checkpoint` made, ready to be called."""
     tiny_patches()
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     after_load = TINY_MODELS[folder.name].after_load
     if after_load is not None:

@@ -12,12 +12,11 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from deployments.accelerations.acceleration import AccelerationError, StageModules
-from deployments.accelerations.attention import (
-    ATTENTION,
+from deployments.accelerations.attention import ATTENTION, check_choice
+from deployments.accelerations.attention_rules import (
     BACKENDS,
     DIFFUSERS_BACKENDS,
     block_of,
-    check_choice,
     diffusers_backend,
     read_rules,
 )
@@ -28,6 +27,9 @@ from tests.tiny_models.checkpoints import call
 from tests.tiny_models.flux import TRANSFORMER
 from tests.tiny_models.random_weights import diffusers_model
 from tests.tiny_models.text_encoders import clip_text_encoder
+
+# DPM-Solver of diffusers hands tensors to numpy in a way that numpy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = "DIFFUSION_ATTENTION_BACKEND"
 CONFIG = "DIFFUSION_ATTENTION_CONFIG"
@@ -92,10 +94,10 @@ def test_attention_backend_is_off_unless_a_variable_asks_for_it() -> None:
     assert ATTENTION.is_on(env(KERNEL_API_LOGLEVEL="1"))
 
 
-# One model of every way in which diffusers' models attend: through the dispatcher (flux, wan, qwen_image),
-# in processors of their own (sd3, pixart, cogvideox, lumina2, hidream), in a UNet (sd15).
+# One model of every way in which models attend: through the dispatcher (flux, qwenimage, wan22, cosmos2_t2i),
+# in processors of their own (sd3, pixart, cogvideox, lumina2), in a UNet (sd15).
 @pytest.mark.parametrize(
-    "model", ["flux", "qwenimage", "wan22", "sd3", "pixart", "cogvideox", "lumina2", "hidream", "sd15"]
+    "model", ["flux", "qwenimage", "wan22", "cosmos2_t2i", "sd3", "pixart", "cogvideox", "lumina2", "sd15"]
 )
 def test_attention_backend_reaches_every_attention_of_the_denoisers_of(model: str, math_calls: Calls) -> None:
     tiny_patches()
@@ -112,7 +114,7 @@ def test_attention_backend_reaches_every_attention_of_the_denoisers_of(model: st
     assert len(math_calls) == num_attentions > 0
     assert "UNAFFECTED" not in line
     for actual, truth in zip(output, expected, strict=True):
-        torch.testing.assert_close(actual, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(actual, truth, rtol=1e-3, atol=5e-3)  # one level of 8 bits
 
 
 def count_attention_calls(denoisers: dict[str, torch.nn.Module], run: Any) -> int:
@@ -120,8 +122,8 @@ def count_attention_calls(denoisers: dict[str, torch.nn.Module], run: Any) -> in
     counter = AttentionCounter()
     hooks = []
     for module in denoisers.values():
-        hooks.append(module.register_forward_pre_hook(lambda *_: counter.__enter__()))
-        hooks.append(module.register_forward_hook(lambda *_: counter.__exit__(None, None, None)))
+        hooks.append(module.register_forward_pre_hook(counter.start))
+        hooks.append(module.register_forward_hook(counter.stop))
     run()
     for hook in hooks:
         hook.remove()
@@ -134,6 +136,12 @@ class AttentionCounter(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is F.scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
+
+    def start(self, *_: Any) -> None:
+        self.__enter__()
+
+    def stop(self, *_: Any) -> None:
+        self.__exit__(None, None, None)
 
 
 def test_attention_backend_does_not_leak_into_other_modules_of_the_process(math_calls: Calls) -> None:
@@ -399,6 +407,15 @@ def test_attention_config_rules_of_another_component_are_left_to_its_stage(tmp_p
     config = env(**{CONFIG: str(write(tmp_path, "a.json", rules)), BACKEND: "torch_sdpa"})
     line = install(denoiser_stage(transformer=flux_transformer()), config)
     assert line == "attention: transformer: native in 5 modules"
+
+
+def test_attention_config_without_a_rule_for_the_denoisers_leaves_them_alone(tmp_path: Path) -> None:
+    rules = [{"component": "vae", "backend": "_native_math"}]
+    line = install(
+        denoiser_stage(transformer=flux_transformer()),
+        env(**{CONFIG: str(write(tmp_path, "a.json", rules))}),
+    )
+    assert line == "attention: transformer: no attention module that can be given a backend"
 
 
 def test_attention_config_rule_that_matches_no_module_is_refused(tmp_path: Path) -> None:

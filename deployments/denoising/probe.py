@@ -1,0 +1,124 @@
+"""Learns the batch axes of each denoiser: the same request for one and for two samples, shapes compared."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from deployments.denoising.batching import Axis, BatchAxes, Path
+from deployments.stage_pipeline.denoise_session import DenoiseSession, call_directly
+from deployments.stage_pipeline.encode_session import EncoderCall
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.session import StopStage
+
+logger = logging.getLogger(__name__)
+
+MAX_FORWARDS = 400  # a denoiser that was not called by then is not called for such a request
+
+Arguments = dict[str, Any]
+Encode = Callable[[Arguments], list[EncoderCall]]
+FirstCalls = dict[str, tuple[Arguments, Any]]  # denoiser -> (bound arguments, output) of its first forward
+
+
+def learn_batch_axes(stage: StagePipeline, arguments: Arguments, encode: Encode) -> dict[str, BatchAxes]:
+    """The axes of each denoiser that such a request calls; empty where two samples cannot be made at once."""
+    one = _Probe(stage, arguments, encode(arguments)).first_calls()
+    best: dict[str, BatchAxes] = {}
+    for doubled in _two_samples(type(stage.pipeline), arguments):
+        try:
+            two = _Probe(stage, doubled, encode(doubled)).first_calls()
+        except Exception as error:  # noqa: BLE001  (a way that this pipeline does not know)
+            logger.info("%s makes no two samples so: %s", type(stage.pipeline).__name__, error)
+            continue
+        learned = {name: _compare_calls(one[name], two[name]) for name in one if name in two}
+        if all(_has_batch(axes.outputs) for axes in learned.values()) and _score(learned) > _score(best):
+            best = learned
+    return best
+
+
+def bind(real: torch.nn.Module, args: Any, kwargs: Any) -> Arguments:
+    """The arguments of a forward by name."""
+    bound = dict(inspect.signature(type(real).forward).bind(real, *args, **kwargs).arguments)
+    bound.pop("self", None)
+    return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
+
+
+class _Probe(DenoiseSession):
+    """Stops as soon as every denoiser was called."""
+
+    def __init__(self, stage: StagePipeline, arguments: Arguments, calls: list[EncoderCall]) -> None:
+        super().__init__(stage, arguments, 0, calls)
+        self.seen: FirstCalls = {}
+        self.forwards = 0
+
+    def first_calls(self) -> FirstCalls:
+        try:
+            self.call_pipeline()
+        except StopStage:
+            pass
+        return self.seen
+
+    def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        output = call_directly(real, component, self.contexts.get(component), args, kwargs)
+        self.forwards += 1
+        self.seen.setdefault(component, (bind(real, args, kwargs), output))
+        if len(self.seen) == len(self.stage.layout.denoisers) or self.forwards >= MAX_FORWARDS:
+            raise StopStage
+        return output
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        if not self._inside and not self.to_replay:
+            raise StopStage
+        return super().on_component_call(component, method, function, args, kwargs)
+
+
+def _two_samples(pipeline_class: type, arguments: Arguments) -> Iterator[Arguments]:
+    """The same request for two samples, in the ways that pipelines know."""
+    for name in inspect.signature(pipeline_class.__call__).parameters:
+        if name.startswith("num_") and name.endswith("_per_prompt"):
+            yield {**arguments, name: 2}
+    prompts = {n: [arguments[n]] * 2 for n in ("prompt", "negative_prompt") if isinstance(arguments.get(n), str)}
+    if prompts:
+        yield {**arguments, **prompts}
+
+
+def _compare_calls(one: tuple[Arguments, Any], two: tuple[Arguments, Any]) -> BatchAxes:
+    axes = BatchAxes({}, {})
+    _compare(one[0], two[0], (), axes.arguments)
+    _compare(one[1], two[1], (), axes.outputs)
+    return axes
+
+
+def _compare(one: Any, two: Any, path: Path, axes: dict[Path, Axis]) -> None:
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and one.ndim == two.ndim:
+        grown = [i for i in range(one.ndim) if one.shape[i] != two.shape[i]]
+        if not grown:
+            axes[path] = "same"
+        else:
+            axes[path] = grown[0] if len(grown) == 1 and two.shape[grown[0]] == 2 * one.shape[grown[0]] else "bad"
+    elif isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        if len(one) == len(two):
+            for index, (a, b) in enumerate(zip(one, two, strict=True)):
+                _compare(a, b, (*path, index), axes)
+        else:
+            axes[path] = "list" if len(two) == 2 * len(one) else "bad"
+    elif isinstance(one, dict) and isinstance(two, dict):
+        if one.keys() == two.keys():
+            for name in one:
+                _compare(one[name], two[name], (*path, name), axes)
+        else:
+            axes[path] = "bad"
+    elif type(one) is not type(two):
+        axes[path] = "bad"
+
+
+def _has_batch(axes: dict[Path, Axis]) -> bool:
+    return any(axis == "list" or isinstance(axis, int) for axis in axes.values())
+
+
+def _score(learned: dict[str, BatchAxes]) -> int:
+    return sum(axis not in ("same", "bad") for axes in learned.values() for axis in axes.arguments.values())

@@ -1,0 +1,30 @@
+"""Seconds of a forward by denoiser, shape and number of samples, measured as they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+SMOOTHING = 0.2  # weight of the newest measurement
+
+
+class StepCosts:
+    """Exponential averages; what was not measured is estimated from the nearest number of samples."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Hashable, dict[int, float]] = {}
+
+    def record(self, shape: Hashable, num_samples: int, seconds: float) -> None:
+        known = self._seconds.setdefault(shape, {})
+        before = known.get(num_samples)
+        known[num_samples] = seconds if before is None else before + SMOOTHING * (seconds - before)
+
+    def predict(self, shape: Hashable, num_samples: int) -> float | None:
+        """Seconds of one forward; None before the first measurement of the shape."""
+        known = self._seconds.get(shape)
+        if not known:
+            return None
+        nearest = min(known, key=lambda n: abs(n - num_samples))
+        return known[nearest] * max(num_samples, nearest) / nearest if num_samples > nearest else known[nearest]
+
+    def table(self) -> dict[str, dict[int, float]]:
+        return {str(shape): dict(known) for shape, known in self._seconds.items()}

@@ -1,0 +1,1 @@
+"""What a replica tells about its work: stage timings, profiler traces, kernel calls, log levels."""
