@@ -1,9 +1,8 @@
 """The deployment `Ingress`: OpenAI's images API (and a synchronous video route) over HTTP.
 
-Each route reads: parse, generate, store, respond.
+Each route reads: parse, generate, store, respond. Serve pickles the app while this module is being
+imported, so what the routes use is imported or defined above the class, and annotations are evaluated.
 """
-
-from __future__ import annotations
 
 import asyncio
 import base64

@@ -162,7 +162,7 @@ class GenerationBody(BaseModel):
             for name in values:
                 if name not in known:
                     hint = closest(str(name), known)
-                    hint += "; other arguments of the pipeline go into 'extra_args'"
+                    hint += " (other arguments of the pipeline go into 'extra_args')"
                     shown = repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
                     context = {"field": shown, "hint": hint}
                     raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)

@@ -260,7 +260,7 @@ def test_more_steps_than_planned_are_computed(caplog: pytest.LogCaptureFixture) 
         request.finish()
     counted = summary(module, request.contexts)
     assert counted.computed_steps + counted.reused_steps == 8
-    assert "more than its 8 steps" in caplog.text
+    assert "more than the 8 steps of its plan" in caplog.text
 
 
 # --- what was saved ---
