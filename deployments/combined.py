@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 from ray import serve
 
 from deployments.decoding import decode
+from deployments.denoiser import check_engine
 from deployments.denoising.stage import DenoiserStage
-from deployments.denoising.stream import denoising_stream
+from deployments.denoising.stream import StreamItem, denoising_stream
 from deployments.encoding import encode
 from deployments.messages import (
     STAGES,
+    Checkpoint,
     Conditioning,
     DecodeInputs,
-    DenoisingProgress,
     GenerationRequest,
     Media,
-    PayloadFollows,
 )
 from deployments.model import ModelArgs
 from deployments.replica import StageReplica
@@ -37,22 +37,27 @@ class EncoderVAE(StageReplica):
         return await self.in_worker(decode, self.stage, request, inputs)
 
 
-@serve.deployment(name="Pipeline", max_ongoing_requests=8, health_check_period_s=2)
+@serve.deployment(name="Pipeline", max_ongoing_requests=16, health_check_period_s=2, graceful_shutdown_timeout_s=10)
 class Pipeline(StageReplica):
     """One replica that does all three stages' work, with the same calls."""
 
     def __init__(self, model: ModelArgs) -> None:
         super().__init__(model, STAGES)
-        self.denoiser = DenoiserStage(self.stage)
+        self.denoiser = DenoiserStage(
+            self.stage, model.denoising, encode=lambda r: encode(self.stage, r), synchronize=self.synchronize
+        )
 
     async def encode(self, request: GenerationRequest) -> Conditioning:
         return await self.in_worker(encode, self.stage, request)
 
     async def denoise(
-        self, request: GenerationRequest, conditioning: Conditioning
-    ) -> AsyncIterator[DenoisingProgress | PayloadFollows | DecodeInputs]:
-        async for item in denoising_stream(self.denoiser, self.in_worker, request, conditioning):
+        self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
+    ) -> AsyncIterator[StreamItem]:
+        async for item in denoising_stream(self.denoiser, self.request_threads, request, conditioning, checkpoint):
             yield item
+
+    async def check_health(self) -> None:
+        check_engine(self.denoiser)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         return await self.in_worker(decode, self.stage, request, inputs)

@@ -20,14 +20,19 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
 
 
 def call_arguments(request: GenerationRequest) -> dict[str, Any]:
-    """The request's arguments as the pipeline takes them: pictures decoded."""
-    return {name: _decoded(value) for name, value in request.arguments.items()}
+    """The request's arguments as the pipeline takes them."""
+    return decode_arguments(request.arguments)
 
 
-def _decoded(value: Any) -> Any:
+def decode_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with decoded pictures in place of files."""
+    return {name: _decoded(value, name) for name, value in arguments.items()}
+
+
+def _decoded(value: Any, name: str) -> Any:
     if isinstance(value, InputImage):
-        return decode_input_image(value, MAX_INPUT_PIXELS)
-    return [_decoded(item) for item in value] if isinstance(value, list) else value
+        return decode_input_image(value, MAX_INPUT_PIXELS, name)
+    return [_decoded(item, name) for item in value] if isinstance(value, list) else value
 
 
 def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:

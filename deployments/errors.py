@@ -45,9 +45,7 @@ class NotSupportedError(InvalidRequestError):
 class ModelNotFoundError(InvalidRequestError):
     """The named model is not served here."""
 
-    def __init__(
-        self, message: str, param: str | None = "model", code: str = "model_not_found"
-    ) -> None:
+    def __init__(self, message: str, param: str | None = "model", code: str = "model_not_found") -> None:
         super().__init__(message, param, code)
 
 

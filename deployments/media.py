@@ -48,9 +48,7 @@ JPEG_METADATA_BYTES = 60_000  # a JPEG segment ends at 65 533 bytes
 SHORTENED_PROMPT_CHARS = 5_000
 
 
-def encode_media(
-    output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None
-) -> Media:
+def encode_media(output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None) -> Media:
     """Write the files of one request.
 
     `output` is what a diffusers pipeline returned with output_type="pt": `.images` [B, C, H, W] or `.frames`
@@ -242,9 +240,7 @@ def _even_rgb(frame: Pixels) -> Pixels:
     return np.ascontiguousarray(np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 
-def _mp4(
-    frames: list[Pixels], fps: float, samples: Samples | None, audio_sample_rate: int, comment: str
-) -> bytes:
+def _mp4(frames: list[Pixels], fps: float, samples: Samples | None, audio_sample_rate: int, comment: str) -> bytes:
     """H.264 and, with `samples`, AAC; the index comes first, so that it plays during the download."""
     height, width = frames[0].shape[:2]
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:

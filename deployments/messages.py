@@ -58,6 +58,9 @@ class GenerationRequest:
     seed: int
     output: OutputFormat
     complete_hand_off: bool = False  # defer every decoder call instead of ending at the first
+    deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
+    deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
+    cache_dit: dict[str, Any] | None = None  # overrides of the SGLANG_CACHE_DIT_* settings
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,18 @@ class DenoisingProgress:
 
     step: int
     num_steps: int
+    eta_s: float | None = None  # seconds until the loop is done, from the measured time of its steps
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a denoising loop stands: enough to go on in another process with the same bytes."""
+
+    request_id: str
+    step: int
+    fingerprint: str  # of the model, the versions and the request; another one is refused
+    digest: str  # SHA-256 of the content
+    content: Packed
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,8 @@ class PayloadFollows:
     """Announces that the next item of the stream is large and is to be passed on by reference, unread."""
 
     kind: Literal["decode_inputs", "checkpoint"]
-    seconds: float = 0.0  # compute time spent by the denoiser on this request so far
-    num_steps: int = 0
+    step: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # spent by the denoiser on this request
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,25 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class DenoisingArgs(BaseModel):
+    """How the step engine of a denoiser shares the device among requests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_batch_size: int = Field(8, ge=1, description="requests whose forwards may be merged")
+    max_batch_tokens: int | None = Field(None, ge=1, description="latent positions of a merged forward; null: no bound")
+    max_wait_s: float = Field(
+        0.01, ge=0, le=1, description="longest wait for other requests to join a forward, seconds"
+    )
+    order: Order = Field("slack", description="slack: least time to spare first; fifo: first come, first served")
+    deterministic: bool = Field(False, description="every forward runs alone: same seed, same bytes under any load")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: as few as cost less than 1 % of the time"
+    )
 
 
 class ModelArgs(BaseModel):
@@ -20,3 +38,4 @@ class ModelArgs(BaseModel):
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )
+    denoising: DenoisingArgs = Field(default_factory=DenoisingArgs, description="the step engine")

@@ -112,7 +112,10 @@ def _library_class(path: str) -> type:
     module, _, name = path.partition(":")
     cls = getattr(importlib.import_module(module), name) if path.startswith(LIBRARIES) else None
     allowed = isinstance(cls, type) and (
-        hasattr(cls, "to_tuple") or hasattr(cls, "_fields") or issubclass(cls, UserDict) or name.endswith("Distribution")
+        hasattr(cls, "to_tuple")
+        or hasattr(cls, "_fields")
+        or issubclass(cls, UserDict)
+        or name.endswith("Distribution")
     )
     if not allowed:
         raise TypeError(f"a message names the class {path}, which no message may carry")
@@ -146,8 +149,10 @@ def _unpack_tensor(node: dict[str, Any], data: Bytes, device: torch.device) -> t
     # A buffer from the object store is memory shared with other readers: copy before anything is written.
     raw = torch.empty(data.nbytes, dtype=torch.uint8)
     raw.numpy()[:] = data
-    tensor = raw.view(getattr(torch, node["dtype"])).view(node["shape"]) if data.nbytes else torch.empty(
-        node["shape"], dtype=getattr(torch, node["dtype"])
+    tensor = (
+        raw.view(getattr(torch, node["dtype"])).view(node["shape"])
+        if data.nbytes
+        else torch.empty(node["shape"], dtype=getattr(torch, node["dtype"]))
     )
     if node["on_stage_device"]:
         tensor = tensor.to(device)

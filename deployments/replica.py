@@ -1,4 +1,4 @@
-"""What the replicas of all stages share: they read the environment, load their part and own one worker thread."""
+"""What the replicas of all stages share: they read the environment, load their part and own the threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import ray
 import torch
 
-from deployments.devices import select_device
+from deployments.devices import select_device, synchronize
 from deployments.errors import CheckpointError
 from deployments.messages import ComponentAnswer, ComponentCall, StageDescription, StageName
 from deployments.model import ModelArgs
@@ -23,6 +23,8 @@ from deployments.weights import resolve_checkpoint
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
+
+MAX_REQUEST_THREADS = 64  # each waits for the engine most of the time; Serve's max_ongoing_requests bounds them first
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,9 +43,14 @@ class StageReplica:
             describe_stage(self.stage), node_id=ray.get_runtime_context().get_node_id()
         )
         check_default_arguments(model, self.description)
-        # Pipelines, tokenizers and torch's global generator are not safe to use from several threads.
+        self.device = device
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
+        self.request_threads = ThreadPoolExecutor(max_workers=MAX_REQUEST_THREADS, thread_name_prefix="request")
         logger.info("%s holds %s on %s", "+".join(stages), self.description.weight_bytes, device.name)
+
+    def synchronize(self) -> None:
+        """Waits until the device has done what was queued."""
+        synchronize(self.device)
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in the thread that owns the model; the event loop stays free."""
@@ -65,5 +72,3 @@ def check_default_arguments(model: ModelArgs, description: StageDescription) -> 
             f"default_arguments names {', '.join(unknown)}, which {description.pipeline_class} does not take; "
             f"it takes {', '.join(sorted(description.parameters))}"
         )
-
-

@@ -119,9 +119,7 @@ def is_meta(value: Any) -> bool:
 
 
 def has_nan(value: Any) -> bool:
-    return any(
-        t.is_floating_point() and t.device.type != "meta" and bool(torch.isnan(t).any()) for t in tensors(value)
-    )
+    return any(t.is_floating_point() and t.device.type != "meta" and bool(torch.isnan(t).any()) for t in tensors(value))
 
 
 def to_meta(value: Any) -> Any:

@@ -84,9 +84,7 @@ def load_component(
         logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
     streams = use_streamer and not is_quantised
     if not streams and (folder / S3_WEIGHTS).exists():
-        raise CheckpointError(
-            f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them"
-        )
+        raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
     load = library.stream if streams else library.map_files
     try:
         with one_load_at_a_time:
@@ -97,9 +95,7 @@ def load_component(
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 
-def read_tensors(
-    cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]
-) -> dict[str, torch.Tensor]:
+def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]) -> dict[str, torch.Tensor]:
     """The tensors of a component's files that have one of these names, without reading the others.
 
     Raises CheckpointError where the files are neither in the folder nor in S3.
@@ -226,9 +222,7 @@ def assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     module = model.get_submodule(path)
     old = getattr(module, leaf)
     if old.shape != tensor.shape:
-        raise ValueError(
-            f"{name} has the shape {list(tensor.shape)}, the configuration says {list(old.shape)}"
-        )
+        raise ValueError(f"{name} has the shape {list(tensor.shape)}, the configuration says {list(old.shape)}")
     if leaf in module._parameters:
         module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
     else:
@@ -313,9 +307,7 @@ def open_weight_file(location: str, open_object: ObjectOpener) -> WeightFile:
     entries.pop("__metadata__", None)
     data_size = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != 8 + header_size + data_size:
-        raise CheckpointError(
-            f"{location} has {size} bytes, its header declares {8 + header_size + data_size}"
-        )
+        raise CheckpointError(f"{location} has {size} bytes, its header declares {8 + header_size + data_size}")
     return WeightFile(location, read, entries, 8 + header_size)
 
 
@@ -340,14 +332,10 @@ def stream_tensors(weights: WeightFiles) -> TensorStream:
                 yield name, tensor
         except ValueError as error:  # all that the streamer raises; it names no cause
             hint = f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
-            raise CheckpointError(
-                f"the stream of {weights.files[0].location} failed: {error}{hint}"
-            ) from error
+            raise CheckpointError(f"the stream of {weights.files[0].location} failed: {error}{hint}") from error
     lost = set(weights.names) - received
     if lost:
-        raise CheckpointError(
-            f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ..."
-        )
+        raise CheckpointError(f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ...")
 
 
 def import_streamer(from_s3: bool) -> tuple[Any, Any]:
@@ -392,51 +380,33 @@ def resolve_checkpoint(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
         folder = pull_from_hub(model, components)
     else:
-        raise CheckpointError(
-            f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository"
-        )
+        raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(
-            f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline"
-        )
+        raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
     return folder
 
 
 def pull_from_hub(model: str, components: Collection[str] | None) -> Path:
     try:
         return Path(
-            huggingface_hub.snapshot_download(
-                model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)]
-            )
+            huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)])
         )
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
-        raise CheckpointError(
-            f"{model} is not a folder here, and the Hugging Face hub says: {error}"
-        ) from error
+        raise CheckpointError(f"{model} is not a folder here, and the Hugging Face hub says: {error}") from error
 
 
 def weight_patterns(components: Collection[str] | None) -> list[str]:
     folders = ["*"] if components is None else sorted(components)
-    return [
-        f"{folder}/{name}" for folder in folders for library in LIBRARIES for name in library.file_patterns
-    ]
+    return [f"{folder}/{name}" for folder in folders for library in LIBRARIES for name in library.file_patterns]
 
 
-def pull_from_s3(
-    model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool
-) -> Path:
+def pull_from_s3(model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
     object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
-        pages = client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=f"{prefix}/".lstrip("/")
-        )
-        objects = {
-            item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"]
-            for p in pages
-            for item in p["Contents"]
-        }
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
+        objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for p in pages for item in p["Contents"]}
     patterns = SMALL_FILES if use_streamer else (*SMALL_FILES, *weight_patterns(components))
     wanted = {path: tag for path, tag in objects.items() if matches(path, patterns) and is_below(path)}
     folder = cache_root / "weights" / ("s3-streamed" if use_streamer else "s3-downloaded") / bucket / prefix

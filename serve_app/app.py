@@ -11,7 +11,7 @@ from ray.serve import Application
 from deployments.combined import EncoderVAE, Pipeline
 from deployments.denoiser import Denoiser
 from deployments.encoder import Encoder
-from deployments.model import DType, ModelArgs
+from deployments.model import DenoisingArgs, DType, ModelArgs
 from deployments.vae import VAE
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.limits import RequestLimits
@@ -32,6 +32,9 @@ class AppArgs(BaseModel):
     )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    denoising: DenoisingArgs = Field(
+        default_factory=DenoisingArgs, description="how the denoiser's step engine shares the device"
     )
     limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
     output_directory: Path | None = Field(
@@ -57,7 +60,13 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     name = args.model_name or Path(args.model.rstrip("/")).name
-    model = ModelArgs(path=locate(args.model), name=name, dtype=args.dtype, default_arguments=args.default_arguments)
+    model = ModelArgs(
+        path=locate(args.model),
+        name=name,
+        dtype=args.dtype,
+        default_arguments=args.default_arguments,
+        denoising=args.denoising,
+    )
     ingress = IngressArgs(
         model_name=name,
         default_arguments=args.default_arguments,

@@ -171,9 +171,7 @@ def annotation_of(model: type[BaseModel], field: str) -> Any:
     return annotation | READ_AS[model, field] if (model, field) in READ_AS else annotation
 
 
-def nested_models(
-    annotation: Any, value: Any, where: str
-) -> Iterator[tuple[type[BaseModel], Mapping[str, Any], str]]:
+def nested_models(annotation: Any, value: Any, where: str) -> Iterator[tuple[type[BaseModel], Mapping[str, Any], str]]:
     """The mappings in `value` that are read as pydantic models, each with its model and its place.
 
     An item of a list is called by its `name`, if it has one.
@@ -183,9 +181,7 @@ def nested_models(
         yield annotation, value, where
     elif kind is list and arguments and isinstance(value, list):
         for index, item in enumerate(value):
-            yield from nested_models(
-                arguments[0], item, f"{where}[{mapping_or_empty(item).get('name', index)}]"
-            )
+            yield from nested_models(arguments[0], item, f"{where}[{mapping_or_empty(item).get('name', index)}]")
     elif kind is dict and arguments and isinstance(value, Mapping):
         for key, item in value.items():
             yield from nested_models(arguments[1], item, join(where, key))

@@ -152,9 +152,7 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {message}"
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     headers = dict(error.headers) if error.headers else None
-    return error_json(
-        error.status_code, message, kind, code=HTTP_CODES.get(error.status_code), headers=headers
-    )
+    return error_json(error.status_code, message, kind, code=HTTP_CODES.get(error.status_code), headers=headers)
 
 
 async def _answer_validation(request: Request, error: Exception) -> JSONResponse:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
@@ -21,7 +21,8 @@ from deployments.messages import DenoisingProgress, GenerationRequest, Media, Pa
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 4  # a request whose replicas die this often is given up
+MAX_DEATHS = 3  # a request whose replicas die this often without getting further is given up as poison
+LOST = (RayActorError, ObjectLostError)  # a replica died, or with its node what it had made
 
 OnProgress = Callable[[DenoisingProgress], None]
 
@@ -40,55 +41,89 @@ class Stages:
         return {handle.deployment_name: handle for handle in (self.encoder, self.denoiser, self.vae)}
 
 
+@dataclass
+class Denoising:
+    """How far a request's denoising is, in references to what the replicas made."""
+
+    checkpoint: ray.ObjectRef[Any] | None = None
+    step: int = 0  # of the checkpoint
+    decode_inputs: ray.ObjectRef[Any] | None = None
+    resumes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
 async def generate(stages: Stages, request: GenerationRequest, on_progress: OnProgress | None = None) -> Media:
     """The files that the request makes.
 
-    A replica that dies has its work done again by another, up to MAX_ATTEMPTS times in all.
-    Raises InvalidRequestError for the caller's faults, GenerationFailedError when the attempts are used up.
+    The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
+    from its last checkpoint. Raises InvalidRequestError for the caller's faults, GenerationFailedError for a
+    request whose replicas died MAX_DEATHS times without getting further.
     """
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    denoising = Denoising()
+    deaths, step_at_last_death = 0, -1
+    while True:
         request = dataclasses.replace(request, complete_hand_off=stages.complete_hand_off)
         try:
-            return await run_stages(stages, request, on_progress)
+            return await run_stages(stages, request, denoising, on_progress)
         except HandOffIncompleteError as error:
             if request.complete_hand_off:
                 raise
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
-        except RayActorError as error:
+            denoising = Denoising()
+        except LOST as error:
+            deaths = deaths + 1 if denoising.step <= step_at_last_death else 1
+            step_at_last_death = denoising.step
+            denoising.resumes += 1
             logger.warning(
-                "request %s: a replica died in attempt %d of %d: %s",
-                request.request_id, attempt, MAX_ATTEMPTS, first_line(error),
+                "request %s: a replica died (%d in a row without progress), going on from step %d: %s",
+                request.request_id, deaths, denoising.step, first_line(error),
             )  # fmt: skip
-    raise GenerationFailedError(f"replicas died in each of {MAX_ATTEMPTS} attempts")
+            if deaths >= MAX_DEATHS:
+                raise GenerationFailedError(f"the replicas working on it died {deaths} times in a row") from error
+            if isinstance(error, ObjectLostError):
+                denoising = Denoising(resumes=denoising.resumes)
 
 
-async def run_stages(stages: Stages, request: GenerationRequest, on_progress: OnProgress | None) -> Media:
-    """Encoder, denoiser, VAE, once."""
-    conditioning = stages.encoder.encode.remote(request)  # not awaited: the denoiser gets it by reference
-    decode_inputs = await denoise(stages, request, conditioning, on_progress)
-    media: Media = await stages.vae.decode.remote(request, decode_inputs)
-    return media
+async def run_stages(
+    stages: Stages, request: GenerationRequest, denoising: Denoising, on_progress: OnProgress | None
+) -> Media:
+    """Encoder, denoiser, VAE; what `denoising` already holds is not done again."""
+    if denoising.decode_inputs is None:
+        conditioning = stages.encoder.encode.remote(request)  # not awaited: the denoiser gets it by reference
+        denoising.decode_inputs = await denoise(stages, request, conditioning, denoising, on_progress)
+    media: Media = await stages.vae.decode.remote(request, denoising.decode_inputs)
+    return dataclasses.replace(media, seconds=denoising.seconds | media.seconds)
 
 
 async def denoise(
-    stages: Stages, request: GenerationRequest, conditioning: Any, on_progress: OnProgress | None
+    stages: Stages,
+    request: GenerationRequest,
+    conditioning: Any,
+    denoising: Denoising,
+    on_progress: OnProgress | None,
 ) -> ray.ObjectRef[Any]:
-    """Follows the denoiser's stream; returns a reference to the inputs of the VAE stage.
+    """Follows the denoiser's stream and keeps its last checkpoint; returns the inputs of the VAE stage.
 
-    The items of the stream belong to this process, so they outlive the replica that made them.
+    Both are references: the items of the stream belong to this process, so they outlive the replica that made
+    them, and their bytes are never read here.
     """
-    stream = stages.denoiser.options(stream=True).denoise.remote(request, conditioning)
-    payload: PayloadFollows | None = None
+    stream = stages.denoiser.options(stream=True).denoise.remote(request, conditioning, denoising.checkpoint)
+    announced: PayloadFollows | None = None
     try:
         async for reference in await stream._to_object_ref_gen():
-            if payload is not None:
+            if announced is None:
+                item = await reference
+                if isinstance(item, PayloadFollows):
+                    announced = item
+                elif on_progress is not None:
+                    on_progress(item)
+            elif announced.kind == "decode_inputs":
+                denoising.seconds = announced.seconds
                 return reference
-            item = await reference
-            if isinstance(item, PayloadFollows):
-                payload = item
-            elif on_progress is not None:
-                on_progress(item)
+            else:
+                denoising.checkpoint, denoising.step = reference, announced.step
+                announced = None
     except asyncio.CancelledError:
         stream.cancel()
         raise

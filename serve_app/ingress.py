@@ -39,7 +39,9 @@ from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
 
 logger = logging.getLogger(__name__)
 
-app = FastAPI(title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0")
+app = FastAPI(
+    title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0"
+)
 install_error_handlers(app)
 app.add_middleware(BodySizeLimit)
 
@@ -160,4 +162,6 @@ class Ingress:
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.args.model_name:
-            raise ModelNotFoundError(f"The model {model!r} is not served here; this server has {self.args.model_name!r}")
+            raise ModelNotFoundError(
+                f"The model {model!r} is not served here; this server has {self.args.model_name!r}"
+            )

@@ -19,9 +19,7 @@ class RequestLimits(BaseModel):
     max_pixels: int = Field(4_194_304, ge=1, description="width x height")
     max_side: int = Field(8_192, ge=1, le=16_383, description="width, height; a WebP file ends at 16 383")
     max_frames: int = Field(257, ge=1, description="frames of a video")
-    max_steps: int = Field(
-        200, ge=1, description="num_inference_steps, and the length of a list of timesteps"
-    )
+    max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
     max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
     max_input_images: int = Field(8, ge=1, description="pictures sent along in one field")
 

@@ -84,9 +84,7 @@ def _input_image(value: Any) -> InputImage:
         value = value.get("image_url")
     if isinstance(value, str):
         if re.match(r"https?:", value):
-            raise PydanticCustomError(
-                "input_image", "pictures are not fetched from a URL: send a data URL or base64"
-            )
+            raise PydanticCustomError("input_image", "pictures are not fetched from a URL: send a data URL or base64")
         try:
             encoded = value.partition(",")[2] if value.startswith("data:") else value
             value = base64.b64decode(encoded, validate=True)
@@ -138,9 +136,7 @@ class GenerationBody(BaseModel):
         pattern=r"^(auto|[1-9]\d{0,5}x[1-9]\d{0,5})$",
         description="WIDTHxHEIGHT in pixels, or auto: the model's own, or that of the picture sent along",
     )
-    user: str | None = Field(
-        None, max_length=512, description="an id of your end user; no effect on the output"
-    )
+    user: str | None = Field(None, max_length=512, description="an id of your end user; no effect on the output")
     seed: int | None = Field(None, ge=0, lt=2**62, description="same seed, same bytes; chosen if not given")
     negative_prompt: Text | None = None
     num_inference_steps: int | None = Field(None, ge=1)
@@ -173,9 +169,7 @@ class GenerationBody(BaseModel):
         names = []
         for name, field in cls.model_fields.items():
             aliases = field.validation_alias
-            names += (
-                [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
-            )
+            names += [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
         return names
 
 
@@ -189,9 +183,7 @@ class ImageGenerationBody(GenerationBody):
     )
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
-    quality: str | None = Field(
-        None, description="auto or standard: steps decide the quality of a diffusion model"
-    )
+    quality: str | None = Field(None, description="auto or standard: steps decide the quality of a diffusion model")
     style: str | None = Field(None, description="auto: the prompt decides the style")
     background: str | None = Field(None, description="auto or opaque; the model decides what it paints")
     moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
@@ -205,17 +197,11 @@ class VideoGenerationBody(GenerationBody):
 
     media_kind: ClassVar[MediaKind] = "video"
 
-    response_format: Literal["b64_json", "url"] = Field(
-        "url", description="a URL of the file, or the file itself"
-    )
-    seconds: float | None = Field(
-        None, gt=0, description="length; frames = seconds x fps; not with num_frames"
-    )
+    response_format: Literal["b64_json", "url"] = Field("url", description="a URL of the file, or the file itself")
+    seconds: float | None = Field(None, gt=0, description="length; frames = seconds x fps; not with num_frames")
     num_frames: int | None = Field(None, ge=1, description="the model may round it to what its VAE can pack")
     fps: float | None = Field(None, gt=0, le=240, description="frames per second; default: the model's own")
-    guidance_scale_2: float | None = Field(
-        None, ge=0, description="of the second denoiser, where there are two"
-    )
+    guidance_scale_2: float | None = Field(None, ge=0, description="of the second denoiser, where there are two")
     image: InputImages = Field(
         None,
         validation_alias=AliasChoices("image", "input_reference"),
@@ -324,10 +310,7 @@ def to_generation_requests(
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
-    return [
-        GenerationRequest(id, model_name, dict(arguments), seed + index, output)
-        for index, id in enumerate(ids)
-    ]
+    return [GenerationRequest(id, model_name, dict(arguments), seed + index, output) for index, id in enumerate(ids)]
 
 
 def _refuse_requests_without_effect(body: GenerationBody) -> None:
@@ -352,9 +335,7 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             raise _above(name, len(value), limits.max_input_images, " pictures")
         arguments[name] = value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
-        raise InvalidRequestError(
-            "prompt is required and must not be empty", "prompt", "missing_required_parameter"
-        )
+        raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")
     if body.num_inference_steps is not None and body.num_inference_steps > limits.max_steps:
         raise _above("num_inference_steps", body.num_inference_steps, limits.max_steps)
     if body.size not in (None, "auto"):
@@ -384,9 +365,7 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
 
 def _picture_output(body: ImageGenerationBody) -> OutputFormat:
     if body.output_compression is not None and body.output_format == "png":
-        raise NotSupportedError(
-            "output_compression is for jpeg and webp, png is lossless", "output_compression"
-        )
+        raise NotSupportedError("output_compression is for jpeg and webp, png is lossless", "output_compression")
     return OutputFormat("image", body.output_format, body.output_compression)
 
 
@@ -417,29 +396,21 @@ def _length_arguments(
 
 
 def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float | None:
-    rates = [
-        arguments.get(name) for arguments in (defaults, description.parameters) for name in RATE_ARGUMENTS
-    ]
+    rates = [arguments.get(name) for arguments in (defaults, description.parameters) for name in RATE_ARGUMENTS]
     return next((float(rate) for rate in rates if rate), None)
 
 
-def _extra_arguments(
-    body: GenerationBody, description: StageDescription, limits: RequestLimits
-) -> dict[str, Any]:
+def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     known = [*body.field_names(), *FIELD_INSTEAD]
     for name, value in body.extra_args.items():
         param = f"extra_args.{name[:80]}"
         if name in known:
             raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
         if _NO_JSON.search(name):
-            raise NotSupportedError(
-                f"{param} does not take a plain value, so it cannot be sent as JSON", param
-            )
+            raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
-            raise NotSupportedError(
-                f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param
-            )
+            raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
         _check_extra_value(param, value, description.parameters[name], limits)
     return dict(body.extra_args)
 
@@ -456,11 +427,7 @@ def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimi
     types, needed = _TYPES_LIKE.get(type(default), ((object,), ""))
     if not isinstance(value, types) or (isinstance(value, bool) and type(default) in (int, float)):
         raise InvalidRequestError(f"{param} must be {needed}, got {_shown(value)}", param)
-    if (
-        "num_inference_steps" in param
-        and isinstance(value, int | float)
-        and not 1 <= value <= limits.max_steps
-    ):
+    if "num_inference_steps" in param and isinstance(value, int | float) and not 1 <= value <= limits.max_steps:
         raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
     if isinstance(value, str) and len(value) > limits.max_prompt_chars:
         raise _above(param, len(value), limits.max_prompt_chars, " characters")
@@ -470,9 +437,7 @@ def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimi
 
 def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
     if argument not in description.parameters and argument not in description.required:
-        raise NotSupportedError(
-            f"{field} is not supported: {description.pipeline_class} does not take it", field
-        )
+        raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
 
 
 def _check_required(arguments: dict[str, Any], description: StageDescription) -> None:

@@ -36,9 +36,7 @@ URLStyle = Literal["presigned", "public", "path"]
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 _EXTENSIONS = {content_type: extension for extension, content_type in CONTENT_TYPES.items()}
 _FOLDERS: dict[MediaKind, str] = {"image": "images", "video": "videos"}
-_KEY = re.compile(
-    r"(images|videos)/\d{4}/\d{2}/\d{2}/[A-Za-z0-9_-]{1,128}-\d{1,4}\.(png|jpeg|webp|mp4)", re.ASCII
-)
+_KEY = re.compile(r"(images|videos)/\d{4}/\d{2}/\d{2}/[A-Za-z0-9_-]{1,128}-\d{1,4}\.(png|jpeg|webp|mp4)", re.ASCII)
 
 S3_CONNECT_TIMEOUT_S = 3
 S3_READ_TIMEOUT_S = 30
@@ -143,9 +141,7 @@ class LocalStorage:
         try:
             await asyncio.to_thread(self._write, path, data)
         except OSError as error:
-            raise StorageError(
-                f"the output could not be written to the local folder: {error.strerror}"
-            ) from error
+            raise StorageError(f"the output could not be written to the local folder: {error.strerror}") from error
         return StoredObject(_file_url(self.base_url, key), key, len(data), hashlib.sha256(data).hexdigest())
 
     async def load(self, key: str) -> tuple[bytes, str]:
@@ -202,9 +198,7 @@ class S3Storage:
         self.bucket = cloud.bucket_name
         self.url_lifetime_s = url_lifetime_s
         self.base_url = base_url.rstrip("/")
-        self._url = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[
-            url_style
-        ]
+        self._url = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[url_style]
         key_id, secret = cloud.access_key_id, cloud.secret_access_key
         self._client = boto3.session.Session().client(
             "s3",
@@ -296,9 +290,7 @@ _WRONG_REGION = "bucket {bucket!r} is not in the region SGLANG_S3_REGION_NAME={r
 _S3_CODES = {
     "NoSuchBucket": "there is no bucket SGLANG_S3_BUCKET_NAME={bucket!r} at {place}",
     "InvalidAccessKeyId": "{place} does not know the key in SGLANG_S3_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": (
-        "SGLANG_S3_SECRET_ACCESS_KEY is not the secret of SGLANG_S3_ACCESS_KEY_ID at {place}"
-    ),
+    "SignatureDoesNotMatch": ("SGLANG_S3_SECRET_ACCESS_KEY is not the secret of SGLANG_S3_ACCESS_KEY_ID at {place}"),
     "AccessDenied": "{place} does not allow this to the key in SGLANG_S3_ACCESS_KEY_ID for bucket {bucket!r}",
     "PermanentRedirect": _WRONG_REGION,
     "AuthorizationHeaderMalformed": _WRONG_REGION,
@@ -334,9 +326,7 @@ class StorageOptions:
 
 STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
     "local": lambda options: LocalStorage(options.local_folder, options.base_url),
-    "s3": lambda options: S3Storage(
-        options.cloud, options.url_style, options.url_lifetime_s, options.base_url
-    ),
+    "s3": lambda options: S3Storage(options.cloud, options.url_style, options.url_lifetime_s, options.base_url),
 }
 
 

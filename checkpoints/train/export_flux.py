@@ -24,7 +24,7 @@ def assemble(flux: Path, decoder: Path, encoder: Path) -> FluxPipeline:
     vae.decoder.load_state_dict(torch.load(decoder / "state.pt", map_location="cpu")["average"])
     vae.encoder.load_state_dict(torch.load(encoder / "state.pt", map_location="cpu")["average"])
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),  # no shift: the prompt leaves no doubt, at any noise level
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),  # more of the steps at high noise, as in training
         vae=vae.eval(),
         text_encoder=parts.clip.eval(),
         tokenizer=parts.clip_tokenizer,

@@ -1,6 +1,6 @@
-"""Train emoji-flux's transformer and text encoders (rectified flow, as FLUX).
+"""Train emoji-flux's transformer, and its text encoders with it (rectified flow, as FLUX).
 
-    python -m checkpoints.train.train_flux --out runs/flux
+    python -m checkpoints.train.train_flux --text runs/text.pt --out runs/flux
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Recipe:
     average_decay: float = 0.998
 
 
-def train(latents: Tensor, out: Path, recipe: Recipe, device: str) -> None:
+def train(latents: Tensor, text_weights: Path, out: Path, recipe: Recipe, device: str) -> None:
     """Train on normalized latents [N, C, 16, 16] of `training_scenes()`; `out`/state.pt holds everything, every 100 steps."""
     torch.manual_seed(0)
     attention_in_float32()
@@ -47,6 +47,9 @@ def train(latents: Tensor, out: Path, recipe: Recipe, device: str) -> None:
     packed = pack(latents).to(device)
     model = FluxParts().to(device)
     start_gently(model)
+    text = torch.load(text_weights, map_location=device)
+    model.clip.load_state_dict(text["clip"])
+    model.t5.load_state_dict(text["t5"])
     average = copy.deepcopy(model)
     optimizers = build_optimizers(model, recipe.learning_rate)
     first_step = 0
@@ -69,8 +72,8 @@ def train(latents: Tensor, out: Path, recipe: Recipe, device: str) -> None:
         clean = packed[picked]
         noise_source = torch.Generator().manual_seed(step)
         noise = torch.randn(clean.shape, generator=noise_source).to(device)
-        # The prompt decides the whole picture, and it decides it early: most of the steps at high noise.
-        sigma = torch.sigmoid(0.5 + 1.1 * torch.randn(len(picked), generator=noise_source)).to(device)
+        # Below sigma 0.9 the noisy picture itself tells the noun; only above it is the prompt listened to.
+        sigma = torch.sigmoid(1.5 + 1.2 * torch.randn(len(picked), generator=noise_source)).to(device)
         noisy = (1.0 - sigma[:, None, None]) * clean + sigma[:, None, None] * noise
         with torch.autocast(device, torch.bfloat16):
             velocity = model(noisy, sigma, prompts, padded_length(step, recipe, rng))
@@ -157,13 +160,15 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 def main() -> None:
     """Read the arguments, encode the scenes, train."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, required=True, help="what train_text wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     latents = latents_of(scene_pictures(training_scenes()))
-    train(latents, arguments.out, Recipe(arguments.steps, learning_rate=arguments.learning_rate), arguments.device)
+    recipe = Recipe(arguments.steps, learning_rate=arguments.learning_rate)
+    train(latents, arguments.text, arguments.out, recipe, arguments.device)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _share_right(answer: Tensor, picked: list[Scene]) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
     train(arguments.out, arguments.steps, arguments.learning_rate)

@@ -154,9 +154,7 @@ def _install_in_component(
         report.routed[backend] += 1
     if unused:
         source = unused.pop().choice.source
-        raise AccelerationError(
-            f"{source}: no attention module of {name} matches this rule, or later ones do"
-        )
+        raise AccelerationError(f"{source}: no attention module of {name} matches this rule, or later ones do")
     return report
 
 
@@ -338,9 +336,7 @@ def check_choice(choice: Choice, device: Device, dtype: torch.dtype, head_dim: i
     shape = (1, 16, 2, head_dim)
     query = torch.linspace(-1, 1, 32 * head_dim).reshape(shape)
     key, value = query.flip(1), query.roll(5, dims=1)
-    expected = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    )
+    expected = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     on_device = [x.to(device.torch_device, dtype) for x in (query, key, value)]
     try:
         output = function_for(choice)(*on_device)

@@ -118,8 +118,7 @@ def diffusers_backend(name: str, source: str) -> str:
     backend = BACKENDS[known]
     if backend is None:
         raise AccelerationError(
-            f"{source}: diffusers has no equivalent of SGLang's {known}; "
-            f"available are {', '.join(available_names())}"
+            f"{source}: diffusers has no equivalent of SGLang's {known}; available are {', '.join(available_names())}"
         )
     return backend
 
@@ -168,16 +167,12 @@ def _parse_rule(rule: Any, source: str, default_backend: str | None) -> Rule:
 def _parse_choice(name: str, options: Any, source: str) -> Choice:
     backend = diffusers_backend(name, f"{source}.backend")
     function = _AttentionBackendRegistry._backends[AttentionBackendName(backend)]
-    own = [
-        parameter for parameter in inspect.signature(function).parameters if parameter not in CALL_ARGUMENTS
-    ]
+    own = [parameter for parameter in inspect.signature(function).parameters if parameter not in CALL_ARGUMENTS]
     _check_keys(options, ("compute_dtype", "when_masked", *own), f"{source}.options of {backend}")
     compute_dtype = options.get("compute_dtype")
     if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
         allowed = ", ".join(COMPUTE_DTYPES)
-        raise AccelerationError(
-            f"{source}.options.compute_dtype: must be one of {allowed}, got {compute_dtype!r}"
-        )
+        raise AccelerationError(f"{source}.options.compute_dtype: must be one of {allowed}, got {compute_dtype!r}")
     when_masked = options.get("when_masked")
     if when_masked is not None:
         when_masked = diffusers_backend(str(when_masked), f"{source}.options.when_masked")
@@ -202,9 +197,7 @@ def _parse_blocks(blocks: Any, source: str) -> tuple[range, ...]:
 
 def _check_keys(mapping: Any, known: tuple[str, ...], source: str) -> None:
     if not isinstance(mapping, dict):
-        raise AccelerationError(
-            f"{source}: must be a mapping with the keys {', '.join(known)}, got {mapping!r}"
-        )
+        raise AccelerationError(f"{source}: must be a mapping with the keys {', '.join(known)}, got {mapping!r}")
     for key in mapping:
         if key not in known:
             hint = _closest(str(key), known)

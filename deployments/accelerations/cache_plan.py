@@ -235,9 +235,7 @@ def _check_overrides(overrides: Mapping[str, Any], known: Sequence[str], where: 
         if name not in known:
             closest = difflib.get_close_matches(str(name), known, n=1)
             hint = f" (did you mean {closest[0]!r}?)" if closest else ""
-            raise InvalidRequestError(
-                f"{where}: unknown key {name!r}{hint}; known are {', '.join(known)}", param=PARAM
-            )
+            raise InvalidRequestError(f"{where}: unknown key {name!r}{hint}; known are {', '.join(known)}", param=PARAM)
         if value is not None and name in KNOBS:
             _check(name, value, KNOBS[name], where)
 

@@ -31,7 +31,7 @@ HALF_TOLERANCE = 5e-2  # float16 and bfloat16
 MERGED_STRUCTURES_KEPT = 4096
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One request as the engine knows it."""
 
@@ -162,7 +162,7 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Effective at once for a waiting forward, else at the next."""
         with self._changed:
-            if job.cancelled:
+            if job.cancelled or job not in self._jobs:
                 return
             job.cancelled = True
             self.statistics.cancelled += 1

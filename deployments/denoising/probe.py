@@ -24,13 +24,18 @@ Encode = Callable[[Arguments], list[EncoderCall]]
 FirstCalls = dict[str, tuple[Arguments, Any]]  # denoiser -> (bound arguments, output) of its first forward
 
 
-def learn_batch_axes(stage: StagePipeline, arguments: Arguments, encode: Encode) -> dict[str, BatchAxes]:
-    """The axes of each denoiser that such a request calls; empty where two samples cannot be made at once."""
-    one = _Probe(stage, arguments, encode(arguments)).first_calls()
+def learn_batch_axes(
+    stage: StagePipeline, arguments: Arguments, encode: Encode, decoded: Callable[[Arguments], Arguments]
+) -> dict[str, BatchAxes]:
+    """The axes of each denoiser that such a request calls; empty where two samples cannot be made at once.
+
+    `encode` runs the encoder stage, `decoded` turns the pictures among the arguments into what the pipeline takes.
+    """
+    one = _Probe(stage, decoded(arguments), encode(arguments)).first_calls()
     best: dict[str, BatchAxes] = {}
     for doubled in _two_samples(type(stage.pipeline), arguments):
         try:
-            two = _Probe(stage, doubled, encode(doubled)).first_calls()
+            two = _Probe(stage, decoded(doubled), encode(doubled)).first_calls()
         except Exception as error:  # noqa: BLE001  (a way that this pipeline does not know)
             logger.info("%s makes no two samples so: %s", type(stage.pipeline).__name__, error)
             continue

@@ -1,76 +1,255 @@
-"""The denoiser stage without Ray: conditioning in, the inputs of the decoders out."""
+"""The denoiser stage without Ray: conditioning in, the inputs of the decoders out.
+
+Each request runs its own session in its own thread; the sessions' forwards meet in the engine.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from deployments.denoising.checkpoint import (
+    ResumableSession,
+    check_checkpoint,
+    make_checkpoint,
+    model_fingerprint,
+    request_fingerprint,
+)
+from deployments.denoising.engine import Engine, Job
 from deployments.denoising.hand_off import pack_outcome
-from deployments.encoding import call_arguments, unpack_conditioning
+from deployments.denoising.probe import learn_batch_axes
+from deployments.denoising.wiring import Wiring, read_wiring, restore_wiring
+from deployments.encoding import call_arguments, decode_arguments, unpack_conditioning
 from deployments.errors import FeedsBackError, NotSupportedError
-from deployments.messages import ComponentAnswer, ComponentCall, Conditioning, DecodeInputs, GenerationRequest, StageName
-from deployments.stage_pipeline.denoise_session import DenoiseSession, OnProgress
+from deployments.messages import (
+    Checkpoint,
+    ComponentAnswer,
+    ComponentCall,
+    Conditioning,
+    DecodeInputs,
+    DenoisingProgress,
+    GenerationRequest,
+    Packed,
+    StageName,
+)
+from deployments.model import DenoisingArgs
+from deployments.stage_pipeline.denoise_session import DenoiseSession
+from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 
 logger = logging.getLogger(__name__)
 
 AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
+Encode = Callable[[GenerationRequest], Conditioning]
+DEFAULT_SLACK = 3.0  # times its own predicted duration that a request without a deadline is given
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """One request as the caller of `denoise` sees it while it runs."""
+
+    job: Job
+    session: ResumableSession
 
 
 class DenoiserStage:
-    """Runs the denoising loops of a pipeline.
+    """Runs the denoising loops of a pipeline, any number at a time.
 
     `ask_stage` makes a component call in the stage that holds the component. It serves pipelines whose
     decoded or encoded data flows back into the loop, which show themselves at their first request.
+    `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
     """
 
-    def __init__(self, stage: StagePipeline, ask_stage: AskStage | None = None) -> None:
+    def __init__(
+        self,
+        stage: StagePipeline,
+        args: DenoisingArgs | None = None,
+        ask_stage: AskStage | None = None,
+        encode: Encode | None = None,
+        synchronize: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.args = args or DenoisingArgs()
         self.stage = stage
         self.ask_stage = ask_stage
+        self.encode = encode
         self.needs_remote_calls = False
+        self.engine = Engine(
+            self.args.max_batch_size,
+            self.args.max_batch_tokens,
+            self.args.max_wait_s,
+            self.args.order,
+            synchronize,
+        )
+        self.fingerprint = model_fingerprint(stage)
+        self._wiring: dict[str, Wiring] = {
+            name: read_wiring(module) for name, module in stage.components.items() if name in stage.layout.denoisers
+        }
+        self._learned: set[tuple[str, ...]] = set()  # kinds of requests whose batch axes are known
 
     def denoise(
         self,
         request: GenerationRequest,
         conditioning: Conditioning,
-        on_progress: OnProgress | None = None,
-        on_session: Callable[[DenoiseSession], None] | None = None,
-    ) -> DecodeInputs:
-        """Raises InvalidRequestError for what the pipeline refuses, HandOffError where it does not fit."""
+        checkpoint: Checkpoint | None = None,
+        on_progress: Callable[[DenoisingProgress], None] | None = None,
+        on_checkpoint: Callable[[Checkpoint], None] | None = None,
+        on_start: Callable[[Denoising], None] | None = None,
+    ) -> tuple[DecodeInputs, Denoising]:
+        """Runs in the caller's thread, but for the forwards.
+
+        Raises InvalidRequestError for what the pipeline refuses, HandOffError where it does not fit,
+        CancelledStage when the job was cancelled.
+        """
+        self._learn_axes(request)
+        fingerprint = request_fingerprint(self.fingerprint, request)
+        run = _Run(self, request, conditioning, fingerprint, on_progress, on_checkpoint, on_start)
+        resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not self.needs_remote_calls:
             try:
-                return self._run(request, conditioning, on_progress, on_session, remotely=False)
+                return run.run(None, resume_from)
             except FeedsBackError as error:
                 if self.ask_stage is None:
                     raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split: {error}") from error
                 logger.warning("%s needs remote calls: %s", type(self.stage.pipeline).__name__, error)
                 self.needs_remote_calls = True
-        return self._run(request, conditioning, on_progress, on_session, remotely=True)
+        return run.run(self._call_remotely, resume_from)
 
-    def _run(
+    def _learn_axes(self, request: GenerationRequest) -> None:
+        """Once for each kind of request: which axis of each argument is the batch."""
+        kind = tuple(sorted(request.arguments))
+        if self.encode is None or kind in self._learned or self.args.max_batch_size == 1:
+            return
+        self._learned.add(kind)
+        encode = self.encode
+
+        def encoded(arguments: dict[str, Any]) -> Any:
+            return unpack_conditioning(encode(_with_arguments(request, arguments)), self.stage)
+
+        for arguments in (small_arguments(request, size_multiple(self.stage)), request.arguments):
+            try:
+                axes = learn_batch_axes(self.stage, arguments, encoded, decode_arguments)
+            except Exception as error:  # noqa: BLE001  (this size may not suit the pipeline; the request itself tells)
+                logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
+                continue
+            for name, learned in axes.items():
+                self.engine.axes.setdefault(name, learned)
+            return
+
+    def check_wiring(self, component: str, module: Any) -> None:
+        """Raises NotSupportedError where the pipeline rewired the denoiser for this request."""
+        before = self._wiring.get(component)
+        if before is not None and restore_wiring(before, module):
+            raise NotSupportedError(
+                f"{type(self.stage.pipeline).__name__} rewires {component} for such a request, but all requests share it"
+            )
+
+    def _call_remotely(
+        self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
+    ) -> Any:
+        assert self.ask_stage is not None
+        call = component_call(component, method, args, kwargs)
+        with session.waiting():
+            answer = self.ask_stage(stage, call)
+        return apply_answer(answer, args, kwargs, self.stage.device)
+
+
+class _Run:
+    """One request's way through the stage."""
+
+    def __init__(
         self,
+        owner: DenoiserStage,
         request: GenerationRequest,
         conditioning: Conditioning,
-        on_progress: OnProgress | None,
-        on_session: Callable[[DenoiseSession], None] | None,
-        remotely: bool,
-    ) -> DecodeInputs:
-        session = DenoiseSession(
-            self.stage,
-            call_arguments(request),
-            request.seed,
-            unpack_conditioning(conditioning, self.stage),
-            call_remotely=self._call_remotely if remotely else None,
-            complete=request.complete_hand_off,
-            on_progress=on_progress,
+        fingerprint: str,
+        on_progress: Callable[[DenoisingProgress], None] | None,
+        on_checkpoint: Callable[[Checkpoint], None] | None,
+        on_start: Callable[[Denoising], None] | None,
+    ) -> None:
+        self.owner = owner
+        self.request = request
+        self.conditioning = conditioning
+        self.fingerprint = fingerprint
+        self.on_progress = on_progress
+        self.on_checkpoint = on_checkpoint
+        self.on_start = on_start
+        self.num_steps = 0
+        self.started = time.monotonic()
+        self.job = Job(
+            request.request_id,
+            deterministic=request.deterministic or owner.args.deterministic,
+            remaining_forwards=self.remaining_forwards,
         )
-        if on_session:
-            on_session(session)
-        return pack_outcome(session.run())
+        if request.deadline_s is not None:
+            self.job.deadline = self.started + request.deadline_s
+        self._checked: set[str] = set()
 
-    def _call_remotely(self, stage: StageName, component: str, method: str, args: Any, kwargs: Any, _: Any) -> Any:
-        assert self.ask_stage is not None
-        answer = self.ask_stage(stage, component_call(component, method, args, kwargs))
-        return apply_answer(answer, args, kwargs, self.stage.device)
+    def run(self, call_remotely: Any, resume_from: Packed | None) -> tuple[DecodeInputs, Denoising]:
+        self.session = ResumableSession(
+            self.owner.stage,
+            call_arguments(self.request),
+            self.request.seed,
+            unpack_conditioning(self.conditioning, self.owner.stage),
+            run_denoiser=self.run_denoiser,
+            call_remotely=call_remotely,
+            complete=self.request.complete_hand_off,
+            on_progress=self.note_progress,
+            on_checkpoint=self.note_checkpoint if self.on_checkpoint else None,
+            every=self.owner.args.checkpoint_every,
+            resume_from=resume_from,
+        )
+        denoising = Denoising(self.job, self.session)
+        if self.on_start:
+            self.on_start(denoising)
+        self.owner.engine.begin(self.job)
+        try:
+            return pack_outcome(self.session.run()), denoising
+        finally:
+            self.owner.engine.end(self.job)
+
+    def run_denoiser(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
+        if component not in self._checked:
+            self._checked.add(component)
+            self.owner.check_wiring(component, module)
+        output = self.owner.engine.run(self.job, module, component, context, args, kwargs)
+        if self.job.deadline == float("inf") and self.job.forwards == 1:
+            self._set_default_deadline()
+        return output
+
+    def remaining_forwards(self) -> int:
+        steps = max(1, self.num_steps - self.session.steps_done)
+        per_step = self.job.forwards / max(1, self.session.steps_done - self.session.resumed_at)
+        return max(1, round(steps * max(1.0, per_step)))
+
+    def _set_default_deadline(self) -> None:
+        # A deadline that grows with the request's own work lets short ones pass long ones, and as time goes on
+        # the slack of a long one shrinks below theirs: nobody starves.
+        steps = self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
+        self.job.deadline = self.job.arrived + DEFAULT_SLACK * self.job.seconds * steps
+
+    def note_progress(self, step: int, num_steps: int) -> None:
+        self.num_steps = num_steps
+        if self.on_progress:
+            done = step - self.session.resumed_at
+            left = num_steps - step
+            eta = (time.monotonic() - self.started) / done * left if done > 0 else None
+            self.on_progress(DenoisingProgress(step, num_steps, eta))
+
+    def note_checkpoint(self, step: int, content: Packed) -> None:
+        assert self.on_checkpoint is not None
+        self.on_checkpoint(make_checkpoint(self.request, self.fingerprint, step, content))
+
+
+def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]:
+    """The same kind of request with little work in it: the probe needs shapes, not pictures."""
+    bounds = {"height": 8 * multiple, "width": 8 * multiple, "num_frames": 9, "num_inference_steps": 8}
+    small = {n: min(request.arguments[n], most) for n, most in bounds.items() if request.arguments.get(n)}
+    return {**request.arguments, **small}
+
+
+def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})

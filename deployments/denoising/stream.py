@@ -1,54 +1,72 @@
-"""The denoiser's work as a stream of events, made by a worker thread and read by the event loop."""
+"""The denoiser's work as a stream of events: a thread of the request makes them, the event loop reads them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 
-from deployments.denoising.stage import DenoiserStage
-from deployments.messages import Conditioning, DecodeInputs, DenoisingProgress, GenerationRequest, PayloadFollows
-from deployments.stage_pipeline.denoise_session import DenoiseSession
+from deployments.denoising.stage import DenoiserStage, Denoising
+from deployments.messages import (
+    Checkpoint,
+    Conditioning,
+    DecodeInputs,
+    DenoisingProgress,
+    GenerationRequest,
+    PayloadFollows,
+)
 
-InWorker = Callable[..., Awaitable[Any]]
+StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
 
 async def denoising_stream(
-    stage: DenoiserStage, in_worker: InWorker, request: GenerationRequest, conditioning: Conditioning
-) -> AsyncIterator[DenoisingProgress | PayloadFollows | DecodeInputs]:
-    """Progress after each step, an announcement, the inputs of the VAE stage.
+    stage: DenoiserStage,
+    threads: Executor,
+    request: GenerationRequest,
+    conditioning: Conditioning,
+    checkpoint: Checkpoint | None = None,
+) -> AsyncIterator[StreamItem]:
+    """Progress after each step; checkpoints and at last the inputs of the VAE stage, each after its announcement.
 
-    When nobody reads on (the caller hung up), the loop stops at its next forward.
+    When nobody reads on (the caller hung up), the request is cancelled and leaves at its next forward.
     """
     loop = asyncio.get_running_loop()
-    events: asyncio.Queue[DenoisingProgress | None] = asyncio.Queue()
-    sessions: list[DenoiseSession] = []
+    events: asyncio.Queue[DenoisingProgress | Checkpoint | None] = asyncio.Queue()
+    started: list[Denoising] = []
     abandoned = False
+    queued = time.perf_counter()
 
-    def on_progress(step: int, num_steps: int) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, DenoisingProgress(step, num_steps))
+    def emit(event: DenoisingProgress | Checkpoint) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
 
-    def on_session(session: DenoiseSession) -> None:
-        session.cancelled = abandoned
-        sessions.append(session)
+    def on_start(denoising: Denoising) -> None:
+        started.append(denoising)
+        if abandoned:
+            stage.engine.cancel(denoising.job)
 
-    def work() -> tuple[DecodeInputs, float]:
-        started = time.perf_counter()
-        inputs = stage.denoise(request, conditioning, on_progress, on_session)
-        return inputs, time.perf_counter() - started
+    def work() -> tuple[DecodeInputs, Denoising, dict[str, float]]:
+        began = time.perf_counter()
+        inputs, denoising = stage.denoise(request, conditioning, checkpoint, emit, emit, on_start)
+        seconds = {
+            "denoiser_queue": began - queued,
+            "denoise": time.perf_counter() - began,
+            "denoiser_forwards": denoising.job.seconds,
+        }
+        return inputs, denoising, seconds
 
-    task = asyncio.ensure_future(in_worker(work))
+    task = loop.run_in_executor(threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
-    step = 0
     try:
         while (event := await events.get()) is not None:
-            step = event.step
+            if isinstance(event, Checkpoint):
+                yield PayloadFollows("checkpoint", event.step)
             yield event
-        inputs, seconds = await task
-        yield PayloadFollows("decode_inputs", seconds, step)
+        inputs, denoising, seconds = await task
+        yield PayloadFollows("decode_inputs", denoising.session.steps_done, seconds)
         yield inputs
     finally:
         abandoned = True
-        for session in sessions:
-            session.cancelled = True
+        for denoising in started:
+            stage.engine.cancel(denoising.job)
+        task.cancel()

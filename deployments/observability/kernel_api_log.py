@@ -143,11 +143,7 @@ class Dump:
 
 def save_tensors(values: Mapping[str, Any], path: Path) -> list[str]:
     """Writes every tensor in `values` as one dictionary and answers its keys, such as `arg_0_1`."""
-    tensors = {
-        key: t.detach().cpu().clone()
-        for name, value in values.items()
-        for key, t in find_tensors(name, value)
-    }
+    tensors = {key: t.detach().cpu().clone() for name, value in values.items() for key, t in find_tensors(name, value)}
     torch.save(tensors, path)
     return list(tensors)
 
@@ -217,9 +213,7 @@ def describe_values(tensor: torch.Tensor) -> list[str]:
 
 def is_traced_or_captured() -> bool:
     """Inside torch.compile's tracing or a CUDA graph's capture, where nothing may be read or written."""
-    return torch.compiler.is_compiling() or (
-        torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    )
+    return torch.compiler.is_compiling() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 
 def wait_for_the_accelerator() -> None:

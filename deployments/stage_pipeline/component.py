@@ -17,10 +17,25 @@ if TYPE_CHECKING:
 
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
 # Methods that change or ask for settings; they compute nothing that another stage would need.
-SETTING_PREFIXES = (
-    "enable_ disable_ set_ clear_ reset_ fuse_ unfuse_ load_ save_ add_ delete_ use_ init_ from_ "
-    "get_input_emb get_output_emb attn_processors"
-).split()
+SETTING_PREFIXES = [
+    "enable_",
+    "disable_",
+    "set_",
+    "clear_",
+    "reset_",
+    "fuse_",
+    "unfuse_",
+    "load_",
+    "save_",
+    "add_",
+    "delete_",
+    "use_",
+    "init_",
+    "from_",
+    "get_input_emb",
+    "get_output_emb",
+    "attn_processors",
+]
 INHERITED = frozenset(
     name
     for base in (torch.nn.Module, ModelMixin, transformers.PreTrainedModel, diffusers.ConfigMixin)

@@ -24,7 +24,7 @@ from deployments.stage_pipeline.shapes import output_description
 from deployments.values import describe, fill_meta, is_meta, map_values, same_description
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
-CallRemotely = Callable[[StageName, str, str, Any, Any, "DenoiseSession"], Any]
+CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
 OnProgress = Callable[[int, int], None]
 
 
@@ -43,7 +43,9 @@ class HandOff:
     """What the VAE stage needs to run the same `__call__` to its end."""
 
     encoder_calls: list[EncoderCall]  # outputs described, without numbers
-    events: list[tuple[str, str, Any]] = field(default_factory=list)  # ("denoiser", name, i) | ("decoder", name, method)
+    events: list[tuple[str, str, Any]] = field(
+        default_factory=list
+    )  # ("denoiser", name, i) | ("decoder", name, method)
     descriptions: list[Any] = field(default_factory=list)  # of denoiser outputs; events refer to them by index
     decoder_calls: list[DecoderCall] = field(default_factory=list)
 
@@ -61,7 +63,8 @@ class DenoiseSession(Session):
     Parameters
     ----------
     calls: the encoder stage's record; None where encoders are called as needed (in this process or remotely).
-    run_denoiser: (module, name, cache context, args, kwargs) -> output; None: call the module.
+    run_denoiser: (module, name, cache context, args, kwargs) -> output, called without holding PIPELINE_CODE;
+        None: call the module.
     call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
     complete: note every decoder call instead of ending at the first.
     on_progress: told (steps done, steps of this loop) after each scheduler step.
@@ -81,7 +84,7 @@ class DenoiseSession(Session):
         super().__init__(stage, arguments, seed)
         self.replayed = list(calls or [])
         self.to_replay = list(calls or [])
-        self.run_denoiser = run_denoiser or call_directly
+        self.run_denoiser = run_denoiser
         self.call_remotely = call_remotely
         self.ends_at_first = not complete and len(stage.layout.decoders) == 1
         self.on_progress = on_progress
@@ -105,12 +108,20 @@ class DenoiseSession(Session):
         return self._finished_hand_off() if self.hand_off.decoder_calls else Result(output)
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
-        if self.cancelled:
-            raise CancelledStage
         self._refuse_feedback(component, args, kwargs)
-        output = self.run_denoiser(real, component, self.contexts.get(component), args, kwargs)
+        output = self.forward(component, real, args, kwargs)
         self.note_denoiser_output(component, output)
         return output
+
+    def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        """The denoiser's output, computed by `run_denoiser` or here."""
+        if self.cancelled:
+            raise CancelledStage
+        context = self.contexts.get(component)
+        if self.run_denoiser is None:
+            return call_directly(real, component, context, args, kwargs)
+        with self.waiting():
+            return self.run_denoiser(real, component, context, args, kwargs)
 
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         output = function(*args, **kwargs)
@@ -126,7 +137,7 @@ class DenoiseSession(Session):
         if stage in self.stage.stages:
             return self.call_inside(function, args, kwargs)
         if self.call_remotely:
-            return self.call_remotely(stage, component, method, args, kwargs, self)
+            return self.call_remotely(self, stage, component, method, args, kwargs)
         if stage == "encoder":
             self._refuse_feedback(f"{component}.{method}", args, kwargs)
             raise FeedsBackError(f"{component}.{method} is called after the denoising has begun")

@@ -58,7 +58,7 @@ def media_kind(pipeline_class: type) -> MediaKind:
         field
         for value in vars(sys.modules[pipeline_class.__module__]).values()
         if isinstance(value, type) and issubclass(value, BaseOutput)
-        for field in value.__dataclass_fields__
+        for field in getattr(value, "__dataclass_fields__", ())
     }
     for field, kind in KIND_OF_FIELD.items():
         if field in fields:

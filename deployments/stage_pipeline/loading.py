@@ -13,7 +13,10 @@ from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
 
-UNUSED_HALF = {"encoder": "decoder", "vae": "encoder"}  # stage -> the half of an autoencoder that it does not run
+UNUSED_HALF = {
+    "encoder": "decoder",
+    "vae": "encoder",
+}  # stage -> the half of an autoencoder that it does not run
 
 
 @dataclass(frozen=True)
@@ -89,5 +92,3 @@ def _num_bytes(module: torch.nn.Module) -> int:
         if tensor.device.type != "meta":
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
-
-

@@ -15,8 +15,8 @@ from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.packing import pack, unpack
 from deployments.stage_pipeline.component import is_computing_method
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.stage_pipeline.session import ENCODING_METHODS, PIPELINE
-from deployments.values import leaves
+from deployments.stage_pipeline.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
+from deployments.values import leaves, with_anything, without_opaque
 
 
 def component_call(component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
@@ -30,7 +30,7 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
     for generator, state in zip(_generators((args, kwargs)), states, strict=True):
         generator.set_state(state)
     torch.set_rng_state(global_state)
-    return output
+    return with_anything(output)
 
 
 @torch.no_grad()
@@ -38,10 +38,11 @@ def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
     """The holder's side: makes the call with the real component."""
     function = _function(stage, call)
     args, kwargs, global_state = unpack(call.arguments, stage.device)
-    torch.set_rng_state(global_state)
-    output = function(*args, **kwargs)
-    states = [generator.get_state() for generator in _generators((args, kwargs))]
-    return ComponentAnswer(pack((output, states, torch.get_rng_state())))
+    with PIPELINE_CODE:
+        torch.set_rng_state(global_state)
+        output = function(*args, **kwargs)
+        states = [generator.get_state() for generator in _generators((args, kwargs))]
+        return ComponentAnswer(pack((without_opaque(output), states, torch.get_rng_state())))
 
 
 def _function(stage: StagePipeline, call: ComponentCall) -> Any:

@@ -59,7 +59,9 @@ def read_layout(folder: Path) -> PipelineLayout:
     name = index.get("_class_name")
     pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if pipeline_class is None:
-        raise CheckpointError(f"{index_file} names the pipeline {name!r}, which diffusers {diffusers.__version__} lacks")
+        raise CheckpointError(
+            f"{index_file} names the pipeline {name!r}, which diffusers {diffusers.__version__} lacks"
+        )
     classes = {
         component: component_class(*entry)
         for component, entry in index.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,13 +18,16 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
 from deployments.errors import InvalidRequestError
-from deployments.messages import GenerationRequest
 from deployments.stage_pipeline.component import RoutedComponent
 from deployments.stage_pipeline.loading import StagePipeline
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
 ENCODING_METHODS = ("encode_prompt", "encode_image")
 PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
+
+# Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generator
+# belongs to one request at a time. It is let go of while a request waits for the device or another stage.
+PIPELINE_CODE = threading.Lock()
 
 RandomStates = tuple[torch.Tensor, torch.Tensor]  # of the request's generator and of the global one
 
@@ -76,8 +80,20 @@ class Session:
     @torch.no_grad()
     def call_pipeline(self) -> Any:
         """Runs the pipeline's own `__call__`; tensors come out as tensors (output_type "pt")."""
-        torch.manual_seed(self.seed)  # some pipelines sample from the global generator
-        return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
+        with PIPELINE_CODE:
+            torch.manual_seed(self.seed)  # some pipelines sample from the global generator
+            return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Lets the code of other requests run meanwhile; the global generator's state stays this request's."""
+        state = torch.get_rng_state()
+        PIPELINE_CODE.release()
+        try:
+            yield
+        finally:
+            PIPELINE_CODE.acquire()
+            torch.set_rng_state(state)
 
     def call_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a real component; the calls that it makes itself are not routed."""

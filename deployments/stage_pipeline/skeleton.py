@@ -35,7 +35,13 @@ def skeleton(cls: type[torch.nn.Module], folder: Path, device: torch.device, dty
     def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self
 
-    members = {"device": property(lambda self: device), "to": to, "cuda": stay, "cpu": stay, "__module__": cls.__module__}
+    members = {
+        "device": property(lambda self: device),
+        "to": to,
+        "cuda": stay,
+        "cpu": stay,
+        "__module__": cls.__module__,
+    }
     module.__class__ = type(cls.__name__, (cls,), members)
     module.__dict__["meta_twin"] = _meta_twin_maker(module, cls, folder, dtype)
     return module.eval()

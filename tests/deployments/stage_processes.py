@@ -62,9 +62,7 @@ class StageProcesses:
         """The leaves of the output, made by the three processes."""
         request = GenerationRequest(**{**vars(request), "complete_hand_off": complete})
         conditioning = self.processes["encoder"].ask("encode", request)
-        inputs: DecodeInputs = self.processes["denoiser"].ask(
-            "denoise", request, conditioning, answer=self._answer
-        )
+        inputs: DecodeInputs = self.processes["denoiser"].ask("denoise", request, conditioning, answer=self._answer)
         try:
             output: list[Any] = self.processes["vae"].ask("decode", request, inputs)
         except HandOffIncompleteError:

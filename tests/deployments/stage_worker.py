@@ -41,14 +41,14 @@ class StageWorker:
         model = TINY_MODELS.get(folder.name)
         if model is not None and model.after_load is not None:
             model.after_load(self.stage.pipeline)
-        self.denoiser = DenoiserStage(self.stage, self.ask_stage)
+        self.denoiser = DenoiserStage(self.stage, ask_stage=self.ask_stage)
         return self.stage.weight_bytes()
 
     def encode(self, request: GenerationRequest) -> Conditioning:
         return encode(self.stage, request)
 
     def denoise(self, request: GenerationRequest, conditioning: Conditioning) -> DecodeInputs:
-        return self.denoiser.denoise(request, conditioning)
+        return self.denoiser.denoise(request, conditioning)[0]
 
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> list[Any]:
         output = decode_output(self.stage, request, inputs)

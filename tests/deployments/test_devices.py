@@ -67,9 +67,7 @@ def test_cuda_is_found_and_rocm_refuses_on_a_cuda_build(monkeypatch: pytest.Monk
         select_device("rocm")
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("libhccl.so: cannot open shared object file"), RuntimeError("no CANN")]
-)
+@pytest.mark.parametrize("error", [OSError("libhccl.so: cannot open shared object file"), RuntimeError("no CANN")])
 def test_a_plugin_that_fails_to_load_its_own_libraries_is_an_absent_device(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,9 +23,7 @@ from deployments.messages import GenerationRequest, InputImage, OutputFormat
 Format = Literal["png", "jpeg", "webp", "mp4"]
 
 
-def request(
-    format: Format = "png", *, quality: int | None = None, fps: float | None = None, **arguments: Any
-):
+def request(format: Format = "png", *, quality: int | None = None, fps: float | None = None, **arguments: Any):
     arguments = {"prompt": "a red fox", "num_inference_steps": 4} | arguments
     output = OutputFormat("video" if format == "mp4" else "image", format, quality, fps)
     return GenerationRequest("r1", "tiny", arguments, seed=7, output=output)
@@ -232,9 +230,7 @@ def test_what_the_models_safety_checker_flagged_is_refused_not_sent_as_black():
 def test_each_format_carries_how_it_was_made(format):
     prompt = 'einen „Fuchs" 🦊\n狐\0'
     asked = request(format, prompt=prompt, guidance_scale=3.5, image=InputImage(b"secret"), sigmas=[1.0, 0.5])
-    made = (
-        types.SimpleNamespace(frames=smooth_video()) if format == "mp4" else images(torch.zeros(1, 3, 32, 48))
-    )
+    made = types.SimpleNamespace(frames=smooth_video()) if format == "mp4" else images(torch.zeros(1, 3, 32, 48))
     [file] = encode(made, asked)
     metadata = read_metadata(file.data, file.mime_type)
     assert {name: metadata[name] for name in ("model", "seed", "prompt", "steps", "size", "parameters")} == {

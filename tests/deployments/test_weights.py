@@ -168,9 +168,7 @@ def test_a_component_in_shards_is_streamed_whole(saved, name):
 def test_clip_under_the_names_of_published_checkpoints_is_streamed(saved, tmp_path):
     cls, folder = saved("clip")
     published = shutil.copytree(folder, tmp_path / "clip")
-    tensors = {
-        f"text_model.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()
-    }
+    tensors = {f"text_model.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, published / "model.safetensors", metadata={"format": "pt"})
     ours = load_component(cls, published, torch.float32, "cpu", use_streamer=True)
     assert_same_model(ours, from_pretrained(cls, published, torch.float32), run_text_encoder)
@@ -504,10 +502,7 @@ def test_a_checkpoint_in_s3_loads_like_the_local_one(uploaded, aws, checkpoint, 
     )
     pipeline = FluxPipeline.from_pretrained(
         folder,
-        **{
-            n: load_component(c, folder / n, torch.float32, "cpu", use_streamer)
-            for n, c in FLUX_MODELS.items()
-        },
+        **{n: load_component(c, folder / n, torch.float32, "cpu", use_streamer) for n, c in FLUX_MODELS.items()},
     )
     local = FluxPipeline.from_pretrained(checkpoint)
     request = {**flux()[1], "output_type": "pt"}
@@ -525,11 +520,7 @@ def test_only_the_components_a_process_needs_are_downloaded(uploaded, aws, tmp_p
 
 def test_a_second_start_pulls_only_what_changed(bucket, uploaded, aws, tmp_path):
     folder = resolve_checkpoint(uploaded, tmp_path, use_streamer=False)
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob("*.*")
-        if path.suffix in (".json", ".safetensors")
-    }
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.suffix in (".json", ".safetensors")}
     bucket.put_object(Bucket="models", Key="tiny/flux/vae/notes.txt", Body=b"new")
     bucket.put_object(Bucket="models", Key="tiny/flux/vae/gone.txt", Body=b"old")
     resolve_checkpoint(uploaded, tmp_path, use_streamer=False)
@@ -578,9 +569,7 @@ def test_two_components_loaded_at_once_from_s3_are_both_whole(uploaded, aws, che
         ("s3://models/tiny/flux", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the server cannot be reached"),
     ],
 )
-def test_an_address_in_s3_that_cannot_be_read_is_refused_with_the_cause(
-    uploaded, aws, tmp_path, model, changes, cause
-):
+def test_an_address_in_s3_that_cannot_be_read_is_refused_with_the_cause(uploaded, aws, tmp_path, model, changes, cause):
     aws(**changes)
     with pytest.raises(CheckpointError, match=cause) as refusal:
         resolve_checkpoint(model, tmp_path)

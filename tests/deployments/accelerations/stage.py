@@ -12,9 +12,7 @@ from env_config.variables import EnvConfig
 CPU = select_device("cpu")
 
 
-def denoiser_stage(
-    *, device: Device = CPU, wrap_kernel: Any = unwrapped, **denoisers: torch.nn.Module
-) -> StageModules:
+def denoiser_stage(*, device: Device = CPU, wrap_kernel: Any = unwrapped, **denoisers: torch.nn.Module) -> StageModules:
     """A denoiser stage that holds these modules by name, on the CPU unless said otherwise."""
     return StageModules(("denoiser",), dict(denoisers), tuple(denoisers), (), device, wrap_kernel)
 

@@ -198,9 +198,7 @@ def test_attention_backend_names_are_taken_in_any_case(name: str) -> None:
 def test_attention_backend_names_of_sglang_all_have_an_answer() -> None:
     for name, backend in BACKENDS.items():
         if backend is None:
-            with pytest.raises(
-                AccelerationError, match=f"no equivalent of SGLang's {name}; available are torch_sdpa"
-            ):
+            with pytest.raises(AccelerationError, match=f"no equivalent of SGLang's {name}; available are torch_sdpa"):
                 diffusers_backend(name, "X")
         else:
             assert diffusers_backend(name.upper(), "X") == backend
@@ -281,9 +279,7 @@ def test_attention_backend_names_the_modules_that_it_cannot_change() -> None:
 
 def test_attention_backend_without_any_effect_on_the_denoisers_is_refused() -> None:
     block = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    with pytest.raises(
-        AccelerationError, match="SGLANG_DIFFUSION_ATTENTION_BACKEND=_native_math cannot be had"
-    ):
+    with pytest.raises(AccelerationError, match="SGLANG_DIFFUSION_ATTENTION_BACKEND=_native_math cannot be had"):
         install(denoiser_stage(transformer=block), env(**{BACKEND: "_native_math"}))
     assert "no attention module" in install(denoiser_stage(transformer=block), env(**{BACKEND: "torch_sdpa"}))
 
@@ -295,13 +291,9 @@ def test_attention_backend_of_text_encoders_is_transformers_own() -> None:
     line = install(modules, env(**{BACKEND: "torch_sdpa"}))
     assert line == "attention: text_encoder: transformers' sdpa"
     assert encoder.config._attn_implementation == "sdpa"
-    assert "UNAFFECTED: flash_attention_2 does not take its float32" in install(
-        modules, env(**{BACKEND: "fa"})
-    )
+    assert "UNAFFECTED: flash_attention_2 does not take its float32" in install(modules, env(**{BACKEND: "fa"}))
     with pytest.raises(AccelerationError, match=r"SGLANG_DIFFUSION_ATTENTION_BACKEND=fa, text_encoder"):
-        install(
-            StageModules(("encoder",), {"text_encoder": encoder.half()}, (), (), CPU), env(**{BACKEND: "fa"})
-        )
+        install(StageModules(("encoder",), {"text_encoder": encoder.half()}, (), (), CPU), env(**{BACKEND: "fa"}))
 
 
 def flash_attn_func(
@@ -380,9 +372,7 @@ def test_attention_config_is_looked_up_under_the_config_root(tmp_path: Path) -> 
     write(tmp_path, "mine.yaml", [{"backend": "_native_math"}])
     rules = read_rules(env(DIFFUSION_CONFIG_ROOT=str(tmp_path), **{CONFIG: "mine.yaml"}))
     assert [rule.choice.backend for rule in rules] == ["_native_math"]
-    with pytest.raises(
-        AccelerationError, match=r"SGLANG_DIFFUSION_ATTENTION_CONFIG=.*nowhere\.yaml: .*No such file"
-    ):
+    with pytest.raises(AccelerationError, match=r"SGLANG_DIFFUSION_ATTENTION_CONFIG=.*nowhere\.yaml: .*No such file"):
         read_rules(env(DIFFUSION_CONFIG_ROOT=str(tmp_path), **{CONFIG: "nowhere.yaml"}))
 
 
@@ -512,9 +502,7 @@ def test_attention_config_option_when_masked_serves_calls_that_a_kernel_refuses(
         ([], r"`rules` must be a list with at least one rule"),
     ],
 )
-def test_attention_config_errors_name_the_key_and_what_is_known(
-    rules: Any, sentence: str, tmp_path: Path
-) -> None:
+def test_attention_config_errors_name_the_key_and_what_is_known(rules: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(AccelerationError, match=sentence):
         read_rules(env(**{CONFIG: str(write(tmp_path, "a.json", rules))}))
 

@@ -21,7 +21,6 @@ from diffusers import (
 from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.cache_dit import (
     CACHE_DIT,
-    Contexts,
     activate,
     new_contexts,
     prepare,
@@ -30,6 +29,7 @@ from deployments.accelerations.cache_dit import (
     summary,
 )
 from deployments.accelerations.cache_plan import CachePlan, cache_plan
+from deployments.accelerations.cached_forward import Contexts
 from deployments.errors import InvalidRequestError
 from deployments.packing import pack, unpack
 from env_config.variables import EnvConfig
@@ -273,6 +273,7 @@ def test_a_static_mask_computes_exactly_the_steps_that_it_marks(
 ) -> None:
     """The numbers of the golden table for 12 steps."""
     module = build()
+    begin(module, 1, 12, STATIC).step()  # the first call of a model is compared with an uncached one
     num_blocks, blocks_run = count_block_calls(module)
     request = begin(module, 0, 12, {"scm_preset": preset, "scm_policy": "static"})
     request.finish()
@@ -302,6 +303,7 @@ def count_block_calls(module: torch.nn.Module) -> tuple[int, list[int]]:
 
 def test_first_and_last_blocks_are_always_computed() -> None:
     module = flux_transformer()
+    begin(module, 1, 12, STATIC).step()
     _, blocks_run = count_block_calls(module)
     request = begin(module, 0, 12, {**STATIC, "Fn_compute_blocks": 2, "Bn_compute_blocks": 1})
     request.finish()
@@ -341,9 +343,7 @@ def test_cache_dit_enabled_prepares_the_denoisers_and_says_so() -> None:
     config = env(CACHE_DIT_ENABLED="true", CACHE_DIT_SECONDARY_FN="2")
     assert CACHE_DIT.is_on(config)
     assert not CACHE_DIT.is_on(env())
-    line = CACHE_DIT.install(
-        denoiser_stage(transformer=flux_transformer(), transformer_2=wan_transformer()), config
-    )
+    line = CACHE_DIT.install(denoiser_stage(transformer=flux_transformer(), transformer_2=wan_transformer()), config)
     assert "transformer (FluxTransformer2DModel, 8 blocks) with Fn_compute_blocks=1" in line
     assert "transformer_2 (WanTransformer3DModel, 6 blocks) with Fn_compute_blocks=2" in line
 
@@ -363,9 +363,7 @@ def test_a_class_that_cache_dit_does_not_know_is_refused_by_name() -> None:
         cross_attention_dim=16,
         norm_num_groups=4,
     )
-    with pytest.raises(
-        AccelerationError, match=r"SGLANG_CACHE_DIT_ENABLED: .* class UNet2DConditionModel; .*Flux"
-    ):
+    with pytest.raises(AccelerationError, match=r"SGLANG_CACHE_DIT_ENABLED: .* class UNet2DConditionModel; .*Flux"):
         CACHE_DIT.install(denoiser_stage(unet=unet), env(CACHE_DIT_ENABLED="1"))
     with pytest.raises(InvalidRequestError, match="class UNet2DConditionModel"):
         new_contexts(unet, plan({}, 8))
@@ -417,6 +415,49 @@ def test_sd3_is_cached_although_cache_dit_knows_it_by_its_pipeline_only() -> Non
         torch.testing.assert_close(output, expected)
         activate(module, None)
         assert torch.equal(module(**inputs).sample, expected)
+
+
+def test_a_call_that_cache_dit_does_not_foresee_is_computed_in_full(caplog: pytest.LogCaptureFixture) -> None:
+    """cache-dit's version of FLUX leaves out the residuals of a ControlNet."""
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 16),
+        "encoder_hidden_states": torch.randn(1, 6, 32),
+        "pooled_projections": torch.randn(1, 32),
+        "timestep": torch.tensor([0.5]),
+        "guidance": torch.tensor([3.5]),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(6, 3),
+        "controlnet_block_samples": [torch.randn(1, 16, 32)],
+    }
+    module = flux_transformer()
+    with torch.no_grad():
+        expected = module(**inputs).sample
+        contexts = new_contexts(module, plan(STATIC, 8))
+        for _ in range(8):
+            activate(module, contexts)
+            assert torch.equal(module(**inputs).sample, expected)
+    assert summary(module, contexts).obstacle == (
+        "cache-dit does not give this call's result even when it computes everything"
+    )
+    assert caplog.text.count("runs uncached") == 1
+    request = begin(module, 0, 12, STATIC)  # the same model without a ControlNet is cached
+    request.finish()
+    assert request.contexts is not None
+    assert summary(module, request.contexts).reused_steps == 5
+
+
+def test_a_request_whose_shapes_change_between_steps_is_computed_from_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module, plain = wan_transformer(), wan_transformer()
+    contexts = new_contexts(module, plan({**STATIC, "scm_compute_bins": [1], "scm_cache_bins": [9]}, 10))
+    text = torch.randn(1, 6, 16)
+    for size in (8, 4):
+        inputs = (torch.randn(1, 4, 1, size, size), torch.tensor([500]), text)
+        activate(module, contexts)
+        with torch.no_grad():
+            assert torch.equal(module(*inputs).sample, plain(*inputs).sample)
+    assert "changed between two of its steps" in caplog.text
 
 
 def test_a_model_that_cache_dit_patches_is_unchanged_when_uncached() -> None:

@@ -141,10 +141,7 @@ def test_cache_dit_scm_preset_computes_as_many_steps_as_the_table_says(preset: s
 
 @pytest.mark.parametrize(("preset", "steps"), GOLDEN_MASKS)
 def test_cache_dit_scm_preset_gives_the_golden_mask(preset: str, steps: int) -> None:
-    assert (
-        text(plan(steps=steps, CACHE_DIT_SCM_PRESET=preset).steps_computation_mask)
-        == GOLDEN_MASKS[preset, steps]
-    )
+    assert text(plan(steps=steps, CACHE_DIT_SCM_PRESET=preset).steps_computation_mask) == GOLDEN_MASKS[preset, steps]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 7])
@@ -266,9 +263,7 @@ def test_a_requests_secondary_object_is_for_the_second_transformer() -> None:
         ({"enable": 1}, r"cache_dit\.enable must be true or false"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_with_its_key(
-    overrides: dict[str, Any], sentence: str
-) -> None:
+def test_a_value_that_cannot_be_used_is_refused_with_its_key(overrides: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidRequestError, match=sentence):
         cache_plans(env(**ON), {"transformer": 28}, overrides)
 

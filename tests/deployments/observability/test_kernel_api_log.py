@@ -145,9 +145,7 @@ def test_a_log_file_that_cannot_be_opened_is_refused_with_the_variable(tmp_path)
 
 
 def test_a_dump_holds_inputs_outputs_and_how_the_call_ended(tmp_path):
-    def both(
-        pair: tuple[torch.Tensor, torch.Tensor], *, by: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def both(pair: tuple[torch.Tensor, torch.Tensor], *, by: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sum": pair[0] + pair[1], "scaled": pair[0] * by["factor"]}
 
     logged = kernel_log(tmp_path, 10).wrap("test.both", both)
@@ -223,9 +221,7 @@ def test_after_a_segmentation_fault_the_last_line_names_the_kernel_and_its_input
         "SGLANG_KERNEL_API_LOGDEST": str(tmp_path / "log-%i"),
         "SGLANG_KERNEL_API_DUMP_DIR": str(tmp_path / "dumps"),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env=environ, cwd=ROOT, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environ, cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGSEGV, done.stderr
     (log,) = tmp_path.glob("log-*")
     events = [(event, name) for event, name, *_ in HEAD.findall(log.read_text())]

@@ -27,9 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def restore_loggers():
-    loggers = [
-        logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)
-    ]
+    loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     loggers += [logging.getLogger(name) for name in (*OURS, SERVE, *LIBRARIES, *NEVER_BELOW_INFO)]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
     handler_levels = {handler: handler.level for logger in loggers for handler in logger.handlers}
@@ -77,9 +75,7 @@ def test_outside_a_replica_our_lines_go_to_stderr():
         logging.getLogger("deployments.weights").info("a line")
         logging.getLogger("deployments.weights").debug("not this")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.count("a line") == 1
     assert "not this" not in done.stderr
 

@@ -111,10 +111,6 @@ def test_lines_of_several_processes_stay_whole(tmp_path):
             with timer.measure(f"{sys.argv[2]}-{number}", "vae"):
                 pass
     """
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT) for name in "ab"
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT) for name in "ab"]
     assert [process.wait() for process in processes] == [0, 0]
-    assert {timing["request_id"] for timing in read(tmp_path)} == {
-        f"{n}-{i}" for n in "ab" for i in range(200)
-    }
+    assert {timing["request_id"] for timing in read(tmp_path)} == {f"{n}-{i}" for n in "ab" for i in range(200)}

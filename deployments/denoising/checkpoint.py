@@ -1,0 +1,254 @@
+"""Checkpoints of a denoising loop, and the session that writes them and goes on from one, bit for bit.
+
+The save point is the first forward of an iteration. To resume, the same `__call__` runs from the top:
+forwards before the first step of a round run for real (they may fill caches), later skipped forwards
+answer NaN, skipped scheduler steps run for real on NaN, so that counters and random draws advance, and
+hand out the saved outputs at the end of each round; after the last skipped step, schedulers, guiders and
+generators are restored. If anything computed from NaN were used, the result would be NaN and be refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from deployments.errors import InvalidRequestError
+from deployments.messages import Checkpoint, GenerationRequest, Packed
+from deployments.packing import pack, unpack
+from deployments.stage_pipeline.denoise_session import DenoiseSession
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.values import fill, map_values
+
+FORMAT = 1  # raised when what a checkpoint holds changes
+SHARE_OF_TIME = 0.01  # that checkpoints may take
+NOT_SAVED = ("_internal_dict", "_session")
+SAMPLED_BYTES, SAMPLES = 4096, 16  # of each weight file, for its fingerprint
+
+Round = tuple[int, int]  # (ordinal of the scheduler object, number of its set_timesteps call)
+
+
+class CheckpointInterval:
+    """Steps between two checkpoints: as given, or as few as keep their cost below SHARE_OF_TIME."""
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+        self._steps = every or 1
+        self._started = time.perf_counter()
+
+    def is_due(self, steps_since_last: int) -> bool:
+        return steps_since_last >= self._steps
+
+    def note(self, checkpoint_seconds: float, steps_done: int) -> None:
+        if self.every is None and steps_done:
+            step_seconds = (time.perf_counter() - self._started) / steps_done
+            self._steps = max(1, math.ceil(checkpoint_seconds / (SHARE_OF_TIME * max(step_seconds, 1e-6))))
+
+
+class ResumableSession(DenoiseSession):
+    """A DenoiseSession that emits checkpoints and may start from one.
+
+    `on_checkpoint` is told (steps done, packed content); `resume_from` is the content of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        on_checkpoint: Callable[[int, Packed], None] | None = None,
+        every: int | None = None,
+        resume_from: Packed | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_checkpoint = on_checkpoint
+        self.interval = CheckpointInterval(every)
+        self.saved: dict[str, Any] | None = unpack(resume_from, self.stage.device) if resume_from else None
+        self.resumed_at = self.saved["steps"] if self.saved else 0
+        self._last_checkpoint = self.resumed_at
+        self._stepped: list[Any] = []  # scheduler objects in the order of their first step
+        self._counts: dict[Round, int] = {}  # steps of each round
+        # Outputs of each round's steps since its last forward: (number of the first, outputs, generators after).
+        self._outputs: dict[Round, tuple[int, list[Any], Any]] = {}
+        self._rounds_since_forward: set[Round] = set()
+        self._skipped_forwards = 0
+        self._round_is_fresh = True
+        self._generators_after_step: Any = None
+
+    @property
+    def is_skipping(self) -> bool:
+        return self.saved is not None and self.steps_done < self.saved["steps"]
+
+    def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        self._rounds_since_forward = set()
+        if self.is_skipping:
+            assert self.saved is not None
+            index = self._skipped_forwards
+            self._skipped_forwards += 1
+            if not self._round_is_fresh:
+                return fill(self.saved["descriptions"][self.saved["forwards"][index]], self.stage.device)
+        elif self._is_checkpoint_due():
+            self._save()
+        return super().forward(component, real, args, kwargs)
+
+    def on_round(self, scheduler: Any) -> None:
+        scheduler.__dict__["_round"] = scheduler.__dict__.get("_round", 0) + 1
+        self._round_is_fresh = True
+
+    def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._round_is_fresh = False
+        round_ = (self._ordinal(scheduler), scheduler.__dict__.get("_round", 0))
+        self._counts[round_] = self._counts.get(round_, 0) + 1
+        if self.is_skipping:
+            return self._skip_step(round_, step, args, kwargs)
+        output = super().on_scheduler_step(scheduler, step, args, kwargs)
+        self._generators_after_step = self.random_states()
+        if round_ not in self._rounds_since_forward:
+            self._outputs[round_] = (self._counts[round_], [], None)
+            self._rounds_since_forward.add(round_)
+        first, outputs, _ = self._outputs[round_]
+        self._outputs[round_] = (first, [*outputs, output], self._generators_after_step)
+        return output
+
+    def _skip_step(self, round_: Round, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        assert self.saved is not None
+        self.steps_done += 1
+        output, failure = None, None
+        try:
+            output = step(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  (on NaN; what it would return may be saved)
+            failure = error
+        first, outputs, generators = self.saved["outputs"][self.saved["rounds"].index(round_)]
+        count = self._counts[round_]
+        if count >= first:
+            output = map_values(_copied, outputs[count - first])
+        elif failure is not None:
+            raise failure
+        if count == self.saved["counts"][self.saved["rounds"].index(round_)] and generators is not None:
+            self.set_random_states(generators)  # the end of a round: what its steps drew counts
+        if self.steps_done == self.saved["steps"]:
+            self._restore()
+        self._rounds_since_forward.add(round_)
+        return output
+
+    def _restore(self) -> None:
+        assert self.saved is not None
+        for target, state in zip(self._stepped, self.saved["schedulers"], strict=True):
+            target.__dict__.update(map_values(_copied, state))
+        for target, state in zip(self.guiders, self.saved["guiders"], strict=True):
+            target.__dict__.update(map_values(_copied, state))
+        self.set_random_states(self.saved["generators"])
+        # What a further checkpoint needs of the rounds before this process took over.
+        for round_, count, outputs in zip(
+            self.saved["rounds"], self.saved["counts"], self.saved["outputs"], strict=True
+        ):
+            self._counts[round_] = count
+            self._outputs[round_] = outputs
+        self._generators_after_step = self.saved["generators"]
+
+    def _is_checkpoint_due(self) -> bool:
+        since = self.steps_done - self._last_checkpoint
+        return self.on_checkpoint is not None and since > 0 and self.interval.is_due(since)
+
+    def _save(self) -> None:
+        assert self.on_checkpoint is not None
+        started = time.perf_counter()
+        rounds = list(self._counts)
+        forwards = [e[2] for e in self.hand_off.events if e[0] == "denoiser" and "." not in e[1]]
+        content = {
+            "steps": self.steps_done,
+            "rounds": rounds,
+            "counts": [self._counts[r] for r in rounds],
+            "outputs": [self._outputs[r] for r in rounds],
+            "schedulers": [_portable_state(s) for s in self._stepped],
+            "guiders": [_portable_state(g) for g in self.guiders],
+            "generators": self._generators_after_step,
+            "descriptions": self.hand_off.descriptions,
+            "forwards": forwards,
+        }
+        self.on_checkpoint(self.steps_done, pack(content))
+        self._last_checkpoint = self.steps_done
+        self.interval.note(time.perf_counter() - started, self.steps_done - self.resumed_at)
+
+    def _ordinal(self, scheduler: Any) -> int:
+        for index, known in enumerate(self._stepped):
+            if known is scheduler:
+                return index
+        self._stepped.append(scheduler)
+        return len(self._stepped) - 1
+
+
+def _portable_state(owner: Any) -> dict[str, Any]:
+    """The attributes that can be packed; the others (noise samplers) are rebuilt by the object itself."""
+    state = {}
+    for name, value in vars(owner).items():
+        if name in NOT_SAVED:
+            continue
+        try:
+            pack(value)
+        except TypeError:
+            continue
+        state[name] = value
+    return state
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+
+
+def make_checkpoint(request: GenerationRequest, fingerprint: str, step: int, content: Packed) -> Checkpoint:
+    return Checkpoint(request.request_id, step, fingerprint, digest(content), content)
+
+
+def check_checkpoint(checkpoint: Checkpoint, fingerprint: str) -> Packed:
+    """The content; raises InvalidRequestError for a damaged checkpoint or one of another model or request."""
+    if digest(checkpoint.content) != checkpoint.digest:
+        raise InvalidRequestError("the checkpoint is damaged: its digest is not that of its content", "checkpoint")
+    if checkpoint.fingerprint != fingerprint:
+        raise InvalidRequestError(
+            "the checkpoint was made by another model, version or request, or with other settings",
+            "checkpoint",
+        )
+    return checkpoint.content
+
+
+def digest(content: Packed) -> str:
+    """SHA-256 of the structure and the bytes."""
+    sha = hashlib.sha256(json.dumps(content.tree).encode())
+    for buffer in content.buffers:
+        sha.update(memoryview(buffer).cast("B") if buffer.nbytes else b"")
+    return sha.hexdigest()
+
+
+def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> str:
+    """Equal for the same request on the same model; settings that change the numbers are part of it."""
+    settings = repr((sorted(request.arguments.items(), key=lambda i: i[0]), request.seed, request.cache_dit))
+    return hashlib.sha256(f"{model_fingerprint}|{settings}".encode()).hexdigest()
+
+
+def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:
+    """Tells models apart by their configurations and samples of their weight files, and versions of the code."""
+    sha = hashlib.sha256(f"{FORMAT}|{diffusers.__version__}|{torch.__version__}|{stage.dtype}|{settings}".encode())
+    for file in sorted(stage.layout.folder.rglob("*")):
+        if file.suffix == ".json":
+            sha.update(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            sha.update(_sampled(file))
+    return sha.hexdigest()
+
+
+def _sampled(file: Path) -> bytes:
+    size = file.stat().st_size
+    pieces = [size.to_bytes(8, "little")]
+    with file.open("rb") as weights:
+        for index in range(SAMPLES):
+            weights.seek(size * index // SAMPLES)
+            pieces.append(weights.read(SAMPLED_BYTES))
+    return b"".join(pieces)
