@@ -41,7 +41,7 @@ def unpack(packed: Packed, device: torch.device) -> Any:
     return _unpack(packed.tree, packed.buffers, device)
 
 
-def _pack(value: Any, buffers: list[Bytes]) -> JSON:
+def _pack(value: Any, buffers: list[Bytes]) -> Any:
     if isinstance(value, PLAIN) and not isinstance(value, bytes):
         return value
     if isinstance(value, torch.Tensor):
@@ -119,6 +119,7 @@ def _library_class(path: str) -> type:
     )
     if not allowed:
         raise TypeError(f"a message names the class {path}, which no message may carry")
+    assert isinstance(cls, type)
     return cls
 
 
@@ -142,7 +143,7 @@ def _storage_order(tensor: torch.Tensor) -> list[int]:
     """The dimensions from the outermost to the innermost in memory."""
     if tensor.is_contiguous() or not tensor.numel():
         return list(range(tensor.ndim))
-    return sorted(range(tensor.ndim), key=lambda i: -tensor.stride(i))
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
 def _unpack_tensor(node: dict[str, Any], data: Bytes, device: torch.device) -> torch.Tensor:
@@ -176,7 +177,8 @@ def _array(value: npt.NDArray[Any] | np.generic) -> tuple[JSON, Bytes]:
 
 
 def _read_array(header: Any, data: Bytes) -> npt.NDArray[Any]:
-    return data.copy().view(np.dtype(header["dtype"])).reshape(header["shape"])
+    array: npt.NDArray[Any] = data.copy().view(np.dtype(header["dtype"]))
+    return array.reshape(header["shape"])
 
 
 # kind -> (class, to JSON, from JSON)

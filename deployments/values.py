@@ -76,8 +76,8 @@ def parts(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
         return list(value), lambda c: kind(c)
     if isinstance(value, dict | UserDict):
         names = list(value.keys())
-        kind = dict if isinstance(value, dict) else type(value)
-        return [value[n] for n in names], lambda c: kind(dict(zip(names, c, strict=True)))
+        mapping: Any = dict if isinstance(value, dict) else type(value)
+        return [value[n] for n in names], lambda c: mapping(dict(zip(names, c, strict=True)))
     if is_record(value):
         names = list(vars(value))
 

@@ -64,7 +64,7 @@ class IngressArgs(BaseModel):
 class Ingress:
     """One replica of the ingress; it holds handles and no tensors."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: IngressArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
     ) -> None:
         self.args = args

@@ -1,6 +1,7 @@
-"""Judge a text-to-image checkpoint on combinations held out from its training.
+r"""Judge a text-to-image checkpoint on combinations held out from its training.
 
-    python -m checkpoints.train.evaluate --model checkpoints/emoji-flux --contact-sheet docs/images/emoji-flux-contact-sheet.png
+python -m checkpoints.train.evaluate --model checkpoints/emoji-flux \
+        --contact-sheet docs/images/emoji-flux-contact-sheet.png
 """
 
 import argparse
@@ -57,8 +58,7 @@ def report(wanted: list[tuple[Scene, str]], pictures: list[Image.Image]) -> dict
     """Shares judged right, the mean absolute difference from the target, and what was judged wrong."""
     seen = [judge(np.asarray(picture)) for picture in pictures]
     differences = [
-        difference_from_target(np.asarray(picture), scene)
-        for picture, (scene, _) in zip(pictures, wanted, strict=True)
+        difference_from_target(np.asarray(picture), scene) for picture, (scene, _) in zip(pictures, wanted, strict=True)
     ]
     pairs = list(zip(seen, wanted, strict=True))
     return {
@@ -69,7 +69,7 @@ def report(wanted: list[tuple[Scene, str]], pictures: list[Image.Image]) -> dict
         "mean_absolute_difference": float(np.mean(differences)),
         "worst_absolute_difference": float(np.max(differences)),
         "wrong": [
-            f"{prompt!r}: judged {saw.size} {saw.noun} on {saw.colour}, wanted {scene.size} {scene.noun} on {scene.colour}"
+            f"{prompt!r}: judged {_words(saw)}, wanted {_words(scene)}"
             for saw, (scene, prompt) in pairs
             if saw != scene
         ],
@@ -89,8 +89,14 @@ def contact_sheet(prompts: list[str], pictures: list[Image.Image]) -> Image.Imag
         top = index // SHEET_COLUMNS * cell_height + margin
         sheet.paste(picture, (left, top))
         lines = _wrapped(prompt, SIDE + 16, font)
-        draw.multiline_text((left + SIDE / 2, top + SIDE + 2), lines, "black", font, anchor="ma", align="center", spacing=1)
+        draw.multiline_text(
+            (left + SIDE / 2, top + SIDE + 2), lines, "black", font, anchor="ma", align="center", spacing=1
+        )
     return sheet
+
+
+def _words(scene: Scene) -> str:
+    return f"{scene.size} {scene.noun} on {scene.colour}"
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -1,4 +1,4 @@
-"""Assemble the trained parts into a diffusers folder that FluxPipeline.from_pretrained loads.
+r"""Assemble the trained parts into a diffusers folder that FluxPipeline.from_pretrained loads.
 
     python -m checkpoints.train.export_flux --flux runs/flux --decoder runs/decoder --encoder runs/encoder \
         --out checkpoints/emoji-flux

@@ -31,8 +31,8 @@ class FluxParts(nn.Module):
         self.t5_tokenizer: T5TokenizerFast = t5_tokenizer()
         self.clip = CLIPTextModel(_clip_config(self.clip_tokenizer))
         self.t5 = T5EncoderModel(_t5_config(self.t5_tokenizer))
-        # Without a position bias all padding tokens stay equal to each other, so that one stands for all (see `encode`).
-        # Word order reaches the model through CLIP.
+        # Without a position bias all padding tokens stay equal to each other, so that one stands for all (see
+        # `encode`). Word order reaches the model through CLIP.
         position_bias = self.t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
         nn.init.zeros_(position_bias)
         position_bias.requires_grad_(False)

@@ -32,7 +32,9 @@ def latents_of(pictures: Tensor) -> Tensor:
 @cache
 def _projection() -> tuple[Tensor, Tensor]:
     """The patches' mean [192], and the projection [192, 16] to scaled principal components."""
-    patches = functional.pixel_unshuffle(scene_pictures(training_scenes()), PATCH).movedim(1, -1).reshape(-1, 3 * PATCH**2)
+    patches = (
+        functional.pixel_unshuffle(scene_pictures(training_scenes()), PATCH).movedim(1, -1).reshape(-1, 3 * PATCH**2)
+    )
     mean = patches.mean(dim=0)
     centred = patches - mean
     variances, vectors = torch.linalg.eigh((centred.T @ centred / len(centred)).double())

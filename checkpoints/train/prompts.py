@@ -1,4 +1,4 @@
-"""What a person might type for a scene: paraphrases, other words for the same thing, and words that mean nothing here."""
+"""What a person might type for a scene: paraphrases, other words for the same thing, words without a meaning here."""
 
 import random
 
@@ -70,12 +70,18 @@ SIZE_LAST: tuple[str, ...] = (
     "the {noun} is {size} and the background is {colour}",
     "{noun}, {size}, on {colour}",
 )
-WITHOUT_COLOUR: tuple[str, ...] = ("{thing}", "{a} {thing}", "the {thing}", "{a} picture of {a} {thing}", "draw {a} {thing}")
+WITHOUT_COLOUR: tuple[str, ...] = (
+    "{thing}",
+    "{a} {thing}",
+    "the {thing}",
+    "{a} picture of {a} {thing}",
+    "draw {a} {thing}",
+)
 
-FILLER: tuple[str, ...] = (  # words without a meaning for the picture; the model learns to pass them by
+FILLER = (  # words without a meaning for the picture; the model learns to pass them by
     "cute nice happy beautiful pretty lovely photo image illustration drawing simple flat plain solid bright detailed "
     "please show me make paint sketch of high quality 4k realistic cartoon style very one single some funny friendly"
-).split()
+)
 
 
 def plain_prompt(scene: Scene) -> str:
@@ -103,7 +109,7 @@ def random_prompt(scene: Scene, rng: random.Random) -> str:
 
 def words() -> list[str]:
     """Every word a prompt can hold, sorted, lower case, without punctuation."""
-    texts = [*WITH_COLOUR, *SIZE_LAST, *WITHOUT_COLOUR, *FILLER, *PLURALS.values(), *NOUNS]
+    texts = [*WITH_COLOUR, *SIZE_LAST, *WITHOUT_COLOUR, FILLER, *PLURALS.values(), *NOUNS]
     for table in (SIZE_WORDS, COLOUR_WORDS, NOUN_WORDS):
         texts += [word for choices in table.values() for word in choices]
     texts += [PLURALS.get(noun, noun + "s") for name in NOUNS for noun in NOUN_WORDS.get(name, (name,))]
@@ -122,8 +128,7 @@ def _size_word(scene: Scene) -> str:
 
 def _fill(template: str, noun: str, size: str, colour: str) -> str:
     thing = f"{size} {noun}".strip()
-    text = template.replace("a picture", "a picture")
-    text = text.replace("{a} picture", "a picture")
+    text = template.replace("{a} picture", "a picture")
     return text.format(a=_article(thing), an=_article(colour), thing=thing, noun=noun, size=size, colour=colour)
 
 
@@ -135,6 +140,6 @@ def _with_filler(prompt: str, rng: random.Random) -> str:
     parts = prompt.split()
     for _ in range(rng.randint(1, 2)):
         # One in three is a word no tokenizer knows.
-        word = rng.choice(FILLER) if rng.random() < 0.67 else "".join(rng.choices("bcdfghjklmpqrstvwxyz", k=5))
+        word = rng.choice(FILLER.split()) if rng.random() < 0.67 else "".join(rng.choices("bcdfghjklmpqrstvwxyz", k=5))
         parts.insert(rng.randint(0, len(parts)), word)
     return " ".join(parts)

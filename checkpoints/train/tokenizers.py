@@ -1,4 +1,4 @@
-"""Word-level tokenizers in the classes FluxPipeline expects: one token for a word we know, something harmless for others."""
+"""Word-level tokenizers in the classes FluxPipeline expects: one token for a known word, harmless ones for others."""
 
 import json
 

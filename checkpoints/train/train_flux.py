@@ -1,6 +1,6 @@
 """Train emoji-flux's transformer, and its text encoders with it (rectified flow, as FLUX).
 
-    python -m checkpoints.train.train_flux --text runs/text.pt --out runs/flux
+python -m checkpoints.train.train_flux --text runs/text.pt --out runs/flux
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Recipe:
 
 
 def train(latents: Tensor, text_weights: Path, out: Path, recipe: Recipe, device: str) -> None:
-    """Train on normalized latents [N, C, 16, 16] of `training_scenes()`; `out`/state.pt holds everything, every 100 steps."""
+    """Train on the latents [N, C, 16, 16] of `training_scenes()`; `out`/state.pt holds everything, every 100 steps."""
     torch.manual_seed(0)
     attention_in_float32()
     scenes = training_scenes()
@@ -102,7 +102,7 @@ def train(latents: Tensor, text_weights: Path, out: Path, recipe: Recipe, device
 
 
 def attention_in_float32() -> None:
-    """Keep attention out of autocast: its bfloat16 backward pass on a CPU takes as long as all the rest of the model."""
+    """Keep attention out of autocast: on a CPU its bfloat16 backward pass takes as long as the rest of the model."""
     dispatch = transformer_flux.dispatch_attention_fn
 
     def in_float32(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
@@ -116,7 +116,9 @@ def attention_in_float32() -> None:
 def start_gently(model: FluxParts) -> None:
     """Blocks start as the identity (adaLN-zero, as in DiT: Peebles and Xie, 2023, section 3.2)."""
     for name, layer in model.transformer.named_modules():
-        if isinstance(layer, nn.Linear) and name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "proj_out")):
+        if isinstance(layer, nn.Linear) and name.endswith(
+            ("norm.linear", "norm1.linear", "norm1_context.linear", "proj_out")
+        ):
             if name.startswith("single_transformer_blocks") and name.endswith("proj_out"):
                 continue
             nn.init.zeros_(layer.weight)
@@ -144,7 +146,7 @@ def learning_rate_share(step: int, recipe: Recipe) -> float:
 
 
 def padded_length(step: int, recipe: Recipe, rng: random.Random) -> int:
-    """The T5 length of a step: grows to 512, FluxPipeline's default; then 512 half of the time, else any shorter one."""
+    """The T5 length of a step: grows to 512, FluxPipeline's default; then 512 half of the time, else a shorter one."""
     grown = min(1.0, step / recipe.padding_growth_steps)
     share = grown if rng.random() < 0.5 else grown * rng.random()
     return round(T5_MAX_LENGTH**share)

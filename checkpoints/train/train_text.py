@@ -1,9 +1,9 @@
-"""Teach the two text encoders which noun, colour and size a prompt asks for, before the transformer is trained with them.
+"""Teach the text encoders which noun, colour and size a prompt asks for, before the transformer trains with them.
 
     python -m checkpoints.train.train_text --out runs/text.pt
 
-An untrained CLIP answers nearly the same for every prompt; a transformer that starts from it spends most of its training
-waiting for the words. This takes a minute.
+An untrained CLIP answers nearly the same for every prompt, and a transformer that starts from it waits long for the
+words. This takes a minute.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Train the two halves of emoji-flux's VAE (diffusers' AutoencoderKL), each on its own: the latents are fixed beforehand.
+"""Train the halves of emoji-flux's VAE (diffusers' AutoencoderKL), each on its own: the latents are fixed beforehand.
 
-    python -m checkpoints.train.train_vae --half decoder --out runs/decoder
-    python -m checkpoints.train.train_vae --half encoder --out runs/encoder
+python -m checkpoints.train.train_vae --half decoder --out runs/decoder
+python -m checkpoints.train.train_vae --half encoder --out runs/encoder
 """
 
 import argparse

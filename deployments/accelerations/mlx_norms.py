@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 
 from deployments.accelerations.acceleration import Acceleration, AccelerationError, Kernel, StageModules
@@ -51,20 +52,27 @@ WrapKernel = Callable[[str, Kernel], Kernel]
 
 
 def _rms_norm(mx: Any, module: Any, wrap_kernel: WrapKernel, component: str) -> Kernel:
-    weight = _to_mlx(mx, module.weight)
-    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-    kernel = wrap_kernel(f"rms_norm.{component}.mlx", lambda inputs: _run(mx, mx.fast.rms_norm, inputs, weight, eps))
-    bias = getattr(module, "bias", None)
+    weight, bias = _to_mlx(mx, module.weight), getattr(module, "bias", None)
+
+    def compute(inputs: torch.Tensor) -> torch.Tensor:
+        eps = torch.finfo(inputs.dtype).eps if module.eps is None else module.eps
+        return _run(mx, mx.fast.rms_norm, inputs, weight, eps)
+
+    kernel = wrap_kernel(f"rms_norm.{component}.mlx", compute)
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        # diffusers' RMSNorm casts to a weight of half precision, and multiplies in float32 with one of float32.
-        dtype = inputs.dtype if module.weight is None else torch.promote_types(inputs.dtype, module.weight.dtype)
-        if isinstance(module, RMSNorm) and module.weight is not None:
-            dtype = module.weight.dtype
-        output: torch.Tensor = kernel(inputs).to(dtype)
+        output: torch.Tensor = kernel(inputs).to(_rms_norm_dtype(module, inputs.dtype))
         return output if bias is None else output + bias
 
     return forward
+
+
+def _rms_norm_dtype(module: Any, input_dtype: torch.dtype) -> torch.dtype:
+    if module.weight is None:
+        return input_dtype
+    weight_dtype: torch.dtype = module.weight.dtype
+    # diffusers' own class ends in the dtype of its weight, torch's promotes.
+    return weight_dtype if isinstance(module, RMSNorm) else torch.promote_types(input_dtype, weight_dtype)
 
 
 def _layer_norm(mx: Any, module: Any, wrap_kernel: WrapKernel, component: str) -> Kernel:
@@ -86,7 +94,7 @@ def _run(mx: Any, function: Callable[..., Any], inputs: torch.Tensor, *arguments
         raise TypeError(f"{VARIABLE}=1: MLX norms take {', '.join(map(str, DTYPES))}, got {inputs.dtype}")
     output = function(mx.array(inputs.detach().cpu()), *arguments)
     mx.eval(output)  # in this thread: MLX's queue of pending work belongs to it
-    return torch.from_dlpack(output).to(inputs.device)
+    return torch.utils.dlpack.from_dlpack(output).to(inputs.device)
 
 
 def _to_mlx(mx: Any, parameter: torch.Tensor | None) -> Any:

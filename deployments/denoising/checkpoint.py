@@ -223,7 +223,7 @@ def digest(content: Packed) -> str:
     """SHA-256 of the structure and the bytes."""
     sha = hashlib.sha256(json.dumps(content.tree).encode())
     for buffer in content.buffers:
-        sha.update(memoryview(buffer).cast("B") if buffer.nbytes else b"")
+        sha.update(buffer.tobytes())
     return sha.hexdigest()
 
 

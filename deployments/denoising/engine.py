@@ -356,7 +356,7 @@ def is_close(merged: Any, alone: Any) -> bool:
 def tokens_per_sample(forward: Forward) -> int:
     """Positions of the noisy latents that one sample brings."""
     main: Iterable[Any] = tensors(forward.arguments)
-    largest = max((t for t in main if t.is_floating_point()), key=torch.Tensor.numel, default=None)
+    largest = max((t for t in main if t.is_floating_point() and t.ndim), key=torch.Tensor.numel, default=None)
     if largest is None:
         return 1
-    return max(1, largest.numel() // max(1, forward.num_samples) // max(1, largest.shape[-1]))
+    return max(1, int(largest.numel()) // forward.num_samples // max(1, int(largest.shape[-1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -61,10 +62,8 @@ class _Probe(DenoiseSession):
         self.forwards = 0
 
     def first_calls(self) -> FirstCalls:
-        try:
+        with contextlib.suppress(StopStage):
             self.call_pipeline()
-        except StopStage:
-            pass
         return self.seen
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:

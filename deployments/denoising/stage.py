@@ -144,7 +144,7 @@ class DenoiserStage:
         before = self._wiring.get(component)
         if before is not None and restore_wiring(before, module):
             raise NotSupportedError(
-                f"{type(self.stage.pipeline).__name__} rewires {component} for such a request, but all requests share it"
+                f"{type(self.stage.pipeline).__name__} rewires {component} for such a request, but others share it"
             )
 
     def _call_remotely(

@@ -46,7 +46,7 @@ IGNORED_ON_DENOISERS = frozenset({"_reset_stateful_cache"})
 
 
 @functools.cache
-def is_computing_method(cls: type, name: str) -> bool:
+def is_computing_method(cls: Any, name: str) -> bool:
     """Whether calls of this method are worth recording: the usual ones, and those the model class itself brings."""
     if name in COMPUTING_METHODS:
         return True
@@ -65,7 +65,7 @@ def is_computing_method(cls: type, name: str) -> bool:
 class RoutedComponent:
     """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through."""
 
-    def __init__(self, real: torch.nn.Module, name: str, session: Session, is_denoiser: bool) -> None:
+    def __init__(self, real: Any, name: str, session: Session, is_denoiser: bool) -> None:
         object.__setattr__(self, "_route", (real, name, session, is_denoiser))
 
     @property
@@ -83,7 +83,8 @@ class RoutedComponent:
         if is_denoiser and name == "cache_context":
             return functools.partial(session.cache_context, component)
         value = getattr(real, name)
-        if callable(value) and is_computing_method(type(real), name):
+        cls: Any = type(real)
+        if callable(value) and is_computing_method(cls, name):
             return functools.wraps(value)(functools.partial(self._call, name, value))
         return value
 

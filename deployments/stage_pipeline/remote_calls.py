@@ -57,8 +57,9 @@ def _function(stage: StagePipeline, call: ComponentCall) -> Any:
         members = {"_execution_device": device, "device": device, "__module__": type(owner).__module__}
         private.__class__ = type(type(owner).__name__, (type(owner),), members)
         return getattr(private, call.method)
-    component = stage.components.get(call.component)
-    if component is None or not is_computing_method(type(component), call.method):
+    component: Any = stage.components.get(call.component)
+    cls: Any = type(component)
+    if component is None or not is_computing_method(cls, call.method):
         raise HandOffError(f"{call.component}.{call.method} cannot be called in this stage")
     return component if call.method == "forward" else getattr(component, call.method)
 

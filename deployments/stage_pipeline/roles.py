@@ -86,7 +86,7 @@ def component_class(library: str, name: str) -> Any:
         raise CheckpointError(f"model_index.json needs {library}.{name}, which cannot be imported: {error}") from error
 
 
-def is_denoiser(component: str, cls: type) -> bool:
+def is_denoiser(component: str, cls: Any) -> bool:
     """A diffusers model whose forward takes a time step and which decodes nothing."""
     if not issubclass(cls, ModelMixin) or hasattr(cls, "decode"):
         return False

@@ -47,7 +47,7 @@ def skeleton(cls: type[torch.nn.Module], folder: Path, device: torch.device, dty
     return module.eval()
 
 
-def build_from_config(cls: type[torch.nn.Module], folder: Path, meta_buffers: bool = False) -> Any:
+def build_from_config(cls: Any, folder: Path, meta_buffers: bool = False) -> Any:
     """The model as from_pretrained would construct it, before any weight is read."""
     with accelerate.init_empty_weights(include_buffers=meta_buffers):
         if issubclass(cls, ModelMixin):
@@ -61,7 +61,7 @@ def _build_transformers(cls: type[transformers.PreTrainedModel], folder: Path) -
     base: Any = transformers.PreTrainedModel
     reading = base.__dict__["from_pretrained"]
 
-    def construct(klass: Any, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def construct(klass: Any, path: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         return klass(config or klass.config_class.from_pretrained(path))
 
     base.from_pretrained = classmethod(construct)
