@@ -31,10 +31,10 @@ class EncoderVAE(StageReplica):
         super().__init__(model, ("encoder", "vae"))
 
     async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.in_worker(encode, self.stage, request)
+        return await self.run_stage("encoder", request, encode)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.in_worker(decode, self.stage, request, inputs)
+        return await self.run_stage("vae", request, decode, inputs)
 
 
 @serve.deployment(name="Pipeline", max_ongoing_requests=16, health_check_period_s=2, graceful_shutdown_timeout_s=10)
@@ -44,20 +44,24 @@ class Pipeline(StageReplica):
     def __init__(self, model: ModelArgs) -> None:
         super().__init__(model, STAGES)
         self.denoiser = DenoiserStage(
-            self.stage, model.denoising, encode=lambda r: encode(self.stage, r), synchronize=self.synchronize
+            self.stage,
+            model.denoising,
+            encode=lambda r: encode(self.stage, r),
+            synchronize=self.synchronize,
+            env=self.env,
         )
 
     async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.in_worker(encode, self.stage, request)
+        return await self.run_stage("encoder", request, encode)
 
     async def denoise(
         self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
     ) -> AsyncIterator[StreamItem]:
-        async for item in denoising_stream(self.denoiser, self.request_threads, request, conditioning, checkpoint):
+        async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
             yield item
 
     async def check_health(self) -> None:
         check_engine(self.denoiser)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.in_worker(decode, self.stage, request, inputs)
+        return await self.run_stage("vae", request, decode, inputs)

@@ -38,14 +38,16 @@ class Denoiser(StageReplica):
         super().__init__(model, ("denoiser",))
         self._handles: dict[StageName, DeploymentHandle] = {"encoder": encoder, "vae": vae}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.denoiser = DenoiserStage(self.stage, model.denoising, self._ask_stage, self._encode, self.synchronize)
+        self.denoiser = DenoiserStage(
+            self.stage, model.denoising, self._ask_stage, self._encode, self.synchronize, self.env
+        )
 
     async def denoise(
         self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
     ) -> AsyncIterator[StreamItem]:
         """Progress and checkpoints as they come, at last the inputs of the VAE stage."""
         self._loop = asyncio.get_running_loop()
-        async for item in denoising_stream(self.denoiser, self.request_threads, request, conditioning, checkpoint):
+        async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
             yield item
 
     async def check_health(self) -> None:

@@ -18,4 +18,4 @@ class Encoder(StageReplica):
         super().__init__(model, ("encoder",))
 
     async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.in_worker(encode, self.stage, request)
+        return await self.run_stage("encoder", request, encode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from deployments.media import decode_input_image
@@ -37,7 +38,8 @@ def _decoded(value: Any, name: str) -> Any:
 
 def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:
     """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
-    return Conditioning(pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls]))
+    packed = pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls])
+    return Conditioning(packed, time.time())
 
 
 def unpack_conditioning(conditioning: Conditioning, stage: StagePipeline) -> list[EncoderCall]:

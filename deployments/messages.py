@@ -68,6 +68,7 @@ class Conditioning:
     """What the encoder stage recorded: the outcome of each encoder call, in the order of the calls."""
 
     calls: Packed
+    made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class DecodeInputs:
 
     kind: Literal["decoder_calls", "result"]
     content: Packed
+    made_at: float = 0.0
 
 
 @dataclass(frozen=True)

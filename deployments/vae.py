@@ -18,4 +18,4 @@ class VAE(StageReplica):
         super().__init__(model, ("vae",))
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.in_worker(decode, self.stage, request, inputs)
+        return await self.run_stage("vae", request, decode, inputs)

@@ -56,7 +56,8 @@ class CheckpointInterval:
 class ResumableSession(DenoiseSession):
     """A DenoiseSession that emits checkpoints and may start from one.
 
-    `on_checkpoint` is told (steps done, packed content); `resume_from` is the content of a checkpoint.
+    `on_checkpoint` is told (steps done, packed content); `resume_from` is the content of a checkpoint;
+    `cache_state` gives what the request's caches hold, which `saved_caches` gives back after a resume.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class ResumableSession(DenoiseSession):
         on_checkpoint: Callable[[int, Packed], None] | None = None,
         every: int | None = None,
         resume_from: Packed | None = None,
+        cache_state: Callable[[], Any] = lambda: None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.on_checkpoint = on_checkpoint
+        self.cache_state = cache_state
         self.interval = CheckpointInterval(every)
         self.saved: dict[str, Any] | None = unpack(resume_from, self.stage.device) if resume_from else None
         self.resumed_at = self.saved["steps"] if self.saved else 0
@@ -81,6 +84,10 @@ class ResumableSession(DenoiseSession):
         self._skipped_forwards = 0
         self._round_is_fresh = True
         self._generators_after_step: Any = None
+
+    @property
+    def saved_caches(self) -> Any:
+        return self.saved["caches"] if self.saved else None
 
     @property
     def is_skipping(self) -> bool:
@@ -172,6 +179,7 @@ class ResumableSession(DenoiseSession):
             "generators": self._generators_after_step,
             "descriptions": self.hand_off.descriptions,
             "forwards": forwards,
+            "caches": self.cache_state(),
         }
         self.on_checkpoint(self.steps_done, pack(content))
         self._last_checkpoint = self.steps_done

@@ -55,7 +55,8 @@ class Forward:
     component: str
     context: tuple[Any, dict[str, Any]] | None
     arguments: dict[str, Any]
-    activate: Callable[[], None] | None  # puts the request's cache contexts into the module
+    activate: Callable[[], None] | None  # puts the request's cache contexts into the module, or takes all out
+    is_cached: bool
     structure: Hashable = None
     num_samples: int = 1
     merger: Merger | None = None
@@ -143,9 +144,10 @@ class Engine:
         args: Any,
         kwargs: Any,
         activate: Callable[[], None] | None = None,
+        is_cached: bool = False,
     ) -> Any:
         """Waits for the forward's output; raises what it raised, or CancelledStage."""
-        forward = Forward(job, module, component, context, bind(module, args, kwargs), activate)
+        forward = Forward(job, module, component, context, bind(module, args, kwargs), activate, is_cached)
         self._classify(forward)
         with self._changed:
             if self._closed:
@@ -239,7 +241,7 @@ class Engine:
         forward.num_samples = merger.num_samples(forward.arguments)
         context = forward.context[0] if forward.context else None
         try:
-            if forward.activate is not None:
+            if forward.is_cached:
                 raise CannotMergeError("the request has cache contexts of its own")
             structure = merger.structure(forward.arguments, forward.num_samples)
             forward.structure = (forward.component, context, structure)

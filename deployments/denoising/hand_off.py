@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from deployments.messages import DecodeInputs
@@ -14,14 +15,14 @@ from deployments.values import without_opaque
 
 def pack_outcome(outcome: HandOff | Result) -> DecodeInputs:
     if isinstance(outcome, Result):
-        return DecodeInputs("result", pack(without_opaque(outcome.output)))
+        return DecodeInputs("result", pack(without_opaque(outcome.output)), time.time())
     content = {
         "encoder_calls": [[c.component, c.method, c.output, c.random_states] for c in outcome.encoder_calls],
         "events": outcome.events,
         "descriptions": outcome.descriptions,
         "decoder_calls": [[c.component, c.method, c.args, c.kwargs] for c in outcome.decoder_calls],
     }
-    return DecodeInputs("decoder_calls", pack(without_opaque(content)))
+    return DecodeInputs("decoder_calls", pack(without_opaque(content)), time.time())
 
 
 def unpack_outcome(inputs: DecodeInputs, stage: StagePipeline) -> HandOff | Result:

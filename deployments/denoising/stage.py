@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from deployments.denoising.caching import RequestCaches
 from deployments.denoising.checkpoint import (
     ResumableSession,
     check_checkpoint,
@@ -40,11 +42,13 @@ from deployments.stage_pipeline.denoise_session import DenoiseSession
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
+from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
 
 AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
 Encode = Callable[[GenerationRequest], Conditioning]
+RECENT = 100
 DEFAULT_SLACK = 3.0  # times its own predicted duration that a request without a deadline is given
 
 
@@ -71,8 +75,10 @@ class DenoiserStage:
         ask_stage: AskStage | None = None,
         encode: Encode | None = None,
         synchronize: Callable[[], None] = lambda: None,
+        env: EnvConfig | None = None,
     ) -> None:
         self.args = args or DenoisingArgs()
+        self.env = env or EnvConfig()
         self.stage = stage
         self.ask_stage = ask_stage
         self.encode = encode
@@ -84,7 +90,8 @@ class DenoiserStage:
             self.args.order,
             synchronize,
         )
-        self.fingerprint = model_fingerprint(stage)
+        self.fingerprint = model_fingerprint(stage, settings=repr((self.env.cache_dit, self.env.cache_dit_secondary)))
+        self.recent_caches: deque[dict[str, Any]] = deque(maxlen=RECENT)  # summaries of cached requests
         self._wiring: dict[str, Wiring] = {
             name: read_wiring(module) for name, module in stage.components.items() if name in stage.layout.denoisers
         }
@@ -187,6 +194,7 @@ class _Run:
         if request.deadline_s is not None:
             self.job.deadline = self.started + request.deadline_s
         self._checked: set[str] = set()
+        self.caches = RequestCaches(owner.env, request)
 
     def run(self, call_remotely: Any, resume_from: Packed | None) -> tuple[DecodeInputs, Denoising]:
         self.session = ResumableSession(
@@ -201,6 +209,7 @@ class _Run:
             on_checkpoint=self.note_checkpoint if self.on_checkpoint else None,
             every=self.owner.args.checkpoint_every,
             resume_from=resume_from,
+            cache_state=self.caches.state,
         )
         denoising = Denoising(self.job, self.session)
         if self.on_start:
@@ -210,12 +219,16 @@ class _Run:
             return pack_outcome(self.session.run()), denoising
         finally:
             self.owner.engine.end(self.job)
+            if self.caches.contexts:
+                self.owner.recent_caches.append({"request_id": self.request.request_id, **self.caches.summary()})
 
     def run_denoiser(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         if component not in self._checked:
             self._checked.add(component)
             self.owner.check_wiring(component, module)
-        output = self.owner.engine.run(self.job, module, component, context, args, kwargs)
+        activate = self.caches.activation(self.session, component, module)
+        is_cached = self.caches.is_cached(component)
+        output = self.owner.engine.run(self.job, module, component, context, args, kwargs, activate, is_cached)
         if self.job.deadline == float("inf") and self.job.forwards == 1:
             self._set_default_deadline()
         return output

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from deployments.denoising.stage import DenoiserStage, Denoising
 from deployments.messages import (
@@ -15,14 +17,25 @@ from deployments.messages import (
     DenoisingProgress,
     GenerationRequest,
     PayloadFollows,
+    StageName,
 )
 
 StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
 
+class Observer(Protocol):
+    """The replica: it owns the threads of requests, times and traces."""
+
+    request_threads: Executor
+
+    def observed(
+        self, stage: StageName, request: GenerationRequest, arrived: float, *inputs: Any
+    ) -> AbstractContextManager[tuple[Any, Any]]: ...
+
+
 async def denoising_stream(
+    replica: Observer,
     stage: DenoiserStage,
-    threads: Executor,
     request: GenerationRequest,
     conditioning: Conditioning,
     checkpoint: Checkpoint | None = None,
@@ -35,7 +48,7 @@ async def denoising_stream(
     events: asyncio.Queue[DenoisingProgress | Checkpoint | None] = asyncio.Queue()
     started: list[Denoising] = []
     abandoned = False
-    queued = time.perf_counter()
+    arrived = time.time()
 
     def emit(event: DenoisingProgress | Checkpoint) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
@@ -46,16 +59,24 @@ async def denoising_stream(
             stage.engine.cancel(denoising.job)
 
     def work() -> tuple[DecodeInputs, Denoising, dict[str, float]]:
-        began = time.perf_counter()
-        inputs, denoising = stage.denoise(request, conditioning, checkpoint, emit, emit, on_start)
-        seconds = {
-            "denoiser_queue": began - queued,
-            "denoise": time.perf_counter() - began,
-            "denoiser_forwards": denoising.job.seconds,
-        }
-        return inputs, denoising, seconds
+        with replica.observed("denoiser", request, arrived, conditioning) as (timing, trace):
+            began = time.time()
 
-    task = loop.run_in_executor(threads, work)
+            def on_progress(progress: DenoisingProgress) -> None:
+                trace.step()
+                emit(progress)
+
+            inputs, denoising = stage.denoise(request, conditioning, checkpoint, on_progress, emit, on_start)
+            timing.steps = denoising.session.steps_done - denoising.session.resumed_at
+            timing.bytes_out = inputs.content.num_bytes
+            seconds = {
+                "denoiser_queue": began - arrived,
+                "denoise": time.time() - began,
+                "denoiser_forwards": denoising.job.seconds,
+            }
+            return inputs, denoising, seconds
+
+    task = loop.run_in_executor(replica.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (event := await events.get()) is not None:

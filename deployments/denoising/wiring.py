@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class Wiring:
-    """The parts of a model that pipelines are known to exchange: attention processors, hooks, forwards."""
+    """The parts of a model that pipelines are known to exchange: attention processors and hooks."""
 
-    parts: tuple[tuple[torch.nn.Module, Any, tuple[Any, ...], tuple[Any, ...], Any], ...]
+    parts: tuple[tuple[torch.nn.Module, Any, tuple[Any, ...], tuple[Any, ...]], ...]
 
 
 def read_wiring(model: torch.nn.Module) -> Wiring:
@@ -23,7 +23,6 @@ def read_wiring(model: torch.nn.Module) -> Wiring:
                 module.__dict__.get("processor"),
                 tuple(module._forward_hooks.items()),
                 tuple(module._forward_pre_hooks.items()),
-                module.__dict__.get("forward"),
             )
             for module in model.modules()
         )
@@ -34,19 +33,15 @@ def restore_wiring(before: Wiring, model: torch.nn.Module) -> bool:
     """Returns whether anything had been changed."""
     now = read_wiring(model)
     if len(now.parts) == len(before.parts) and all(
-        a[0] is b[0] and a[1] is b[1] and a[2] == b[2] and a[3] == b[3] and a[4] is b[4]
+        a[0] is b[0] and a[1] is b[1] and a[2] == b[2] and a[3] == b[3]
         for a, b in zip(now.parts, before.parts, strict=True)
     ):
         return False
-    for module, processor, hooks, pre_hooks, forward in before.parts:
+    for module, processor, hooks, pre_hooks in before.parts:
         if processor is not None:
             module.__dict__["processor"] = processor
         module._forward_hooks.clear()
         module._forward_hooks.update(dict(hooks))
         module._forward_pre_hooks.clear()
         module._forward_pre_hooks.update(dict(pre_hooks))
-        if forward is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.__dict__["forward"] = forward
     return True

@@ -12,6 +12,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
+from deployments.weights import load_component
 
 UNUSED_HALF = {
     "encoder": "decoder",
@@ -50,26 +51,37 @@ def load_stage(
     stages: tuple[StageName, ...] = STAGES,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    use_streamer: bool = False,
 ) -> StagePipeline:
-    """Raises CheckpointError for a folder that cannot be served; dtype None keeps each file's own."""
+    """Raises CheckpointError for a folder that cannot be served; dtype None keeps each file's own.
+
+    `use_streamer` reads the weights with the Run:ai model streamer.
+    """
     layout = read_layout(folder)
     device = torch.device(device)
-    absent = [name for name, needed in layout.stages_of.items() if not needed & set(stages)]
-    skeletons = {name: skeleton(layout.models[name], folder / name, device, dtype) for name in absent}
+    components = {
+        name: load_component(layout.models[name], folder / name, dtype, device, use_streamer)
+        if needed & set(stages)
+        else skeleton(layout.models[name], folder / name, device, dtype)
+        for name, needed in layout.stages_of.items()
+    }
     try:
-        pipeline: Any = layout.pipeline_class.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, **skeletons
-        )
+        pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
-    for module in loaded.components.values():
-        module.eval()  # requires_grad stays as it is: on the CPU, convolutions choose their kernel by it
-        if device.type != "cpu":
-            _move(module, device)
     return loaded
+
+
+def weights_needed(folder: Path, stages: tuple[StageName, ...]) -> list[str]:
+    """Components whose weight files a process of these stages reads.
+
+    Skeletons need no weights, but for the statistics that autoencoders keep among theirs.
+    """
+    layout = read_layout(folder)
+    return [n for n, needed in layout.stages_of.items() if needed & set(stages) or n in layout.autoencoders]
 
 
 def _drop_unused_halves(loaded: StagePipeline) -> None:
@@ -79,11 +91,6 @@ def _drop_unused_halves(loaded: StagePipeline) -> None:
         half = getattr(getattr(loaded.pipeline, name, None), UNUSED_HALF[loaded.stages[0]], None)
         if isinstance(half, torch.nn.Module):
             half.to("meta")
-
-
-def _move(module: torch.nn.Module, device: torch.device) -> None:
-    """To the device, without the halves that were dropped."""
-    module._apply(lambda t: t if t.device.type == "meta" else t.to(device))
 
 
 def _num_bytes(module: torch.nn.Module) -> int:

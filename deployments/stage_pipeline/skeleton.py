@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import accelerate
-import safetensors
 import torch
 import transformers
 from diffusers import ModelMixin
+
+from deployments.weights import read_tensors
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -25,7 +26,7 @@ def skeleton(cls: type[torch.nn.Module], folder: Path, device: torch.device, dty
     Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real.
     """
     module = cast_like_from_pretrained(build_from_config(cls, folder), dtype)
-    _read_buffers(module, folder)
+    _read_buffers(module, cls, folder)
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Pipelines move components about; nothing is here to be moved, only a change of dtype means something.
@@ -84,15 +85,13 @@ def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
     return module
 
 
-def _read_buffers(module: torch.nn.Module, folder: Path) -> None:
-    buffers = dict(module.named_buffers())
-    if not buffers:
-        return
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  (not a dict)
-                if name in buffers:
-                    buffers[name].data.copy_(weights.get_tensor(name))
+def _read_buffers(module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path) -> None:
+    # What state_dict names beside the parameters is stored with the weights; other buffers are computed.
+    stored = module.state_dict().keys() - dict(module.named_parameters()).keys()
+    if stored:
+        buffers = dict(module.named_buffers())
+        for name, tensor in read_tensors(cls, folder, stored).items():
+            buffers[name].data.copy_(tensor)
 
 
 def _meta_twin_maker(

@@ -1,0 +1,29 @@
+"""Accelerations: one file and one row each, put into a stage's modules once, when its replica starts."""
+
+from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
+from deployments.accelerations.attention import ATTENTION
+from deployments.accelerations.cache_dit import CACHE_DIT
+from deployments.accelerations.fp4_gemm import FP4_GEMM
+from deployments.accelerations.miopen_autotune import MIOPEN_AUTOTUNE
+from deployments.accelerations.mlx_norms import MLX_NORMS
+from deployments.accelerations.rocm_vae import ROCM_VAE
+from env_config.variables import EnvConfig
+
+# In the order of installation: Cache-DiT keeps the forwards that it finds, so it comes last.
+ACCELERATIONS: tuple[Acceleration, ...] = (
+    ATTENTION,
+    ROCM_VAE,
+    MIOPEN_AUTOTUNE,
+    MLX_NORMS,
+    FP4_GEMM,
+    CACHE_DIT,
+)
+
+
+def install_all(modules: StageModules, env: EnvConfig) -> list[str]:
+    """Install what the variables ask for; the lines for the log. Raises AccelerationError."""
+    lines = [acceleration.install(modules, env) for acceleration in ACCELERATIONS if acceleration.is_on(env)]
+    return [line for line in lines if line]
+
+
+__all__ = ["ACCELERATIONS", "Acceleration", "AccelerationError", "StageModules", "install_all"]
