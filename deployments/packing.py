@@ -24,6 +24,7 @@ from deployments.values import (
     Opaque,
     is_output,
     is_record,
+    is_record_class,
     parts,
 )
 
@@ -115,7 +116,7 @@ def _library_class(path: str) -> type:
         hasattr(cls, "to_tuple")
         or hasattr(cls, "_fields")
         or issubclass(cls, UserDict)
-        or name.endswith("Distribution")
+        or is_record_class(cls)
     )
     if not allowed:
         raise TypeError(f"a message names the class {path}, which no message may carry")

@@ -54,12 +54,12 @@ def is_output(value: Any) -> bool:
 
 def is_record(value: Any) -> bool:
     """A small object of a library that holds tensors as attributes, such as a posterior distribution."""
-    cls = type(value)
-    return (
-        cls.__module__.startswith(LIBRARIES)
-        and cls.__name__.endswith("Distribution")
-        and not isinstance(value, torch.nn.Module)
-    )
+    return is_record_class(type(value))
+
+
+def is_record_class(cls: type) -> bool:
+    """Posterior distributions, and the momentum that guiders keep from step to step."""
+    return cls.__module__.startswith(LIBRARIES) and cls.__name__.endswith(("Distribution", "MomentumBuffer"))
 
 
 def parts(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:

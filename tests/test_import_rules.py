@@ -35,9 +35,7 @@ HEAVY = (
 HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
-SHELLS = tuple(
-    f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "model")
-)
+SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "model"))
 STAGE_WORK = (
     "deployments.encoding",
     "deployments.decoding",
@@ -235,9 +233,7 @@ def imports_in(tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
             yield node.lineno, ""
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (
-                (node.lineno, name) for name in sorted({n if n in modules else node.module for n in names})
-            )
+            yield from ((node.lineno, name) for name in sorted({n if n in modules else node.module for n in names}))
 
 
 def environment_reads(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -249,9 +245,7 @@ def environment_reads(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{module} reads os.{name}"
             case ast.ImportFrom(module="os", names=names):
                 yield from (
-                    (node.lineno, f"{module} reads os.{alias.name}")
-                    for alias in names
-                    if alias.name in ENVIRONMENT
+                    (node.lineno, f"{module} reads os.{alias.name}") for alias in names if alias.name in ENVIRONMENT
                 )
 
 

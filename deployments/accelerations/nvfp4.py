@@ -90,6 +90,9 @@ class NVFP4Config(QuantizationConfigMixin):
     def __init__(self, **_: Any) -> None:
         self.quant_method = _Method.NVFP4
 
+    def __repr__(self) -> str:
+        return "NVFP4Config()"
+
 
 class NVFP4Quantizer(DiffusersQuantizer):
     """Puts an NVFP4Linear wherever the checkpoint has a `weight_scale_2`, and fills it without casting."""
@@ -122,17 +125,25 @@ class NVFP4Quantizer(DiffusersQuantizer):
         return True
 
     def create_quantized_param(
-        self, model: torch.nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
+        self,
+        model: torch.nn.Module,
+        param_value: torch.Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, torch.Tensor],
+        *_: Any,
+        **__: Any,
     ) -> None:
+        stored = state_dict[param_name]  # param_value has been cast to the model's dtype
         path, _dot, name = param_name.rpartition(".")
         layer = model.get_submodule(path)
         expected = getattr(layer, name)
-        if param_value.shape != expected.shape or param_value.dtype != expected.dtype:
+        if stored.shape != expected.shape or stored.dtype != expected.dtype:
             raise ValueError(
                 f"{param_name} must be {expected.dtype} of shape {list(expected.shape)} in NVFP4's layout, "
-                f"got {param_value.dtype} of shape {list(param_value.shape)}"
+                f"got {stored.dtype} of shape {list(stored.shape)}"
             )
-        value = param_value.to(target_device)
+        value = stored.to(target_device)
         setattr(layer, name, torch.nn.Parameter(value, requires_grad=False) if name == "weight" else value)
 
     @property

@@ -29,12 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
-def test_it_shows_progress_serves_and_ends_without_leaving_a_process(
-    stop_signal: int, tmp_path: Path
-) -> None:
+def test_it_serves_and_ends_at_ctrl_c_without_leaving_a_process(tmp_path: Path) -> None:
     port = free_port()
-    with launched(config_file(tmp_path, port, load_s=3), tmp_path) as launcher:
+    with launched(config_file(tmp_path, port), tmp_path) as launcher:
         wait_for_output(launcher, tmp_path, "Ready:")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             assert answer.status == 200
@@ -45,7 +42,6 @@ def test_it_shows_progress_serves_and_ends_without_leaving_a_process(
 
         assert launcher.wait(60) == 0
         assert still_running(started) == []
-    assert "Encoder loading weights" in output(tmp_path)
 
 
 @pytest.mark.slow
@@ -113,9 +109,7 @@ def test_the_curl_line_writes_the_picture_of_the_answer(tmp_path: Path) -> None:
     message = ready_message(Address("0.0.0.0", 8123, "/toy"))
     [line] = [line for line in message.splitlines() if line.strip().startswith("curl")]
 
-    subprocess.run(
-        line, shell=True, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    )
+    subprocess.run(line, shell=True, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
 
     assert (tmp_path / "picture.png").read_bytes() == b"PNG"
     asked = (tmp_path / "asked").read_text().splitlines()
@@ -143,9 +137,7 @@ def test_the_same_progress_is_printed_once(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_failed_build_is_told_when_no_deployment_says_more() -> None:
-    failed = {
-        "toy": {"status": "DEPLOY_FAILED", "message": "Traceback\nValueError: no model", "deployments": {}}
-    }
+    failed = {"toy": {"status": "DEPLOY_FAILED", "message": "Traceback\nValueError: no model", "deployments": {}}}
     with pytest.raises(LaunchError, match="ValueError: no model"):
         deployment_messages(failed)
 
