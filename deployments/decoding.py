@@ -1,14 +1,16 @@
-"""The VAE stage without Ray: the inputs of the decoders in, encoded files out."""
+"""The VAE stage without Ray: the inputs of the decoders in, pixels out."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from deployments.denoising.hand_off import unpack_outcome
 from deployments.encoding import call_arguments
-from deployments.media import encode_media
-from deployments.messages import DecodeInputs, GenerationRequest, Media
+from deployments.media import files_to_write
+from deployments.media_files import FileToWrite
+from deployments.messages import DecodeInputs, GenerationRequest
 from deployments.stage_pipeline.decode_session import DecodeSession
 from deployments.stage_pipeline.denoise_session import Result
 from deployments.stage_pipeline.description import call_parameters
@@ -17,14 +19,24 @@ from deployments.stage_pipeline.loading import StagePipeline
 DEFAULT_FPS = 16.0
 
 
-def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+@dataclass(frozen=True)
+class Decoded:
+    """What one request made, in pixels; the files are still to be written."""
+
+    files: tuple[FileToWrite, ...]
+    seconds: dict[str, float]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(frame.nbytes for file in self.files for frame in file.frames)
+
+
+def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Decoded:
     """Raises HandOffError where the picture would not be the pipeline's own."""
     started = time.perf_counter()
     output = decode_output(stage, request, inputs)
-    decoded = time.perf_counter()
-    media = encode_media(output, request, default_fps(stage), audio_sample_rate(stage))
-    seconds = {"decode": decoded - started, "encode_media": time.perf_counter() - decoded}
-    return Media(media.files, media.seconds | seconds)
+    files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage))
+    return Decoded(files, {"decode": time.perf_counter() - started})
 
 
 def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:

@@ -1,55 +1,35 @@
-"""Pictures and videos as files: writes what a pipeline returned, reads the pictures that callers send.
-
-Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
-its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
-the `comment` of MP4. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
-same request gives the same bytes.
-"""
+"""Between a pipeline and files: what it returned becomes pixels to be written, what callers send becomes pictures."""
 
 from __future__ import annotations
 
 import io
-import json
 import struct
-import tempfile
 import time
-from collections.abc import Callable
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageOps
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.messages import GenerationRequest, InputImage, Media, MediaFile
+from deployments.media_files import FileToWrite, Pixels, Samples, write_file
+from deployments.messages import GenerationRequest, InputImage, Media
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, C]; C is 1 (grey), 3 (RGB) or 4 (RGBA)
-Samples = npt.NDArray[np.float32]  # [channels, time] in -1..1
-
-MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
-
-PNG_COMPRESS_LEVEL = 1  # a fifth of the time of Pillow's default, for files some percent larger
-JPEG_QUALITY = 95
-WEBP_QUALITY = 90
-H264_OPTIONS = {
-    "crf": "18",  # the constant rate factor usually called visually lossless
-    "x264-params": "cpu-independent=1",  # without it the bytes of small videos differ from run to run
-}
-H264_THREADS = 4  # fixed, because the bytes depend on it: a machine with more cores must write the same file
-BT709 = 1  # the number of ITU-R BT.709 in ITU-T H.273, for primaries, transfer and matrix alike
-LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
-JPEG_METADATA_BYTES = 60_000  # a JPEG segment ends at 65 533 bytes
-SHORTENED_PROMPT_CHARS = 5_000
 
 
 def encode_media(output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None) -> Media:
-    """Write the files of one request.
+    """Write the files of one request in this process; see `files_to_write`."""
+    started = time.perf_counter()
+    files = files_to_write(output, request, default_fps, audio_sample_rate)
+    written = tuple(write_file(file) for file in files)
+    return Media(written, {"encode_media": time.perf_counter() - started})
+
+
+def files_to_write(
+    output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None
+) -> tuple[FileToWrite, ...]:
+    """The pixels of the files of one request, and how they are to be written.
 
     `output` is what a diffusers pipeline returned with output_type="pt": `.images` [B, C, H, W] or `.frames`
     [B, F, C, H, W] with values in 0..1, or (nested) lists of them; a video may come with `.audio`
@@ -60,13 +40,10 @@ def encode_media(output: Any, request: GenerationRequest, default_fps: float, au
     Raises GenerationFailedError for values that are not finite (a black picture otherwise) and for an output
     that is not what was asked for; InvalidRequestError if the model's own safety checker refused the picture.
     """
-    started = time.perf_counter()
     _refuse_flagged(output)
     if request.output.kind == "video":
-        files = _videos(output, request, request.output.fps or default_fps, audio_sample_rate)
-    else:
-        files = _pictures(output, request)
-    return Media(files, {"encode_media": time.perf_counter() - started})
+        return _videos(output, request, request.output.fps or default_fps, audio_sample_rate)
+    return _pictures(output, request)
 
 
 def decode_input_image(image: InputImage, max_pixels: int, param: str = "image") -> Image.Image:
@@ -91,15 +68,6 @@ def decode_input_image(image: InputImage, max_pixels: int, param: str = "image")
         ) from error
 
 
-def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
-    """The metadata that `encode_media` wrote into a file. Raises ValueError if there are none."""
-    text = _METADATA_READERS[mime_type](data)
-    if not text:
-        raise ValueError(f"this {mime_type} file carries no metadata of Triptych")
-    metadata: dict[str, Any] = json.loads(text)
-    return metadata
-
-
 def _too_many_pixels(size: str, max_pixels: int, param: str) -> InvalidRequestError:
     message = f"{param} may have at most {max_pixels} pixels (width x height), it is {size}"
     return InvalidRequestError(message, param)
@@ -119,47 +87,17 @@ def _refuse_flagged(output: Any) -> None:
 # --- pictures ---
 
 
-def _pictures(output: Any, request: GenerationRequest) -> tuple[MediaFile, ...]:
+def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...]:
     made = getattr(output, "images", None)
     if made is None:
         raise GenerationFailedError(f"a picture was asked for, but {type(output).__name__} has no images")
-    encode = _PICTURE_ENCODERS[request.output.format]
-    return tuple(_picture_file(pixels, request, encode) for pixels in _to_pixels(made))
+    return tuple(_picture_file(pixels, request) for pixels in _to_pixels(made))
 
 
-def _picture_file(pixels: Pixels, request: GenerationRequest, encode: PictureEncoder) -> MediaFile:
+def _picture_file(pixels: Pixels, request: GenerationRequest) -> FileToWrite:
     height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    data = encode(image, _metadata(request, width, height), request.output.quality)
-    return MediaFile(data, MIME_TYPES[request.output.format], width, height)
-
-
-def _png(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
-    info = PngInfo()
-    info.add_itxt("parameters", json.dumps(metadata, ensure_ascii=False))
-    return _saved(image, format="PNG", compress_level=PNG_COMPRESS_LEVEL, pnginfo=info)
-
-
-def _jpeg(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    exif = _exif(metadata, JPEG_METADATA_BYTES)
-    return _saved(image, format="JPEG", quality=JPEG_QUALITY if quality is None else quality, exif=exif)
-
-
-def _webp(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
-    exif = _exif(metadata)
-    return _saved(image, format="WEBP", quality=WEBP_QUALITY if quality is None else quality, exif=exif)
-
-
-PictureEncoder = Callable[[Image.Image, dict[str, Any], int | None], bytes]
-_PICTURE_ENCODERS: dict[str, PictureEncoder] = {"png": _png, "jpeg": _jpeg, "webp": _webp}
-
-
-def _saved(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **options)
-    return buffer.getvalue()
+    metadata = _metadata(request, width, height)
+    return FileToWrite(request.output.format, [pixels], metadata, request.output.quality)
 
 
 def _to_pixels(made: Any) -> list[Pixels]:
@@ -192,7 +130,7 @@ def _described(value: Any) -> str:
 
 def _videos(
     output: Any, request: GenerationRequest, fps: float, audio_sample_rate: int | None
-) -> tuple[MediaFile, ...]:
+) -> tuple[FileToWrite, ...]:
     made = _first_of(output, ("frames", "video"))
     if made is None:
         raise GenerationFailedError(f"a video was asked for, but {type(output).__name__} has no frames")
@@ -225,50 +163,10 @@ def _video_file(
     request: GenerationRequest,
     fps: float,
     audio_sample_rate: int,
-) -> MediaFile:
-    frames = [_even_rgb(frame) for frame in frames]
-    height, width = frames[0].shape[:2]
+) -> FileToWrite:
+    height, width = (side + side % 2 for side in frames[0].shape[:2])  # an odd side is written one pixel longer
     metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
-    data = _mp4(frames, fps, samples, audio_sample_rate, json.dumps(metadata, ensure_ascii=False))
-    return MediaFile(data, MIME_TYPES["mp4"], width, height, len(frames), fps)
-
-
-def _even_rgb(frame: Pixels) -> Pixels:
-    """yuv420p has one colour for four pixels: an odd side repeats its last row or column."""
-    height, width, channels = frame.shape
-    rgb = np.repeat(frame, 3, axis=2) if channels == 1 else frame[:, :, :3]
-    return np.ascontiguousarray(np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-
-
-def _mp4(frames: list[Pixels], fps: float, samples: Samples | None, audio_sample_rate: int, comment: str) -> bytes:
-    """H.264 and, with `samples`, AAC; the index comes first, so that it plays during the download."""
-    height, width = frames[0].shape[:2]
-    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
-        path = Path(folder, "video.mp4")  # moving the index to the front reads the file back by its name
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            container.metadata["comment"] = comment
-            rate = Fraction(fps).limit_denominator(1001)
-            video = container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
-            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-            context = video.codec_context
-            context.thread_count = H264_THREADS
-            # Said in the file, or players guess the matrix from the height.
-            context.color_primaries = context.color_trc = context.colorspace = BT709
-            context.color_range = LIMITED_RANGE
-            audio = None
-            if samples is not None:
-                layout = "mono" if len(samples) == 1 else "stereo"
-                audio = container.add_stream("aac", rate=audio_sample_rate, layout=layout)
-            for frame in frames:
-                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                container.mux(video.encode(rgb.reformat(format="yuv420p", dst_colorspace="ITU709")))
-            container.mux(video.encode())
-            if audio is not None and samples is not None:
-                sound = av.AudioFrame.from_ndarray(samples, format="fltp", layout=audio.layout.name)
-                sound.sample_rate = audio_sample_rate
-                container.mux(audio.encode(sound))
-                container.mux(audio.encode())
-        return path.read_bytes()
+    return FileToWrite("mp4", frames, metadata, fps=fps, samples=samples, sample_rate=audio_sample_rate)
 
 
 def _to_samples(audio: Any, num_videos: int) -> list[Samples]:
@@ -305,37 +203,3 @@ def _holds_picture(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(_holds_picture(item) for item in value)
     return isinstance(value, InputImage)
-
-
-def _exif(metadata: dict[str, Any], max_bytes: int | None = None) -> Image.Exif:
-    text = json.dumps(metadata)  # ASCII: the one charset that all readers of UserComment agree on
-    if max_bytes is not None and len(text) > max_bytes:
-        prompt = str(metadata["prompt"])[:SHORTENED_PROMPT_CHARS]
-        text = json.dumps(metadata | {"prompt": prompt, "parameters": {}, "shortened": True})
-    exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + text.encode("ascii")
-    return exif
-
-
-def _read_png(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        return str(image.info.get("parameters", ""))
-
-
-def _read_exif(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
-        comment: bytes = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    return comment[8:].decode("ascii")
-
-
-def _read_mp4(data: bytes) -> str:
-    with av.open(io.BytesIO(data)) as container:
-        return container.metadata.get("comment", "")
-
-
-_METADATA_READERS: dict[str, Callable[[bytes], str]] = {
-    "image/png": _read_png,
-    "image/jpeg": _read_exif,
-    "image/webp": _read_exif,
-    "video/mp4": _read_mp4,
-}

@@ -35,7 +35,8 @@ HEAVY = (
 HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
-SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "model"))
+SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica"))
+ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STAGE_WORK = (
     "deployments.encoding",
     "deployments.decoding",
@@ -52,22 +53,23 @@ FEATURES = (
     "deployments.families",
     "deployments.families.*",
 )
-LEAVES = ("deployments.weights", "deployments.devices", "deployments.media")
+MEDIA_FILES = ("deployments.media_files", "deployments.media_pool")
+LEAVES = ("deployments.weights", "deployments.devices", "deployments.media", *MEDIA_FILES)
 
 # The first rule that a module matches is its rule; a module without one fails the test.
 RULES = (
     Rule(("serve_app.app",), ("serve_app.*", "deployments.*", *ENV_CONFIG), never=HEAVY),
     Rule(("serve_app", "serve_app.*"), ("serve_app.*", *MESSAGES, *ENV_CONFIG), never=HEAVY),
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
-    Rule(MESSAGES, MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
         SHELLS,
-        (*SHELLS, *STAGE_WORK, *STAGE_PIPELINE, *FEATURES, *LEAVES, *MESSAGES, *ENV_CONFIG),
+        (*SHELLS, *ARGUMENTS, *STAGE_WORK, *STAGE_PIPELINE, *FEATURES, *LEAVES, *MESSAGES, *ENV_CONFIG),
         never=("diffusers", "transformers", *HTTP),
     ),
     Rule(
         STAGE_WORK,
-        (*STAGE_WORK, *STAGE_PIPELINE, *FEATURES, *LEAVES, *TENSORS, *MESSAGES, *ENV_CONFIG),
+        (*STAGE_WORK, *ARGUMENTS, *STAGE_PIPELINE, *FEATURES, *LEAVES, *TENSORS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(
@@ -77,6 +79,8 @@ RULES = (
     ),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(("deployments.devices",), (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(MEDIA_FILES, (*MEDIA_FILES, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
+    Rule(("deployments.media",), (*MEDIA_FILES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(LEAVES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     *(
         Rule(
@@ -91,7 +95,7 @@ RULES = (
 
 # A library that not every machine has, or that one file wraps: the only modules that may import it.
 WRAPPED_BY = {
-    "av": ("deployments.media",),
+    "av": ("deployments.media_files",),
     "boto3": ("serve_app.storage", "deployments.weights"),
     "cache_dit": ("deployments.accelerations.*",),
     "flash_attn": ("deployments.accelerations.*",),

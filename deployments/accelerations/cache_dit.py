@@ -36,7 +36,7 @@ def install(modules: StageModules, env: EnvConfig) -> str:
     if not modules.denoisers:
         return "cache_dit: inert, this stage holds no denoiser"
     lines = []
-    for position, (name, module) in enumerate(modules.parts(modules.denoisers).items()):
+    for position, (name, module) in enumerate(modules.parts(cached_denoisers(modules.denoisers)).items()):
         prepare(module)
         knobs = resolve_knobs(env, None, secondary=position > 0)
         obstacle = misfit(module, knobs)
@@ -49,6 +49,12 @@ def install(modules: StageModules, env: EnvConfig) -> str:
 
 
 CACHE_DIT = Acceleration("cache_dit", lambda env: env.cache_dit.enabled, install)
+
+
+def cached_denoisers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which denoisers of a pipeline are cached, the primary one first: transformers, not their ControlNets."""
+    transformers = tuple(name for name in names if name.startswith("transformer"))
+    return transformers or tuple(name for name in names if not name.startswith("controlnet"))
 
 
 def prepare(module: torch.nn.Module) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from deployments.accelerations import cache_dit
@@ -28,22 +30,19 @@ class RequestCaches:
         self.contexts: dict[str, tuple[Any, Contexts]] = {}  # denoiser -> (module, contexts)
         self._passes: dict[str, tuple[int, int]] = {}  # denoiser -> (steps done, passes since the last step)
 
-    def activation(self, session: ResumableSession, component: str, module: Any) -> Callable[[], None]:
-        """What to do before the forward that comes next: put this request's contexts in, or take all out."""
+    def lent(self, session: ResumableSession, component: str, module: Any) -> AbstractContextManager[None] | None:
+        """Lends this request's contexts to the module for the forward that comes next; None: it runs uncached."""
         if not self.is_wanted or session.is_skipping:
-            return lambda: cache_dit.activate(module, None)
+            return None
         if not self.plans:
             self.plans = cache_plans(self.env, steps_of_denoisers(session), self.overrides) or {}
         if component not in self.plans:
-            return lambda: cache_dit.activate(module, None)
+            return None
         if component not in self.contexts:
             self.contexts[component] = (module, self._begin(session, component, module))
         contexts = self.contexts[component][1]
         guidance_pass = self._count_pass(session, component)
-        return lambda: cache_dit.activate(module, contexts, guidance_pass)
-
-    def is_cached(self, component: str) -> bool:
-        return component in self.contexts
+        return lent(module, contexts, guidance_pass)
 
     def state(self) -> Any:
         """For a checkpoint: plain values and tensors."""
@@ -69,6 +68,16 @@ class RequestCaches:
         count = count + 1 if steps == session.steps_done else 0
         self._passes[component] = (session.steps_done, count)
         return count
+
+
+@contextlib.contextmanager
+def lent(module: Any, contexts: Contexts, guidance_pass: int) -> Iterator[None]:
+    """Between two forwards a module holds nobody's contexts, so that nobody's memory is kept by it."""
+    cache_dit.activate(module, contexts, guidance_pass)
+    try:
+        yield
+    finally:
+        cache_dit.activate(module, None)
 
 
 def steps_of_denoisers(session: ResumableSession) -> dict[str, int]:

@@ -9,17 +9,21 @@ forward waits.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from deployments.denoising.batching import BatchAxes, CannotMergeError, Merger, Path
+from deployments.denoising.measurements import BatchRun, Cancelled, Measure, ignore
 from deployments.denoising.probe import bind
 from deployments.denoising.step_costs import StepCosts
+from deployments.errors import GenerationFailedError
 from deployments.stage_pipeline.denoise_session import call_directly
 from deployments.stage_pipeline.session import CancelledStage
 from deployments.values import tensors
@@ -29,6 +33,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the largest value of the lone forward
 HALF_TOLERANCE = 5e-2  # float16 and bfloat16
 MERGED_STRUCTURES_KEPT = 4096
+ALONE = "alone"  # in place of the component in the structure of a forward that never shares
 
 
 @dataclass(eq=False)
@@ -37,10 +42,13 @@ class Job:
 
     request_id: str
     deterministic: bool = False
-    deadline: float = float("inf")  # time.monotonic() by which it should be done
+    deadline: float | None = None  # time.monotonic() by which it should be done; None: not known yet
     arrived: float = field(default_factory=time.monotonic)
     remaining_forwards: Callable[[], int] = lambda: 1
+    expires: float = math.inf  # time.monotonic() after which nobody wants it
     cancelled: bool = False
+    last_component: str | None = None  # of its last forward, which ended at `last_forward`
+    last_forward: float = 0.0
     forwards: int = 0
     merged_forwards: int = 0
     seconds: float = 0.0  # its share of the device's time
@@ -55,11 +63,11 @@ class Forward:
     component: str
     context: tuple[Any, dict[str, Any]] | None
     arguments: dict[str, Any]
-    activate: Callable[[], None] | None  # puts the request's cache contexts into the module, or takes all out
-    is_cached: bool
+    caches: AbstractContextManager[None] | None  # lends the request's cache contexts to the module
     structure: Hashable = None
     num_samples: int = 1
     merger: Merger | None = None
+    arrived: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
     output: Any = None
     error: BaseException | None = None
@@ -87,9 +95,17 @@ def first_come(forward: Forward, costs: StepCosts, now: float) -> float:
 
 
 def smallest_slack(forward: Forward, costs: StepCosts, now: float) -> float:
-    """Seconds to the deadline beyond what the request still needs; a waiting request's slack only shrinks."""
-    step = costs.predict(forward.structure, forward.num_samples) or 0.0
-    return forward.job.deadline - now - step * forward.job.remaining_forwards()
+    """Seconds to the deadline beyond what the request still needs; a waiting request's slack only shrinks.
+
+    A request without a deadline goes first: its deadline is set when its first forward has been measured.
+    """
+    job = forward.job
+    if job.deadline is None:
+        return -math.inf
+    step = costs.predict(forward.structure, forward.num_samples)
+    if step is None:
+        step = job.seconds / max(1, job.forwards)
+    return job.deadline - now - step * job.remaining_forwards()
 
 
 ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}
@@ -105,17 +121,20 @@ class Engine:
         max_wait_s: float = 0.01,
         order: str = "slack",
         synchronize: Callable[[], None] = lambda: None,
+        measure: Measure = ignore,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.max_wait_s = max_wait_s
         self.order = ORDERS[order]
         self.synchronize = synchronize
+        self.measure = measure
         self.axes: dict[str, BatchAxes] = {}
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
         self._changed = threading.Condition()
         self._waiting: list[Forward] = []
+        self._running: list[Forward] = []
         self._jobs: list[Job] = []  # of requests that are under way
         self._shares: dict[Hashable, frozenset[Path] | None] = {}  # verified structures; None: never merge
         self._caps: dict[Hashable, int] = {}  # samples that fit into memory, learned
@@ -143,15 +162,15 @@ class Engine:
         context: tuple[Any, dict[str, Any]] | None,
         args: Any,
         kwargs: Any,
-        activate: Callable[[], None] | None = None,
-        is_cached: bool = False,
+        caches: AbstractContextManager[None] | None = None,
     ) -> Any:
-        """Waits for the forward's output; raises what it raised, or CancelledStage."""
-        forward = Forward(job, module, component, context, bind(module, args, kwargs), activate, is_cached)
+        """Waits for the forward's output; raises what it raised, CancelledStage, or GenerationFailedError when
+        the request's deadline has passed."""
+        forward = Forward(job, module, component, context, bind(module, args, kwargs), caches)
         self._classify(forward)
         with self._changed:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise GenerationFailedError("the engine is closed")
             if job.cancelled:
                 raise CancelledStage
             self._waiting.append(forward)
@@ -168,6 +187,7 @@ class Engine:
                 return
             job.cancelled = True
             self.statistics.cancelled += 1
+            self.measure(Cancelled())
             for forward in [f for f in self._waiting if f.job is job]:
                 self._waiting.remove(forward)
                 forward.error = CancelledStage()
@@ -188,12 +208,27 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_jobs(self) -> int:
+        return len(self._jobs)
+
     # -- the engine's thread ----------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            self._run_batch(batch)
-            self.last_progress = time.monotonic()
+        try:
+            while self._run_batch(self._next_batch()):
+                self.last_progress = time.monotonic()
+        finally:
+            with self._changed:  # if the thread failed, nobody may wait for ever
+                self._closed = True
+                self._waiting += self._running
+                self._refuse(self._waiting, "the engine is closed")
+
+    def _refuse(self, forwards: list[Forward], reason: str) -> None:
+        for forward in list(forwards):
+            self._waiting.remove(forward)
+            forward.error = GenerationFailedError(reason)
+            forward.done.set()
 
     def _next_batch(self) -> list[Forward] | None:
         with self._changed:
@@ -203,30 +238,54 @@ class Engine:
                 self._changed.wait()
             self._wait_for_company()
             now = time.monotonic()
+            self._refuse([f for f in self._waiting if f.job.expires < now], "the request's deadline has passed")
             ranked = sorted(self._waiting, key=lambda f: self.order(f, self.costs, now))
             if not ranked:
                 return []
             batch = self._fill_batch(ranked)
             for forward in batch:
                 self._waiting.remove(forward)
+            self._running = batch
             return batch
 
     def _wait_for_company(self) -> None:
-        """A moment for requests that are between two forwards; never longer than max_wait_s."""
+        """A moment for requests that are between two forwards; never longer than max_wait_s.
+
+        Only those are waited for that just had a forward of the same denoiser: others are loading, resuming
+        or being decoded, and nobody knows for how long.
+        """
         until = time.monotonic() + self.max_wait_s
-        while self._waiting and len(self._waiting) < min(len(self._jobs), self.max_batch_size):
-            left = until - time.monotonic()
-            if left <= 0 or self._closed or all(f.job.deterministic for f in self._waiting):
+        while len(self._waiting) < self.max_batch_size and not self._closed:
+            now = time.monotonic()
+            left = min(until, self._latest_company(now) or now) - now
+            if left <= 0:
                 return
             self._changed.wait(left)
 
+    def _latest_company(self, now: float) -> float | None:
+        """Until when a forward may come that shares a batch with one that waits."""
+        waiting = {f.component for f in self._waiting if self._may_share(f)}
+        busy = {id(f.job) for f in self._waiting}
+        return max(
+            (
+                job.last_forward + self.max_wait_s
+                for job in self._jobs
+                if job.last_component in waiting and not job.deterministic and id(job) not in busy
+            ),
+            default=None,
+        )
+
+    def _may_share(self, forward: Forward) -> bool:
+        alone = forward.job.deterministic or forward.structure[0] == ALONE  # type: ignore[index]
+        return not alone and self._shares.get(forward.structure, frozenset()) is not None
+
     def _fill_batch(self, ranked: list[Forward]) -> list[Forward]:
         first = ranked[0]
-        cap = min(self.max_batch_size, self._caps.get(first.structure, self.max_batch_size))
+        cap = self._caps.get(first.structure, self.max_batch_size * first.num_samples)  # in samples
         if self.max_batch_tokens is not None:
             cap = min(cap, max(1, self.max_batch_tokens // max(1, tokens_per_sample(first))))
         batch, samples = [first], first.num_samples
-        if first.job.deterministic or self._shares.get(first.structure, frozenset()) is None:
+        if not self._may_share(first):
             return batch
         for forward in ranked[1:]:
             fits = len(batch) < self.max_batch_size and samples + forward.num_samples <= max(cap, first.num_samples)
@@ -241,32 +300,58 @@ class Engine:
         forward.num_samples = merger.num_samples(forward.arguments)
         context = forward.context[0] if forward.context else None
         try:
-            if forward.is_cached:
+            if forward.caches is not None:
                 raise CannotMergeError("the request has cache contexts of its own")
             structure = merger.structure(forward.arguments, forward.num_samples)
-            forward.structure = (forward.component, context, structure)
+            forward.structure = (forward.component, context, merger.axes is None, structure)
         except CannotMergeError:
-            forward.structure = ("alone", id(forward))
+            forward.structure = (ALONE, id(forward))
 
     @torch.no_grad()
-    def _run_batch(self, batch: list[Forward]) -> None:
+    def _run_batch(self, batch: list[Forward] | None) -> bool:
+        """Returns whether to go on."""
         if not batch:
-            return
-        started = time.perf_counter()
+            return batch is not None
+        structure = batch[0].structure
+        is_first_merge = len(batch) > 1 and structure not in self._shares
+        started = time.monotonic()
         self._solve(batch)
-        seconds = time.perf_counter() - started
+        ended = time.monotonic()
+        seconds = ended - started
         samples = sum(f.num_samples for f in batch)
-        if batch[0].structure[0] != "alone":  # type: ignore[index]
-            self.costs.record(batch[0].structure, samples, seconds)
-        self.statistics.batches += 1
-        self.statistics.forwards += len(batch)
-        self.statistics.merged += len(batch) if len(batch) > 1 else 0
-        self.statistics.batch_sizes[len(batch)] = self.statistics.batch_sizes.get(len(batch), 0) + 1
+        failed = sum(f.error is not None for f in batch)
+        if structure[0] != ALONE and not is_first_merge and not failed:  # type: ignore[index]
+            self.costs.record(structure, samples, seconds)
+        is_merged = len(batch) > 1 and self._may_share(batch[0])
+        self._count(batch, is_merged)
+        self.measure(
+            BatchRun(
+                batch[0].component,
+                shape_of_sample(batch[0]),
+                len(batch),
+                samples,
+                seconds,
+                tuple(started - f.arrived for f in batch),
+                is_merged,
+                failed,
+            )
+        )
         for forward in batch:
-            forward.job.forwards += 1
-            forward.job.merged_forwards += len(batch) > 1
-            forward.job.seconds += seconds * forward.num_samples / samples
+            job = forward.job
+            job.forwards += 1
+            job.merged_forwards += is_merged
+            job.seconds += seconds * forward.num_samples / samples
+            job.last_component, job.last_forward = forward.component, ended
             forward.done.set()
+        self._running = []
+        return True
+
+    def _count(self, batch: list[Forward], is_merged: bool) -> None:
+        statistics, size = self.statistics, len(batch)
+        statistics.batches += 1
+        statistics.forwards += size
+        statistics.merged += size if is_merged else 0
+        statistics.batch_sizes[size] = statistics.batch_sizes.get(size, 0) + 1
 
     def _solve(self, batch: list[Forward]) -> None:
         """Fills in each forward's output or error; an error in a batch is narrowed down by halving it."""
@@ -294,7 +379,8 @@ class Engine:
     def _learn_cap(self, batch: list[Forward], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             self._caps[batch[0].structure] = max(1, sum(f.num_samples for f in batch) // 2)
-            torch.accelerator.empty_cache()
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
 
     def _merged(self, batch: list[Forward]) -> list[Any]:
         structure, merger = batch[0].structure, batch[0].merger
@@ -336,29 +422,43 @@ class Engine:
         return merger.split(self._call(batch[0], arguments), counts)
 
     def _call(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        if forward.activate is not None:
-            forward.activate()
-        output = call_directly(forward.module, forward.component, forward.context, (), arguments)
-        self.synchronize()
+        with forward.caches or nullcontext():
+            output = call_directly(forward.module, forward.component, forward.context, (), arguments)
+            self.synchronize()
         return output
 
 
 def is_close(merged: Any, alone: Any) -> bool:
     """Whether a merged forward's output is the lone one's but for rounding."""
     for a, b in zip(tensors(merged), tensors(alone), strict=True):
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.dtype != b.dtype:
             return False
-        largest = b.float().abs().max().clamp_min(1e-12)
         tolerance = TOLERANCE.get(b.dtype, HALF_TOLERANCE)
-        if not bool((a.float() - b.float()).abs().max() <= tolerance * largest):
+        if not b.is_floating_point():
+            return torch.equal(a, b)
+        # What one request has made NaN of itself stays NaN; it may not spread to others.
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return False
+        a, b = (x.nan_to_num(0.0, 0.0, 0.0).float() for x in (a, b))
+        if not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-12)):
             return False
     return True
 
 
 def tokens_per_sample(forward: Forward) -> int:
     """Positions of the noisy latents that one sample brings."""
-    main: Iterable[Any] = tensors(forward.arguments)
-    largest = max((t for t in main if t.is_floating_point() and t.ndim), key=torch.Tensor.numel, default=None)
+    largest = largest_argument(forward)
     if largest is None:
         return 1
     return max(1, int(largest.numel()) // forward.num_samples // max(1, int(largest.shape[-1])))
+
+
+def shape_of_sample(forward: Forward) -> str:
+    """The largest argument without its first axis, for people: "1024x64"."""
+    largest = largest_argument(forward)
+    return "x".join(map(str, largest.shape[1:])) if largest is not None else ""
+
+
+def largest_argument(forward: Forward) -> torch.Tensor | None:
+    candidates: Iterable[Any] = tensors(forward.arguments)
+    return max((t for t in candidates if t.is_floating_point() and t.ndim), key=torch.Tensor.numel, default=None)

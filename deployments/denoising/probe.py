@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deployments.denoising.batching import Axis, BatchAxes, Path
-from deployments.stage_pipeline.denoise_session import DenoiseSession, call_directly
+from deployments.stage_pipeline.denoise_session import DenoiseSession, RunDenoiser
 from deployments.stage_pipeline.encode_session import EncoderCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.session import StopStage
@@ -26,17 +26,22 @@ FirstCalls = dict[str, tuple[Arguments, Any]]  # denoiser -> (bound arguments, o
 
 
 def learn_batch_axes(
-    stage: StagePipeline, arguments: Arguments, encode: Encode, decoded: Callable[[Arguments], Arguments]
+    stage: StagePipeline,
+    arguments: Arguments,
+    encode: Encode,
+    decoded: Callable[[Arguments], Arguments],
+    run_denoiser: RunDenoiser,
 ) -> dict[str, BatchAxes]:
     """The axes of each denoiser that such a request calls; empty where two samples cannot be made at once.
 
-    `encode` runs the encoder stage, `decoded` turns the pictures among the arguments into what the pipeline takes.
+    `encode` runs the encoder stage, `decoded` turns the pictures among the arguments into what the pipeline takes,
+    `run_denoiser` hands each forward to the engine, which owns the device.
     """
-    one = _Probe(stage, decoded(arguments), encode(arguments)).first_calls()
+    one = _Probe(stage, decoded(arguments), encode(arguments), run_denoiser).first_calls()
     best: dict[str, BatchAxes] = {}
     for doubled in _two_samples(type(stage.pipeline), arguments):
         try:
-            two = _Probe(stage, decoded(doubled), encode(doubled)).first_calls()
+            two = _Probe(stage, decoded(doubled), encode(doubled), run_denoiser).first_calls()
         except Exception as error:  # noqa: BLE001  (a way that this pipeline does not know)
             logger.info("%s makes no two samples so: %s", type(stage.pipeline).__name__, error)
             continue
@@ -56,8 +61,10 @@ def bind(real: torch.nn.Module, args: Any, kwargs: Any) -> Arguments:
 class _Probe(DenoiseSession):
     """Stops as soon as every denoiser was called."""
 
-    def __init__(self, stage: StagePipeline, arguments: Arguments, calls: list[EncoderCall]) -> None:
-        super().__init__(stage, arguments, 0, calls)
+    def __init__(
+        self, stage: StagePipeline, arguments: Arguments, calls: list[EncoderCall], run_denoiser: RunDenoiser
+    ) -> None:
+        super().__init__(stage, arguments, 0, calls, run_denoiser)
         self.seen: FirstCalls = {}
         self.forwards = 0
 
@@ -67,7 +74,7 @@ class _Probe(DenoiseSession):
         return self.seen
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
-        output = call_directly(real, component, self.contexts.get(component), args, kwargs)
+        output = self.forward(component, real, args, kwargs)
         self.forwards += 1
         self.seen.setdefault(component, (bind(real, args, kwargs), output))
         if len(self.seen) == len(self.stage.layout.denoisers) or self.forwards >= MAX_FORWARDS:

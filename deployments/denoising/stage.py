@@ -22,6 +22,7 @@ from deployments.denoising.checkpoint import (
 )
 from deployments.denoising.engine import Engine, Job
 from deployments.denoising.hand_off import pack_outcome
+from deployments.denoising.measurements import CachedSteps, CheckpointMade, Measure, Resumed, ignore
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import Wiring, read_wiring, restore_wiring
 from deployments.encoding import call_arguments, decode_arguments, unpack_conditioning
@@ -76,6 +77,7 @@ class DenoiserStage:
         encode: Encode | None = None,
         synchronize: Callable[[], None] = lambda: None,
         env: EnvConfig | None = None,
+        measure: Measure = ignore,
     ) -> None:
         self.args = args or DenoisingArgs()
         self.env = env or EnvConfig()
@@ -89,7 +91,9 @@ class DenoiserStage:
             self.args.max_wait_s,
             self.args.order,
             synchronize,
+            measure,
         )
+        self.measure = measure
         self.fingerprint = model_fingerprint(stage, settings=repr((self.env.cache_dit, self.env.cache_dit_secondary)))
         self.recent_caches: deque[dict[str, Any]] = deque(maxlen=RECENT)  # summaries of cached requests
         self._wiring: dict[str, Wiring] = {
@@ -138,13 +142,16 @@ class DenoiserStage:
 
         for arguments in (small_arguments(request, size_multiple(self.stage)), request.arguments):
             try:
-                axes = learn_batch_axes(self.stage, arguments, encoded, decode_arguments)
+                axes = learn_batch_axes(self.stage, arguments, encoded, decode_arguments, self._run_probe)
             except Exception as error:  # noqa: BLE001  (this size may not suit the pipeline; the request itself tells)
                 logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
                 continue
             for name, learned in axes.items():
                 self.engine.axes.setdefault(name, learned)
             return
+
+    def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
+        return self.engine.run(Job("probe", deterministic=True), module, component, context, args, kwargs)
 
     def check_wiring(self, component: str, module: Any) -> None:
         """Raises NotSupportedError where the pipeline rewired the denoiser for this request."""
@@ -192,7 +199,7 @@ class _Run:
             remaining_forwards=self.remaining_forwards,
         )
         if request.deadline_s is not None:
-            self.job.deadline = self.started + request.deadline_s
+            self.job.deadline = self.job.expires = self.started + request.deadline_s
         self._checked: set[str] = set()
         self.caches = RequestCaches(owner.env, request)
 
@@ -212,24 +219,32 @@ class _Run:
             cache_state=self.caches.state,
         )
         denoising = Denoising(self.job, self.session)
-        if self.on_start:
-            self.on_start(denoising)
+        if resume_from is not None:
+            self.owner.measure(Resumed(self.session.resumed_at))
         self.owner.engine.begin(self.job)
         try:
+            if self.on_start:
+                self.on_start(denoising)
             return pack_outcome(self.session.run()), denoising
         finally:
             self.owner.engine.end(self.job)
-            if self.caches.contexts:
-                self.owner.recent_caches.append({"request_id": self.request.request_id, **self.caches.summary()})
+            self._note_caches()
+
+    def _note_caches(self) -> None:
+        if not self.caches.contexts:
+            return
+        summary = self.caches.summary()
+        self.owner.recent_caches.append({"request_id": self.request.request_id, **summary})
+        for component, counts in summary.items():
+            self.owner.measure(CachedSteps(component, counts["computed_steps"], counts["reused_steps"]))
 
     def run_denoiser(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         if component not in self._checked:
             self._checked.add(component)
             self.owner.check_wiring(component, module)
-        activate = self.caches.activation(self.session, component, module)
-        is_cached = self.caches.is_cached(component)
-        output = self.owner.engine.run(self.job, module, component, context, args, kwargs, activate, is_cached)
-        if self.job.deadline == float("inf") and self.job.forwards == 1:
+        caches = self.caches.lent(self.session, component, module)
+        output = self.owner.engine.run(self.job, module, component, context, args, kwargs, caches)
+        if self.job.deadline is None:
             self._set_default_deadline()
         return output
 
@@ -254,7 +269,9 @@ class _Run:
 
     def note_checkpoint(self, step: int, content: Packed) -> None:
         assert self.on_checkpoint is not None
+        started = time.perf_counter()
         self.on_checkpoint(make_checkpoint(self.request, self.fingerprint, step, content))
+        self.owner.measure(CheckpointMade(content.num_bytes, time.perf_counter() - started))
 
 
 def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 SMOOTHING = 0.2  # weight of the newest measurement
+SHAPES_KEPT = 4096
 
 
 class StepCosts:
@@ -14,6 +15,8 @@ class StepCosts:
         self._seconds: dict[Hashable, dict[int, float]] = {}
 
     def record(self, shape: Hashable, num_samples: int, seconds: float) -> None:
+        if shape not in self._seconds and len(self._seconds) >= SHAPES_KEPT:
+            self._seconds.pop(next(iter(self._seconds)))  # the oldest
         known = self._seconds.setdefault(shape, {})
         before = known.get(num_samples)
         known[num_samples] = seconds if before is None else before + SMOOTHING * (seconds - before)

@@ -17,7 +17,8 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.media import decode_input_image, encode_media, read_metadata
+from deployments.media import decode_input_image, encode_media
+from deployments.media_files import read_metadata
 from deployments.messages import GenerationRequest, InputImage, OutputFormat
 
 Format = Literal["png", "jpeg", "webp", "mp4"]

@@ -86,17 +86,25 @@ class ServedApplication:
         )
         return done.stdout
 
-    def deploy(self, *others: dict[str, Any]) -> None:
-        """`serve deploy` these applications beside the first, which stays as it is, and no others."""
+    @contextmanager
+    def beside(self, *others: dict[str, Any]) -> Iterator[None]:
+        """`serve deploy` these applications beside the first, which stays as it is; remove them afterwards."""
+        self._deploy(*others)
+        try:
+            yield
+        finally:
+            self._deploy()
+
+    def _deploy(self, *others: dict[str, Any]) -> None:
         file = self.folder / "serve_others.yaml"
         config = {**self.config, "applications": [*self.config["applications"], *others]}
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         self.cli("deploy", str(file))
 
-    def status(self, application: str = "triptych") -> dict[str, Any]:
-        """The application in the answer of `serve status`."""
-        status: dict[str, Any] = yaml.safe_load(self.cli("status"))["applications"][application]
-        return status
+    def status(self) -> dict[str, Any]:
+        """The applications in the answer of `serve status`, by name."""
+        applications: dict[str, Any] = yaml.safe_load(self.cli("status"))["applications"]
+        return applications
 
     def log(self) -> str:
         """What `serve run` and the replicas printed, without terminal colours."""

@@ -40,7 +40,7 @@ def test_it_serves_and_ends_at_ctrl_c_without_leaving_a_process(tmp_path: Path) 
 
         launcher.send_signal(signal.SIGINT)
 
-        assert launcher.wait(60) == 0
+        assert launcher.wait(90) == 0
         assert still_running(started) == []
 
 
@@ -54,7 +54,7 @@ def test_sigterm_while_it_loads_leaves_no_process(tmp_path: Path) -> None:
         wait_for_output(launcher, tmp_path, "Stopping")
         launcher.terminate()
 
-        assert launcher.wait(30) == 0
+        assert launcher.wait(90) == 0
         assert still_running(started) == []
 
 
@@ -78,7 +78,7 @@ def test_the_death_of_serve_run_ends_it_and_all_it_started(tmp_path: Path) -> No
 
         serve_run.kill()
 
-        assert launcher.wait(60) == 1
+        assert launcher.wait(90) == 1
         assert still_running(started) == []
     assert "`serve run` ended" in output(tmp_path)
 
@@ -87,7 +87,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with launched(config_file(tmp_path, port), tmp_path) as launcher:
-            assert launcher.wait(60) == 1
+            assert launcher.wait(90) == 1
     text = output(tmp_path)
     assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in text
     assert "Starting Ray" not in text
@@ -95,7 +95,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> Non
 
 def test_a_config_with_a_mistake_is_refused_by_name_and_nothing_starts(tmp_path: Path) -> None:
     with launched(config_file(tmp_path, free_port(), lod_s=3), tmp_path) as launcher:
-        assert launcher.wait(60) == 1
+        assert launcher.wait(90) == 1
     text = output(tmp_path)
     assert "applications[toy].args.lod_s: unknown key; did you mean 'load_s'?" in text
     assert "Starting Ray" not in text
@@ -184,7 +184,7 @@ def launched(config: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         if launcher.poll() is None:
             launcher.terminate()
-            launcher.wait(60)
+            launcher.wait(90)
 
 
 def output(folder: Path) -> str:

@@ -12,6 +12,7 @@ from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 from diffusers import (
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -346,6 +347,16 @@ def test_cache_dit_enabled_prepares_the_denoisers_and_says_so() -> None:
     line = CACHE_DIT.install(denoiser_stage(transformer=flux_transformer(), transformer_2=wan_transformer()), config)
     assert "transformer (FluxTransformer2DModel, 8 blocks) with Fn_compute_blocks=1" in line
     assert "transformer_2 (WanTransformer3DModel, 6 blocks) with Fn_compute_blocks=2" in line
+
+
+def test_a_controlnet_beside_the_transformer_is_left_as_it_is() -> None:
+    """cache-dit takes any class whose name begins with Flux for a FLUX transformer."""
+    controlnet = diffusers_model(FluxControlNetModel, **{**TRANSFORMER, "num_layers": 1, "num_single_layers": 1})
+    stage = denoiser_stage(controlnet=controlnet, transformer=flux_transformer())
+    line = CACHE_DIT.install(stage, env(CACHE_DIT_ENABLED="1"))
+    assert line.startswith("cache_dit: transformer (FluxTransformer2DModel")
+    assert "controlnet" not in line
+    assert not hasattr(controlnet, "cached_forward")
 
 
 def test_cache_dit_is_inert_in_a_stage_without_denoiser() -> None:

@@ -1,0 +1,191 @@
+"""Pixels and sound as files: PNG, JPEG, WebP and MP4, without torch, so that any process can write them.
+
+Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
+its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
+the `comment` of MP4. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
+same request gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from deployments.messages import MediaFile
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, C]; C is 1 (grey), 3 (RGB) or 4 (RGBA)
+Samples = npt.NDArray[np.float32]  # [channels, time] in -1..1
+
+MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+
+PNG_COMPRESS_LEVEL = 1  # a fifth of the time of Pillow's default, for files some percent larger
+JPEG_QUALITY = 95
+WEBP_QUALITY = 90
+H264_OPTIONS = {
+    "crf": "18",  # the constant rate factor usually called visually lossless
+    "x264-params": "cpu-independent=1",  # without it the bytes of small videos differ from run to run
+}
+H264_THREADS = 4  # fixed, because the bytes depend on it: a machine with more cores must write the same file
+BT709 = 1  # the number of ITU-R BT.709 in ITU-T H.273, for primaries, transfer and matrix alike
+LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
+JPEG_METADATA_BYTES = 60_000  # a JPEG segment ends at 65 533 bytes
+SHORTENED_PROMPT_CHARS = 5_000
+
+
+@dataclass(frozen=True)
+class FileToWrite:
+    """One picture or video, made but not yet encoded."""
+
+    format: str  # a key of MIME_TYPES
+    frames: list[Pixels]  # one for a picture
+    metadata: dict[str, Any]  # plain values
+    quality: int | None = None  # 0..100, for jpeg and webp; None: the defaults above
+    fps: float | None = None  # frames per second, for mp4
+    samples: Samples | None = None  # the sound of an mp4
+    sample_rate: int = 0  # samples per second
+
+
+def write_file(file: FileToWrite) -> MediaFile:
+    """The encoded file."""
+    return _WRITERS.get(file.format, _write_picture)(file)
+
+
+def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
+    """The metadata that `write_file` wrote into a file. Raises ValueError if there are none."""
+    text = _METADATA_READERS[mime_type](data)
+    if not text:
+        raise ValueError(f"this {mime_type} file carries no metadata of Triptych")
+    metadata: dict[str, Any] = json.loads(text)
+    return metadata
+
+
+def _write_picture(file: FileToWrite) -> MediaFile:
+    pixels = file.frames[0]
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    data = _PICTURE_ENCODERS[file.format](image, file.metadata, file.quality)
+    return MediaFile(data, MIME_TYPES[file.format], width, height)
+
+
+def _png(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
+    info = PngInfo()
+    info.add_itxt("parameters", json.dumps(metadata, ensure_ascii=False))
+    return _saved(image, format="PNG", compress_level=PNG_COMPRESS_LEVEL, pnginfo=info)
+
+
+def _jpeg(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    exif = _exif(metadata, JPEG_METADATA_BYTES)
+    return _saved(image, format="JPEG", quality=JPEG_QUALITY if quality is None else quality, exif=exif)
+
+
+def _webp(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
+    exif = _exif(metadata)
+    return _saved(image, format="WEBP", quality=WEBP_QUALITY if quality is None else quality, exif=exif)
+
+
+PictureEncoder = Callable[[Image.Image, dict[str, Any], int | None], bytes]
+_PICTURE_ENCODERS: dict[str, PictureEncoder] = {"png": _png, "jpeg": _jpeg, "webp": _webp}
+
+
+def _saved(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def _write_video(file: FileToWrite) -> MediaFile:
+    assert file.fps is not None
+    frames = [_even_rgb(frame) for frame in file.frames]
+    height, width = frames[0].shape[:2]
+    comment = json.dumps(file.metadata, ensure_ascii=False)
+    data = _mp4(frames, file.fps, file.samples, file.sample_rate, comment)
+    return MediaFile(data, MIME_TYPES["mp4"], width, height, len(frames), file.fps)
+
+
+def _even_rgb(frame: Pixels) -> Pixels:
+    """yuv420p has one colour for four pixels: an odd side repeats its last row or column."""
+    height, width, channels = frame.shape
+    rgb = np.repeat(frame, 3, axis=2) if channels == 1 else frame[:, :, :3]
+    return np.ascontiguousarray(np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+
+
+def _mp4(frames: list[Pixels], fps: float, samples: Samples | None, audio_sample_rate: int, comment: str) -> bytes:
+    """H.264 and, with `samples`, AAC; the index comes first, so that it plays during the download."""
+    height, width = frames[0].shape[:2]
+    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
+        path = Path(folder, "video.mp4")  # moving the index to the front reads the file back by its name
+        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            container.metadata["comment"] = comment
+            rate = Fraction(fps).limit_denominator(1001)
+            video = container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            context = video.codec_context
+            context.thread_count = H264_THREADS
+            # Said in the file, or players guess the matrix from the height.
+            context.color_primaries = context.color_trc = context.colorspace = BT709
+            context.color_range = LIMITED_RANGE
+            audio = None
+            if samples is not None:
+                layout = "mono" if len(samples) == 1 else "stereo"
+                audio = container.add_stream("aac", rate=audio_sample_rate, layout=layout)
+            for frame in frames:
+                rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(video.encode(rgb.reformat(format="yuv420p", dst_colorspace="ITU709")))
+            container.mux(video.encode())
+            if audio is not None and samples is not None:
+                sound = av.AudioFrame.from_ndarray(samples, format="fltp", layout=audio.layout.name)
+                sound.sample_rate = audio_sample_rate
+                container.mux(audio.encode(sound))
+                container.mux(audio.encode())
+        return path.read_bytes()
+
+
+_WRITERS: dict[str, Callable[[FileToWrite], MediaFile]] = {"mp4": _write_video}
+
+
+def _exif(metadata: dict[str, Any], max_bytes: int | None = None) -> Image.Exif:
+    text = json.dumps(metadata)  # ASCII: the one charset that all readers of UserComment agree on
+    if max_bytes is not None and len(text) > max_bytes:
+        prompt = str(metadata["prompt"])[:SHORTENED_PROMPT_CHARS]
+        text = json.dumps(metadata | {"prompt": prompt, "parameters": {}, "shortened": True})
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0" + text.encode("ascii")
+    return exif
+
+
+def _read_png(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        return str(image.info.get("parameters", ""))
+
+
+def _read_exif(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        comment: bytes = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    return comment[8:].decode("ascii")
+
+
+def _read_mp4(data: bytes) -> str:
+    with av.open(io.BytesIO(data)) as container:
+        return container.metadata.get("comment", "")
+
+
+_METADATA_READERS: dict[str, Callable[[bytes], str]] = {
+    "image/png": _read_png,
+    "image/jpeg": _read_exif,
+    "image/webp": _read_exif,
+    "video/mp4": _read_mp4,
+}
