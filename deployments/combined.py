@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 from ray import serve
 
-from deployments.decoding import decode
 from deployments.denoiser import check_engine
 from deployments.denoising.stage import DenoiserStage
 from deployments.denoising.stream import StreamItem, denoising_stream
@@ -34,7 +33,7 @@ class EncoderVAE(StageReplica):
         return await self.run_stage("encoder", request, encode)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.run_stage("vae", request, decode, inputs)
+        return await self.decode_and_write(request, inputs)
 
 
 @serve.deployment(name="Pipeline", max_ongoing_requests=16, health_check_period_s=2, graceful_shutdown_timeout_s=10)
@@ -64,4 +63,4 @@ class Pipeline(StageReplica):
         check_engine(self.denoiser)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.run_stage("vae", request, decode, inputs)
+        return await self.decode_and_write(request, inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,10 @@ import torch
 from PIL import Image, ImageOps
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.media_files import FileToWrite, Pixels, Samples, write_file
-from deployments.messages import GenerationRequest, InputImage, Media
+from deployments.media_files import FileToWrite, Pixels, Samples
+from deployments.messages import GenerationRequest, InputImage
 
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
-
-
-def encode_media(output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None) -> Media:
-    """Write the files of one request in this process; see `files_to_write`."""
-    started = time.perf_counter()
-    files = files_to_write(output, request, default_fps, audio_sample_rate)
-    written = tuple(write_file(file) for file in files)
-    return Media(written, {"encode_media": time.perf_counter() - started})
 
 
 def files_to_write(

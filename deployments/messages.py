@@ -61,6 +61,7 @@ class GenerationRequest:
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     cache_dit: dict[str, Any] | None = None  # overrides of the SGLANG_CACHE_DIT_* settings
+    report_progress: bool = False  # somebody listens: an event after each step
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,29 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from ray import serve
 
 from deployments.accelerations import StageModules, install_all
+from deployments.decoding import Decoded, decode
+from deployments.denoising.stage import DenoiserStage
 from deployments.devices import select_device, synchronize
-from deployments.errors import CheckpointError
+from deployments.errors import CheckpointError, InvalidRequestError
+from deployments.inspection import (
+    PresentRequests,
+    describe_caches,
+    describe_engine,
+    free_memory,
+    thread_stacks,
+)
+from deployments.media_pool import MediaPool
 from deployments.messages import (
     ComponentAnswer,
     ComponentCall,
@@ -30,16 +43,19 @@ from deployments.model import ModelArgs
 from deployments.observability.kernel_api_log import KernelApiLog, instrument
 from deployments.observability.logging_setup import apply_logging_level
 from deployments.observability.stage_timing import StageTiming, stage_timer
-from deployments.observability.torch_profiler import StepCounter, TorchProfiler
+from deployments.observability.torch_profiler import ProfilerBusyError, StepCounter, TorchProfiler
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.weights import resolve_checkpoint
+from env_config.effective import effective_values
+from env_config.library_caches import set_library_caches
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_THREADS = 64  # each waits for the engine most of the time; Serve's max_ongoing_requests bounds them first
+RECENT = 200  # requests whose timings are kept for the ingress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,13 +67,21 @@ class StageReplica:
     A replica that cannot do what its variables or arguments say does not start: the constructor raises.
     """
 
+    denoiser: DenoiserStage | None = None  # of a replica that denoises
+
     def __init__(self, model: ModelArgs, stages: tuple[StageName, ...]) -> None:
         self.env = EnvConfig.from_environ()
-        apply_logging_level(self.env.runtime.logging_level)
+        runtime = self.env.runtime
+        set_library_caches(runtime.cache_root)
+        apply_logging_level(runtime.logging_level)
+        # Before the device and the weights: see media_pool.
+        self.media_pool = MediaPool(runtime.worker_multiproc_method) if "vae" in stages else None
         self.device = select_device(self.env.runtime.target_device)
         self.replica_id = serve.get_replica_context().replica_id.unique_id
         self.timer = stage_timer(self.env.runtime, self.replica_id, self.synchronize)
         self.profiler = TorchProfiler(self.env.runtime)
+        self.present = PresentRequests()
+        self.recent_timings: deque[StageTiming] = deque(maxlen=RECENT)
         self.stage = self._load(model, stages)
         self._install_accelerations()
         self.description = describe_stage(self.stage)
@@ -97,6 +121,7 @@ class StageReplica:
     async def run_stage(self, stage: StageName, request: GenerationRequest, work: Callable[..., T], *inputs: Any) -> T:
         """Runs `work(pipeline, request, *inputs)` in the worker thread, observed; the event loop stays free."""
         arrived = time.time()
+        self.present.wait(request.request_id, stage, arrived)
 
         def observed() -> T:
             with self.observed(stage, request, arrived, *inputs) as (timing, _):
@@ -106,12 +131,23 @@ class StageReplica:
 
         return await self.in_worker(observed)
 
+    async def decode_and_write(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+        """The VAE stage: while the pool writes this request's files, the next request may decode."""
+        assert self.media_pool is not None
+        decoded = await self.run_stage("vae", request, decode, inputs)
+        started = time.perf_counter()
+        loop, pool = asyncio.get_running_loop(), self.media_pool
+        writing = [loop.run_in_executor(self.request_threads, pool.write, file) for file in decoded.files]
+        files = tuple(await asyncio.gather(*writing))
+        return Media(files, decoded.seconds | {"encode_media": time.perf_counter() - started})
+
     @contextlib.contextmanager
     def observed(
         self, stage: StageName, request: GenerationRequest, arrived: float, *inputs: Any
     ) -> Iterator[tuple[StageTiming, StepCounter]]:
         """Times and traces one stage of one request, in the thread that works; `arrived` is a time.time()."""
         with (
+            self.present.run(request.request_id, stage, arrived),
             self.profiler.trace(request.request_id, stage, self.replica_id, all_threads=stage == "denoiser") as trace,
             self.timer.measure(request.request_id, stage) as timing,
         ):
@@ -119,6 +155,7 @@ class StageReplica:
             sent = max((getattr(message, "made_at", 0.0) for message in inputs), default=0.0)
             timing.transfer_s = max(0.0, arrived - sent) if sent else 0.0
             timing.bytes_in = sum(num_bytes(message) for message in inputs)
+            self.recent_timings.append(timing)
             yield timing, trace
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -131,6 +168,65 @@ class StageReplica:
 
     async def describe(self) -> StageDescription:
         return self.description
+
+    async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
+        """What this replica did for the request, if it is among the last; empty without stage logging."""
+        if not self.env.runtime.stage_logging:
+            return []
+        return [asdict(timing) for timing in self.recent_timings if timing.request_id == request_id]
+
+    # -- asked by the /dev routes ---------------------------------------------------------------------------
+
+    async def inspect(self) -> dict[str, Any]:
+        """Who this replica is, its variables with the secrets masked, and the requests that it has now."""
+        return {
+            "replica_id": self.replica_id,
+            "stages": self.stage.stages,
+            "process_id": self.description.process_id,
+            "node_id": self.description.node_id,
+            "device": self.device.name,
+            "environment": [asdict(value) for value in effective_values(self.env)],
+            "requests": self.present.describe(),
+            "engine": describe_engine(self.denoiser),
+            "media_pool": self.media_pool and self.media_pool.describe(),
+        }
+
+    async def thread_stacks(self) -> dict[str, Any]:
+        return {"replica_id": self.replica_id, "threads": thread_stacks()}
+
+    async def start_profiler(self, max_s: float) -> dict[str, Any]:
+        """Opens a window over all that this process does; raises InvalidRequestError during another trace."""
+        folder = self.env.runtime.cache_root / "profiles"
+        return await self._profile(lambda: self.profiler.start_window(self.replica_id, folder, max_s))
+
+    async def stop_profiler(self) -> dict[str, Any]:
+        return await self._profile(self.profiler.stop_window)
+
+    async def _profile(self, action: Callable[[], Path]) -> dict[str, Any]:
+        try:
+            file = await asyncio.get_running_loop().run_in_executor(None, action)
+        except (ProfilerBusyError, ValueError) as error:
+            raise InvalidRequestError(str(error)) from error
+        return {"replica_id": self.replica_id, "file": str(file)}
+
+    async def cache_dit_summary(self) -> dict[str, Any]:
+        """Steps and blocks computed and reused by the last cached requests."""
+        requests = list(self.denoiser.recent_caches) if self.denoiser else []
+        return {"replica_id": self.replica_id, "requests": requests}
+
+    async def caches(self) -> dict[str, Any]:
+        content = await asyncio.get_running_loop().run_in_executor(
+            None, describe_caches, self.env.runtime.cache_root, self.device
+        )
+        return {"replica_id": self.replica_id, **content}
+
+    async def clear_caches(self) -> dict[str, Any]:
+        """Forgets what it remembers of past requests and gives unused memory back; files stay."""
+        self.recent_timings.clear()
+        if self.denoiser:
+            self.denoiser.recent_caches.clear()
+        await self.in_worker(free_memory)
+        return await self.caches()
 
 
 def check_default_arguments(model: ModelArgs, description: StageDescription) -> None:
@@ -149,4 +245,4 @@ def num_bytes(message: Any) -> int:
         return message.calls.num_bytes
     if isinstance(message, DecodeInputs):
         return message.content.num_bytes
-    return sum(len(file.data) for file in message.files) if isinstance(message, Media) else 0
+    return message.num_bytes if isinstance(message, Decoded) else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ray import serve
 
-from deployments.decoding import decode
 from deployments.messages import DecodeInputs, GenerationRequest, Media
 from deployments.model import ModelArgs
 from deployments.replica import StageReplica
@@ -18,4 +17,4 @@ class VAE(StageReplica):
         super().__init__(model, ("vae",))
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-        return await self.run_stage("vae", request, decode, inputs)
+        return await self.decode_and_write(request, inputs)

@@ -62,7 +62,9 @@ async def generate(stages: Stages, request: GenerationRequest, on_progress: OnPr
     denoising = Denoising()
     deaths, step_at_last_death = 0, -1
     while True:
-        request = dataclasses.replace(request, complete_hand_off=stages.complete_hand_off)
+        request = dataclasses.replace(
+            request, complete_hand_off=stages.complete_hand_off, report_progress=on_progress is not None
+        )
         try:
             return await run_stages(stages, request, denoising, on_progress)
         except HandOffIncompleteError as error:

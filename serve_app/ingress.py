@@ -20,11 +20,14 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import ModelNotFoundError, StageUnavailableError
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
+from deployments.observability.logging_setup import apply_logging_level
 from env_config.variables import EnvConfig
+from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
 from serve_app.generation import Stages, generate
 from serve_app.health import describe_stages, read_health
 from serve_app.limits import BodySizeLimit, RequestLimits
+from serve_app.request_log import RequestLog
 from serve_app.schemas import (
     GeneratedItem,
     ImageGenerationBody,
@@ -44,6 +47,7 @@ app = FastAPI(
 )
 install_error_handlers(app)
 app.add_middleware(BodySizeLimit)
+app.include_router(dev_routes)
 
 
 class IngressArgs(BaseModel):
@@ -69,7 +73,11 @@ class Ingress:
     ) -> None:
         self.args = args
         self.env = EnvConfig.from_environ()
+        apply_logging_level(self.env.runtime.logging_level)
         self.stages = Stages(encoder, denoiser, vae)
+        self.request_log: RequestLog | None = None
+        if self.env.runtime.stage_logging:
+            self.request_log = RequestLog(self.env.runtime.cache_root, self.stages)
         self.started = int(time.time())
         self.description: StageDescription | None = None
         folder = args.output_directory or self.env.runtime.cache_root / "outputs"
@@ -124,12 +132,19 @@ class Ingress:
         )
 
     async def _generate(self, requests: list[GenerationRequest]) -> list[Media]:
-        tasks = [asyncio.ensure_future(generate(self.stages, request)) for request in requests]
+        tasks = [asyncio.ensure_future(self._generate_one(request)) for request in requests]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()  # of no effect on those that are done
+
+    async def _generate_one(self, request: GenerationRequest) -> Media:
+        if self.request_log is None:
+            return await generate(self.stages, request)
+        async with self.request_log.record(request) as record:
+            record.media = await generate(self.stages, request)
+            return record.media
 
     async def _items(
         self, response_format: str, requests: list[GenerationRequest], media: list[Media]

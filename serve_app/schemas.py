@@ -145,6 +145,15 @@ class GenerationBody(BaseModel):
     strength: float | None = Field(None, ge=0, le=1, description="how far to go from `image`")
     max_sequence_length: int | None = Field(None, ge=1, description="tokens of the prompt")
     mask_image: InputImages = Field(None, description="white where `image` is to be repainted")
+    cache_dit: dict[str, JsonValue] | None = Field(
+        None, description="Cache-DiT for this request: `enable`, and knobs such as `residual_diff_threshold`"
+    )
+    enable_cache_dit: bool | None = Field(None, description="SGLang's name of `cache_dit.enable`")
+    cache_dit_params: dict[str, JsonValue] | None = Field(None, description="SGLang's name of the knobs in `cache_dit`")
+    deterministic: bool = Field(False, description="its forwards run alone: same seed, same bytes under any load")
+    deadline_s: float | None = Field(
+        None, gt=0, description="seconds from its arrival at the denoiser by which it should be done; orders waiting requests"
+    )
     extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"
     )
@@ -310,7 +319,20 @@ def to_generation_requests(
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
-    return [GenerationRequest(id, model_name, dict(arguments), seed + index, output) for index, id in enumerate(ids)]
+    cache_dit = _cache_dit(body)
+    return [
+        GenerationRequest(
+            id,
+            model_name,
+            dict(arguments),
+            seed + index,
+            output,
+            deterministic=body.deterministic,
+            deadline_s=body.deadline_s,
+            cache_dit=cache_dit,
+        )
+        for index, id in enumerate(ids)
+    ]
 
 
 def _refuse_requests_without_effect(body: GenerationBody) -> None:
@@ -319,6 +341,17 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
         if value not in harmless:
             allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
             raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+
+
+def _cache_dit(body: GenerationBody) -> dict[str, Any] | None:
+    """What the request says of Cache-DiT, in our words; the denoiser checks the knobs."""
+    if body.enable_cache_dit is None and body.cache_dit_params is None:
+        return body.cache_dit
+    if body.cache_dit is not None:
+        given = "enable_cache_dit" if body.enable_cache_dit is not None else "cache_dit_params"
+        raise InvalidRequestError(f"give cache_dit or {given}, not both", given)
+    enable = {} if body.enable_cache_dit is None else {"enable": body.enable_cache_dit}
+    return {**(body.cache_dit_params or {}), **enable}
 
 
 def _arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:

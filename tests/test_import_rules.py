@@ -35,7 +35,7 @@ HEAVY = (
 HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
-SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica"))
+SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection"))
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STAGE_WORK = (
     "deployments.encoding",
@@ -59,7 +59,11 @@ LEAVES = ("deployments.weights", "deployments.devices", "deployments.media", *ME
 # The first rule that a module matches is its rule; a module without one fails the test.
 RULES = (
     Rule(("serve_app.app",), ("serve_app.*", "deployments.*", *ENV_CONFIG), never=HEAVY),
-    Rule(("serve_app", "serve_app.*"), ("serve_app.*", *MESSAGES, *ENV_CONFIG), never=HEAVY),
+    Rule(
+        ("serve_app", "serve_app.*"),
+        ("serve_app.*", "deployments.observability.logging_setup", *MESSAGES, *ENV_CONFIG),
+        never=HEAVY,
+    ),
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(

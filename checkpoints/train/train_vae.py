@@ -21,7 +21,6 @@ from checkpoints.train.pictures import held_out_scenes, training_scenes
 EDGE_WEIGHT = 0.5  # weight of the differences between neighbouring pixels: without it small emoji come out soft
 LATENT_NOISE = 0.25  # the decoder sees latents with up to this much noise: the transformer's will not be exact
 WARMUP_STEPS = 100
-DECAY_STEPS = 1000
 SAVE_EVERY = 100
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]  # of half, pictures, latents
@@ -74,7 +73,7 @@ def encoder_loss(encoder: nn.Module, pictures: Tensor, latents: Tensor, source: 
 HALVES: dict[str, Loss] = {"decoder": decoder_loss, "encoder": encoder_loss}
 
 
-def train(half: str, out: Path, steps: int, batch_size: int, learning_rate: float, device: str) -> None:
+def train(half: str, out: Path, steps: int, decay_steps: int, batch_size: int, learning_rate: float, device: str) -> None:
     """Train one half; `out`/state.pt holds everything, every 100 steps, and a run goes on from there."""
     torch.manual_seed(0)
     pictures = scene_pictures(training_scenes())
@@ -94,7 +93,7 @@ def train(half: str, out: Path, steps: int, batch_size: int, learning_rate: floa
     out.mkdir(parents=True, exist_ok=True)
     started = time.time()
     for step in range(first_step, steps):
-        share = min(1.0, (step + 1) / WARMUP_STEPS, 0.01 + 0.99 * (steps - step) / DECAY_STEPS)
+        share = min(1.0, (step + 1) / WARMUP_STEPS, 0.01 + 0.99 * (steps - step) / decay_steps)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * share
         source = torch.Generator().manual_seed(step)
@@ -132,6 +131,7 @@ def main() -> None:
     parser.add_argument("--half", choices=sorted(HALVES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--decay-steps", type=int, default=1000, help="the last ones, with a falling learning rate")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
@@ -140,6 +140,7 @@ def main() -> None:
         arguments.half,
         arguments.out,
         arguments.steps,
+        arguments.decay_steps,
         arguments.batch_size,
         arguments.learning_rate,
         arguments.device,

@@ -64,7 +64,8 @@ async def denoising_stream(
 
             def on_progress(progress: DenoisingProgress) -> None:
                 trace.step()
-                emit(progress)
+                if request.report_progress:
+                    emit(progress)
 
             inputs, denoising = stage.denoise(request, conditioning, checkpoint, on_progress, emit, on_start)
             timing.steps = denoising.session.steps_done - denoising.session.resumed_at

@@ -17,8 +17,8 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.media import decode_input_image, encode_media
-from deployments.media_files import read_metadata
+from deployments.media import decode_input_image, files_to_write
+from deployments.media_files import read_metadata, write_file
 from deployments.messages import GenerationRequest, InputImage, OutputFormat
 
 Format = Literal["png", "jpeg", "webp", "mp4"]
@@ -31,7 +31,7 @@ def request(format: Format = "png", *, quality: int | None = None, fps: float | 
 
 
 def encode(output: Any, request: GenerationRequest, fps: float = 8.0, audio_sample_rate: int | None = None):
-    return encode_media(output, request, fps, audio_sample_rate).files
+    return tuple(write_file(file) for file in files_to_write(output, request, fps, audio_sample_rate))
 
 
 def images(made: Any) -> types.SimpleNamespace:

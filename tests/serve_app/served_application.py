@@ -47,6 +47,13 @@ class ServedApplication:
         """POST /v1/images/generations."""
         return httpx.post(f"{self.url}{prefix}/v1/images/generations", json=body, timeout=START_TIMEOUT_S)
 
+    def pictures(self, prefix: str = "", **body: Any) -> list[dict[str, Any]]:
+        """The `data` of an answer to a good request."""
+        answer = self.generate(prefix, **body)
+        assert answer.status_code == 200, f"{answer.text}\n{self.log()[-5000:]}"
+        data: list[dict[str, Any]] = answer.json()["data"]
+        return data
+
     def health(self, prefix: str = "") -> httpx.Response:
         return httpx.get(f"{self.url}{prefix}/health", timeout=30)
 

@@ -56,16 +56,15 @@ def test_the_openai_client_gets_the_picture_of_the_unsplit_pipeline(
 
 
 def test_the_seeds_of_n_pictures_count_up(served: ServedApplication, flux_checkpoint: Path) -> None:
-    answer = served.generate(prompt=PROMPT, n=3, seed=5)
-    items = answer.json()["data"]
+    items = served.pictures(prompt=PROMPT, n=3, seed=5)
     assert [item["seed"] for item in items] == [5, 6, 7]
     for item in items:
         assert same_pixels(picture_of(item), unsplit_picture(flux_checkpoint, item["seed"], prompt=PROMPT))
 
 
 def test_a_seed_that_was_chosen_is_told_and_makes_the_picture_again(served: ServedApplication) -> None:
-    [chosen] = served.generate(prompt=PROMPT).json()["data"]
-    [again] = served.generate(prompt=PROMPT, seed=chosen["seed"]).json()["data"]
+    [chosen] = served.pictures(prompt=PROMPT)
+    [again] = served.pictures(prompt=PROMPT, seed=chosen["seed"])
     assert again == chosen
 
 
@@ -77,7 +76,7 @@ def test_the_file_has_the_format_that_was_asked_for(output_format: str, served: 
 
 
 def test_the_file_says_how_it_was_made(served: ServedApplication) -> None:
-    [item] = served.generate(prompt=PROMPT, seed=3, num_inference_steps=2, size="32x48").json()["data"]
+    [item] = served.pictures(prompt=PROMPT, seed=3, num_inference_steps=2, size="32x48")
     metadata = yaml.safe_load(picture_of(item).info["parameters"])
     assert {name: metadata[name] for name in ("model", "seed", "prompt", "steps", "size")} == {
         "model": "flux",
@@ -89,8 +88,8 @@ def test_the_file_says_how_it_was_made(served: ServedApplication) -> None:
 
 
 def test_a_url_leads_to_the_same_picture(served: ServedApplication) -> None:
-    [stored] = served.generate(prompt=PROMPT, seed=1, response_format="url").json()["data"]
-    [sent] = served.generate(prompt=PROMPT, seed=1).json()["data"]
+    [stored] = served.pictures(prompt=PROMPT, seed=1, response_format="url")
+    [sent] = served.pictures(prompt=PROMPT, seed=1)
     file = httpx.get(f"{served.url}{stored['url']}")
     assert (file.status_code, file.headers["content-type"]) == (200, "image/png")
     assert stored["b64_json"] is None
@@ -103,7 +102,7 @@ def test_a_url_leads_to_the_same_picture(served: ServedApplication) -> None:
 def test_requests_at_the_same_time_each_get_their_own_picture(served: ServedApplication, flux_checkpoint: Path) -> None:
     def ask(seed: int) -> Any:
         body = {"prompt": f"cat number {seed}", "seed": seed, "num_inference_steps": 2 + seed}
-        return served.generate(**body).json()["data"][0]
+        return served.pictures(**body)[0]
 
     with ThreadPoolExecutor(6) as threads:
         items = list(threads.map(ask, range(6)))
@@ -206,7 +205,7 @@ def test_a_bad_request_is_refused_by_the_name_of_its_field_and_the_next_one_work
     assert error["param"] == field
     assert field is None or field.rpartition(".")[2] in error["message"]
     assert len(error["message"]) < 1000, "a long value is not repeated"
-    assert served.generate(prompt=PROMPT).status_code == 200
+    assert served.pictures(prompt=PROMPT)
 
 
 @pytest.mark.parametrize("content", [b"{bad", b"\xff\xfe", b"[1]", b"null", b""])
@@ -218,7 +217,7 @@ def test_a_body_that_is_no_json_object_is_refused_and_the_next_request_works(
     )
     assert answer.status_code == 400
     assert "JSON" in error_of(answer)["message"]
-    assert served.generate(prompt=PROMPT).status_code == 200
+    assert served.pictures(prompt=PROMPT)
 
 
 def test_a_video_is_refused_by_a_model_that_makes_pictures(served: ServedApplication) -> None:
@@ -244,11 +243,10 @@ def test_a_request_after_the_death_of_a_replica_is_answered_with_the_same_pictur
     dead = served.process_of(deployment)
     dead.kill()
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(served.generate, prompt=PROMPT, seed=11)
+        asked = thread.submit(served.pictures, prompt=PROMPT, seed=11)
         wait_until(lambda: served.health().json()["missing"] == [deployment])
-        answer = asked.result()
-    assert answer.status_code == 200
-    assert same_pixels(picture_of(answer.json()["data"][0]), unsplit_picture(flux_checkpoint, 11, prompt=PROMPT))
+        [item] = asked.result()
+    assert same_pixels(picture_of(item), unsplit_picture(flux_checkpoint, 11, prompt=PROMPT))
     served.wait_until_healthy()
     assert served.process_of(deployment).pid != dead.pid
 
@@ -260,14 +258,13 @@ def test_a_replica_that_dies_while_it_denoises_costs_no_request(
     dead = served.process_of("Denoiser")
     used_before_s = dead.cpu_times().user
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(served.generate, seed=12, **arguments)
+        asked = thread.submit(served.pictures, seed=12, **arguments)
         wait_until(lambda: dead.cpu_times().user > used_before_s + 0.7)  # of the two seconds or more that it takes
         assert not asked.done()
         dead.kill()
         wait_until(lambda: served.health().status_code == 503)
-        answer = asked.result()
-    assert answer.status_code == 200
-    assert same_pixels(picture_of(answer.json()["data"][0]), unsplit_picture(flux_checkpoint, 12, **arguments))
+        [item] = asked.result()
+    assert same_pixels(picture_of(item), unsplit_picture(flux_checkpoint, 12, **arguments))
     served.wait_until_healthy()
     assert served.process_of("Denoiser").pid != dead.pid
 

@@ -349,6 +349,7 @@ def test_cache_dit_enabled_prepares_the_denoisers_and_says_so() -> None:
     assert "transformer_2 (WanTransformer3DModel, 6 blocks) with Fn_compute_blocks=2" in line
 
 
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 def test_a_controlnet_beside_the_transformer_is_left_as_it_is() -> None:
     """cache-dit takes any class whose name begins with Flux for a FLUX transformer."""
     controlnet = diffusers_model(FluxControlNetModel, **{**TRANSFORMER, "num_layers": 1, "num_single_layers": 1})

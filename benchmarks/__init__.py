@@ -1,0 +1,1 @@
+"""Measured against something else, in one run, as ratios."""

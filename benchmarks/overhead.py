@@ -1,0 +1,172 @@
+"""What serving adds to a picture: the served path against the same pipeline called in this process.
+
+    python -m benchmarks.overhead [--config FILE] [--steps N ...] [--rounds N]
+
+Both sides use one thread and take turns, so that a noisy machine hits both alike. Figures are medians; the
+parts come from the answer's own timings. Writes docs/benchmarks/overhead.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+import httpx
+import psutil
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+DOCS = Path("docs/benchmarks")
+START_TIMEOUT_S = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("ray_configs/serve_emoji_cpu.yaml"))
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 20])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = yaml.safe_load(options.config.read_text())
+    arguments = config["applications"][0]["args"]
+    defaults = dict(arguments.get("default_arguments", {}))
+    pipeline = DiffusionPipeline.from_pretrained(arguments["model"], local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    url = f"http://127.0.0.1:{config['http_options']['port']}"
+    with Application(options.config, url) as application:
+        rows = [measure(pipeline, url, {**defaults, "num_inference_steps": n}, options.rounds) for n in options.steps]
+        memory = application.memory()
+    write({"machine": machine(), "config": options.config.name, "rows": rows, "memory": memory})
+
+
+class Application:
+    """`serve run` as a user runs it, in a process of its own."""
+
+    def __init__(self, config: Path, url: str) -> None:
+        self.config, self.url = config, url
+
+    def __enter__(self) -> Application:
+        command = [sys.executable, "-m", "serve_app.launch", str(self.config)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < until:
+            try:
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return self
+            except httpx.HTTPError:
+                pass
+            if self.process.poll() is not None:
+                raise RuntimeError("the application did not start: see outputs/serve.log")
+            time.sleep(1)
+        raise RuntimeError("the application did not become ready")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of weights by stage, and the resident memory of each replica and whether it holds torch."""
+        stages = httpx.get(f"{self.url}/health").json()["stages"]
+        weights = {name: sum(stage["weight_bytes"].values()) for name, stage in stages.items()}
+        processes = {}
+        for process in psutil.process_iter(["cmdline"]):
+            title = " ".join(process.info["cmdline"] or [])
+            if title.startswith("ray::ServeReplica:"):
+                name = title.split(":")[-1].split(".")[0].split("#")[0].split()[0]
+                has_torch = any("libtorch" in m.path for m in process.memory_maps())
+                processes[name] = {"pss_mb": round(process.memory_full_info().pss / 1e6), "torch": has_torch}
+        return {"weight_bytes": weights, "processes": processes}
+
+
+def measure(pipeline: Any, url: str, arguments: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Seconds of a picture both ways, by turns; the pictures must be the same."""
+    body = {
+        "prompt": "a big fox on an orange background",
+        "size": f"{arguments['width']}x{arguments['height']}",
+        "num_inference_steps": arguments["num_inference_steps"],
+    }
+    alone, served, parts = [], [], []
+    with httpx.Client(timeout=300) as client:
+        for seed in range(rounds + 2):
+            started = time.perf_counter()
+            picture = call(pipeline, body["prompt"], arguments, seed)
+            middle = time.perf_counter()
+            answer = client.post(f"{url}/v1/images/generations", json={**body, "seed": seed, "deterministic": True})
+            ended = time.perf_counter()
+            made = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+            if list(made.getdata()) != list(picture.getdata()):
+                raise RuntimeError("the served picture is not the pipeline's")
+            if seed >= 2:  # the first two warm up both sides
+                alone.append(middle - started)
+                served.append(ended - middle)
+                parts.append(answer.json()["timings"][0])
+    seconds = {name: statistics.median(p[name] for p in parts) for name in parts[0]}
+    return {
+        "steps": arguments["num_inference_steps"],
+        "alone_s": statistics.median(alone),
+        "served_s": statistics.median(served),
+        "added_ms": 1e3 * statistics.median(b - a for a, b in zip(alone, served, strict=True)),
+        "ratio": statistics.median(b / a for a, b in zip(alone, served, strict=True)),
+        "quartiles_of_ratio": statistics.quantiles([b / a for a, b in zip(alone, served, strict=True)], n=4),
+        "parts_ms": {name: 1e3 * value for name, value in seconds.items()},
+    }
+
+
+def call(pipeline: Any, prompt: str, arguments: dict[str, Any], seed: int) -> Image.Image:
+    """The unsplit pipeline, as the served one is called."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        output = pipeline(prompt, generator=torch.Generator("cpu").manual_seed(seed), **arguments)
+    picture: Image.Image = output.images[0]
+    return picture
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write(result: dict[str, Any]) -> None:
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / "overhead.json").write_text(json.dumps(result, indent=2) + "\n")
+    lines = [
+        f"# Serving overhead ({result['config']}, one thread, load average {result['machine']['load_average'][0]:.1f})",
+        "",
+        "| steps | in process | served | added | ratio | parts of the served time (ms) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        parts = ", ".join(f"{name} {value:.1f}" for name, value in row["parts_ms"].items())
+        lines.append(
+            f"| {row['steps']} | {row['alone_s'] * 1e3:.0f} ms | {row['served_s'] * 1e3:.0f} ms "
+            f"| {row['added_ms']:.0f} ms | {row['ratio']:.3f} | {parts} |"
+        )
+    lines += ["", "| deployment | bytes of weights | resident (PSS) | torch loaded |", "|---|---|---|---|"]
+    for name, process in sorted(result["memory"]["processes"].items()):
+        weights = result["memory"]["weight_bytes"].get(name, 0)
+        lines.append(f"| {name} | {weights:,} | {process['pss_mb']} MB | {'yes' if process['torch'] else 'no'} |")
+    (DOCS / "overhead.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What is let in: each request's seconds are predicted, and the queue is bounded in predicted seconds.
+
+Each ingress replica predicts from what it has measured itself, and bounds what came in through it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.errors import InvalidRequestError, TriptychError
+from deployments.messages import GenerationRequest, Media, StageDescription
+
+SMOOTHING = 0.3  # weight of the newest measurement
+MIN_BUSY_S = 1.0  # of work, before the pace of the stages is learned from it
+DEFAULT_STEPS = 50
+
+Shape = tuple[int, int, int]  # width, height, frames
+
+caller: ContextVar[str] = ContextVar("caller", default="")  # the label of the API key; "" without keys
+
+
+class OverloadedError(TriptychError):
+    """The queue is full; after `retry_after_s` seconds there should be room."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class AdmissionArgs(BaseModel):
+    """Bounds of what waits and runs in one ingress replica."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_queue_s: float = Field(600, gt=0, description="predicted seconds until all that was let in is done")
+    max_queue_s_per_key: float | None = Field(
+        None, gt=0, description="the share of it that one API key may use; default: all of it"
+    )
+    max_pending: int = Field(200, ge=1, le=240, description="pictures and videos let in and not yet done")
+    first_guess_s: float = Field(5, gt=0, description="seconds that a request counts before any was measured")
+
+
+@dataclass
+class CostModel:
+    """Seconds of a request by its size and steps, learned from finished ones.
+
+    A size that was not seen is taken from the nearest one, in proportion to its pixels x frames: attention
+    grows faster, so the first request of a larger size is underestimated and the second is not.
+    """
+
+    first_guess_s: float
+    step_s: dict[Shape, float] = field(default_factory=dict)
+    decode_s: dict[Shape, float] = field(default_factory=dict)
+
+    def predict(self, shape: Shape, steps: int) -> float:
+        step_s, decode_s = _at(self.step_s, shape), _at(self.decode_s, shape)
+        if step_s is None:
+            return self.first_guess_s
+        return steps * step_s + (decode_s or 0.0)
+
+    def learn(self, shape: Shape, steps: int, seconds: dict[str, float]) -> None:
+        """`seconds` are those of a Media; a part that was not measured is not learned."""
+        if "denoiser_forwards" in seconds:
+            _smooth(self.step_s, shape, seconds["denoiser_forwards"] / max(1, steps))
+        _smooth(self.decode_s, shape, decode_seconds(seconds))
+
+
+def compute_seconds(seconds: dict[str, float]) -> float:
+    """Of all that a Media says, what a device worked for this request alone."""
+    return seconds.get("denoiser_forwards", 0.0) + decode_seconds(seconds)
+
+
+def decode_seconds(seconds: dict[str, float]) -> float:
+    return seconds.get("encode", 0.0) + seconds.get("decode", 0.0) + seconds.get("encode_media", 0.0)
+
+
+def _smooth(known: dict[Shape, float], shape: Shape, measured: float) -> None:
+    before = known.get(shape, measured)
+    known[shape] = before + SMOOTHING * (measured - before)
+
+
+def _at(known: dict[Shape, float], shape: Shape) -> float | None:
+    if not known:
+        return None
+    nearest = min(known, key=lambda other: abs(math.log(math.prod(other) / math.prod(shape))))
+    return known[nearest] * math.prod(shape) / math.prod(nearest)
+
+
+class Admission:
+    """The books of one ingress replica; used from its event loop only."""
+
+    def __init__(self, args: AdmissionArgs) -> None:
+        self.args = args
+        self.costs = CostModel(args.first_guess_s)
+        self.pending: dict[str, list[Ticket]] = {}  # by caller
+        self.pace = 1.0  # seconds of predicted work done per second, while there is some: grows with replicas
+        self._busy_since: float | None = None
+        self._work_done_s = 0.0
+
+    def admit(
+        self, requests: list[GenerationRequest], description: StageDescription, key: str | None = None
+    ) -> list[Ticket]:
+        """A ticket for each request, all or none; each must be entered (`with ticket:`) or closed.
+
+        Raises OverloadedError when the queue is full, InvalidRequestError for what no empty queue could take.
+        """
+        key = caller.get() if key is None else key
+        tickets = [self._ticket(request, description, key) for request in requests]
+        cost_s = sum(ticket.cost_s for ticket in tickets) / self.pace
+        limit_s = min(self.args.max_queue_s, self.args.max_queue_s_per_key or math.inf)
+        if cost_s > limit_s and self.costs.step_s:
+            raise InvalidRequestError(
+                f"this request would take about {cost_s:.0f} s, at most {limit_s:g} s are allowed: "
+                "ask for fewer or smaller pictures, or fewer steps",
+                "num_inference_steps" if len(requests) == 1 else "n",
+                "limit_exceeded",
+            )
+        if len(requests) > self.args.max_pending:
+            raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
+        self._check_room(cost_s, len(requests), key)
+        if not self.pending:
+            self._busy_since, self._work_done_s = time.monotonic(), 0.0
+        self.pending.setdefault(key, []).extend(tickets)
+        return tickets
+
+    def queue_s(self, key: str | None = None) -> float:
+        """Predicted seconds until what was let in, of one caller or of all, is done."""
+        callers = self.pending if key is None else (key,)
+        return sum(ticket.cost_s for each in callers for ticket in self.pending.get(each, ())) / self.pace
+
+    @property
+    def num_pending(self) -> int:
+        return sum(len(tickets) for tickets in self.pending.values())
+
+    def _check_room(self, cost_s: float, count: int, key: str) -> None:
+        too_many = self.num_pending + count - self.args.max_pending
+        waits = [self.queue_s() + cost_s - self.args.max_queue_s]
+        if self.args.max_queue_s_per_key is not None:
+            waits.append(self.queue_s(key) + cost_s - self.args.max_queue_s_per_key)
+        if too_many > 0:
+            waits.append(max(1.0, too_many * self.queue_s() / self.num_pending))
+        wait_s = max(waits)
+        # An empty queue takes what is guessed to be too long: it is the way to learn how long it really is.
+        if wait_s > 0 and self.num_pending:
+            seconds = math.ceil(wait_s)
+            raise OverloadedError(f"too many requests are waiting; try again in {seconds} s", seconds)
+
+    def _ticket(self, request: GenerationRequest, description: StageDescription, key: str) -> Ticket:
+        shape, steps = size_of(request, description)
+        return Ticket(self, key, shape, steps, self.costs.predict(shape, steps))
+
+    def _close(self, ticket: Ticket) -> None:
+        tickets = self.pending.get(ticket.key, [])
+        if ticket not in tickets:
+            return
+        tickets.remove(ticket)
+        if not tickets:
+            del self.pending[ticket.key]
+
+    def _learn(self, ticket: Ticket, media: Media) -> None:
+        self.costs.learn(ticket.shape, ticket.steps, media.seconds)
+        self._work_done_s += compute_seconds(media.seconds)
+        busy_s = time.monotonic() - (self._busy_since or time.monotonic())
+        if busy_s >= MIN_BUSY_S and self.num_pending > 1:  # with one alone, stages wait for each other
+            self.pace += SMOOTHING * (max(0.1, self._work_done_s / busy_s) - self.pace)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One admitted request; it counts until its end, good or bad."""
+
+    admission: Admission
+    key: str
+    shape: Shape
+    steps: int
+    cost_s: float
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The request is over; closing twice is no error."""
+        self.admission._close(self)
+
+    def learn(self, media: Media) -> None:
+        """What it really took."""
+        self.admission._learn(self, media)
+
+
+def size_of(request: GenerationRequest, description: StageDescription) -> tuple[Shape, int]:
+    """What decides how long a request takes: width, height and frames, and steps."""
+
+    def number(name: str, default: int | None) -> int:
+        value = request.arguments.get(name) or description.parameters.get(name) or default or 1
+        return max(1, int(value)) if isinstance(value, int | float) else 1
+
+    shape = number("width", description.default_width), number("height", description.default_height)
+    return (*shape, number("num_frames", 1)), number("num_inference_steps", DEFAULT_STEPS)

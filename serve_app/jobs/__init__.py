@@ -1,0 +1,1 @@
+"""Requests that outlive their HTTP connection and the process that took them: a durable store and its runners."""

@@ -1,0 +1,93 @@
+"""The tables of the job store, as SQLAlchemy knows them; `migrations` makes them in a database."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+metadata = sa.MetaData()
+Seconds = sa.Double  # Unix time
+Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(96), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # image, video
+    sa.Column("owner", sa.String(128), nullable=False),  # who may see it; "" where nobody has to say who they are
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("progress", sa.Integer, nullable=False),  # 0..100, never less than before
+    sa.Column("created_at", Seconds, nullable=False),
+    sa.Column("started_at", Seconds),
+    sa.Column("completed_at", Seconds),
+    sa.Column("expires_at", Seconds),  # set when it ends
+    sa.Column("requests", Json, nullable=False),
+    sa.Column("shown", Json, nullable=False),  # what the caller asked for, as answers repeat it
+    sa.Column("timings", Json, nullable=False),  # seconds of each part, by request
+    sa.Column("error", Json),
+    sa.Column("lease_owner", sa.String(128)),  # the runner that works on it
+    sa.Column("lease_until", Seconds),
+    sa.Column("takeovers", sa.Integer, nullable=False),  # runners that died with it since it last got further
+    sa.Index("ix_jobs_waiting", "status", "created_at"),
+    sa.Index("ix_jobs_listed", "owner", "kind", "created_at", "id"),
+    sa.Index("ix_jobs_expired", "expires_at"),
+)
+
+
+def _job_id() -> sa.Column[str]:
+    return sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+input_images = sa.Table(
+    "job_input_images",
+    metadata,
+    _job_id(),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+checkpoints = sa.Table(
+    "job_checkpoints",
+    metadata,
+    _job_id(),
+    sa.Column("request", sa.Integer, primary_key=True),  # its place in `requests`
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+outputs = sa.Table(
+    "job_outputs",
+    metadata,
+    _job_id(),
+    sa.Column("request", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # of the request's files
+    sa.Column("key", sa.String(256), nullable=False, index=True),
+    sa.Column("content_type", sa.String(64), nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("num_frames", sa.Integer, nullable=False),
+    sa.Column("fps", sa.Double),
+    sa.Column("upload_pending", sa.Boolean, nullable=False),
+)
+
+events = sa.Table(
+    "job_events",
+    metadata,
+    _job_id(),
+    sa.Column("number", sa.Integer, primary_key=True),  # 1, 2, ... within the job
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", Json, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
+)
+
+idempotency_keys = sa.Table(
+    "job_idempotency_keys",
+    metadata,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("body_digest", sa.String(64), nullable=False),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+)
