@@ -18,6 +18,7 @@ from deployments.messages import (
     GenerationRequest,
     Media,
 )
+from deployments.metrics import DenoiserMetrics
 from deployments.model import ModelArgs
 from deployments.replica import StageReplica
 
@@ -48,6 +49,7 @@ class Pipeline(StageReplica):
             encode=lambda r: encode(self.stage, r),
             synchronize=self.synchronize,
             env=self.env,
+            measure=DenoiserMetrics(),
         )
 
     async def encode(self, request: GenerationRequest) -> Conditioning:

@@ -19,6 +19,7 @@ from deployments.messages import (
     GenerationRequest,
     StageName,
 )
+from deployments.metrics import DenoiserMetrics
 from deployments.model import ModelArgs
 from deployments.replica import StageReplica
 
@@ -39,7 +40,7 @@ class Denoiser(StageReplica):
         self._handles: dict[StageName, DeploymentHandle] = {"encoder": encoder, "vae": vae}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.denoiser = DenoiserStage(
-            self.stage, model.denoising, self._ask_stage, self._encode, self.synchronize, self.env
+            self.stage, model.denoising, self._ask_stage, self._encode, self.synchronize, self.env, DenoiserMetrics()
         )
 
     async def denoise(

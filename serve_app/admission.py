@@ -109,7 +109,7 @@ class Admission:
     def admit(
         self, requests: list[GenerationRequest], description: StageDescription, key: str | None = None
     ) -> list[Ticket]:
-        """A ticket for each request, all or none; each must be entered (`with ticket:`) or closed.
+        """A ticket for each request, all or none; each must be closed.
 
         Raises OverloadedError when the queue is full, InvalidRequestError for what no empty queue could take.
         """
@@ -184,14 +184,8 @@ class Ticket:
     steps: int
     cost_s: float
 
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """The request is over; closing twice is no error."""
+    def close(self, task: object = None) -> None:
+        """The request is over; closing twice is no error. May be the callback of a `task`."""
         self.admission._close(self)
 
     def learn(self, media: Media) -> None:

@@ -13,6 +13,7 @@ from deployments.denoiser import Denoiser
 from deployments.encoder import Encoder
 from deployments.model import DenoisingArgs, DType, ModelArgs
 from deployments.vae import VAE
+from serve_app.admission import AdmissionArgs
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.limits import RequestLimits
 from serve_app.storage import URLStyle
@@ -43,6 +44,19 @@ class AppArgs(BaseModel):
     public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
 
     url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
+    admission: AdmissionArgs = Field(
+        default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="lines of `python -m serve_app.auth new LABEL`; without it no key is asked for"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins of web pages that may call this server, such as https://example.com; none by default"
+    )
+    remote_images: bool = Field(False, description="fetch pictures that callers give as http(s) URLs")
+    private_targets: bool = Field(
+        False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +88,11 @@ def build_app(args: AppArgs) -> Application:
         output_directory=args.output_directory,
         public_url=args.public_url,
         url_style=args.url_style,
+        admission=args.admission,
+        api_keys_file=args.api_keys_file,
+        cors_origins=args.cors_origins,
+        remote_images=args.remote_images,
+        private_targets=args.private_targets,
     )
     return Ingress.bind(ingress, *PLACEMENTS[args.placement](model))
 

@@ -29,6 +29,7 @@ from deployments.errors import (
     StorageError,
     TriptychError,
 )
+from serve_app.admission import OverloadedError
 from serve_app.storage import ObjectNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ ERROR_KINDS = (
     ErrorKind(ObjectNotFoundError, 404, "invalid_request_error"),
     ErrorKind(ModelNotFoundError, 404, "invalid_request_error"),
     ErrorKind(InvalidRequestError, 400, "invalid_request_error"),
+    ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),
     ErrorKind(StorageError, 502, "server_error", "storage_failed"),
     ErrorKind(GenerationFailedError, 500, "server_error", "generation_failed"),
@@ -62,7 +64,14 @@ ERROR_KINDS = (
     ErrorKind(RayServeException, 503, "server_error", "stage_unavailable", UNAVAILABLE),
     ErrorKind(RayError, 503, "server_error", "stage_unavailable", UNAVAILABLE),
 )
-HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+HTTP_CODES = {
+    400: "invalid_body",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -106,6 +115,8 @@ def error_answer(error: Exception, request_id: str | None = None) -> JSONRespons
     if isinstance(original, InvalidRequestError):
         return error_json(kind.status, original.message, kind.type, original.param, original.code)
     headers = None
+    if isinstance(original, OverloadedError):
+        headers = {"Retry-After": str(original.retry_after_s)}
     if isinstance(original, BackPressureError):
         headers = {"Retry-After": str(math.ceil(original.retry_after_s or 1))}
     return error_json(kind.status, kind.message or str(original), kind.type, code=kind.code, headers=headers)

@@ -17,7 +17,8 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
-from deployments.messages import DenoisingProgress, GenerationRequest, Media, PayloadFollows
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, PayloadFollows
+from serve_app.metrics import generation_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ MAX_DEATHS = 3  # a request whose replicas die this often without getting furthe
 LOST = (RayActorError, ObjectLostError)  # a replica died, or with its node what it had made
 
 OnProgress = Callable[[DenoisingProgress], None]
+OnCheckpoint = Callable[[ray.ObjectRef[Any], int], None]  # a reference to a Checkpoint, and its step
 
 
 @dataclass
@@ -47,24 +49,43 @@ class Denoising:
 
     checkpoint: ray.ObjectRef[Any] | None = None
     step: int = 0  # of the checkpoint
+    last_step: int = 0  # the last that was seen
     decode_inputs: ray.ObjectRef[Any] | None = None
     resumes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    on_checkpoint: OnCheckpoint | None = None
+
+    def forget_lost_steps(self) -> int:
+        """How many steps must be done again; none once the denoising is over."""
+        lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
+        self.last_step = self.step
+        return lost
 
 
-async def generate(stages: Stages, request: GenerationRequest, on_progress: OnProgress | None = None) -> Media:
+async def generate(
+    stages: Stages,
+    request: GenerationRequest,
+    on_progress: OnProgress | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+    resume_from: Checkpoint | None = None,
+) -> Media:
     """The files that the request makes.
 
     The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
     from its last checkpoint. Raises InvalidRequestError for the caller's faults, GenerationFailedError for a
     request whose replicas died MAX_DEATHS times without getting further.
     """
-    denoising = Denoising()
+    denoising = Denoising(on_checkpoint=on_checkpoint)
+    if resume_from is not None:
+        denoising.checkpoint = ray.put(resume_from)
+        denoising.step = denoising.last_step = resume_from.step
     deaths, step_at_last_death = 0, -1
+    metrics = generation_metrics()
     while True:
         request = dataclasses.replace(
             request, complete_hand_off=stages.complete_hand_off, report_progress=on_progress is not None
         )
+        metrics.attempts.inc()
         try:
             return await run_stages(stages, request, denoising, on_progress)
         except HandOffIncompleteError as error:
@@ -72,19 +93,26 @@ async def generate(stages: Stages, request: GenerationRequest, on_progress: OnPr
                 raise
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
-            denoising = Denoising()
+            denoising = Denoising(on_checkpoint=on_checkpoint)
         except LOST as error:
             deaths = deaths + 1 if denoising.step <= step_at_last_death else 1
             step_at_last_death = denoising.step
             denoising.resumes += 1
+            if isinstance(error, ObjectLostError):
+                denoising = Denoising(
+                    resumes=denoising.resumes, last_step=denoising.last_step, on_checkpoint=on_checkpoint
+                )
+            lost_steps = denoising.forget_lost_steps()
+            metrics.recoveries.inc()
+            if lost_steps:
+                metrics.lost_steps.inc(lost_steps)
             logger.warning(
-                "request %s: a replica died (%d in a row without progress), going on from step %d: %s",
-                request.request_id, deaths, denoising.step, first_line(error),
+                "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
+                request.request_id, deaths, denoising.step, lost_steps, first_line(error),
             )  # fmt: skip
             if deaths >= MAX_DEATHS:
+                metrics.given_up.inc()
                 raise GenerationFailedError(f"the replicas working on it died {deaths} times in a row") from error
-            if isinstance(error, ObjectLostError):
-                denoising = Denoising(resumes=denoising.resumes)
 
 
 async def run_stages(
@@ -118,14 +146,18 @@ async def denoise(
                 item = await reference
                 if isinstance(item, PayloadFollows):
                     announced = item
-                elif on_progress is not None:
-                    on_progress(item)
+                else:
+                    denoising.last_step = item.step
+                    if on_progress is not None:
+                        on_progress(item)
             elif announced.kind == "decode_inputs":
                 denoising.seconds = announced.seconds
                 return reference
             else:
                 denoising.checkpoint, denoising.step = reference, announced.step
                 announced = None
+                if denoising.on_checkpoint is not None:
+                    denoising.on_checkpoint(reference, denoising.step)
     except asyncio.CancelledError:
         stream.cancel()
         raise

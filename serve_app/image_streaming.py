@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from deployments.errors import NotSupportedError
@@ -15,7 +15,7 @@ from serve_app.error_handlers import error_answer
 from serve_app.schemas import ImageGenerationBody
 
 StreamPrefix = Literal["image_generation", "image_edit"]
-Make = Callable[[GenerationRequest], Awaitable[Media]]
+Tasks = dict[asyncio.Task[Media], GenerationRequest]
 
 KEEP_ALIVE_S = 15.0  # between comments that keep proxies from closing a quiet connection
 NO_TOKENS = {
@@ -39,19 +39,16 @@ def without_stream(body: ImageGenerationBody) -> ImageGenerationBody:
 
 
 async def picture_events(
-    prefix: StreamPrefix, requests: list[GenerationRequest], make: Make, keep_alive_s: float = KEEP_ALIVE_S
+    prefix: StreamPrefix, tasks: Tasks, keep_alive_s: float = KEEP_ALIVE_S
 ) -> AsyncIterator[bytes]:
     """A `completed` event for each picture, in the order in which they are done.
 
     A failure ends the stream with an `error` event; when the caller hangs up, what is under way is cancelled.
     """
-    tasks = {asyncio.ensure_future(make(request)): request for request in requests}
     pending = set(tasks)
     try:
         while pending:
-            done, pending = await asyncio.wait(
-                pending, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, pending = await asyncio.wait(pending, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 yield b": still working\n\n"
             for task in done:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -22,11 +22,19 @@ from deployments.errors import ModelNotFoundError, StageUnavailableError
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.variables import EnvConfig
+from serve_app.admission import Admission, AdmissionArgs, Ticket
+from serve_app.answer_headers import AnswerHeaders, count_compute
+from serve_app.auth import ApiKeys, RequireApiKey
+from serve_app.cors import CrossOrigin
 from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
 from serve_app.generation import Stages, generate
 from serve_app.health import describe_stages, read_health
+from serve_app.image_routes import EVENT_STREAM, check_generation
+from serve_app.image_routes import router as image_routes
+from serve_app.image_streaming import StreamPrefix, picture_events, without_stream
 from serve_app.limits import BodySizeLimit, RequestLimits
+from serve_app.remote_images import PictureRules, with_pictures
 from serve_app.request_log import RequestLog
 from serve_app.schemas import (
     GeneratedItem,
@@ -46,8 +54,10 @@ app = FastAPI(
     title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0"
 )
 install_error_handlers(app)
-app.add_middleware(BodySizeLimit)
-app.include_router(dev_routes)
+for middleware in (BodySizeLimit, RequireApiKey, CrossOrigin, AnswerHeaders):  # the last is the outermost
+    app.add_middleware(middleware)
+for router in (image_routes, dev_routes):
+    app.include_router(router)
 
 
 class IngressArgs(BaseModel):
@@ -61,6 +71,11 @@ class IngressArgs(BaseModel):
     output_directory: Path | None
     public_url: str | None
     url_style: URLStyle
+    admission: AdmissionArgs
+    api_keys_file: Path | None
+    cors_origins: tuple[str, ...]
+    remote_images: bool
+    private_targets: bool
 
 
 @serve.deployment(name="Ingress", max_ongoing_requests=256, health_check_period_s=2, ray_actor_options={"num_cpus": 0})
@@ -79,6 +94,9 @@ class Ingress:
         if self.env.runtime.stage_logging:
             self.request_log = RequestLog(self.env.runtime.cache_root, self.stages)
         self.started = int(time.time())
+        self.admission = Admission(args.admission)
+        self.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
+        self.api_keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
         self.description: StageDescription | None = None
         folder = args.output_directory or self.env.runtime.cache_root / "outputs"
         self.storage: StorageBackend = make_storage(
@@ -86,13 +104,11 @@ class Ingress:
         )
         await self.storage.check()  # a replica that cannot store what it makes does not start
 
-    @app.post("/v1/images/generations")
-    async def create_images(self, body: ImageGenerationBody) -> ImagesAnswer:
+    @app.post("/v1/images/generations", response_model=ImagesAnswer, responses=EVENT_STREAM)
+    async def create_images(self, body: ImageGenerationBody) -> ImagesAnswer | StreamingResponse:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
-        requests = await self._parse(body)
-        media = await self._generate(requests)
-        items = await self._items(body.response_format, requests, media)
-        return ImagesAnswer.of(items, requests, media)
+        check_generation(body, await self.describe())
+        return await self.answer_images(body, "image_generation")
 
     @app.post("/v1/videos/generations")
     async def create_videos(self, body: VideoGenerationBody) -> VideosAnswer:
@@ -123,21 +139,56 @@ class Ingress:
         content = await read_health(self.stages)
         return JSONResponse(content, status_code=503 if content["missing"] else 200)
 
+    async def answer_images(
+        self, body: ImageGenerationBody, prefix: StreamPrefix
+    ) -> ImagesAnswer | StreamingResponse:
+        """The answer to generations and edits: at once, or with `stream` as events."""
+        if body.stream:
+            requests = await self._parse(without_stream(body))
+            tasks = self._start(requests, await self.describe(), keep=self.storage.is_shared)
+            return StreamingResponse(picture_events(prefix, tasks), media_type="text/event-stream")
+        requests = await self._parse(body)
+        media = await self._generate(requests)
+        items = await self._items(body.response_format, requests, media)
+        return ImagesAnswer.of(items, requests, media)
+
     async def _parse(self, body: ImageGenerationBody | VideoGenerationBody) -> list[GenerationRequest]:
         self._check_model(body.model)
-        description = await self._describe()
+        description = await self.describe()
+        body = await with_pictures(body, self.pictures)
         request_id = uuid.uuid4().hex
         return to_generation_requests(
             body, description, self.args.limits, request_id, self.args.model_name, self.args.default_arguments
         )
 
     async def _generate(self, requests: list[GenerationRequest]) -> list[Media]:
-        tasks = [asyncio.ensure_future(self._generate_one(request)) for request in requests]
+        tasks = self._start(requests, await self.describe())
         try:
-            return list(await asyncio.gather(*tasks))
+            media = list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()  # of no effect on those that are done
+        count_compute(media)
+        return media
+
+    def _start(
+        self, requests: list[GenerationRequest], description: StageDescription, keep: bool = False
+    ) -> dict[asyncio.Task[Media], GenerationRequest]:
+        """A task for each request, all let in or none; with `keep` their files are stored too."""
+        tasks = {}
+        for request, ticket in zip(requests, self.admission.admit(requests, description), strict=True):
+            task = asyncio.ensure_future(self._make(request, ticket, keep))
+            task.add_done_callback(ticket.close)
+            tasks[task] = request
+        return tasks
+
+    async def _make(self, request: GenerationRequest, ticket: Ticket, keep: bool) -> Media:
+        media = await self._generate_one(request)
+        ticket.learn(media)
+        if keep:
+            for index, file in enumerate(media.files):
+                await self._store(request, index, file)
+        return media
 
     async def _generate_one(self, request: GenerationRequest) -> Media:
         if self.request_log is None:
@@ -166,7 +217,7 @@ class Ingress:
         stored = await self.storage.store(key, file.data, file.mime_type, metadata)
         return stored.url
 
-    async def _describe(self) -> StageDescription:
+    async def describe(self) -> StageDescription:
         if self.description is None:
             answers = await describe_stages(self.stages)
             answer = answers[self.stages.encoder.deployment_name]

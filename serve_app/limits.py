@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 25_000_000
+MAX_BODY_S = 120.0  # from the first to the last byte of a body
+MAX_PAUSE_S = 20.0  # between two pieces of it
 
 
 class RequestLimits(BaseModel):
@@ -22,17 +26,26 @@ class RequestLimits(BaseModel):
     max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
     max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
     max_input_images: int = Field(8, ge=1, description="pictures sent along in one field")
+    max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")
 
 
 class BodySizeLimit:
-    """ASGI middleware: a body of more than `max_body_bytes` is a 413, and is not read to its end.
+    """ASGI middleware: a body that is too large is a 413 and one that is too slow a 408; neither is read on.
 
     FastAPI's own `max_body_size` answers in plain text; this one leaves the answer to the error handlers.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_body_s: float = MAX_BODY_S,
+        max_pause_s: float = MAX_PAUSE_S,
+    ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.max_body_s = max_body_s
+        self.max_pause_s = max_pause_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,10 +56,20 @@ class BodySizeLimit:
             await self.app(scope, self._refuse, send)
             return
         num_bytes = 0
+        is_complete = False
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self.max_body_s
 
         async def receive_within_limit() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_complete
+            if is_complete:  # what comes now is the caller's hanging up, any time later
+                return await receive()
+            try:
+                async with asyncio.timeout_at(min(give_up, loop.time() + self.max_pause_s)):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, "the body came too slowly") from error
+            is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             return message if num_bytes <= self.max_body_bytes else await self._refuse()
 

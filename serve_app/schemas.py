@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -78,13 +79,20 @@ _NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|genera
 _IMAGE_SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 
 
-def _input_image(value: Any) -> InputImage:
-    """From a data URL, base64, OpenAI's {"image_url": ...}, or the bytes of an uploaded file."""
+@dataclass(frozen=True)
+class RemoteImage:
+    """A picture to be fetched before the request is made: serve_app.remote_images."""
+
+    url: str
+
+
+def _input_image(value: Any) -> InputImage | RemoteImage:
+    """From a data URL, base64, a URL, OpenAI's {"image_url": ...}, or the bytes of an uploaded file."""
     if isinstance(value, dict):
         value = value.get("image_url")
     if isinstance(value, str):
         if re.match(r"https?:", value):
-            raise PydanticCustomError("input_image", "pictures are not fetched from a URL: send a data URL or base64")
+            return RemoteImage(value)
         try:
             encoded = value.partition(",")[2] if value.startswith("data:") else value
             value = base64.b64decode(encoded, validate=True)
@@ -97,7 +105,10 @@ def _input_image(value: Any) -> InputImage:
     return InputImage(value)
 
 
-def _input_images(value: Any) -> InputImage | list[InputImage] | None:
+Picture = InputImage | RemoteImage
+
+
+def _input_images(value: Any) -> Picture | list[Picture] | None:
     if value is None:
         return None
     if isinstance(value, list):
@@ -115,7 +126,7 @@ def _encodable(value: T) -> T:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 InputImages = Annotated[
-    InputImage | list[InputImage] | None,
+    Picture | list[Picture] | None,
     PlainValidator(_input_images),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
@@ -152,7 +163,10 @@ class GenerationBody(BaseModel):
     cache_dit_params: dict[str, JsonValue] | None = Field(None, description="SGLang's name of the knobs in `cache_dit`")
     deterministic: bool = Field(False, description="its forwards run alone: same seed, same bytes under any load")
     deadline_s: float | None = Field(
-        None, gt=0, description="seconds from its arrival at the denoiser by which it should be done; orders waiting requests"
+        None,
+        gt=0,
+        description="seconds after its arrival at the denoiser; who has least time to spare goes first, and past it "
+        "the request ends with an error",
     )
     extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"
@@ -366,6 +380,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             raise _above(name, len(value), limits.max_prompt_chars, " characters")
         if isinstance(value, list) and len(value) > limits.max_input_images:
             raise _above(name, len(value), limits.max_input_images, " pictures")
+        if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
+            raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)
         arguments[name] = value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
         raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")

@@ -52,6 +52,7 @@ class StoredObject:
     key: str
     num_bytes: int
     sha256: str  # hexadecimal
+    upload_pending: bool = False  # kept in this machine's spool until the storage takes it
 
 
 class StorageBackend(Protocol):
@@ -68,6 +69,10 @@ class StorageBackend(Protocol):
 
         `metadata` is kept where the place has room for it beside the object: S3 has (2 KB), a folder has not.
         """
+        ...
+
+    def url_of(self, key: str) -> str:
+        """Where a caller gets the object now; some URLs end after a while."""
         ...
 
     async def load(self, key: str) -> tuple[bytes, str]:
@@ -128,7 +133,7 @@ class LocalStorage:
 
     async def check(self) -> None:
         try:
-            await asyncio.to_thread(self._write, self.folder / _CHECK_KEY, b"")
+            await asyncio.to_thread(write_whole, self.folder / _CHECK_KEY, b"")
             (self.folder / _CHECK_KEY).unlink()
         except OSError as error:
             raise StorageError(
@@ -139,10 +144,13 @@ class LocalStorage:
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
         path = self.folder / _known_shape(key)
         try:
-            await asyncio.to_thread(self._write, path, data)
+            await asyncio.to_thread(write_whole, path, data)
         except OSError as error:
             raise StorageError(f"the output could not be written to the local folder: {error.strerror}") from error
-        return StoredObject(_file_url(self.base_url, key), key, len(data), hashlib.sha256(data).hexdigest())
+        return StoredObject(self.url_of(key), key, len(data), hashlib.sha256(data).hexdigest())
+
+    def url_of(self, key: str) -> str:
+        return file_url(self.base_url, key)
 
     async def load(self, key: str) -> tuple[bytes, str]:
         path = self.folder / _known_shape(key)
@@ -161,19 +169,20 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"the file {key!r} could not be deleted: {error.strerror}") from error
 
-    def _write(self, path: Path, data: bytes) -> None:
-        """A reader, or a restart after a crash, sees the whole file or none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A reader, or a restart after a crash, sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 class S3Storage:
@@ -198,7 +207,7 @@ class S3Storage:
         self.bucket = cloud.bucket_name
         self.url_lifetime_s = url_lifetime_s
         self.base_url = base_url.rstrip("/")
-        self._url = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[url_style]
+        self.url_of: Callable[[str], str] = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[url_style]
         key_id, secret = cloud.access_key_id, cloud.secret_access_key
         self._client = boto3.session.Session().client(
             "s3",
@@ -231,7 +240,7 @@ class S3Storage:
             ChecksumSHA256=base64.b64encode(digest.digest()).decode("ascii"),
             Metadata={name: _header_text(value) for name, value in metadata.items()},
         )
-        return StoredObject(self._url(key), key, len(data), digest.hexdigest())
+        return StoredObject(self.url_of(key), key, len(data), digest.hexdigest())
 
     async def load(self, key: str) -> tuple[bytes, str]:
         answer = await self._call("get_object", Key=_known_shape(key))
@@ -268,7 +277,7 @@ class S3Storage:
         return f"https://{self.bucket}.s3.{self.cloud.region_name}.amazonaws.com/{key}"
 
     def _path_url(self, key: str) -> str:
-        return _file_url(self.base_url, key)
+        return file_url(self.base_url, key)
 
     def _storage_error(self, error: Exception) -> StorageError:
         """One sentence that names the variable to correct, and never a secret."""
@@ -330,7 +339,8 @@ STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
 }
 
 
-def _file_url(base_url: str, key: str) -> str:
+def file_url(base_url: str, key: str) -> str:
+    """The address of an object that leaves through this server."""
     return f"{base_url}/v1/files/{key}"
 
 

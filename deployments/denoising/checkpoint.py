@@ -22,7 +22,7 @@ import diffusers
 import torch
 
 from deployments.errors import InvalidRequestError
-from deployments.messages import Checkpoint, GenerationRequest, Packed
+from deployments.messages import Checkpoint, GenerationRequest, InputImage, Packed
 from deployments.packing import pack, unpack
 from deployments.stage_pipeline.denoise_session import DenoiseSession
 from deployments.stage_pipeline.loading import StagePipeline
@@ -237,8 +237,13 @@ def digest(content: Packed) -> str:
 
 def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> str:
     """Equal for the same request on the same model; settings that change the numbers are part of it."""
-    settings = repr((sorted(request.arguments.items(), key=lambda i: i[0]), request.seed, request.cache_dit))
-    return hashlib.sha256(f"{model_fingerprint}|{settings}".encode()).hexdigest()
+    arguments = dict(sorted(request.arguments.items()))
+    settings = pack(map_values(_file_content, [arguments, request.seed, request.cache_dit]))
+    return hashlib.sha256(f"{model_fingerprint}|{digest(settings)}".encode()).hexdigest()
+
+
+def _file_content(value: Any) -> Any:
+    return value.data if isinstance(value, InputImage) else value
 
 
 def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:

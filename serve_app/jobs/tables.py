@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 metadata = sa.MetaData()
 Seconds = sa.Double  # Unix time
-Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+Json = sa.JSON
 
 jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", sa.String(96), primary_key=True),
+    sa.Column("application", sa.String(255), nullable=False),  # whose replicas may run it
     sa.Column("kind", sa.String(16), nullable=False),  # image, video
     sa.Column("owner", sa.String(128), nullable=False),  # who may see it; "" where nobody has to say who they are
     sa.Column("status", sa.String(16), nullable=False),
@@ -28,14 +28,14 @@ jobs = sa.Table(
     sa.Column("lease_owner", sa.String(128)),  # the runner that works on it
     sa.Column("lease_until", Seconds),
     sa.Column("takeovers", sa.Integer, nullable=False),  # runners that died with it since it last got further
-    sa.Index("ix_jobs_waiting", "status", "created_at"),
-    sa.Index("ix_jobs_listed", "owner", "kind", "created_at", "id"),
+    sa.Index("ix_jobs_waiting", "application", "status", "created_at"),
+    sa.Index("ix_jobs_listed", "application", "owner", "kind", "created_at", "id"),
     sa.Index("ix_jobs_expired", "expires_at"),
 )
 
 
 def _job_id() -> sa.Column[str]:
-    return sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    return sa.Column("job_id", sa.String(96), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
 input_images = sa.Table(
@@ -86,8 +86,9 @@ events = sa.Table(
 idempotency_keys = sa.Table(
     "job_idempotency_keys",
     metadata,
+    sa.Column("application", sa.String(255), primary_key=True),
     sa.Column("owner", sa.String(128), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("body_digest", sa.String(64), nullable=False),
-    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("job_id", sa.String(96), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
 )

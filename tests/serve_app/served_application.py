@@ -148,24 +148,26 @@ def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
 
 
 def application(
-    name: str, checkpoint: Path, deployments: tuple[str, ...], folder: Path, **changes: Any
+    name: str,
+    checkpoint: Path,
+    deployments: tuple[str, ...],
+    folder: Path,
+    env_vars: dict[str, str] | None = None,
+    **args: Any,
 ) -> dict[str, Any]:
-    """An entry of `applications`: `changes` are merged into its `args`, but `env_vars` into its environment."""
-    environment = {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **changes.pop("env_vars", {})}
-    prefix = "/" if name == "triptych" else f"/{name}"
-    args = {
-        "model": str(checkpoint),
-        "default_arguments": DEFAULT_ARGUMENTS,
-        "limits": {"max_steps": 1000},
-        "output_directory": str(folder / name),
-        **changes,
-    }
+    """An entry of `applications`; the one named `triptych` is at /, others at /<name>."""
     return {
         "name": name,
-        "route_prefix": prefix,
+        "route_prefix": "/" if name == "triptych" else f"/{name}",
         "import_path": "serve_app.app:build_app",
-        "runtime_env": {"env_vars": environment},
-        "args": args,
+        "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **(env_vars or {})}},
+        "args": {
+            "model": str(checkpoint),
+            "default_arguments": DEFAULT_ARGUMENTS,
+            "limits": {"max_steps": 1000},
+            "output_directory": str(folder / name),
+            **args,
+        },
         "deployments": [
             {"name": deployment, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 2}
             for deployment in deployments

@@ -358,7 +358,6 @@ def test_several_pictures_stay_a_list_up_to_the_limit():
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("https://example.com/x.png", "not fetched"),
         ("not base64!", "base64"),
         ("ä", "base64"),
         (base64.b64encode(b"GIF89a").decode(), "PNG, JPEG or WebP"),
@@ -370,6 +369,11 @@ def test_several_pictures_stay_a_list_up_to_the_limit():
 def test_what_is_no_picture_is_refused_at_the_door(value, says):
     with pytest.raises(ValidationError, match=says):
         ImageGenerationBody.model_validate({"prompt": "x", "image": value})
+
+
+def test_a_picture_that_was_not_fetched_goes_no_further():
+    for given in ("https://example.com/x.png", [PNG_TEXT, "http://example.com/y.png"]):
+        assert "not fetched" in refused("image", pipeline=StableDiffusionImg2ImgPipeline, image=given)
 
 
 # --- the body itself ---

@@ -38,8 +38,8 @@ def s3() -> Iterator[S3Server]:
 def placements(served: ServedApplication, flux_checkpoint: Path, s3: S3Server) -> Iterator[ServedApplication]:
     """The first application's model again: in two stages, and in one stage that stores in S3."""
     two_stage = application("two_stage", flux_checkpoint, TWO_STAGE, served.folder, placement="two_stage")
-    one_stage = application("one_stage", flux_checkpoint, ONE_STAGE, served.folder, placement="one_stage")
-    one_stage["runtime_env"]["env_vars"] |= s3_variables(s3, BUCKET)
+    variables = s3_variables(s3, BUCKET)
+    one_stage = application("one_stage", flux_checkpoint, ONE_STAGE, served.folder, variables, placement="one_stage")
     with served.beside(two_stage, one_stage):
         served.wait_until_healthy("/two_stage")
         served.wait_until_healthy("/one_stage")
@@ -109,11 +109,15 @@ def others(
     served: ServedApplication, flux_checkpoint: Path, checkpoints_root: Path, s3: S3Server
 ) -> Iterator[ServedApplication]:
     """One that makes videos, and two that have a mistake in their environment."""
-    wan = application("wan", checkpoint("wan22", checkpoints_root), TWO_STAGE, served.folder, placement="two_stage")
-    no_bucket = application("no_bucket", flux_checkpoint, ONE_STAGE, served.folder, placement="one_stage")
-    no_bucket["runtime_env"]["env_vars"] |= s3_variables(s3, "no-such-bucket")
-    no_device = application("no_device", flux_checkpoint, ONE_STAGE, served.folder, placement="one_stage")
-    no_device["runtime_env"]["env_vars"]["SGLANG_DIFFUSION_TARGET_DEVICE"] = "npu"
+    wan22 = checkpoint("wan22", checkpoints_root)
+    wan = application("wan", wan22, TWO_STAGE, served.folder, placement="two_stage", public_url=f"{served.url}/wan")
+    no_bucket, no_device = (
+        application(name, flux_checkpoint, ONE_STAGE, served.folder, variables, placement="one_stage")
+        for name, variables in (
+            ("no_bucket", s3_variables(s3, "no-such-bucket")),
+            ("no_device", {"SGLANG_DIFFUSION_TARGET_DEVICE": "npu"}),
+        )
+    )
     for each in (no_bucket, no_device):
         each["deployments"] = [
             {**deployment, "max_constructor_retry_count": 1}
@@ -137,15 +141,19 @@ def test_a_video_model_makes_a_video_that_plays(others: ServedApplication, check
         made = unsplit_video(checkpoints_root / "wan22", seed, prompt=PROMPT, width=48, height=32, num_frames=9)
         return np.stack([np.asarray(frame) for frame in made]) @ BT709_LUMA
 
-    # H.264 loses a little, and far less than lies between two seeds.
-    lost, between_seeds = np.abs(frames - truth(31)).mean(), np.abs(truth(32) - truth(31)).mean()
-    assert lost < between_seeds / 4
+    # H.264 loses a little of this noise, whichever video it is held against: the right one must be the nearest.
+    right = truth(31)
+    others_of_its_kind = {"another seed": truth(32), "backwards": right[::-1], "mirrored": right[:, :, ::-1]}
+    lost = np.abs(frames - right).mean()
+    assert lost < 8, "of 255"
+    for name, other in others_of_its_kind.items():
+        assert lost < np.abs(frames - other).mean(), name
 
 
-def test_a_url_of_a_video_leads_to_it(others: ServedApplication) -> None:
+def test_a_url_below_the_public_one_leads_to_the_video(others: ServedApplication) -> None:
     body = {"prompt": PROMPT, "seed": 31, "size": "48x32", "num_frames": 5}
     [item] = httpx.post(f"{others.url}/wan/v1/videos/generations", json=body, timeout=120).json()["data"]
-    file = httpx.get(f"{others.url}/wan{item['url']}")
+    file = httpx.get(item["url"])
     assert file.headers["content-type"] == "video/mp4"
     assert len(decoded(file.content)[0]) == 5
 
@@ -176,12 +184,12 @@ def test_the_first_application_serves_on(others: ServedApplication) -> None:
 
 
 def decoded(data: bytes) -> tuple[npt.NDArray[np.float64], float]:
-    """The luma [F, H, W] of each frame in 0..255, and how many frames a second has."""
+    """The luma [F, H, W] of the frames in 0..255, and how many frames a second has."""
     with av.open(io.BytesIO(data)) as container:
         frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
         rate = container.streams.video[0].average_rate
     assert rate is not None
-    return np.stack(frames).astype(np.float64), float(rate)
+    return (np.stack(frames).astype(np.float64) - 16) * 255 / 219, float(rate)  # black is 16, white 235
 
 
 def s3_variables(server: S3Server, bucket: str) -> dict[str, str]:

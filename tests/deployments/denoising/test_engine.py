@@ -280,7 +280,7 @@ def test_a_sample_larger_than_the_bound_still_runs(make_requests: MakeRequests) 
 
 def test_company_is_waited_for_and_never_longer_than_max_wait_s(make_requests: MakeRequests) -> None:
     module = Denoiser()
-    served = make_requests(module, max_wait_s=0.2)
+    served = make_requests(module, max_wait_s=1.0)
     absent = Job("its next forward does not come")
     served.engine.begin(absent)
     served.threads.submit(served.step, absent, 0.5).result(PATIENCE_S)
@@ -290,7 +290,7 @@ def test_company_is_waited_for_and_never_longer_than_max_wait_s(make_requests: M
     assert_right(served.start(steps), module, steps)
     served.engine.end(absent)
     waited = [turn.queue_seconds[0] for turn in told]
-    assert 0.05 < waited[0], "it waited for a request that had just had a forward"
+    assert waited[0] > 0.05, "it waited for a request that had just had a forward"
     assert sum(waited) < 2 * served.engine.max_wait_s, "and no longer for one that does not come back"
 
 

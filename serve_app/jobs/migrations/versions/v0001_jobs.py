@@ -2,20 +2,20 @@
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
 
-Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+Json = sa.JSON
 
 
 def upgrade() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(96), primary_key=True),
+        sa.Column("application", sa.String(255), nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("owner", sa.String(128), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
@@ -32,8 +32,8 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.Double),
         sa.Column("takeovers", sa.Integer, nullable=False),
     )
-    op.create_index("ix_jobs_waiting", "jobs", ["status", "created_at"])
-    op.create_index("ix_jobs_listed", "jobs", ["owner", "kind", "created_at", "id"])
+    op.create_index("ix_jobs_waiting", "jobs", ["application", "status", "created_at"])
+    op.create_index("ix_jobs_listed", "jobs", ["application", "owner", "kind", "created_at", "id"])
     op.create_index("ix_jobs_expired", "jobs", ["expires_at"])
     op.create_table(
         "job_input_images",
@@ -75,10 +75,11 @@ def upgrade() -> None:
     )
     op.create_table(
         "job_idempotency_keys",
+        sa.Column("application", sa.String(255), primary_key=True),
         sa.Column("owner", sa.String(128), primary_key=True),
         sa.Column("key", sa.String(255), primary_key=True),
         sa.Column("body_digest", sa.String(64), nullable=False),
-        sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("job_id", sa.String(96), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     )
     op.create_index("ix_job_idempotency_keys_job_id", "job_idempotency_keys", ["job_id"])
 
@@ -90,4 +91,4 @@ def downgrade() -> None:
 
 
 def _job_id() -> sa.Column[str]:
-    return sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    return sa.Column("job_id", sa.String(96), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)

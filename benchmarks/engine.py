@@ -1,0 +1,380 @@
+"""What the step engine gains and costs: `python -m benchmarks.engine`; the tables go to docs/benchmarks/engine.md.
+
+Every number is a ratio or a time of two things measured in turns in one process, the median over the rounds,
+because the machine may have other work. One thread of arithmetic, so that batching and not threading is seen.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.utils import logging as diffusers_logging
+
+from deployments.denoising.stage import DenoiserStage, Denoising
+from deployments.encoding import call_arguments, encode, unpack_conditioning
+from deployments.messages import Conditioning, GenerationRequest, OutputFormat
+from deployments.model import DenoisingArgs
+from deployments.stage_pipeline.denoise_session import DenoiseSession
+from deployments.stage_pipeline.loading import StagePipeline, load_stage
+from deployments.stage_pipeline.session import CancelledStage
+from tests.tiny_models.flux import TRANSFORMER, flux
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+TEXT_TOKENS = 32
+BATCH = 8
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A transformer of FLUX's kind."""
+
+    name: str
+    hidden: int
+    heads: int
+    num_layers: int
+    num_single_layers: int
+
+
+SMALL = Size("0.6 M parameters, hidden 64", 64, 4, 2, 4)
+LARGE = Size("18 M parameters, hidden 256", 256, 8, 4, 8)
+
+
+class Model:
+    """One transformer with its encoders, in this process."""
+
+    def __init__(self, size: Size, folder: Path) -> None:
+        torch.manual_seed(0)
+        pipeline, self.arguments = flux()
+        per_head = size.hidden // size.heads
+        config = TRANSFORMER | {
+            "num_attention_heads": size.heads,
+            "attention_head_dim": per_head,
+            "num_layers": size.num_layers,
+            "num_single_layers": size.num_single_layers,
+            "axes_dims_rope": [per_head // 4, per_head // 4, per_head // 2],
+        }
+        pipeline.register_modules(transformer=FluxTransformer2DModel(**config).eval())
+        pipeline.save_pretrained(folder)
+        self.stage: StagePipeline = load_stage(folder, ("denoiser",))
+        self.encoder = load_stage(folder, ("encoder",))
+
+    def request(self, tokens: int, steps: int, name: str = "request", **settings: Any) -> GenerationRequest:
+        """`tokens` is that of the latents, a square number."""
+        side = round(tokens**0.5) * 2 * self.stage.pipeline.vae_scale_factor
+        arguments = self.arguments | {"height": side, "width": side, "num_inference_steps": steps}
+        arguments["max_sequence_length"] = TEXT_TOKENS
+        return GenerationRequest(name, "benchmark", arguments, 0, OutputFormat("image", "png"), **settings)
+
+    def conditioning(self, request: GenerationRequest) -> Conditioning:
+        return encode(self.encoder, request)
+
+    @contextmanager
+    def engine(self, **settings: Any) -> Iterator[DenoiserStage]:
+        stage = DenoiserStage(
+            self.stage, DenoisingArgs(**settings), encode=lambda request: encode(self.encoder, request)
+        )
+        try:
+            yield stage
+        finally:
+            stage.engine.close()
+
+    def run_plain(self, request: GenerationRequest, conditioning: Conditioning) -> None:
+        """The pipeline's loop with no engine at all."""
+        calls = unpack_conditioning(conditioning, self.stage)
+        DenoiseSession(self.stage, call_arguments(request), request.seed, calls).run()
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def together(works: list[Callable[[], Any]]) -> None:
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def throughput(model: Model, size: Size, tokens: int, rounds: int) -> Row:
+    """Eight requests through the engine against the same eight one after another without it."""
+    request = model.request(tokens, 20)
+    conditioning = model.conditioning(request)
+    merged, alone, forwards = [], [], []
+    with model.engine(max_batch_size=BATCH) as stage:
+
+        def through_engine() -> None:
+            together([lambda: stage.denoise(request, conditioning)] * BATCH)
+
+        def one_at_a_time() -> None:
+            for _ in range(BATCH):
+                model.run_plain(request, conditioning)
+
+        through_engine()
+        one_at_a_time()
+        stage.engine.statistics.batch_sizes.clear()
+        for _ in range(rounds):
+            merged.append(seconds_of(through_engine))
+            alone.append(seconds_of(one_at_a_time))
+            forwards.append(gain_of_forward(model, tokens))
+        sizes = stage.engine.statistics.batch_sizes
+    return {
+        "model": size.name,
+        "tokens": tokens + TEXT_TOKENS,
+        "gain": median_ratio(alone, merged),
+        "gain_of_the_forward": statistics.median(forwards),
+        "mean_batch": sum(n * count for n, count in sizes.items()) / sum(sizes.values()),
+    }
+
+
+@torch.no_grad()
+def gain_of_forward(model: Model, tokens: int) -> float:
+    """What a batch of eight gains in the transformer alone: the bound of what an engine can gain."""
+    transformer = model.stage.components["transformer"]
+
+    def forward(batch: int) -> None:
+        transformer(
+            hidden_states=torch.zeros(batch, tokens, 16),
+            encoder_hidden_states=torch.zeros(batch, TEXT_TOKENS, 32),
+            pooled_projections=torch.zeros(batch, 32),
+            timestep=torch.ones(batch),
+            guidance=torch.ones(batch),
+            img_ids=torch.zeros(tokens, 3),
+            txt_ids=torch.zeros(TEXT_TOKENS, 3),
+        )
+
+    forward(1), forward(BATCH)
+    alone = seconds_of(lambda: [forward(1) for _ in range(2 * BATCH)])
+    return alone / seconds_of(lambda: [forward(BATCH) for _ in range(2)])
+
+
+def lone_cost(model: Model, size: Size, tokens: int, rounds: int) -> Row:
+    """A lone request through the engine against the same loop without it."""
+    request = model.request(tokens, 20 if tokens < 500 else 4)
+    conditioning = model.conditioning(request)
+    engine, plain, checkpointed = [], [], []
+    with model.engine() as stage:
+        stage.denoise(request, conditioning)
+        model.run_plain(request, conditioning)
+        for _ in range(rounds):
+            plain.append(seconds_of(lambda: model.run_plain(request, conditioning)))
+            engine.append(seconds_of(lambda: stage.denoise(request, conditioning)))
+            checkpointed.append(
+                seconds_of(lambda: stage.denoise(request, conditioning, on_checkpoint=lambda checkpoint: None))
+            )
+    return {
+        "model": size.name,
+        "tokens": tokens + TEXT_TOKENS,
+        "step_ms": 1000 * statistics.median(plain) / request.arguments["num_inference_steps"],
+        "cost": median_ratio(engine, plain) - 1,
+        "cost_with_checkpoints": median_ratio(checkpointed, plain) - 1,
+    }
+
+
+def cancel_latency(model: Model, size: Size, cancels: int) -> Row:
+    """From the call of `cancel` at a random moment to the end of the request's thread, beside another request."""
+    steps, randomness = 40, random.Random(0)
+    request = model.request(256, steps)
+    conditioning = model.conditioning(request)
+    latencies = []
+    with model.engine() as stage:
+        duration = seconds_of(lambda: stage.denoise(request, conditioning))
+        threads_before = threading.active_count()
+        for _ in range(cancels):
+            latencies.append(cancelled_after(stage, request, conditioning, randomness.uniform(0.05, 0.9) * duration))
+        left = threading.active_count() - threads_before
+    return {
+        "model": size.name,
+        "cancels": cancels,
+        "step_ms": 1000 * duration / steps,
+        "median_ms": 1000 * statistics.median(latencies),
+        "largest_ms": 1000 * max(latencies),
+        "largest_in_steps": max(latencies) / (duration / steps),
+        "threads_left": left,
+    }
+
+
+def cancelled_after(
+    stage: DenoiserStage, request: GenerationRequest, conditioning: Conditioning, delay_s: float
+) -> float:
+    started: list[Denoising] = []
+    ended: list[float] = []
+
+    def work() -> None:
+        try:
+            stage.denoise(request, conditioning, on_start=started.append)
+        except CancelledStage:
+            ended.append(time.perf_counter())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(delay_s)
+    while not started:
+        time.sleep(0.001)
+    called = time.perf_counter()
+    stage.engine.cancel(started[0].job)
+    thread.join()
+    return ended[0] - called if ended else 0.0  # it was done before
+
+
+def mixed_load(model: Model, size: Size, rounds: int) -> Row:
+    """Short pictures that come while a long video runs: by slack against first come, first served."""
+    long, short = model.request(484, 40, "long"), model.request(16, 4, "short")
+    conditionings = {id(r): model.conditioning(r) for r in (long, short)}
+    seconds: dict[str, dict[str, list[float]]] = {}
+    with model.engine() as alone:
+        alone.denoise(long, conditionings[id(long)])
+        alone.denoise(short, conditionings[id(short)])
+        lone_long = statistics.median(
+            [seconds_of(lambda: alone.denoise(long, conditionings[id(long)])) for _ in range(rounds)]
+        )
+        lone_short = statistics.median(
+            [seconds_of(lambda: alone.denoise(short, conditionings[id(short)])) for _ in range(rounds)]
+        )
+    with model.engine(order="slack") as slack, model.engine(order="fifo") as fifo:
+        for stage in (slack, fifo):
+            stage.denoise(short, conditionings[id(short)])
+        for _ in range(rounds):
+            for order, stage in (("slack", slack), ("fifo", fifo)):
+                run = seconds.setdefault(order, {"long": [], "short": []})
+                one_mixed_run(stage, long, short, conditionings, lone_long, run)
+    p95 = {order: percentile(run["short"], 0.95) for order, run in seconds.items()}
+    video = {order: statistics.median(run["long"]) for order, run in seconds.items()}
+    return {
+        "model": size.name,
+        "short_alone_ms": 1000 * lone_short,
+        "short_p95_slack_ms": 1000 * p95["slack"],
+        "short_p95_fifo_ms": 1000 * p95["fifo"],
+        "p95_fifo_to_slack": p95["fifo"] / p95["slack"],
+        "long_alone_ms": 1000 * lone_long,
+        "long_slowed_by_ms": 1000 * (video["slack"] - lone_long),
+        "work_of_the_short_ms": 1000 * SHORT_REQUESTS * lone_short,
+    }
+
+
+SHORT_REQUESTS = 10
+
+
+def one_mixed_run(
+    stage: DenoiserStage,
+    long: GenerationRequest,
+    short: GenerationRequest,
+    conditionings: dict[int, Conditioning],
+    lone_long: float,
+    into: dict[str, list[float]],
+) -> None:
+    def timed(request: GenerationRequest, delay_s: float, kind: str) -> None:
+        time.sleep(delay_s)
+        into[kind].append(seconds_of(lambda: stage.denoise(request, conditionings[id(request)])))
+
+    every = 0.7 * lone_long / SHORT_REQUESTS
+    works: list[Callable[[], Any]] = [lambda: timed(long, 0.0, "long")]
+    for index in range(SHORT_REQUESTS):
+        works.append(lambda index=index: timed(short, (index + 1) * every, "short"))  # type: ignore[misc]
+    together(works)
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+# section -> (what the table shows, what was wanted)
+SECTIONS = {
+    "throughput": (
+        "Eight requests of 20 steps together through the engine, against one after another without it. The gain of "
+        "the forward is that of one batch of eight against eight forwards.",
+        "at 48 tokens at least 3 with hidden 64 and 2 with hidden 256",
+    ),
+    "lone_request": (
+        "What a lone request pays for going through the engine, without and with checkpoints at their default interval.",
+        "at most 3 % at 48 tokens and 1 % at 1,000",
+    ),
+    "cancel": ("Cancels at random moments, until the request's slot is free.", "at most one step and 50 ms"),
+    "mixed_load": (
+        "Ten short pictures that come while a long request runs.",
+        "the long one is slowed by less than the work of the short ones",
+    ),
+}
+
+
+def measure(rounds: int) -> dict[str, list[Row]]:
+    """All sections; `rounds` is the number of turns that each median is taken over."""
+    results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
+    for size in (SMALL, LARGE):
+        with tempfile.TemporaryDirectory() as folder:
+            model = Model(size, Path(folder))
+            for tokens in (16, 64, 256):
+                results["throughput"].append(throughput(model, size, tokens, rounds))
+                print(results["throughput"][-1], flush=True)
+            for tokens in (16, 961):
+                results["lone_request"].append(lone_cost(model, size, tokens, 3 * rounds))
+                print(results["lone_request"][-1], flush=True)
+            results["cancel"].append(cancel_latency(model, size, 50))
+            print(results["cancel"][-1], flush=True)
+            results["mixed_load"].append(mixed_load(model, size, rounds))
+            print(results["mixed_load"][-1], flush=True)
+    return results
+
+
+def as_markdown(results: dict[str, list[Row]]) -> str:
+    lines = [
+        "# The step engine",
+        "",
+        f"Made by `python -m benchmarks.engine`; {' '.join((__doc__ or '').split()[-40:])}",
+    ]
+    for name, rows in results.items():
+        title, wanted = SECTIONS[name]
+        columns = list(rows[0])
+        lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", f"{title} Wanted: {wanted}.", ""]
+        lines += [f"| {' | '.join(c.replace('_', ' ') for c in columns)} |", f"|{'---|' * len(columns)}"]
+        lines += [f"| {' | '.join(shown(c, row[c]) for c in columns)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def shown(column: str, value: Any) -> str:
+    if column.startswith("cost"):
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=7, help="turns that each median is taken over")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder for engine.json and engine.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    results = measure(arguments.rounds)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "engine.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "engine.md").write_text(as_markdown(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What the job store holds, as values: jobs, their outputs and events, and the errors of asking for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deployments.errors import InvalidRequestError, TriptychError
+from deployments.messages import MediaKind
+from serve_app.storage import ObjectNotFoundError
+
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a job made; `upload_pending`: it still waits in the spool of the machine that made it."""
+
+    request: int  # its place among the job's requests
+    number: int  # of the request's files
+    key: str  # in the storage
+    content_type: str
+    num_bytes: int
+    sha256: str  # hexadecimal
+    seed: int
+    width: int  # pixels
+    height: int  # pixels
+    num_frames: int
+    fps: float | None
+    upload_pending: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it stands in the store; times are Unix times in seconds."""
+
+    id: str
+    kind: MediaKind
+    owner: str
+    status: Status
+    progress: int  # 0..100; 100 if and only if completed
+    created_at: float
+    started_at: float | None
+    completed_at: float | None  # when it ended, in whatever way
+    expires_at: float | None
+    requests: list[dict[str, Any]]  # see serve_app.jobs.requests
+    shown: dict[str, Any]
+    timings: dict[str, dict[str, float]]
+    error: dict[str, Any] | None  # {"code", "message", ...}
+    takeovers: int
+    outputs: tuple[Output, ...] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What `JobStore.add` needs."""
+
+    id: str
+    kind: MediaKind
+    requests: list[dict[str, Any]]
+    input_images: list[bytes] = field(default_factory=list, repr=False)
+    shown: dict[str, Any] = field(default_factory=dict)
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """The caller's key and what it stood for when it was first used."""
+
+    key: str
+    body_digest: str  # SHA-256, hexadecimal
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; numbers count 1, 2, ... within it."""
+
+    number: int
+    kind: str
+    data: dict[str, Any]
+    created_at: float
+
+
+class JobNotFoundError(ObjectNotFoundError):
+    """There is no such job, or it is somebody else's."""
+
+    def __init__(self, message: str, param: str | None = "id", code: str = "job_not_found") -> None:
+        super().__init__(message, param, code)
+
+
+class ConflictError(InvalidRequestError):
+    """What was asked does not fit what is there: answered with 409."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "conflict") -> None:
+        super().__init__(message, param, code)
+
+
+class LeaseLostError(TriptychError):
+    """The job was cancelled, deleted, or taken over by another runner: nothing more may be written to it."""

@@ -1,0 +1,322 @@
+"""Runs jobs in an ingress replica: claims them, keeps their leases, saves what must outlive the replica.
+
+A job is interrupted by nothing but its caller: when the process dies, the lease ends and another runner goes
+on from the last saved checkpoint; what had been stored is not made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from sqlalchemy.exc import SQLAlchemyError
+
+from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
+from serve_app.error_handlers import error_answer, original_error
+from serve_app.generation import OnCheckpoint, OnProgress
+from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
+from serve_app.jobs.requests import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
+from serve_app.storage import StorageBackend, object_key
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0  # between looks for jobs that other processes have added or left
+HEARTBEATS_PER_LEASE = 5
+WRITE_PAUSE_S = 0.1  # at least, between two writes of a job's progress
+WRITE_SHARE = 0.1  # of the time that saving progress and checkpoints may take
+POSTPONED_S = 5.0  # before a job is tried again whose stages were not there
+CLEANING_S = 30.0
+DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
+MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
+
+TRANSIENT = (RayServeException, RayError, StageUnavailableError)  # of the application, not of the job
+
+
+class Generate(Protocol):
+    """serve_app.generation.generate, bound to the stages."""
+
+    def __call__(
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
+        resume_from: Checkpoint | None = None,
+    ) -> Awaitable[Media]: ...
+
+
+@dataclass
+class RunningJob:
+    """How far a job is, until the writer has saved it."""
+
+    job: Job
+    shares: list[float]  # of each of its requests, how much is done: 0..1
+    step: dict[str, Any] | None = None  # the latest, not yet saved
+    checkpoints: dict[int, ObjectRef[Any]] = field(default_factory=dict)  # the latest, not yet saved
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def progress(self) -> int:
+        return min(99, int(100 * sum(self.shares) / len(self.shares)))
+
+    def on_step(self, request: int, progress: DenoisingProgress) -> None:
+        self.shares[request] = DENOISING_SHARE * progress.step / max(1, progress.num_steps)
+        self.step = {"request": request, "step": progress.step, "num_steps": progress.num_steps}
+        self.step["eta_s"] = progress.eta_s
+        self.changed.set()
+
+    def on_checkpoint(self, request: int, reference: ObjectRef[Any]) -> None:
+        self.checkpoints[request] = reference
+        self.changed.set()
+
+
+class JobRunner:
+    """Runs up to `max_running` jobs at a time. `name` is unlike that of any other runner, ever."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        threads: StoreThreads,
+        changes: Changes,
+        generate: Generate,
+        storage: StorageBackend,
+        name: str,
+        max_running: int = 8,
+        lease_s: float = 15.0,
+    ) -> None:
+        self.store = store
+        self.threads = threads
+        self.changes = changes
+        self.generate = generate
+        self.storage = storage
+        self.name = name
+        self.max_running = max_running
+        self.lease_s = lease_s
+        self.running: dict[str, asyncio.Task[None]] = {}
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, apart from the HTTP request (if any) in whose course this is called."""
+        loop = asyncio.get_running_loop()
+        for work in (self._claim_jobs, self._keep_leases, self._remove_expired):
+            # An empty context: Serve cancels what belongs to the context of a request that has ended.
+            self._loops.append(loop.create_task(self._forever(work), context=contextvars.Context()))
+
+    async def stop(self) -> None:
+        """Give the jobs back; other runners go on from their last checkpoints."""
+        tasks = [*self._loops, *self.running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.threads.run(self.store.release, self.name)
+
+    async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """The store may be away for a while; the jobs go on, and so does this."""
+        while True:
+            try:
+                await work()
+            except SQLAlchemyError:
+                logger.exception("the job store failed; trying again")
+                await asyncio.sleep(POLL_S)
+
+    # --- which jobs ---
+
+    async def _claim_jobs(self) -> None:
+        change = self.changes.next()
+        while len(self.running) < self.max_running:
+            job = await self.threads.run(self.store.claim, self.name, self.lease_s)
+            if job is None:
+                break
+            if job.id in self.running:  # its lease had ended, but nobody else saw it
+                continue
+            task = asyncio.create_task(self._run(job))
+            self.running[job.id] = task
+            task.add_done_callback(lambda _, job_id=job.id: self._ended(job_id))
+        await wait_for_change(change, POLL_S)
+
+    def _ended(self, job_id: str) -> None:
+        del self.running[job_id]
+        self.changes.notify()
+
+    async def _keep_leases(self) -> None:
+        running = list(self.running)
+        kept = await self.threads.run(self.store.renew, self.name, running, self.lease_s) if running else set()
+        for job_id in running:
+            if job_id not in kept and job_id in self.running:
+                self.running[job_id].cancel()
+        await asyncio.sleep(self.lease_s / HEARTBEATS_PER_LEASE)
+
+    def stop_job(self, job_id: str) -> None:
+        """It was cancelled or deleted: do not wait until its lease is found gone."""
+        if job_id in self.running:
+            self.running[job_id].cancel()
+
+    async def _remove_expired(self) -> None:
+        for job_id in await self.threads.run(self.store.expired):
+            try:
+                await self.remove(job_id)
+            except JobNotFoundError:
+                continue  # another runner was faster
+            except StorageError as error:
+                logger.warning("the outputs of the expired job %s could not be removed yet: %s", job_id, error)
+        await asyncio.sleep(CLEANING_S)
+
+    async def remove(self, job_id: str, owner: str | None = None) -> Job:
+        """Its outputs are removed, then its record; if it runs, it is stopped. Returns it as it was.
+
+        Raises JobNotFoundError, StorageError.
+        """
+        job = await self.threads.run(self.store.get, job_id, owner)
+        await self._delete_objects(output.key for output in job.outputs)
+        job = await self.threads.run(self.store.delete, job_id, owner)
+        self.stop_job(job_id)
+        await self._delete_objects(output.key for output in job.outputs)  # made meanwhile
+        return job
+
+    async def _delete_objects(self, keys: Any) -> None:
+        for key in keys:
+            await self.storage.delete(key)
+
+    # --- one job ---
+
+    async def _run(self, job: Job) -> None:
+        try:
+            if job.takeovers > MAX_TAKEOVERS:
+                message = f"the processes that worked on it ended {job.takeovers} times in a row"
+                await self._fail(job, {"code": "generation_failed", "message": message})
+                return
+            try:
+                await self._make(job)
+            except InvalidRequestError as error:
+                if getattr(original_error(error), "param", None) != "checkpoint":
+                    raise
+                logger.warning("job %s starts again, its checkpoint does not fit: %s", job.id, error)
+                await self.threads.run(self.store.drop_checkpoints, self.name, job.id)
+                await self._make(await self.threads.run(self.store.get, job.id))
+            await self.threads.run(self.store.complete, self.name, job.id)
+        except LeaseLostError as error:
+            logger.info("job %s is left: %s", job.id, error)
+        except SQLAlchemyError:
+            logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the job's caller is told)
+            await self._end_badly(job, error)
+
+    async def _end_badly(self, job: Job, error: Exception) -> None:
+        original = original_error(error)
+        if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
+            logger.warning("job %s is tried again in %g s: %s", job.id, POSTPONED_S, type(original).__name__)
+            await self.threads.run(self.store.renew, self.name, [job.id], POSTPONED_S)
+            return
+        content = json.loads(bytes(error_answer(error, job.id).body))["error"]
+        await self._fail(job, content)
+
+    async def _fail(self, job: Job, error: dict[str, Any]) -> None:
+        try:
+            await self.threads.run(self.store.fail, self.name, job.id, error)
+        except LeaseLostError as lost:
+            logger.info("job %s failed, but %s", job.id, lost)
+
+    async def _make(self, job: Job) -> None:
+        """What the job's requests still lack."""
+        pictures = await self.threads.run(self.store.input_images, job.id)
+        saved = await self.threads.run(self.store.checkpoints, job.id)
+        requests = requests_from_json(job.requests, pictures)
+        done = {output.request for output in job.outputs}
+        running = RunningJob(job, [float(number in done) for number in range(len(requests))])
+        writer = asyncio.create_task(self._write(running))
+        tasks = [
+            asyncio.create_task(self._make_one(running, number, request, saved.get(number)))
+            for number, request in enumerate(requests)
+            if number not in done
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in (writer, *tasks):
+                task.cancel()
+            await asyncio.gather(writer, *tasks, return_exceptions=True)
+
+    async def _make_one(
+        self, running: RunningJob, number: int, request: GenerationRequest, saved: bytes | None
+    ) -> None:
+        media = await self.generate(
+            request,
+            lambda progress: running.on_step(number, progress),
+            lambda reference, _: running.on_checkpoint(number, reference),
+            checkpoint_from_bytes(saved) if saved else None,
+        )
+        running.shares[number] = DENOISING_SHARE
+        outputs = [
+            await self._store(running.job, number, index, request, file) for index, file in enumerate(media.files)
+        ]
+        try:
+            await self.threads.run(
+                self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds
+            )
+        except LeaseLostError:
+            await self._remove_if_unwanted(running.job.id, outputs)
+            raise
+        running.shares[number] = 1.0
+        self.changes.notify()
+
+    async def _store(
+        self, job: Job, number: int, index: int, request: GenerationRequest, file: MediaFile
+    ) -> Output:
+        """The day in the key is that of the job, so that a takeover writes the same object."""
+        key = object_key(request, index, file.mime_type, datetime.fromtimestamp(job.created_at, UTC))
+        metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
+        stored = await self.storage.store(key, file.data, file.mime_type, metadata)
+        return Output(
+            number, index, key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
+            file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
+        )  # fmt: skip
+
+    async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
+        """A cancelled or deleted job leaves nothing; a runner that took it over stores under the same keys."""
+        try:
+            job = await self.threads.run(self.store.get, job_id)
+        except JobNotFoundError:
+            job = None
+        if job is None or job.status == "cancelled":
+            await self._delete_objects(output.key for output in outputs)
+
+    async def _write(self, running: RunningJob) -> None:
+        """Save the latest step and checkpoints, as often as WRITE_SHARE allows."""
+        while True:
+            await running.changed.wait()
+            running.changed.clear()
+            began = time.perf_counter()
+            try:
+                await self._save(running)
+            except LeaseLostError:
+                return  # _keep_leases ends the job
+            except SQLAlchemyError:
+                logger.exception("the progress of job %s could not be saved", running.job.id)
+            spent_s = time.perf_counter() - began
+            await asyncio.sleep(max(WRITE_PAUSE_S, spent_s * (1 / WRITE_SHARE - 1)))
+
+    async def _save(self, running: RunningJob) -> None:
+        job_id, step = running.job.id, running.step
+        if step is not None:
+            running.step = None
+            await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
+            self.changes.notify()
+        for number in list(running.checkpoints):
+            checkpoint: Checkpoint = await running.checkpoints.pop(number)
+            await self.threads.run(self._save_checkpoint, job_id, number, checkpoint)
+
+    def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
+        data = checkpoint_to_bytes(checkpoint)
+        self.store.save_checkpoint(self.name, job_id, number, checkpoint.step, data)

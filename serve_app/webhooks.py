@@ -1,0 +1,101 @@
+"""Webhooks: a signed POST to an address that the caller named, tried again until it is taken.
+
+Signed as https://www.standardwebhooks.com says and OpenAI's client verifies: HMAC-SHA256 over
+`id.timestamp.body`, base64, in the header `webhook-signature`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from deployments.errors import InvalidRequestError
+from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WebhookRules:
+    """How hard is tried; the waits are doubled each time, up to `max_wait_s`, and spread by a quarter."""
+
+    allow_private: bool = False  # targets inside our own network
+    attempts: int = 8
+    first_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+    timeout_s: float = 10.0
+
+
+def check_webhook_url(url: str, rules: WebhookRules) -> None:
+    """What can be said before the name is resolved. Raises InvalidRequestError for `webhook_url`."""
+    try:
+        checked_url(url, rules.allow_private)
+    except ForbiddenTargetError as error:
+        raise InvalidRequestError(f"webhook_url: {error}", "webhook_url") from error
+
+
+async def deliver(
+    url: str, secret: str, payload: Mapping[str, Any], rules: WebhookRules | None = None, webhook_id: str | None = None
+) -> bool:
+    """Whether the target took it (a 2xx answer) within all attempts; each is signed anew.
+
+    `webhook_id` stays the same for all attempts at one event, also after a restart: receivers tell by it
+    what they have had. Redirects are not followed. A target that is forbidden is not tried again.
+    """
+    rules = rules or WebhookRules()
+    webhook_id = webhook_id or f"wh_{uuid.uuid4().hex}"
+    body = json.dumps(payload, separators=(",", ":")).encode()
+    for attempt in range(rules.attempts):
+        if attempt:
+            wait_s = min(rules.max_wait_s, rules.first_wait_s * 2 ** (attempt - 1))
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
+        try:
+            status = await _post(url, signed_headers(secret, webhook_id, int(time.time()), body), body, rules)
+        except ForbiddenTargetError as error:
+            logger.warning("webhook %s was not sent: %s", webhook_id, error)
+            return False
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            logger.info("webhook %s, attempt %d: %s", webhook_id, attempt + 1, type(error).__name__)
+            continue
+        if 200 <= status < 300:
+            return True
+        logger.info("webhook %s, attempt %d: status %d", webhook_id, attempt + 1, status)
+        if status == 410:  # "gone": the receiver asks for no more
+            return False
+    logger.warning("webhook %s was given up after %d attempts", webhook_id, rules.attempts)
+    return False
+
+
+def signed_headers(secret: str, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """`timestamp` in Unix seconds; a secret that begins with whsec_ is base64 after it."""
+    key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode()
+    content = f"{webhook_id}.{timestamp}.".encode() + body
+    signature = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    return {
+        "content-type": "application/json",
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+async def _post(url: str, headers: dict[str, str], body: bytes, rules: WebhookRules) -> int:
+    async with (
+        client_session(rules.allow_private, rules.timeout_s) as session,
+        session.post(
+            checked_url(url, rules.allow_private), data=body, headers=headers, allow_redirects=False
+        ) as answer,
+    ):
+        return answer.status

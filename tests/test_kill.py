@@ -1,0 +1,280 @@
+"""Nothing accepted is lost: replicas of all stages are killed under load, and every request ends with the bytes
+of an undisturbed run.
+
+Two applications (pictures, and videos made by two transformers) run on one Ray, started by this process. The
+load goes through `serve_app.generation.generate`, as the ingress calls it, because its progress tells when a
+denoiser is at an early, a middle or a late step; some pictures come over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import time
+import urllib.request
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
+from serve_app.app import AppArgs, build_app
+from serve_app.generation import Stages, generate
+from serve_app.health import describe_stages
+from tests.tiny_models import checkpoint
+
+# Ray warns of its own affairs (sockets, forks) in the process that starts it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
+
+CHECKPOINT_EVERY = 1
+STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
+SIZES = {"flux": {"height": 32, "width": 32, "max_sequence_length": 32}, "wan22": {"height": 16, "width": 16}}
+OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4", fps=8.0)}
+MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a request
+PATIENCE_S = 300
+FEWEST_HITS = 9  # of the 12 kills of a denoiser, each of which waits until a request is at its moment
+KILLS = [("Denoiser", moment) for moment in MOMENTS for _ in range(4)] + [("Encoder", "any")] * 4 + [("VAE", "any")] * 4
+
+
+@dataclass
+class Application:
+    """One served model, its load, and what was seen of it."""
+
+    name: str
+    url: str
+    stages: Stages
+    truths: dict[int, bytes] = field(default_factory=dict)  # by seed
+    under_way: dict[str, int] = field(default_factory=dict)  # request -> its last step
+    finished: int = 0
+    steps_run: int = 0
+    passed: asyncio.Event = field(default_factory=asyncio.Event)  # a request has done a step
+
+    def request(self, seed: int, attempt: int) -> GenerationRequest:
+        arguments = {"prompt": f"a small cat {seed}", "num_inference_steps": STEPS[self.name], **SIZES[self.name]}
+        if self.name == "wan22":
+            arguments["num_frames"] = 5
+        return GenerationRequest(
+            f"{self.name}-{seed}-{attempt}", self.name, arguments, seed, OUTPUTS[self.name], deterministic=True
+        )
+
+    async def make(self, seed: int, attempt: int) -> bytes:
+        request = self.request(seed, attempt)
+
+        def note(progress: DenoisingProgress) -> None:
+            self.steps_run += 1
+            self.under_way[request.request_id] = progress.step
+            self.passed.set()
+
+        try:
+            media = await generate(self.stages, request, note)
+        finally:
+            self.under_way.pop(request.request_id, None)
+        return media.files[0].data
+
+    async def make_over_http(self, seed: int) -> bytes:
+        size = SIZES[self.name]
+        body = {
+            "prompt": f"a small cat {seed}",
+            "seed": seed,
+            "size": f"{size['width']}x{size['height']}",
+            "num_inference_steps": STEPS[self.name],
+            "max_sequence_length": size["max_sequence_length"],
+        }
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+            answer = await client.post(f"{self.url}/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        return base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+    async def load(self, seeds: tuple[int, ...], over_http: bool, stopped: asyncio.Event) -> None:
+        """One request after another, each compared with the undisturbed run."""
+        attempt = 0
+        while not stopped.is_set():
+            attempt += 1
+            seed = seeds[attempt % len(seeds)]
+            made = await (self.make_over_http(seed) if over_http else self.make(seed, attempt))
+            assert made == self.truth(seed, over_http), f"{self.name}: seed {seed} has other bytes"
+            self.finished += 1
+
+    def truth(self, seed: int, over_http: bool) -> bytes:
+        return self.truths[-seed if over_http else seed]
+
+    async def until_a_request_passes(self, share: float) -> None:
+        """Returns when a request is at that share of its steps, and not far beyond it."""
+        first, last = share * STEPS[self.name], (share + 0.08) * STEPS[self.name]
+        while not any(first <= step <= last for step in self.under_way.values()):
+            self.passed.clear()
+            await asyncio.wait_for(self.passed.wait(), PATIENCE_S)
+
+    async def describe(self, deployment: str) -> StageDescription:
+        """What the deployment holds, when all of the application is there."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            answers = await describe_stages(self.stages, timeout_s=10)
+            answer = answers[deployment]
+            if all(isinstance(each, StageDescription) for each in answers.values()):
+                assert isinstance(answer, StageDescription)
+                return answer
+            assert time.monotonic() < give_up, answers
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, int]]:
+    """Ray and Serve with nothing on them; Ray's workers are not nice here, or they would starve beside the tests."""
+    before = dict(os.environ)
+    ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
+    ports = {"http": free_port(), "metrics": free_port()}
+    os.environ |= {
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
+        "SGLANG_DIFFUSION_CACHE_ROOT": ray_folder,
+    }
+    try:
+        ray.init(
+            num_cpus=16,
+            include_dashboard=False,
+            log_to_driver=False,
+            _metrics_export_port=ports["metrics"],
+            _temp_dir=ray_folder,
+            object_store_memory=200_000_000,
+        )
+        serve.start(http_options={"host": "127.0.0.1", "port": ports["http"]})
+        yield ports
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def run_application(name: str, folder: Path, output: Path, port: int) -> Application:
+    args = AppArgs(
+        model=str(folder),
+        denoising={"deterministic": True, "checkpoint_every": CHECKPOINT_EVERY},
+        output_directory=output,
+    )
+    serve.run(build_app(args), name=name, route_prefix=f"/{name}")
+    handles = [serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE")]
+    return Application(name, f"http://127.0.0.1:{port}/{name}", Stages(*handles))
+
+
+def test_no_request_is_lost_or_changed_by_twenty_kills(
+    ports: dict[str, int], checkpoints_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    applications = [
+        run_application(name, checkpoint(name, checkpoints_root), tmp_path / name, ports["http"])
+        for name in ("flux", "wan22")
+    ]
+    ready = time.monotonic()
+    hits = asyncio.run(kill_under_load(applications, random.Random(0)))
+    figures = [
+        f"{len(KILLS)} kills in {time.monotonic() - ready:.0f} s (started in {ready - started:.0f} s)",
+        *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
+    ]
+    metrics = wait_for_metrics(ports["metrics"], ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
+    figures += [f"{name}: {value:g}" for name, value in metrics.items()]
+    with capsys.disabled():
+        print("\n" + "\n".join(figures))
+    assert all(app.finished >= 3 for app in applications)
+    assert hits["recoveries"] >= FEWEST_HITS
+    assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
+
+
+async def kill_under_load(applications: list[Application], choice: random.Random) -> dict[str, int]:
+    for application in applications:
+        for seed in (1, 2):
+            application.truths[seed] = await application.make(seed, 0)
+    pictures = applications[0]
+    for seed in (3, 4):
+        pictures.truths[-seed] = await pictures.make_over_http(seed)
+
+    watched = RecoveryLog()
+    stopped = asyncio.Event()
+    loads = [asyncio.create_task(app.load((1, 2), False, stopped)) for app in applications for _ in range(2)]
+    loads.append(asyncio.create_task(pictures.load((3, 4), True, stopped)))
+    kills = [(deployment, moment, applications[i % 2]) for i, (deployment, moment) in enumerate(KILLS)]
+    choice.shuffle(kills)
+    with watched:
+        for deployment, moment, application in kills:
+            process_id = (await application.describe(deployment)).process_id
+            if moment in MOMENTS:
+                await wait_beside(loads, application.until_a_request_passes(MOMENTS[moment]))
+            else:
+                await asyncio.sleep(choice.uniform(0, 0.5))
+            os.kill(process_id, signal.SIGKILL)
+            assert not any(load.done() for load in loads), [load.exception() for load in loads if load.done()]
+        stopped.set()
+        await asyncio.wait_for(asyncio.gather(*loads), PATIENCE_S)
+    return {"recoveries": watched.recoveries, "extra_steps": watched.lost_steps}
+
+
+async def wait_beside(loads: list[asyncio.Task[None]], waiting: Coroutine[Any, Any, None]) -> None:
+    """Waits, but not if the load has failed meanwhile."""
+    wait = asyncio.create_task(waiting)
+    await asyncio.wait([wait, *loads], return_when=asyncio.FIRST_COMPLETED)
+    for load in loads:
+        if load.done():
+            load.result()
+    await wait
+
+
+class RecoveryLog(logging.Handler):
+    """Counts what the path of a request logs when a replica dies under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recoveries = 0
+        self.lost_steps = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost = re.search(r"going on from step \d+ \((\d+) steps lost\)", record.getMessage())
+        if lost:
+            self.recoveries += 1
+            self.lost_steps += int(lost[1])
+
+    def __enter__(self) -> RecoveryLog:
+        logging.getLogger("serve_app.generation").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("serve_app.generation").removeHandler(self)
+
+
+def wait_for_metrics(port: int, names: tuple[str, ...]) -> dict[str, float]:
+    """The sums of these metrics over all processes, as Prometheus would read them."""
+    give_up = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        sums = {
+            name: sum(
+                float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"ray_{name}(_total|_count)?[{{ ]", line)
+            )
+            for name in names
+        }
+        if all(sums.values()):
+            return sums
+        assert time.monotonic() < give_up, sums
+        time.sleep(1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
