@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+ComponentDType = Literal["float32", "bfloat16", "float16"]
 
 
 class DenoisingArgs(BaseModel):
@@ -35,6 +36,9 @@ class ModelArgs(BaseModel):
     path: str = Field(description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub")
     name: str = Field(description="the name that callers use")
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
+    component_dtypes: dict[str, ComponentDType] = Field(
+        default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
+    )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )

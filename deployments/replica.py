@@ -97,7 +97,8 @@ class StageReplica:
         folder = resolve_checkpoint(model.path, cache_root, (), use_streamer)
         folder = resolve_checkpoint(model.path, cache_root, weights_needed(folder, stages), use_streamer)
         dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
-        return load_stage(folder, stages, self.device.torch_device, dtype, use_streamer)
+        exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
+        return load_stage(folder, stages, self.device.torch_device, dtype, use_streamer, exceptions)
 
     def _install_accelerations(self) -> None:
         log = KernelApiLog(self.env.kernel_api)

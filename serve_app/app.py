@@ -11,10 +11,11 @@ from ray.serve import Application
 from deployments.combined import EncoderVAE, Pipeline
 from deployments.denoiser import Denoiser
 from deployments.encoder import Encoder
-from deployments.model import DenoisingArgs, DType, ModelArgs
+from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs
 from deployments.vae import VAE
 from serve_app.admission import AdmissionArgs
 from serve_app.ingress import Ingress, IngressArgs
+from serve_app.jobs.service import JobArgs
 from serve_app.limits import RequestLimits
 from serve_app.storage import URLStyle
 
@@ -27,6 +28,9 @@ class AppArgs(BaseModel):
     model: str = Field(description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub")
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
+    component_dtypes: dict[str, ComponentDType] = Field(
+        default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
+    )
     placement: Literal["three_stage", "two_stage", "one_stage"] = Field(
         "three_stage",
         description="three_stage: Encoder, Denoiser, VAE; two_stage: EncoderVAE, Denoiser; one_stage: Pipeline",
@@ -58,6 +62,8 @@ class AppArgs(BaseModel):
         False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
     )
 
+    jobs: JobArgs = Field(default_factory=JobArgs, description="how jobs (videos, requests in the background) are kept")
+
     @model_validator(mode="before")
     @classmethod
     def name_the_closest_key(cls, values: Any) -> Any:
@@ -78,6 +84,7 @@ def build_app(args: AppArgs) -> Application:
         path=locate(args.model),
         name=name,
         dtype=args.dtype,
+        component_dtypes=args.component_dtypes,
         default_arguments=args.default_arguments,
         denoising=args.denoising,
     )
@@ -91,6 +98,7 @@ def build_app(args: AppArgs) -> Application:
         admission=args.admission,
         api_keys_file=args.api_keys_file,
         cors_origins=args.cors_origins,
+        jobs=args.jobs,
         remote_images=args.remote_images,
         private_targets=args.private_targets,
     )

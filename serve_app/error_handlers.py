@@ -30,6 +30,7 @@ from deployments.errors import (
     TriptychError,
 )
 from serve_app.admission import OverloadedError
+from serve_app.jobs.records import ConflictError
 from serve_app.storage import ObjectNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class ErrorKind:
 ERROR_KINDS = (
     ErrorKind(ObjectNotFoundError, 404, "invalid_request_error"),
     ErrorKind(ModelNotFoundError, 404, "invalid_request_error"),
+    ErrorKind(ConflictError, 409, "invalid_request_error"),
     ErrorKind(InvalidRequestError, 400, "invalid_request_error"),
     ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),

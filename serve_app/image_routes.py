@@ -58,7 +58,7 @@ async def edit_images(request: Request) -> Response | ImagesAnswer:
     body = await read_body(request, ImageEditBody)
     ingress: Any = serve.get_replica_context().servable_object
     check_edit(body, await ingress.describe())
-    answer: Response | ImagesAnswer = await ingress.answer_images(body, "image_edit")
+    answer: Response | ImagesAnswer = await ingress.answer_images(request, body, "image_edit")
     return answer
 
 

@@ -11,28 +11,33 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import ModelNotFoundError, StageUnavailableError
-from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
+from deployments.messages import Checkpoint, GenerationRequest, Media, MediaFile, StageDescription
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.variables import EnvConfig
 from serve_app.admission import Admission, AdmissionArgs, Ticket
 from serve_app.answer_headers import AnswerHeaders, count_compute
 from serve_app.auth import ApiKeys, RequireApiKey
+from serve_app.coalescing import SharedGenerations
 from serve_app.cors import CrossOrigin
 from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
-from serve_app.generation import Stages, generate
+from serve_app.generation import OnCheckpoint, OnProgress, Stages, generate
 from serve_app.health import describe_stages, read_health
 from serve_app.image_routes import EVENT_STREAM, check_generation
 from serve_app.image_routes import router as image_routes
 from serve_app.image_streaming import StreamPrefix, picture_events, without_stream
+from serve_app.job_routes import answer_by_job
+from serve_app.job_routes import router as job_routes
+from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.limits import BodySizeLimit, RequestLimits
 from serve_app.remote_images import PictureRules, with_pictures
 from serve_app.request_log import RequestLog
@@ -46,7 +51,9 @@ from serve_app.schemas import (
     VideosAnswer,
     to_generation_requests,
 )
+from serve_app.spool import SpooledStorage, SpoolUploads
 from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
+from serve_app.video_routes import router as video_routes
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ app = FastAPI(
 install_error_handlers(app)
 for middleware in (BodySizeLimit, RequireApiKey, CrossOrigin, AnswerHeaders):  # the last is the outermost
     app.add_middleware(middleware)
-for router in (image_routes, dev_routes):
+for router in (image_routes, video_routes, job_routes, dev_routes):
     app.include_router(router)
 
 
@@ -74,6 +81,7 @@ class IngressArgs(BaseModel):
     admission: AdmissionArgs
     api_keys_file: Path | None
     cors_origins: tuple[str, ...]
+    jobs: JobArgs
     remote_images: bool
     private_targets: bool
 
@@ -103,17 +111,35 @@ class Ingress:
             self.env.cloud_storage, folder, args.public_url, url_style=args.url_style
         )
         await self.storage.check()  # a replica that cannot store what it makes does not start
+        context = serve.get_replica_context()
+        application = f"{context.app_name}/{args.model_name}"
+        cache_root = self.env.runtime.cache_root
+        if self.storage.is_shared:
+            spool = cache_root / "spool" / quote(application, safe="")
+            self.storage = SpooledStorage(self.storage, spool, args.public_url or "")
+        self.shared = SharedGenerations(self._generate_one)
+        self.jobs = Jobs(args.jobs, cache_root, application, self.shared.generate, self.storage)
+        self.jobs.start()
+        if isinstance(self.storage, SpooledStorage):
+            self.uploads = asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run())
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica is stopped: its jobs go to others at once."""
+        if hasattr(self, "jobs"):
+            self.jobs.close()
 
     @app.post("/v1/images/generations", response_model=ImagesAnswer, responses=EVENT_STREAM)
-    async def create_images(self, body: ImageGenerationBody) -> ImagesAnswer | StreamingResponse:
+    async def create_images(self, request: Request, body: ImageGenerationBody) -> ImagesAnswer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         check_generation(body, await self.describe())
-        return await self.answer_images(body, "image_generation")
+        return await self.answer_images(request, body, "image_generation")
 
-    @app.post("/v1/videos/generations")
-    async def create_videos(self, body: VideoGenerationBody) -> VideosAnswer:
+    @app.post("/v1/videos/generations", response_model=VideosAnswer)
+    async def create_videos(self, request: Request, body: VideoGenerationBody) -> ImagesAnswer | Response:
         """A video from a prompt; the answer comes when it is made."""
-        requests = await self._parse(body)
+        if (answer := await answer_by_job(self, request.url.path, body, request.headers)) is not None:
+            return answer
+        requests = await self.parse(body)
         media = await self._generate(requests)
         items = await self._items(body.response_format, requests, media)
         return VideosAnswer.of(items, requests, media)
@@ -140,23 +166,28 @@ class Ingress:
         return JSONResponse(content, status_code=503 if content["missing"] else 200)
 
     async def answer_images(
-        self, body: ImageGenerationBody, prefix: StreamPrefix
-    ) -> ImagesAnswer | StreamingResponse:
-        """The answer to generations and edits: at once, or with `stream` as events."""
+        self, request: Request, body: ImageGenerationBody, prefix: StreamPrefix
+    ) -> ImagesAnswer | Response:
+        """The answer to generations and edits: at once, with `stream` as events, or as a job."""
+        if (answer := await answer_by_job(self, prefix, body, request.headers)) is not None:
+            return answer
         if body.stream:
-            requests = await self._parse(without_stream(body))
+            requests = await self.parse(without_stream(body))
             tasks = self._start(requests, await self.describe(), keep=self.storage.is_shared)
             return StreamingResponse(picture_events(prefix, tasks), media_type="text/event-stream")
-        requests = await self._parse(body)
+        requests = await self.parse(body)
         media = await self._generate(requests)
         items = await self._items(body.response_format, requests, media)
         return ImagesAnswer.of(items, requests, media)
 
-    async def _parse(self, body: ImageGenerationBody | VideoGenerationBody) -> list[GenerationRequest]:
+    async def parse(
+        self, body: ImageGenerationBody | VideoGenerationBody, request_id: str | None = None
+    ) -> list[GenerationRequest]:
+        """The requests that a body stands for, their pictures at hand; raises what names the field at fault."""
         self._check_model(body.model)
         description = await self.describe()
         body = await with_pictures(body, self.pictures)
-        request_id = uuid.uuid4().hex
+        request_id = request_id or uuid.uuid4().hex
         return to_generation_requests(
             body, description, self.args.limits, request_id, self.args.model_name, self.args.default_arguments
         )
@@ -183,18 +214,25 @@ class Ingress:
         return tasks
 
     async def _make(self, request: GenerationRequest, ticket: Ticket, keep: bool) -> Media:
-        media = await self._generate_one(request)
+        media = await self.shared.generate(request)
         ticket.learn(media)
         if keep:
             for index, file in enumerate(media.files):
                 await self._store(request, index, file)
         return media
 
-    async def _generate_one(self, request: GenerationRequest) -> Media:
+    async def _generate_one(
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress | None = None,
+        on_checkpoint: OnCheckpoint | None = None,
+        resume_from: Checkpoint | None = None,
+    ) -> Media:
+        work = generate(self.stages, request, on_progress, on_checkpoint, resume_from)
         if self.request_log is None:
-            return await generate(self.stages, request)
+            return await work
         async with self.request_log.record(request) as record:
-            record.media = await generate(self.stages, request)
+            record.media = await work
             return record.media
 
     async def _items(
@@ -229,5 +267,5 @@ class Ingress:
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.args.model_name:
             raise ModelNotFoundError(
-                f"The model {model!r} is not served here; this server has {self.args.model_name!r}"
+                f"The model {model[:80]!r} is not served here; this server has {self.args.model_name!r}"
             )

@@ -40,7 +40,7 @@ SEED_BITS = 32  # of a seed that we choose: short enough to be written down
 NO_REQUEST: dict[str, tuple[Any, ...]] = {
     "quality": (None, "auto", "standard"),
     "style": (None, "auto"),
-    "background": (None, "auto", "opaque"),
+    "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
     "moderation": (None, "auto", "low"),
     "stream": (None, False),
     "partial_images": (None, 0),
@@ -208,7 +208,9 @@ class ImageGenerationBody(GenerationBody):
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
     quality: str | None = Field(None, description="auto or standard: steps decide the quality of a diffusion model")
     style: str | None = Field(None, description="auto: the prompt decides the style")
-    background: str | None = Field(None, description="auto or opaque; the model decides what it paints")
+    background: bool | str | None = Field(
+        None, description="true: answer with a job at once; auto or opaque: the model decides what it paints"
+    )
     moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
     stream: bool | None = Field(None, description="false: partial pictures are not sent")
     partial_images: int | None = Field(None, description="0: partial pictures are not sent")

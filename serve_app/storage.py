@@ -207,7 +207,7 @@ class S3Storage:
         self.bucket = cloud.bucket_name
         self.url_lifetime_s = url_lifetime_s
         self.base_url = base_url.rstrip("/")
-        self.url_of: Callable[[str], str] = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[url_style]
+        self._url = {"presigned": self._presigned_url, "public": self._public_url, "path": self._path_url}[url_style]
         key_id, secret = cloud.access_key_id, cloud.secret_access_key
         self._client = boto3.session.Session().client(
             "s3",
@@ -251,6 +251,9 @@ class S3Storage:
 
     async def delete(self, key: str) -> None:
         await self._call("delete_object", Key=_known_shape(key))
+
+    def url_of(self, key: str) -> str:
+        return self._url(key)
 
     def close(self) -> None:
         self._client.close()

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class S3Server:
     reader_access_key: str = "test-reader"
     reader_secret_key: str = "test-reader-secret"
     region: str = "us-east-1"
+    start: Callable[[], None] = field(default=lambda: None, repr=False)  # again, with what it had stored
+    kill: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def client(self, secret_key: str | None = None) -> Any:
         """A boto3 client of the admin; close it after use."""
@@ -95,15 +97,24 @@ def s3_server() -> Iterator[S3Server]:
     with ExitStack() as cleaning:
         cleaning.callback(shutil.rmtree, folder, ignore_errors=True)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}")
+        processes: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            processes.append(subprocess.Popen(command, cwd=folder, env={"HOME": str(folder)}, stdout=log, stderr=log))
+            wait_until_it_stores(server, processes[-1], folder / "log")
+
+        def kill() -> None:
+            processes[-1].kill()
+            processes[-1].wait()
+
+        server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", start=start, kill=kill)
         identities = folder / "identities.json"
         identities.write_text(json.dumps(identities_of(server)))
         command = [str(weed), "mini", f"-dir={folder}", f"-s3.config={identities}", *OPTIONS]
         command += [f"-{name}={port}" for name, port in ports.items()]
         log = cleaning.enter_context((folder / "log").open("w+"))
-        process = subprocess.Popen(command, cwd=folder, env={"HOME": str(folder)}, stdout=log, stderr=log)
-        cleaning.callback(stop, process, ports.values())
-        wait_until_it_stores(server, process, folder / "log")
+        cleaning.callback(lambda: stop(processes[-1], ports.values()))
+        start()
         refuse_to_test_without_authentication(server)
         yield server
 

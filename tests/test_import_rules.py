@@ -35,7 +35,7 @@ HEAVY = (
 HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
-SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection"))
+SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection", "metrics"))
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STAGE_WORK = (
     "deployments.encoding",
@@ -99,13 +99,15 @@ RULES = (
 
 # A library that not every machine has, or that one file wraps: the only modules that may import it.
 WRAPPED_BY = {
-    "av": ("deployments.media_files",),
+    "alembic": ("serve_app.jobs.database", "serve_app.jobs.migrations.*"),
+    "av": ("deployments.media_files", "serve_app.video_previews"),
     "boto3": ("serve_app.storage", "deployments.weights"),
     "cache_dit": ("deployments.accelerations.*",),
     "flash_attn": ("deployments.accelerations.*",),
     "flash_attn_interface": ("deployments.accelerations.*",),
     "mlx": ("deployments.accelerations.*",),
     "runai_model_streamer": ("deployments.weights",),
+    "sqlalchemy": ("serve_app.jobs.*",),
     "torch_musa": ("deployments.devices",),
     "torch_npu": ("deployments.devices",),
 }

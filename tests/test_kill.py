@@ -139,6 +139,7 @@ def ports() -> Iterator[dict[str, int]]:
     ports = {"http": free_port(), "metrics": free_port()}
     os.environ |= {
         "RAY_worker_niceness": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
         "RAY_AUTH_MODE": "disabled",
         "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
         "SGLANG_DIFFUSION_CACHE_ROOT": ray_folder,

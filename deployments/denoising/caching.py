@@ -38,11 +38,21 @@ class RequestCaches:
             self.plans = cache_plans(self.env, steps_of_denoisers(session), self.overrides) or {}
         if component not in self.plans:
             return None
+        return self._lent(session, component, module, self._count_pass(session, component))
+
+    @contextlib.contextmanager
+    def _lent(self, session: ResumableSession, component: str, module: Any, guidance_pass: int) -> Iterator[None]:
+        """Entered in the engine's thread, because the first use of a module changes its forward.
+
+        Between two forwards a module holds nobody's contexts, so that nobody's memory is kept by it.
+        """
         if component not in self.contexts:
             self.contexts[component] = (module, self._begin(session, component, module))
-        contexts = self.contexts[component][1]
-        guidance_pass = self._count_pass(session, component)
-        return lent(module, contexts, guidance_pass)
+        cache_dit.activate(module, self.contexts[component][1], guidance_pass)
+        try:
+            yield
+        finally:
+            cache_dit.activate(module, None)
 
     def state(self) -> Any:
         """For a checkpoint: plain values and tensors."""
@@ -68,16 +78,6 @@ class RequestCaches:
         count = count + 1 if steps == session.steps_done else 0
         self._passes[component] = (session.steps_done, count)
         return count
-
-
-@contextlib.contextmanager
-def lent(module: Any, contexts: Contexts, guidance_pass: int) -> Iterator[None]:
-    """Between two forwards a module holds nobody's contexts, so that nobody's memory is kept by it."""
-    cache_dit.activate(module, contexts, guidance_pass)
-    try:
-        yield
-    finally:
-        cache_dit.activate(module, None)
 
 
 def steps_of_denoisers(session: ResumableSession) -> dict[str, int]:

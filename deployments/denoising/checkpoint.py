@@ -231,7 +231,7 @@ def digest(content: Packed) -> str:
     """SHA-256 of the structure and the bytes."""
     sha = hashlib.sha256(json.dumps(content.tree).encode())
     for buffer in content.buffers:
-        sha.update(buffer)
+        sha.update(buffer.data)
     return sha.hexdigest()
 
 

@@ -153,10 +153,10 @@ class DenoiserStage:
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         return self.engine.run(Job("probe", deterministic=True), module, component, context, args, kwargs)
 
-    def check_wiring(self, component: str, module: Any) -> None:
+    def check_wiring(self, component: str) -> None:
         """Raises NotSupportedError where the pipeline rewired the denoiser for this request."""
         before = self._wiring.get(component)
-        if before is not None and restore_wiring(before, module):
+        if before is not None and restore_wiring(before):
             raise NotSupportedError(
                 f"{type(self.stage.pipeline).__name__} rewires {component} for such a request, but others share it"
             )
@@ -241,7 +241,7 @@ class _Run:
     def run_denoiser(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         if component not in self._checked:
             self._checked.add(component)
-            self.owner.check_wiring(component, module)
+            self.owner.check_wiring(component)
         caches = self.caches.lent(self.session, component, module)
         output = self.owner.engine.run(self.job, module, component, context, args, kwargs, caches)
         if self.job.deadline is None:

@@ -7,35 +7,23 @@ from typing import Any
 
 import torch
 
+Part = tuple[torch.nn.Module, Any, tuple[Any, ...], tuple[Any, ...]]  # module, processor, hooks, pre-hooks
+
 
 @dataclass(frozen=True)
 class Wiring:
     """The parts of a model that pipelines are known to exchange: attention processors and hooks."""
 
-    parts: tuple[tuple[torch.nn.Module, Any, tuple[Any, ...], tuple[Any, ...]], ...]
+    parts: tuple[Part, ...]
 
 
 def read_wiring(model: torch.nn.Module) -> Wiring:
-    return Wiring(
-        tuple(
-            (
-                module,
-                module.__dict__.get("processor"),
-                tuple(module._forward_hooks.items()),
-                tuple(module._forward_pre_hooks.items()),
-            )
-            for module in model.modules()
-        )
-    )
+    return Wiring(tuple(_read(module) for module in model.modules()))
 
 
-def restore_wiring(before: Wiring, model: torch.nn.Module) -> bool:
-    """Returns whether anything had been changed."""
-    now = read_wiring(model)
-    if len(now.parts) == len(before.parts) and all(
-        a[0] is b[0] and a[1] is b[1] and a[2] == b[2] and a[3] == b[3]
-        for a, b in zip(now.parts, before.parts, strict=True)
-    ):
+def restore_wiring(before: Wiring) -> bool:
+    """Returns whether anything had been changed. Parts that were added since (by Cache-DiT) are not looked at."""
+    if all(_is_same(part, _read(part[0])) for part in before.parts):
         return False
     for module, processor, hooks, pre_hooks in before.parts:
         if processor is not None:
@@ -45,3 +33,16 @@ def restore_wiring(before: Wiring, model: torch.nn.Module) -> bool:
         module._forward_pre_hooks.clear()
         module._forward_pre_hooks.update(dict(pre_hooks))
     return True
+
+
+def _read(module: torch.nn.Module) -> Part:
+    return (
+        module,
+        module.__dict__.get("processor"),
+        tuple(module._forward_hooks.items()),
+        tuple(module._forward_pre_hooks.items()),
+    )
+
+
+def _is_same(a: Part, b: Part) -> bool:
+    return a[1] is b[1] and a[2] == b[2] and a[3] == b[3]

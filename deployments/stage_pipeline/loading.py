@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,21 @@ def load_stage(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     use_streamer: bool = False,
+    component_dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None keeps each file's own.
 
-    `use_streamer` reads the weights with the Run:ai model streamer.
+    `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`.
     """
     layout = read_layout(folder)
     device = torch.device(device)
+    dtypes = dict.fromkeys(layout.models, dtype) | dict(component_dtypes or {})
+    if unknown := sorted(dtypes.keys() - layout.models.keys()):
+        raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
     components = {
-        name: load_component(layout.models[name], folder / name, dtype, device, use_streamer)
+        name: load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer)
         if needed & set(stages)
-        else skeleton(layout.models[name], folder / name, device, dtype)
+        else skeleton(layout.models[name], folder / name, device, dtypes[name])
         for name, needed in layout.stages_of.items()
     }
     try:

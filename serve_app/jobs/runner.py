@@ -14,7 +14,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
@@ -22,9 +23,9 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, MediaFile
+from serve_app.coalescing import Generate
 from serve_app.error_handlers import error_answer, original_error
-from serve_app.generation import OnCheckpoint, OnProgress
 from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
 from serve_app.jobs.requests import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
 from serve_app.jobs.store import JobStore
@@ -43,18 +44,6 @@ DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and stor
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 TRANSIENT = (RayServeException, RayError, StageUnavailableError)  # of the application, not of the job
-
-
-class Generate(Protocol):
-    """serve_app.generation.generate, bound to the stages."""
-
-    def __call__(
-        self,
-        request: GenerationRequest,
-        on_progress: OnProgress | None = None,
-        on_checkpoint: OnCheckpoint | None = None,
-        resume_from: Checkpoint | None = None,
-    ) -> Awaitable[Media]: ...
 
 
 @dataclass
@@ -114,13 +103,10 @@ class JobRunner:
             # An empty context: Serve cancels what belongs to the context of a request that has ended.
             self._loops.append(loop.create_task(self._forever(work), context=contextvars.Context()))
 
-    async def stop(self) -> None:
-        """Give the jobs back; other runners go on from their last checkpoints."""
-        tasks = [*self._loops, *self.running.values()]
-        for task in tasks:
+    def stop(self) -> None:
+        """End all work; when the leases are released, other runners go on from the last checkpoints."""
+        for task in [*self._loops, *self.running.values()]:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.threads.run(self.store.release, self.name)
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """The store may be away for a while; the jobs go on, and so does this."""
@@ -143,10 +129,10 @@ class JobRunner:
                 continue
             task = asyncio.create_task(self._run(job))
             self.running[job.id] = task
-            task.add_done_callback(lambda _, job_id=job.id: self._ended(job_id))
+            task.add_done_callback(partial(self._ended, job.id))
         await wait_for_change(change, POLL_S)
 
-    def _ended(self, job_id: str) -> None:
+    def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         del self.running[job_id]
         self.changes.notify()
 
@@ -195,7 +181,7 @@ class JobRunner:
         try:
             if job.takeovers > MAX_TAKEOVERS:
                 message = f"the processes that worked on it ended {job.takeovers} times in a row"
-                await self._fail(job, {"code": "generation_failed", "message": message})
+                await self._fail(job, {"code": "generation_failed", "message": message, "status": 500})
                 return
             try:
                 await self._make(job)
@@ -219,8 +205,9 @@ class JobRunner:
             logger.warning("job %s is tried again in %g s: %s", job.id, POSTPONED_S, type(original).__name__)
             await self.threads.run(self.store.renew, self.name, [job.id], POSTPONED_S)
             return
-        content = json.loads(bytes(error_answer(error, job.id).body))["error"]
-        await self._fail(job, content)
+        answer = error_answer(error, job.id)
+        content: dict[str, Any] = json.loads(bytes(answer.body))["error"]
+        await self._fail(job, content | {"status": answer.status_code})
 
     async def _fail(self, job: Job, error: dict[str, Any]) -> None:
         try:

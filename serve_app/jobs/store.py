@@ -124,7 +124,7 @@ class JobStore:
             return int(connection.execute(select).scalar_one())
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job:
-        """The job, which has ended; its runner finds its lease gone and stops.
+        """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
 
         Raises JobNotFoundError, and ConflictError for a job that is completed or failed.
         """
@@ -132,10 +132,12 @@ class JobStore:
             row = self._row(connection, job_id, owner, lock=True)
             if row.status in ("completed", "failed"):
                 raise ConflictError(f"the job {job_id!r} cannot be cancelled: it is {row.status}", "id", "job_ended")
+            job = self._read(connection, job_id)
             if row.status != "cancelled":
+                connection.execute(sa.delete(tables.outputs).where(tables.outputs.c.job_id == job_id))
                 error = {"code": "cancelled", "message": "the job was cancelled"}
                 self._end(connection, job_id, "cancelled", error)
-            return self._read(connection, job_id)
+            return job
 
     def delete(self, job_id: str, owner: str | None = None) -> Job:
         """The job as it was; its record is gone and its runner stops. Raises JobNotFoundError."""

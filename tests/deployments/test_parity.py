@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from deployments.messages import GenerationRequest, OutputFormat
+from deployments.stage_pipeline.denoise_session import DenoiseSession, Result
 from deployments.stage_pipeline.loading import load_stage
 from tests.deployments.stage_processes import StageProcesses
 from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, run_unsplit
+from tests.tiny_models.checkpoints import call
 
 SEED = 0
 ANY_OUTPUT = OutputFormat("image", "png")  # the comparison is made before files are written
@@ -59,6 +63,18 @@ def test_three_stages_make_the_bytes_of_the_unsplit_pipeline_in_bfloat16(
     assert_same(stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT)), truth)
 
 
+@pytest.mark.slow
+def test_a_component_of_another_dtype_gives_what_diffusers_gives(checkpoints_root: Path) -> None:
+    folder = checkpoint("wan22", checkpoints_root)
+    arguments = request_arguments("wan22")
+    whole = DiffusionPipeline.from_pretrained(folder, dtype={"default": torch.bfloat16, "vae": torch.float32})
+    whole.set_progress_bar_config(disable=True)
+    stage = load_stage(folder, dtype=torch.bfloat16, component_dtypes={"vae": torch.float32})
+    made = DenoiseSession(stage, arguments, SEED, None).run()
+    assert isinstance(made, Result)
+    assert_same(torch.utils._pytree.tree_leaves(dict(made.output)), call(whole, arguments, SEED))
+
+
 @pytest.mark.parametrize("name", ["flux", "wan22"])
 def test_the_stages_hold_the_whole_and_only_the_autoencoder_twice_at_most(
     name: str, stages: StageProcesses, checkpoints_root: Path
@@ -70,6 +86,29 @@ def test_the_stages_hold_the_whole_and_only_the_autoencoder_twice_at_most(
     assert sum(whole.weight_bytes().values()) <= total(held) <= sum(whole.weight_bytes().values()) + autoencoder
     halves = held["encoder"]["vae"] + held["vae"]["vae"]
     assert halves < 1.1 * autoencoder, "each end holds its half of the autoencoder"
+
+
+def test_no_code_of_the_split_or_the_engine_names_a_model() -> None:
+    families = {word for name in TINY_MODELS for word in name.split("_") if len(word) > 3 and not word.isdigit()}
+    families -= {"edit", "control", "controlnet", "pixel", "caption", "sample", "layered", "video", "image", "alpha"}
+    families |= {"flux", "wan2", "qwen", "sdxl", "sana", "pixart", "hunyuan", "cogvideo"}
+    families -= {"inpaint", "img2img", "safety", "ancestral", "condition", "plus", "video", "lora", "fill", "stable"}
+    folders = [Path("deployments/stage_pipeline"), Path("deployments/denoising")]
+    code = {file: file.read_text().lower() for folder in folders for file in folder.rglob("*.py")}
+    assert len(code) > 15
+    # A comment may say for which family a rule was needed; a string or a name in the code may not.
+    named = [(f.name, w) for f, text in code.items() for w in families if w in without_comments(text)]
+    assert named == []
+
+
+def without_comments(text: str) -> str:
+    """The code without docstrings and comments."""
+    return ast.unparse(WithoutDocstrings().visit(ast.parse(text)))
+
+
+class WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 def total(held: dict[Any, dict[str, int]]) -> int:

@@ -12,11 +12,12 @@ DOCS_PAGE = Path(__file__).parents[2] / "docs" / "environment_variables.md"
 
 @pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda row: row.name.lower())
 def test_a_variable_has_a_row_with_the_documents_words_and_an_effect(documented: DocumentedVariable) -> None:
-    (row,) = (line for line in reference().splitlines() if line.startswith(f"| `{documented.name}` |"))
+    row, proof = (line for line in reference().splitlines() if line.startswith(f"| `{documented.name}` |"))
     _, default, description, effect = (cell.strip() for cell in row.strip("|").split("|"))
     assert default.strip("`") == documented.default
     assert description == documented.description
     assert len(effect) > 20
+    assert f"::test_{documented.name.lower()}_" in proof
 
 
 def test_the_headings_are_the_documents() -> None:
@@ -26,7 +27,8 @@ def test_the_headings_are_the_documents() -> None:
     def leaf_titles(lines: list[str]) -> list[str]:
         return [line.lstrip("# ") for line in lines]
 
-    assert leaf_titles(headings(reference())) == leaf_titles(headings(DOCUMENT.read_text(encoding="utf-8")))
+    titles = leaf_titles(headings(DOCUMENT.read_text(encoding="utf-8")))
+    assert leaf_titles(headings(reference())) == [*titles, "Proofs"]
 
 
 def test_the_page_in_docs_is_fresh(tmp_path: Path) -> None:

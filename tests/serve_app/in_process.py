@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,7 +20,9 @@ from deployments.messages import GenerationRequest, Media, MediaFile, StageDescr
 from env_config.variables import EnvConfig
 from serve_app.admission import Admission, AdmissionArgs
 from serve_app.auth import ApiKeys
+from serve_app.coalescing import SharedGenerations
 from serve_app.ingress import Ingress, IngressArgs, app
+from serve_app.jobs.service import JobArgs
 from serve_app.limits import RequestLimits
 from serve_app.remote_images import PictureRules
 from serve_app.storage import LocalStorage
@@ -98,13 +101,14 @@ class Server:
                 "cors_origins": (),
                 "remote_images": False,
                 "private_targets": False,
+                "jobs": JobArgs(),
                 **changes,
             }
         )
         self.ingress.args = args
         self.ingress.env = EnvConfig()
-        self.ingress.stages = None
-        self.ingress._generate_one = self._generate_one
+        self.ingress.stages = SimpleNamespace(deployments=dict)  # none of them is missing
+        self.ingress.shared = SharedGenerations(self._generate_one)
         self.ingress.started = int(time.time())
         self.ingress.admission = Admission(args.admission)
         self.ingress.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
@@ -112,7 +116,7 @@ class Server:
         self.ingress.description = describing
         self.ingress.storage = LocalStorage(self.folder)
 
-    async def _generate_one(self, request: GenerationRequest) -> Media:
+    async def _generate_one(self, request: GenerationRequest, *hooks: Any) -> Media:
         self.requests.append(request)
         made: Media = await self.make(request)
         return made

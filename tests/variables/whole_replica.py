@@ -17,7 +17,7 @@ from ray import serve
 from deployments.combined import Pipeline
 from deployments.devices import Device
 from deployments.messages import DecodeInputs, GenerationRequest, Media, OutputFormat
-from deployments.model import ModelArgs
+from deployments.model import DType, ModelArgs
 from env_config.library_caches import LIBRARY_CACHES
 from env_config.variables import BY_VARIABLE
 from tests.tiny_models import tiny_patches
@@ -33,10 +33,10 @@ OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", 
 class WholeReplica:
     """A replica of all three stages, and how to ask it for a picture."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: DType = "auto") -> None:
         self.model = checkpoint.name
         self.latents = b""  # of the last request, finer than the pixels of a file
-        self.replica = Pipeline.func_or_class(ModelArgs(path=str(checkpoint), name=self.model))
+        self.replica = Pipeline.func_or_class(ModelArgs(path=str(checkpoint), name=self.model, dtype=dtype))
 
     def generate(self, steps: int = 4, request_id: str = "r", seed: int = 0, **changes: Any) -> Media:
         """The files for the tiny model's usual request; `changes` are fields of the GenerationRequest."""
@@ -72,11 +72,11 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
     with ExitStack() as cleaning:
         cleaning.enter_context(loggers_restored())
 
-        def make(checkpoint: Path, **variables: str) -> WholeReplica:
+        def make(checkpoint: Path, dtype: DType = "auto", **variables: str) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
             monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
             set_variables(monkeypatch, tmp_path, variables)
-            whole = WholeReplica(checkpoint)
+            whole = WholeReplica(checkpoint, dtype)
             cleaning.callback(whole.close)
             return whole
 

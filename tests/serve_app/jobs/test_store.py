@@ -68,14 +68,14 @@ def test_processes_that_open_a_new_database_together_make_its_tables_once(make_s
 
 
 def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(JobStoreError, match="jobs.store_url") as error:
+    with pytest.raises(JobStoreError, match=r"jobs\.store_url") as error:
         open_database("postgresql://user:secret@127.0.0.1:1/jobs", tmp_path)
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["mysql://host/jobs", "jobs.sqlite"])
 def test_another_kind_of_database_is_refused(url: str, tmp_path: Path) -> None:
-    with pytest.raises(JobStoreError, match="jobs.store_url must be"):
+    with pytest.raises(JobStoreError, match=r"jobs\.store_url must be"):
         open_database(url, tmp_path)
 
 
@@ -225,7 +225,9 @@ def test_a_cancelled_job_has_ended_and_is_its_runners_no_more(store: JobStore, i
     store.add(new_job("video_1"))
     if is_running:
         store.claim("runner", 10)
-    assert store.cancel("video_1").status == "cancelled"
+        store.save_outputs("runner", "video_1", 0, [output()], {})
+    assert store.cancel("video_1").outputs == ((output(),) if is_running else ())
+    assert (store.get("video_1").status, store.get("video_1").outputs) == ("cancelled", ())
     assert store.cancel("video_1").status == "cancelled"
     assert store.renew("runner", ["video_1"], 10) == set()
     assert store.claim("other", 10) is None

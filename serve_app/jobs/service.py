@@ -1,0 +1,171 @@
+"""Jobs as the routes use them: ask for one, look at it, wait for it, end it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.messages import GenerationRequest, MediaKind
+from serve_app.admission import OverloadedError
+from serve_app.coalescing import Generate
+from serve_app.jobs.database import open_database
+from serve_app.jobs.events import job_events
+from serve_app.jobs.records import IdempotencyKey, Job, NewJob
+from serve_app.jobs.requests import requests_from_json, requests_to_json
+from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
+from serve_app.storage import StorageBackend
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5  # between looks at a job that another process runs
+RETRY_AFTER_S = 30  # told to those who find the queue full
+
+
+class JobArgs(BaseModel):
+    """How jobs are kept and run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store_url: str | None = Field(
+        None,
+        description="postgresql://host/database for several machines (a password is better in PGPASSFILE); "
+        "default: jobs.sqlite below the cache root",
+    )
+    max_running: int = Field(8, ge=1, description="jobs that an ingress replica runs at a time")
+    max_queued: int = Field(1000, ge=1, description="jobs that may wait; beyond it new ones get 429")
+    lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
+    lifetime_s: float = Field(86_400, gt=0, description="seconds after its end until a job and its outputs are removed")
+
+
+class Jobs:
+    """The jobs of an application, and the runner of this ingress replica."""
+
+    def __init__(
+        self,
+        args: JobArgs,
+        cache_root: Path,
+        application: str,
+        generate: Generate,
+        storage: StorageBackend,
+        runner_name: str | None = None,
+    ) -> None:
+        """Opens the store; raises JobStoreError."""
+        self.args = args
+        self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s)
+        self.threads = StoreThreads()
+        self.changes = Changes()
+        self.storage = storage
+        self._is_closed = False
+        name = runner_name or uuid.uuid4().hex
+        self.runner = JobRunner(
+            self.store, self.threads, self.changes, generate, storage, name, args.max_running, args.lease_s
+        )
+
+    def start(self) -> None:
+        """Begin to run jobs; from the event loop."""
+        self.runner.start()
+
+    def close(self) -> None:
+        """Stop to run jobs, give them back and close the store; a second time is of no effect."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.runner.stop()
+            self.store.release(self.runner.name)
+            self.threads.close()
+            self.store.close()
+
+    async def submit(
+        self,
+        kind: MediaKind,
+        job_id: str,
+        requests: Sequence[GenerationRequest],
+        shown: dict[str, Any],
+        owner: str,
+        key: IdempotencyKey | None = None,
+    ) -> Job:
+        """The job of the requests, or the one that was asked for with the same key before.
+
+        Raises ConflictError for a key that stood for something else, OverloadedError for a full queue.
+        """
+        rows, pictures = requests_to_json(requests)
+        if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
+            raise OverloadedError(f"too many jobs are waiting; try again in {RETRY_AFTER_S} s", RETRY_AFTER_S)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner)
+        job, is_new = await self.threads.run(self.store.add, new, key)
+        if is_new:
+            self.changes.notify()
+        return job
+
+    async def get(self, job_id: str, owner: str) -> Job:
+        """Raises JobNotFoundError."""
+        return await self.threads.run(self.store.get, job_id, owner)
+
+    async def page(
+        self, owner: str, kind: str | None, after: str | None, limit: int, order: Literal["asc", "desc"]
+    ) -> tuple[list[Job], bool]:
+        """See JobStore.page."""
+        return await self.threads.run(self.store.page, owner, kind, after, limit, order)
+
+    async def requests_of(self, job: Job) -> list[GenerationRequest]:
+        """What the job was asked for."""
+        return requests_from_json(job.requests, await self.threads.run(self.store.input_images, job.id))
+
+    async def end_of(self, job_id: str, owner: str) -> Job:
+        """The job when it has ended. Raises JobNotFoundError if it is deleted meanwhile."""
+        while True:
+            change = self.changes.next()
+            job = await self.get(job_id, owner)
+            if job.has_ended:
+                return job
+            await wait_for_change(change, POLL_S)
+
+    async def queue_position(self, job: Job) -> int | None:
+        """How many wait before it; None if it does not wait."""
+        return await self.threads.run(self.store.queue_position, job.id)
+
+    def events(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+        """Server-sent events after number `after`, to the job's end."""
+        return job_events(self.store, self.threads, self.changes, job_id, after)
+
+    async def cancel(self, job_id: str, owner: str) -> Job:
+        """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
+        job = await self.threads.run(self.store.cancel, job_id, owner)
+        self.runner.stop_job(job_id)
+        self.changes.notify()
+        for output in job.outputs:
+            await self.storage.delete(output.key)
+        return await self.get(job_id, owner)
+
+    async def delete(self, job_id: str, owner: str) -> Job:
+        """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
+        job = await self.runner.remove(job_id, owner)
+        self.changes.notify()
+        return job
+
+    async def mark_uploaded(self, key: str) -> None:
+        """An output left the spool."""
+        await self.threads.run(self.store.mark_uploaded, key)
+
+
+def new_job_id(kind: MediaKind) -> str:
+    """It begins with the kind, as OpenAI's ids of videos do."""
+    return f"{kind}_{uuid.uuid4().hex}"
+
+
+def body_digest(route: str, body: BaseModel) -> str:
+    """The same for bodies that ask the same of a route, in whatever form they were sent."""
+    values = body.model_dump(exclude_unset=True)
+
+    def plain(value: Any) -> Any:
+        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else vars(value)
+
+    return hashlib.sha256(f"{route} {json.dumps(values, sort_keys=True, default=plain)}".encode()).hexdigest()
