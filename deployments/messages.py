@@ -123,9 +123,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class PayloadFollows:
-    """Announces that the next item of the stream is large and is to be passed on by reference, unread."""
+    """Announces that the next item of the stream is large and is to be passed on by reference, unread.
 
-    kind: Literal["decode_inputs", "checkpoint"]
+    "nothing" ends a stream: the last item of one whose replica dies is its error, so an unread item is known to be
+    a payload only when another item has followed it.
+    """
+
+    kind: Literal["decode_inputs", "checkpoint", "nothing"]
     step: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # spent by the denoiser on this request
 

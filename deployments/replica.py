@@ -9,10 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import ray
 import torch
 from ray import serve
 
@@ -84,7 +85,8 @@ class StageReplica:
         self.recent_timings: deque[StageTiming] = deque(maxlen=RECENT)
         self.stage = self._load(model, stages)
         self._install_accelerations()
-        self.description = describe_stage(self.stage)
+        node_id = ray.get_runtime_context().get_node_id()
+        self.description = replace(describe_stage(self.stage), node_id=node_id)
         check_default_arguments(model, self.description)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
         self.request_threads: Executor = ThreadPoolExecutor(

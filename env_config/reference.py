@@ -39,9 +39,7 @@ def proofs() -> list[str]:
     for section in SECTIONS.values():
         for declaration in section.declarations():
             test = f"`{declaration.proof}`"
-            lines.append(
-                f"| `{declaration.variable}` | {default_of(declaration)} | {test} | {declaration.ran_on} |"
-            )
+            lines.append(f"| `{declaration.variable}` | {default_of(declaration)} | {test} | {declaration.ran_on} |")
     return [*lines, ""]
 
 

@@ -18,21 +18,20 @@ def file_answer(headers: Headers, data: bytes, content_type: str, name: str) -> 
     if headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=common)
     asked = _RANGE.fullmatch(headers.get("range", ""))
-    if asked is None or asked.groups() == ("", "") or headers.get("if-range", tag) != tag:
+    bounds = _bounds(asked[1], asked[2], len(data)) if asked else None
+    if bounds is None or headers.get("if-range", tag) != tag:
         return Response(data, media_type=content_type, headers=common)
-    start, end = _bounds(asked[1], asked[2], len(data))
+    start, end = bounds
     if start >= len(data) or start > end:
         return Response(status_code=416, headers=common | {"Content-Range": f"bytes */{len(data)}"})
     common["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
     return Response(data[start : end + 1], 206, common, media_type=content_type)
 
 
-def _bounds(first: str, last: str, num_bytes: int) -> tuple[int, int]:
-    """The first and the last byte; without a first, `last` is the length of the end of the file."""
+def _bounds(first: str, last: str, num_bytes: int) -> tuple[int, int] | None:
+    """The first and the last byte, None if it is no range; without a first, `last` counts from the end."""
     if not first:
-        length = min(int(last), num_bytes)
-        return (num_bytes - length, num_bytes - 1) if length else (num_bytes, num_bytes)
-    end = min(int(last), num_bytes - 1) if last else num_bytes - 1
+        return (max(0, num_bytes - int(last)), num_bytes - 1) if last else None
     if last and int(last) < int(first):
-        return 0, num_bytes - 1  # not a range at all
-    return int(first), end
+        return None
+    return int(first), min(int(last), num_bytes - 1) if last else num_bytes - 1

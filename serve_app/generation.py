@@ -55,6 +55,11 @@ class Denoising:
     seconds: dict[str, float] = field(default_factory=dict)
     on_checkpoint: OnCheckpoint | None = None
 
+    def keep_checkpoint(self, checkpoint: ray.ObjectRef[Any], step: int) -> None:
+        self.checkpoint, self.step = checkpoint, step
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(checkpoint, step)
+
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
         lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
@@ -140,24 +145,27 @@ async def denoise(
     """
     stream = stages.denoiser.options(stream=True).denoise.remote(request, conditioning, denoising.checkpoint)
     announced: PayloadFollows | None = None
+    unread: ray.ObjectRef[Any] | None = None  # what was announced; the error of a replica that died looks alike
     try:
         async for reference in await stream._to_object_ref_gen():
-            if announced is None:
-                item = await reference
-                if isinstance(item, PayloadFollows):
-                    announced = item
-                else:
-                    denoising.last_step = item.step
-                    if on_progress is not None:
-                        on_progress(item)
-            elif announced.kind == "decode_inputs":
-                denoising.seconds = announced.seconds
-                return reference
+            if announced is not None and unread is None:
+                unread = reference
+                continue
+            if announced is not None and unread is not None:  # something followed it: it is no error
+                if announced.kind == "decode_inputs":
+                    denoising.seconds = announced.seconds
+                    return unread
+                denoising.keep_checkpoint(unread, announced.step)
+                announced = unread = None
+            item = await reference
+            if isinstance(item, PayloadFollows):
+                announced = item
             else:
-                denoising.checkpoint, denoising.step = reference, announced.step
-                announced = None
-                if denoising.on_checkpoint is not None:
-                    denoising.on_checkpoint(reference, denoising.step)
+                denoising.last_step = item.step
+                if on_progress is not None:
+                    on_progress(item)
+        if unread is not None:
+            await unread  # raises what the replica died of
     except asyncio.CancelledError:
         stream.cancel()
         raise

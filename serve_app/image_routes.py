@@ -21,7 +21,18 @@ STARTS_FROM_A_PICTURE = re.compile(r"Img2Img|Inpaint|Edit|Pix2Pix|Upscale|Image2
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The pictures; with `stream: true` as server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "required": ["event", "data"],
+                    "properties": {
+                        "event": {"enum": ["image_generation.completed", "image_edit.completed", "error"]},
+                        "data": {"type": "string", "contentMediaType": "application/json"},
+                    },
+                }
+            }
+        },
     }
 }
 

@@ -39,6 +39,7 @@ from serve_app.job_routes import answer_by_job
 from serve_app.job_routes import router as job_routes
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.limits import BodySizeLimit, RequestLimits
+from serve_app.openapi import describe_truly
 from serve_app.remote_images import PictureRules, with_pictures
 from serve_app.request_log import RequestLog
 from serve_app.schemas import (
@@ -61,6 +62,7 @@ app = FastAPI(
     title="Triptych", description="Diffusion models on Ray Serve, spoken to as OpenAI's API.", version="0.1.0"
 )
 install_error_handlers(app)
+describe_truly(app)
 for middleware in (BodySizeLimit, RequireApiKey, CrossOrigin, AnswerHeaders):  # the last is the outermost
     app.add_middleware(middleware)
 for router in (image_routes, video_routes, job_routes, dev_routes):
@@ -110,13 +112,15 @@ class Ingress:
         self.storage: StorageBackend = make_storage(
             self.env.cloud_storage, folder, args.public_url, url_style=args.url_style
         )
-        await self.storage.check()  # a replica that cannot store what it makes does not start
         context = serve.get_replica_context()
         application = f"{context.app_name}/{args.model_name}"
         cache_root = self.env.runtime.cache_root
         if self.storage.is_shared:
             spool = cache_root / "spool" / quote(application, safe="")
-            self.storage = SpooledStorage(self.storage, spool, args.public_url or "")
+            cloud = self.env.cloud_storage
+            place = f"{cloud.endpoint_url} {cloud.bucket_name} {cloud.region_name}"
+            self.storage = SpooledStorage(self.storage, spool, args.public_url or "", place)
+        await self.storage.check()  # a replica that cannot store what it makes does not start
         self.shared = SharedGenerations(self._generate_one)
         self.jobs = Jobs(args.jobs, cache_root, application, self.shared.generate, self.storage)
         self.jobs.start()

@@ -24,25 +24,36 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between rounds of uploads, while t
 IDLE_PAUSE_S = 2.0
 MAX_FAILURES_PER_ROUND = 2  # the storage is down, not one object bad
 
-OnUploaded = Callable[[str], Awaitable[None]]
+OnUploaded = Callable[[str], Awaitable[None]]  # told the key; a StorageError keeps the entry
 
 
 class SpooledStorage:
     """A storage that is shared between machines, with a folder of this machine for when it fails.
 
     An entry is two files, named by the object's key: the bytes and, written after them, what goes with them.
-    Objects to be deleted while the storage fails leave a mark instead.
+    Objects to be deleted while the storage fails leave a mark instead. `place` names the storage as it is
+    configured now.
     """
 
-    def __init__(self, backend: StorageBackend, folder: Path, base_url: str = "") -> None:
+    def __init__(self, backend: StorageBackend, folder: Path, base_url: str = "", place: str = "") -> None:
         self.backend = backend
         self.folder = folder
+        self.place = hashlib.sha256(place.encode()).hexdigest()
         self.base_url = base_url.rstrip("/")
         self.is_shared = backend.is_shared
         folder.mkdir(parents=True, exist_ok=True)
 
     async def check(self) -> None:
-        await self.backend.check()
+        """Raises StorageError, unless the same storage has worked before: then it is down, and the spool serves."""
+        known = self.folder / ".checked"
+        try:
+            await self.backend.check()
+        except StorageError as error:
+            if not known.exists() or known.read_text() != self.place:
+                raise
+            logger.warning("starting although the storage does not answer, it has worked before: %s", error)
+        else:
+            await asyncio.to_thread(write_whole, known, self.place.encode())
 
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
         try:
@@ -120,12 +131,12 @@ class SpoolUploads:
     async def round(self) -> bool:
         """Try what is pending, and what is to be deleted; returns whether the storage took it."""
         failures = 0
-        for work, keys in ((self._upload, self.storage.pending()), (self._delete, self._marked())):
-            for key in keys:
+        for work, keys in ((self._upload, self.storage.pending), (self._delete, self._marked)):
+            for key in keys():
                 try:
                     await work(key)
                     failures = 0
-                except StorageError as error:
+                except (StorageError, OSError) as error:
                     failures += 1
                     logger.warning("%s still waits in the spool: %s", key, error)
                 if failures >= MAX_FAILURES_PER_ROUND:

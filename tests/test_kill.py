@@ -146,7 +146,7 @@ def ports() -> Iterator[dict[str, int]]:
     }
     try:
         ray.init(
-            num_cpus=16,
+            num_cpus=6,  # one for each stage of both; Ray starts as many workers in advance
             include_dashboard=False,
             log_to_driver=False,
             _metrics_export_port=ports["metrics"],

@@ -33,7 +33,7 @@ class Recipe:
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50
-    decay_steps: int = 700  # the last ones, with a falling learning rate
+    decay_steps: int = 800  # the last ones, with a falling learning rate
     # Padding grows from none to FLUX's 512 tokens: 500 padding tokens would drown the words of an untrained model.
     padding_growth_steps: int = 500
     average_decay: float = 0.998
@@ -164,8 +164,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True, help="what train_text wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--decay-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=2300)
+    parser.add_argument("--decay-steps", type=int, default=800)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

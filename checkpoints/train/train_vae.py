@@ -73,7 +73,9 @@ def encoder_loss(encoder: nn.Module, pictures: Tensor, latents: Tensor, source: 
 HALVES: dict[str, Loss] = {"decoder": decoder_loss, "encoder": encoder_loss}
 
 
-def train(half: str, out: Path, steps: int, decay_steps: int, batch_size: int, learning_rate: float, device: str) -> None:
+def train(
+    half: str, out: Path, steps: int, decay_steps: int, batch_size: int, learning_rate: float, device: str
+) -> None:
     """Train one half; `out`/state.pt holds everything, every 100 steps, and a run goes on from there."""
     torch.manual_seed(0)
     pictures = scene_pictures(training_scenes())

@@ -26,7 +26,7 @@ from deployments.messages import Checkpoint, GenerationRequest, InputImage, Pack
 from deployments.packing import pack, unpack
 from deployments.stage_pipeline.denoise_session import DenoiseSession
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.values import fill, map_values
+from deployments.values import fill, map_values, without_opaque
 
 FORMAT = 1  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
@@ -237,8 +237,8 @@ def digest(content: Packed) -> str:
 
 def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> str:
     """Equal for the same request on the same model; settings that change the numbers are part of it."""
-    arguments = dict(sorted(request.arguments.items()))
-    settings = pack(map_values(_file_content, [arguments, request.seed, request.cache_dit]))
+    arguments = map_values(_file_content, dict(sorted(request.arguments.items())))
+    settings = pack(without_opaque([arguments, request.seed, request.cache_dit]))
     return hashlib.sha256(f"{model_fingerprint}|{digest(settings)}".encode()).hexdigest()
 
 

@@ -87,6 +87,7 @@ async def denoising_stream(
         inputs, denoising, seconds = await task
         yield PayloadFollows("decode_inputs", denoising.session.steps_done, seconds)
         yield inputs
+        yield PayloadFollows("nothing")
     finally:
         abandoned = True
         for denoising in started:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
 
+from deployments.errors import StorageError
 from deployments.messages import GenerationRequest, MediaKind
 from serve_app.admission import OverloadedError
 from serve_app.coalescing import Generate
@@ -152,8 +154,11 @@ class Jobs:
         return job
 
     async def mark_uploaded(self, key: str) -> None:
-        """An output left the spool."""
-        await self.threads.run(self.store.mark_uploaded, key)
+        """An output is in the storage now. Raises StorageError when that cannot be written down yet."""
+        try:
+            await self.threads.run(self.store.mark_uploaded, key)
+        except SQLAlchemyError as error:
+            raise StorageError("the job store cannot be written to") from error
 
 
 def new_job_id(kind: MediaKind) -> str:

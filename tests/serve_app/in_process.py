@@ -130,6 +130,15 @@ class Server:
             return await client.post(path, **arguments)
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    """Let others work until it has happened."""
+    for _ in range(1000):
+        if happened():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """A server in this process, which Serve's functions take for a replica."""

@@ -13,7 +13,7 @@ from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, OutputFormat
 from serve_app.admission import Admission, AdmissionArgs, CostModel, OverloadedError, size_of
 from serve_app.auth import new_key
-from tests.serve_app.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving
+from tests.serve_app.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving, until
 
 SMALL, LARGE = (64, 64, 1), (128, 128, 1)
 
@@ -164,8 +164,7 @@ async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_p
 
     server.make = make_later
     asked = [asyncio.ensure_future(server.post("/v1/images/generations", json={"prompt": "x"})) for _ in range(6)]
-    while sum(task.done() for task in asked) < 4:
-        await asyncio.sleep(0.01)
+    await until(lambda: sum(task.done() for task in asked) == 4)
     let_go.set()
     answers = await asyncio.gather(*asked)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
@@ -197,12 +196,10 @@ async def test_limits_per_key_count_by_the_label_of_the_key(server, tmp_path):
         return asyncio.ensure_future(server.post("/v1/images/generations", json={"prompt": "x"}, headers=headers))
 
     first = ask(anna)
-    while not server.requests:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(server.requests) == 1)
     assert (await ask(anna)).status_code == 429
     other = ask(berta)
-    while len(server.requests) < 2:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(server.requests) == 2)
     let_go.set()
     assert [(await first).status_code, (await other).status_code] == [200, 200]
 
@@ -222,12 +219,10 @@ async def test_failures_and_hung_up_callers_leave_the_queue_empty(server):
     server.make = never
     for body in ({"prompt": "x"}, {"prompt": "x", "stream": True}):
         asked = asyncio.ensure_future(server.post("/v1/images/generations", json=body))
-        while server.ingress.admission.num_pending == 0:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.ingress.admission.num_pending == 1)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        await asyncio.sleep(0.01)
-        assert server.ingress.admission.num_pending == 0
+        await until(lambda: server.ingress.admission.num_pending == 0)
 
 
 async def test_answers_tell_the_seconds_of_waiting_and_of_computing(server):

@@ -128,7 +128,7 @@ def test_a_line_that_is_wrong_is_named_at_start(key_file, line):
 
 
 def test_a_file_that_is_not_there_is_named_at_start(key_file):
-    with pytest.raises(ValueError, match="api_keys_file: .*keys"):
+    with pytest.raises(ValueError, match=r"api_keys_file: .*keys"):
         ApiKeys(key_file)
 
 

@@ -48,7 +48,8 @@ def codes_of(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Dict):
             values += [each for key, each in zip(node.keys, node.values, strict=True) if _is_code(key)]
         for value in values:
-            for constant in ast.walk(value) if value is not None else ():
+            parts = (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+            for constant in parts:
                 if isinstance(constant, ast.Constant) and re.fullmatch(r"[a-z]+(_[a-z]+)*", str(constant.value)):
                     yield str(constant.value)
 

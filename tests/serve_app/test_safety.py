@@ -80,11 +80,11 @@ INSIDE = (
     "255.255.255.255 192.0.2.1 198.18.0.1 [::1] [::] [fe80::1] [fc00::1] [ff02::1] [::ffff:127.0.0.1] "
     "[::ffff:10.0.0.1] [64:ff9b::7f00:1] [64:ff9b::a9fe:a9fe] [2002:7f00:1::] [2001:db8::1] "
     "[2001:0:4136:e378:8000:63bf:80ff:fffe]"
-).split()
-UNUSUAL = "2130706433 127.1 0177.0.0.1 127.0.0.1. 0x7f000001 0x7f.1 ①②⑦.⓪.⓪.① １２７.0.0.1 localhost".split()
+)
+UNUSUAL = "2130706433 127.1 0177.0.0.1 127.0.0.1. 0x7f000001 0x7f.1 ①②⑦.⓪.⓪.① １２７.0.0.1 localhost"
 
 
-@pytest.mark.parametrize("host", INSIDE)
+@pytest.mark.parametrize("host", INSIDE.split())
 async def test_an_address_inside_is_not_fetched(server, host):
     error = refusal(await edit_from(server, f"http://{host}:1/x.png"))
     assert (error["param"], error["code"]) == ("image", "invalid_value")
@@ -92,7 +92,7 @@ async def test_an_address_inside_is_not_fetched(server, host):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("host", UNUSUAL)
+@pytest.mark.parametrize("host", UNUSUAL.split())
 async def test_an_address_inside_in_an_unusual_notation_is_not_fetched(server, host):
     async def secret(_: web.Request) -> web.Response:
         reached.append(host)
@@ -265,23 +265,21 @@ async def test_a_webhook_to_the_inside_is_not_sent():
 # --- bombs ---
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_that_claims(width: int, height: int) -> bytes:
-    """A whole, valid PNG of some kilobytes or less, all black, that unpacks to width x height pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    row = zlib.compress(b"\0" * (1 + (width + 7) // 8) * min(height, 64))
+    """A PNG of less than 100 KB, one bit a pixel and all black, that unpacks to as many pixels as Pillow asks for."""
+    pixels = zlib.compress(bytes(min(1 + width // 8, 10_000) * min(height, 1000)), 9)
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [5_000, 15_000, 60_000, 2**31 - 1])
 async def test_a_picture_that_unpacks_to_too_many_pixels_is_refused_unread(server, side):
-    data = png_that_claims(side, min(side, 60_000))
-    assert len(data) < 1_000_000 or side > 60_000
-    if len(data) > 1_000_000:
-        data = data[:100]  # the header is enough to claim it
+    data = png_that_claims(side, side)
+    assert len(data) < 100_000
     error = refusal(await server.post(EDITS, data={"prompt": "x"}, files={"image": ("x.png", data)}))
     assert (error["param"], error["code"]) == ("image", "limit_exceeded")
     assert server.requests == []
@@ -291,15 +289,13 @@ async def test_a_picture_whose_text_unpacks_to_100_megabytes_is_refused(server):
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "PNG")
     data = file.getvalue()
-    text = b"comment\0\0" + zlib.compress(b"a" * 100_000_000, 9)
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
-    bomb = data[:33] + chunk + data[33:]
+    bomb = data[:33] + chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(100_000_000), 1)) + data[33:]
     error = refusal(await server.post(EDITS, data={"prompt": "x"}, files={"image": ("x.png", bomb)}))
     assert error["param"] == "image"
 
 
 async def test_a_compressed_body_is_not_unpacked(server):
-    bomb = zlib.compress(b" " * 50_000_000)
+    bomb = zlib.compress(b" " * 10_000_000)
     answer = await server.post(
         EDITS, content=bomb, headers={"content-type": "application/json", "content-encoding": "deflate"}
     )
@@ -313,8 +309,9 @@ async def test_a_broken_picture_is_refused(server, data):
 
 
 async def test_a_body_nested_too_deeply_is_refused(server):
+    closed = b'{"extra_args":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
     for path in (EDITS, GENERATIONS):
-        for deep in (b"[" * 500_000, b'{"a":' * 500_000, b'{"extra_args":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"):
+        for deep in (b"[" * 500_000, b'{"a":' * 500_000, closed):
             answer = await server.post(path, content=deep, headers={"content-type": "application/json"})
             assert refusal(answer)["type"] == "invalid_request_error"
 
@@ -323,7 +320,8 @@ async def test_a_body_nested_too_deeply_is_refused(server):
 
 
 async def send(server: Server, body: Any, **headers: str) -> httpx.Response:
-    return await server.post(EDITS, content=body, headers={"content-type": "multipart/form-data; boundary=x", **headers})
+    headers = {"content-type": "multipart/form-data; boundary=x", **headers}
+    return await server.post(EDITS, content=body, headers=headers)
 
 
 async def test_an_oversized_form_is_refused_and_not_read_to_its_end(server):
@@ -389,7 +387,8 @@ async def _ignore(_: Any) -> None: ...
 
 # --- names and paths ---
 
-NAMES = ["../../../etc/passwd", "/etc/passwd", "x\r\nSet-Cookie: a=b", "x%0d%0aSet-Cookie: a=b", "a" * 10_000, "\0", "😈"]
+LINES = ["x\r\nSet-Cookie: a=b", "x%0d%0aSet-Cookie: a=b"]
+NAMES = ["../../../etc/passwd", "/etc/passwd", *LINES, "a" * 10_000, "\0", "😈"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

@@ -217,9 +217,7 @@ def test_a_model_of_pictures_makes_no_video_and_the_other_way_round():
 
 
 def test_another_model_than_the_served_one_is_not_found():
-    assert "'other' is not served here, 'tiny' is" in refused(
-        "model", error=ModelNotFoundError, model="other"
-    )
+    assert "'other' is not served here, 'tiny' is" in refused("model", error=ModelNotFoundError, model="other")
     assert len(image_requests(model="tiny")) == 1
 
 
@@ -475,3 +473,43 @@ def test_the_openai_client_reads_the_list_of_models():
 def test_characters_beyond_the_first_plane_are_no_halves():
     [request] = image_requests(prompt="🦊 \\ud800 狐", extra_args={"prompt_2": "🦊"})
     assert request.arguments["prompt"] == "🦊 \\ud800 狐"
+
+
+# --- how a request is run ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "cache_dit"),
+    [
+        ({}, None),
+        (
+            {"cache_dit": {"enable": True, "residual_diff_threshold": 0.1}},
+            {"enable": True, "residual_diff_threshold": 0.1},
+        ),
+        ({"enable_cache_dit": False}, {"enable": False}),
+        ({"cache_dit_params": {"scm_preset": "fast"}}, {"scm_preset": "fast"}),
+        (
+            {"enable_cache_dit": True, "cache_dit_params": {"Fn_compute_blocks": 4}},
+            {"enable": True, "Fn_compute_blocks": 4},
+        ),
+    ],
+)
+def test_cache_dit_is_taken_in_our_words_and_in_sglangs(fields: dict[str, Any], cache_dit: Any) -> None:
+    for request in image_requests(prompt="cat", n=2, **fields):
+        assert request.cache_dit == cache_dit
+
+
+def test_cache_dit_in_both_words_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequestError, match="give cache_dit or enable_cache_dit, not both") as refusal:
+        image_requests(prompt="cat", cache_dit={}, enable_cache_dit=True)
+    assert refusal.value.param == "enable_cache_dit"
+
+
+def test_determinism_and_deadline_reach_the_request() -> None:
+    [usual] = image_requests(prompt="cat")
+    assert (usual.deterministic, usual.deadline_s) == (False, None)
+    [urgent] = image_requests(prompt="cat", deterministic=True, deadline_s=2.5)
+    assert (urgent.deterministic, urgent.deadline_s) == (True, 2.5)
+    for deadline_s in (0, -1):
+        with pytest.raises(ValidationError, match="deadline_s"):
+            image_requests(prompt="cat", deadline_s=deadline_s)

@@ -24,7 +24,7 @@ class Receiver:
         self.statuses = list(statuses)
         self.received: list[tuple[dict[str, str], bytes]] = []
 
-    async def __call__(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.Response:
         self.received.append((dict(request.headers), await request.read()))
         status = self.statuses.pop(0)
         if status is None:
@@ -36,7 +36,7 @@ class Receiver:
 @pytest.mark.parametrize("secret", SECRETS)
 async def test_the_openai_client_verifies_the_signature(secret):
     receiver = Receiver(200)
-    async with web_server(receiver) as url:
+    async with web_server(receiver.answer) as url:
         assert await deliver(f"{url}/hook", secret, PAYLOAD, EAGER)
     [(headers, body)] = receiver.received
     client = openai.OpenAI(api_key="none", webhook_secret=secret)
@@ -53,7 +53,7 @@ async def test_the_openai_client_verifies_the_signature(secret):
 
 async def test_a_failed_delivery_is_tried_again_under_the_same_id():
     receiver = Receiver(500, None, 429, 204)
-    async with web_server(receiver) as url:
+    async with web_server(receiver.answer) as url:
         assert await deliver(url, "secret", PAYLOAD, EAGER)
     ids = {headers["webhook-id"] for headers, _ in receiver.received}
     assert (len(receiver.received), len(ids)) == (4, 1)
@@ -61,7 +61,7 @@ async def test_a_failed_delivery_is_tried_again_under_the_same_id():
 
 async def test_it_is_given_up_after_the_last_attempt():
     receiver = Receiver(*[500] * 10)
-    async with web_server(receiver) as url:
+    async with web_server(receiver.answer) as url:
         assert not await deliver(url, "secret", PAYLOAD, EAGER)
     assert len(receiver.received) == 4
     assert not await deliver("http://127.0.0.1:1/", "secret", PAYLOAD, EAGER)
@@ -69,14 +69,14 @@ async def test_it_is_given_up_after_the_last_attempt():
 
 async def test_a_redirect_is_no_success_and_is_not_followed():
     receiver = Receiver(*[302] * 4)
-    async with web_server(receiver) as url:
+    async with web_server(receiver.answer) as url:
         assert not await deliver(f"{url}/hook", "secret", PAYLOAD, EAGER)
     assert len(receiver.received) == 4
 
 
 async def test_a_receiver_that_is_gone_is_not_asked_again():
     receiver = Receiver(410, 200)
-    async with web_server(receiver) as url:
+    async with web_server(receiver.answer) as url:
         assert not await deliver(url, "secret", PAYLOAD, EAGER)
     assert len(receiver.received) == 1
 
@@ -94,7 +94,9 @@ async def test_the_waits_double_up_to_the_longest(monkeypatch):
     assert waits == [1, 2, 4, 5, 5]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1/", "https://[::1]/", "file:///x", "no url", "http://u:p@example.com/"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/", "https://[::1]/", "file:///x", "no url", "http://u:p@example.com/"]
+)
 def test_a_url_that_no_webhook_may_have_is_refused_at_the_door(url):
     with pytest.raises(InvalidRequestError, match="webhook_url"):
         check_webhook_url(url, WebhookRules())

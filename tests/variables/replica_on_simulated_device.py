@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import ray
 from ray import serve
 
 from tests.deployments import simulated_accelerator
@@ -21,6 +22,7 @@ def main(name: str, checkpoint: Path, folder: Path) -> None:
     os.environ["SGLANG_DIFFUSION_CACHE_ROOT"] = str(folder)
     os.environ["SGLANG_DIFFUSION_LOGGING_LEVEL"] = "ERROR"
     serve.get_replica_context = lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
+    ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "node")
 
     from tests.variables.whole_replica import WholeReplica
 

@@ -100,8 +100,6 @@ def test_sglang_cache_dit_ts_order_changes_the_extrapolation(run: Any) -> None:
     assert first[1] != second[1]
 
 
-
-
 def test_sglang_cache_dit_scm_preset_chooses_the_computed_steps(run: Any) -> None:
     computed = {
         preset: run(SCM_PRESET=preset, SCM_POLICY="static", MC="-1", WARMUP="1")[0]["computed_steps"]

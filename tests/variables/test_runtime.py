@@ -228,9 +228,7 @@ def dev_client(make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: py
     """A client of an ingress over a real replica, both with these variables."""
 
     def client(**variables: str) -> TestClient:
-        whole = make_replica(
-            flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="1000", **variables
-        )
+        whole = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="1000", **variables)
         whole.generate(6, "cat")
         ingress = SimpleNamespace(env=EnvConfig.from_environ(), stages=one_replica(whole.replica))
         monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=ingress))

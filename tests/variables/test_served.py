@@ -69,9 +69,7 @@ def served(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             "SGLANG_KERNEL_API_DUMP_DIR": str(folder / "dumps-%i"),
             "SGLANG_KERNEL_API_DUMP_INCLUDE": "diffusion.*",
         }
-        (folder / "settings.json").write_text(
-            json.dumps({"checkpoint": str(flux_checkpoint), "variables": variables})
-        )
+        (folder / "settings.json").write_text(json.dumps({"checkpoint": str(flux_checkpoint), "variables": variables}))
         settings_of_ray = {
             "RAY_TMPDIR": ray_folder,
             "RAY_worker_niceness": "0",
@@ -100,9 +98,8 @@ def served(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_the_variables_of_the_application_reach_the_replicas_on_both_nodes(served: Served) -> None:
     nodes = served.report["nodes"]
     places = {name: replicas[0]["node_id"] for name, replicas in served.report["dev"]["replicas"].items()}
-    if all(places.values()):
-        assert nodes[places["Encoder"]] == ["first"]
-        assert nodes[places["Denoiser"]] == nodes[places["VAE"]] == ["second"]
+    assert nodes[places["Encoder"]] == ["first"]
+    assert nodes[places["Denoiser"]] == nodes[places["VAE"]] == ["second"]
     for deployment in STAGES:
         rows = served.environment(deployment)
         assert rows["SGLANG_CACHE_DIT_RDT"]["value"] == "1000.0"
@@ -128,11 +125,13 @@ def test_sglang_diffusion_stage_logging_served_writes_one_line_a_request(served:
     lines = (served.folder / "cache" / "logs" / "requests.jsonl").read_text().splitlines()
     requests = [json.loads(line) for line in lines]
     assert [request["outcome"] for request in requests] == ["ok", "InvalidRequestError", "ok"]
-    stages = {stage["stage"]: stage for stage in requests[0]["stages"]}
-    assert set(stages) == {"encoder", "denoiser"}, "the VAE was told not to log"
-    assert stages["denoiser"]["steps"] == STEPS
-    assert stages["denoiser"]["transfer_s"] > 0
-    assert stages["denoiser"]["bytes_in"] == stages["encoder"]["bytes_out"]
+    stages = requests[0]["stages"]
+    assert {stage["stage"] for stage in stages} == {"encoder", "denoiser"}, "the VAE was told not to log"
+    [denoiser] = [stage for stage in stages if stage["stage"] == "denoiser"]
+    assert denoiser["steps"] == STEPS
+    assert denoiser["transfer_s"] > 0
+    # The first request of a kind is also encoded in small, to learn its batch axes.
+    assert denoiser["bytes_in"] in [stage["bytes_out"] for stage in stages if stage["stage"] == "encoder"]
     assert requests[0]["total_s"] > requests[0]["in_stages_s"] > 0
     assert requests[0]["file_bytes"] > 100
 
@@ -172,9 +171,7 @@ def test_no_secret_is_in_anything_that_the_run_wrote(served: Served) -> None:
     files = [file for root in (served.folder, served.session) for file in root.rglob("*") if file.is_file()]
     assert len(files) > 50
     found = [name for name, text in texts.items() if any(secret in text for secret in leaks(served))]
-    found += [
-        str(file) for file in files if any(secret.encode() in file.read_bytes() for secret in leaks(served))
-    ]
+    found += [str(file) for file in files if any(secret.encode() in file.read_bytes() for secret in leaks(served))]
     assert found == []
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray import serve
 
@@ -75,6 +76,7 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
         def make(checkpoint: Path, dtype: DType = "auto", **variables: str) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
             monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
+            monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
             set_variables(monkeypatch, tmp_path, variables)
             whole = WholeReplica(checkpoint, dtype)
             cleaning.callback(whole.close)

@@ -22,6 +22,9 @@ from env_config.variables import EnvConfig
 from tests.deployments.denoising.resuming_process import ResumingProcess, load_denoiser
 from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
 
+# Pipelines use what diffusers and torch have deprecated.
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+
 ANY_OUTPUT = OutputFormat("image", "png")
 PROMPTS = (None, "a red sun bright", "dance monkey dance")  # None: the model's own
 MORE_STEPS = (0, 2, 1)

@@ -1,0 +1,156 @@
+"""What Cache-DiT saves and costs: each setting against the same request uncached, in one run.
+
+    python -m benchmarks.cache_dit [--model FOLDER] [--steps N] [--prompts N] [--rounds N]
+
+Uncached and cached requests take turns on one thread and one step engine, so that a noisy machine hits them
+alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.json
+and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+import torch
+
+from deployments.accelerations.cache_plan import has_preset
+from deployments.decoding import decode_output
+from deployments.denoising.stage import DenoiserStage
+from deployments.encoding import encode
+from deployments.messages import STAGES, GenerationRequest, OutputFormat
+from deployments.model import DenoisingArgs
+from deployments.stage_pipeline.loading import load_stage
+
+DOCS = Path("docs/benchmarks")
+PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
+PRESETS = ("slow", "medium", "fast", "ultra")
+# The names are those of a request's `cache_dit` field; what is not named has the document's default.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "documented defaults": {},
+    "residual_diff_threshold 0.12": {"residual_diff_threshold": 0.12},
+    "residual_diff_threshold 0.5": {"residual_diff_threshold": 0.5},
+    "TaylorSeer, order 1": {"enable_taylorseer": True},
+    "TaylorSeer, order 2": {"enable_taylorseer": True, "taylorseer_order": 2},
+    **{f"preset {name}, dynamic": {"scm_preset": name} for name in PRESETS},
+    **{f"preset {name}, static": {"scm_preset": name, "scm_policy": "static"} for name in PRESETS},
+    **{
+        f"preset {name}, static, TaylorSeer": {"scm_preset": name, "scm_policy": "static", "enable_taylorseer": True}
+        for name in PRESETS
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji-flux"))
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    assert has_preset(options.steps), "cache-dit's presets have no table for this number of steps"
+    torch.set_num_threads(1)
+    bench = Bench(options.model, options.steps, options.size)
+    runs = [
+        bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]
+    ]
+    rows = [summarize(name, [run[name] for run in runs]) for name in SETTINGS]
+    write({"machine": machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
+           "requests": len(runs), "rows": rows})  # fmt: skip
+
+
+class Bench:
+    """A pipeline in one process, whose denoiser is timed."""
+
+    def __init__(self, model: Path, steps: int, size: int) -> None:
+        self.model, self.steps, self.size = model.name, steps, size
+        self.stage = load_stage(model, STAGES)
+        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1))
+        self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
+
+    def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:
+        """Each setting against the uncached request that ran just before it."""
+        found = {}
+        for name, setting in SETTINGS.items():
+            truth, uncached_s, _ = self.run(prompt, seed, {"enable": False})
+            picture, cached_s, caches = self.run(prompt, seed, {"enable": True, **setting})
+            found[name] = {
+                "time": cached_s / uncached_s,
+                "blocks": caches["blocks_computed"] / caches["blocks_total"],
+                "computed_steps": caches["computed_steps"],
+                "reused_steps": caches["reused_steps"],
+                "error": (picture - truth).abs().mean().item(),
+                "psnr": psnr(picture, truth),
+            }
+        return found
+
+    def run(self, prompt: str, seed: int, cache_dit: dict[str, Any]) -> tuple[torch.Tensor, float, dict[str, Any]]:
+        """The picture [B, C, H, W] in 0..1, the seconds of its denoising, and what was computed and reused."""
+        arguments = {"prompt": prompt, "height": self.size, "width": self.size, "num_inference_steps": self.steps}
+        request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), cache_dit=cache_dit)
+        conditioning = encode(self.stage, request)
+        self.denoiser.recent_caches.clear()
+        started = time.perf_counter()
+        inputs, _ = self.denoiser.denoise(request, conditioning)
+        seconds = time.perf_counter() - started
+        [caches] = [*self.denoiser.recent_caches] or [{}]
+        return decode_output(self.stage, request, inputs).images.float(), seconds, caches.get("transformer", {})
+
+
+def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
+    """Peak signal to noise ratio in dB of values in 0..1."""
+    mean_square = (picture - truth).square().mean().item()
+    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+
+
+def summarize(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return {"setting": name, **medians, "worst_psnr": min(run["psnr"] for run in runs)}
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write(result: dict[str, Any]) -> None:
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / "cache_dit.json").write_text(json.dumps(result, indent=2) + "\n")
+    lines = [
+        "# Cache-DiT: what is saved, and what it costs",
+        "",
+        f"`python -m benchmarks.cache_dit`: {result['model']}, {result['size']}x{result['size']}, {result['steps']} "
+        f"steps, {result['requests']} requests for each row, one CPU thread, load average "
+        f"{result['machine']['load_average'][0]:.1f}. Each cached request is compared with the same request "
+        "uncached, run just before it; figures are medians. Error is the mean difference of the decoded picture's "
+        "values in 0..1.",
+        "",
+        "| setting | steps computed | blocks computed | time | error | PSNR (dB) | worst PSNR |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['setting']} | {row['computed_steps']:.0f} of {result['steps']} | {row['blocks']:.0%} | "
+            f"{row['time']:.0%} | {row['error']:.4f} | {row['psnr']:.1f} | {row['worst_psnr']:.1f} |"
+        )
+    (DOCS / "cache_dit.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
