@@ -62,9 +62,7 @@ def main() -> None:
     assert has_preset(options.steps), "cache-dit's presets have no table for this number of steps"
     torch.set_num_threads(1)
     bench = Bench(options.model, options.steps, options.size)
-    runs = [
-        bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]
-    ]
+    runs = [bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]]
     rows = [summarize(name, [run[name] for run in runs]) for name in SETTINGS]
     write({"machine": machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
            "requests": len(runs), "rows": rows})  # fmt: skip

@@ -93,7 +93,7 @@ class _Worker:
     """One process and the pipe to it; used by one thread at a time."""
 
     def __init__(self, method: StartMethod) -> None:
-        context = multiprocessing.get_context(method)
+        context: Any = multiprocessing.get_context(method)  # typed without its Process
         self.method = method
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="media", daemon=True)

@@ -18,9 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m env_config", description=__doc__)
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--reference", action="store_true", help="print the documentation table in Markdown")
-    task.add_argument(
-        "--write-reference", metavar="FILE.md", type=Path, help="refresh the table in a Markdown file"
-    )
+    task.add_argument("--write-reference", metavar="FILE.md", type=Path, help="refresh the table in a Markdown file")
     task.add_argument("--check", metavar="FILE.yaml", type=Path, nargs="+", help="check Serve config files")
     options = parser.parse_args(arguments)
     if options.check:

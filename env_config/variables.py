@@ -124,8 +124,7 @@ class Runtime(EnvSection):
         "SGLANG_DIFFUSION_CONFIG_ROOT",
         "~/.config/sgl_diffusion",
         "Root directory for configuration files",
-        "Where attention and family files with a relative path are looked up; the default follows "
-        "`XDG_CONFIG_HOME`.",
+        "Where attention and family files with a relative path are looked up; the default follows `XDG_CONFIG_HOME`.",
         proof="test_runtime.py::test_sglang_diffusion_config_root_is_where_relative_paths_begin",
         ran_on="real replica on CPU",
     )
@@ -216,8 +215,7 @@ class CacheDiT(EnvSection):
         "SGLANG_CACHE_DIT_ENABLED",
         False,
         "Enable Cache-DiT acceleration",
-        "Wraps the transformers of the denoiser with Cache-DiT; a request's `cache_dit` object may override "
-        "it.",
+        "Wraps the transformers of the denoiser with Cache-DiT; a request's `cache_dit` object may override it.",
         proof="test_caching_acceleration.py::test_sglang_cache_dit_enabled_reuses_steps",
         ran_on="real library on CPU",
     )

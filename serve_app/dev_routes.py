@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Body, Depends, HTTPException
+from fastapi.routing import APIRoute
 from ray import serve
 
 from env_config.effective import effective_values
@@ -47,7 +48,7 @@ async def list_routes(ingress: Ingress) -> dict[str, str]:
     return {
         f"{', '.join(sorted(route.methods))} {route.path}": (route.endpoint.__doc__ or "").strip()
         for route in dev_routes.routes
-        if hasattr(route, "endpoint")
+        if isinstance(route, APIRoute)
     }
 
 

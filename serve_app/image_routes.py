@@ -13,27 +13,14 @@ from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import MediaKind, StageDescription
 from serve_app.body_reading import openapi_content, read_body
 from serve_app.error_handlers import ServeErrorRoute
+from serve_app.openapi import EVENT_STREAM
 from serve_app.schemas import ImageGenerationBody, ImagesAnswer, InputImages
 
 # How diffusers names pipelines that cannot do without a picture although the parameter has a default.
 STARTS_FROM_A_PICTURE = re.compile(r"Img2Img|Inpaint|Edit|Pix2Pix|Upscale|Image2Image|Variation|ControlNet")
 
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The pictures; with `stream: true` as server-sent events.",
-        "content": {
-            "text/event-stream": {
-                "schema": {
-                    "type": "object",
-                    "required": ["event", "data"],
-                    "properties": {
-                        "event": {"enum": ["image_generation.completed", "image_edit.completed", "error"]},
-                        "data": {"type": "string", "contentMediaType": "application/json"},
-                    },
-                }
-            }
-        },
-    }
+AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM}
 }
 
 
@@ -61,7 +48,7 @@ router = APIRouter(route_class=ServeErrorRoute)
 @router.post(
     "/v1/images/edits",
     response_model=ImagesAnswer,
-    responses=EVENT_STREAM,
+    responses=AT_ONCE_OR_STREAMED,
     openapi_extra=openapi_content(ImageEditBody, files=("image", "mask")),
 )
 async def edit_images(request: Request) -> Response | ImagesAnswer:

@@ -32,7 +32,7 @@ from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
 from serve_app.generation import OnCheckpoint, OnProgress, Stages, generate
 from serve_app.health import describe_stages, read_health
-from serve_app.image_routes import EVENT_STREAM, check_generation
+from serve_app.image_routes import AT_ONCE_OR_STREAMED, check_generation
 from serve_app.image_routes import router as image_routes
 from serve_app.image_streaming import StreamPrefix, picture_events, without_stream
 from serve_app.job_routes import answer_by_job
@@ -55,6 +55,7 @@ from serve_app.schemas import (
 from serve_app.spool import SpooledStorage, SpoolUploads
 from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
 from serve_app.video_routes import router as video_routes
+from serve_app.webhooks import WebhookRules
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,14 @@ class Ingress:
             self.storage = SpooledStorage(self.storage, spool, args.public_url or "", place)
         await self.storage.check()  # a replica that cannot store what it makes does not start
         self.shared = SharedGenerations(self._generate_one)
-        self.jobs = Jobs(args.jobs, cache_root, application, self.shared.generate, self.storage)
+        self.jobs = Jobs(
+            args.jobs,
+            cache_root,
+            application,
+            self.shared.generate,
+            self.storage,
+            WebhookRules(allow_private=args.private_targets),
+        )
         self.jobs.start()
         if isinstance(self.storage, SpooledStorage):
             self.uploads = asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run())
@@ -132,7 +140,7 @@ class Ingress:
         if hasattr(self, "jobs"):
             self.jobs.close()
 
-    @app.post("/v1/images/generations", response_model=ImagesAnswer, responses=EVENT_STREAM)
+    @app.post("/v1/images/generations", response_model=ImagesAnswer, responses=AT_ONCE_OR_STREAMED)
     async def create_images(self, request: Request, body: ImageGenerationBody) -> ImagesAnswer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         check_generation(body, await self.describe())

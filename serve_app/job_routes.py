@@ -20,6 +20,7 @@ from serve_app.error_handlers import ServeErrorRoute, error_json
 from serve_app.jobs.answers import DeletedJob, JobObject, job_object, result_of, shown_of_video
 from serve_app.jobs.records import IdempotencyKey, Job, JobNotFoundError
 from serve_app.jobs.service import Jobs, body_digest, new_job_id
+from serve_app.openapi import EVENT_STREAM
 from serve_app.schemas import GeneratedItem, ImageGenerationBody, ImagesAnswer, VideoGenerationBody
 from serve_app.storage import StorageBackend
 
@@ -82,6 +83,8 @@ async def answer_by_job(
     """
     asked = how_asked(headers)
     respond_async = asked.respond_async or getattr(body, "background", None) in (True, "true")
+    if not respond_async and body.webhook_url is not None:
+        raise NotSupportedError("webhook_url is for jobs: ask for one with Prefer: respond-async", "webhook_url")
     if not respond_async and asked.idempotency_key is None:
         return None
     if getattr(body, "stream", None):
@@ -93,7 +96,8 @@ async def answer_by_job(
     if kind == "video":
         shown |= shown_of_video(requests[0], await ingress.describe())
     owner = caller.get()
-    job = await ingress.jobs.submit(kind, job_id, requests, shown, owner, idempotency_key(asked, route, body))
+    key = idempotency_key(asked, route, body)
+    job = await ingress.jobs.submit(kind, job_id, requests, shown, owner, key, body.webhook_url)
     if respond_async:
         content = await _job_object(ingress, job)
         location = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
@@ -166,7 +170,7 @@ async def read_job(job_id: str) -> JobObject:
 @router.get(
     "/v1/jobs/{job_id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": EVENT_STREAM}},
 )
 async def follow_job(
     job_id: str, last_event_id: Annotated[int, Header(ge=0, le=2**31 - 1)] = 0

@@ -28,6 +28,19 @@ ERROR = {
     "description": "An error in OpenAI's shape",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
+EVENT_STREAM: dict[str, Any] = {  # the content of an answer that is a stream of events
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "id": {"type": "string", "description": "for Last-Event-ID, where a stream can be taken up again"},
+                "event": {"type": "string"},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        }
+    }
+}
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 

@@ -161,6 +161,9 @@ class GenerationBody(BaseModel):
     )
     enable_cache_dit: bool | None = Field(None, description="SGLang's name of `cache_dit.enable`")
     cache_dit_params: dict[str, JsonValue] | None = Field(None, description="SGLang's name of the knobs in `cache_dit`")
+    webhook_url: Text | None = Field(
+        None, max_length=2000, description="the end of a job is told there in a signed POST; for jobs only"
+    )
     deterministic: bool = Field(False, description="its forwards run alone: same seed, same bytes under any load")
     deadline_s: float | None = Field(
         None,

@@ -53,7 +53,7 @@ async def create_video(request: Request, response: Response) -> VideoObject:
     requests = await ingress.parse(body, job_id)
     shown = shown_of_video(requests[0], await ingress.describe())
     key = idempotency_key(how_asked(request.headers), "/v1/videos", body)
-    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key)
+    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key, body.webhook_url)
     return _answer(ingress, job, response)
 
 

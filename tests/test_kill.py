@@ -3,13 +3,12 @@ of an undisturbed run.
 
 Two applications (pictures, and videos made by two transformers) run on one Ray, started by this process. The
 load goes through `serve_app.generation.generate`, as the ingress calls it, because its progress tells when a
-denoiser is at an early, a middle or a late step; some pictures come over HTTP.
+denoiser is at an early, a middle or a late step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import random
@@ -25,13 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import ray
 from ray import serve
 
+from deployments.denoiser import Denoiser
+from deployments.encoder import Encoder
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
-from serve_app.app import AppArgs, build_app
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.vae import VAE
 from serve_app.generation import Stages, generate
 from serve_app.health import describe_stages
 from tests.tiny_models import checkpoint
@@ -54,7 +55,6 @@ class Application:
     """One served model, its load, and what was seen of it."""
 
     name: str
-    url: str
     stages: Stages
     truths: dict[int, bytes] = field(default_factory=dict)  # by seed
     under_way: dict[str, int] = field(default_factory=dict)  # request -> its last step
@@ -84,32 +84,15 @@ class Application:
             self.under_way.pop(request.request_id, None)
         return media.files[0].data
 
-    async def make_over_http(self, seed: int) -> bytes:
-        size = SIZES[self.name]
-        body = {
-            "prompt": f"a small cat {seed}",
-            "seed": seed,
-            "size": f"{size['width']}x{size['height']}",
-            "num_inference_steps": STEPS[self.name],
-            "max_sequence_length": size["max_sequence_length"],
-        }
-        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-            answer = await client.post(f"{self.url}/v1/images/generations", json=body)
-        assert answer.status_code == 200, answer.text
-        return base64.b64decode(answer.json()["data"][0]["b64_json"])
-
-    async def load(self, seeds: tuple[int, ...], over_http: bool, stopped: asyncio.Event) -> None:
+    async def load(self, seeds: tuple[int, ...], stopped: asyncio.Event) -> None:
         """One request after another, each compared with the undisturbed run."""
         attempt = 0
         while not stopped.is_set():
             attempt += 1
             seed = seeds[attempt % len(seeds)]
-            made = await (self.make_over_http(seed) if over_http else self.make(seed, attempt))
-            assert made == self.truth(seed, over_http), f"{self.name}: seed {seed} has other bytes"
+            made = await self.make(seed, attempt)
+            assert made == self.truths[seed], f"{self.name}: seed {seed} has other bytes"
             self.finished += 1
-
-    def truth(self, seed: int, over_http: bool) -> bytes:
-        return self.truths[-seed if over_http else seed]
 
     async def until_a_request_passes(self, share: float) -> None:
         """Returns when a request is at that share of its steps, and not far beyond it."""
@@ -132,11 +115,11 @@ class Application:
 
 
 @pytest.fixture(scope="module")
-def ports() -> Iterator[dict[str, int]]:
+def metrics_port() -> Iterator[int]:
     """Ray and Serve with nothing on them; Ray's workers are not nice here, or they would starve beside the tests."""
     before = dict(os.environ)
     ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
-    ports = {"http": free_port(), "metrics": free_port()}
+    port = free_port()
     os.environ |= {
         "RAY_worker_niceness": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
@@ -149,12 +132,12 @@ def ports() -> Iterator[dict[str, int]]:
             num_cpus=6,  # one for each stage of both; Ray starts as many workers in advance
             include_dashboard=False,
             log_to_driver=False,
-            _metrics_export_port=ports["metrics"],
+            _metrics_export_port=port,
             _temp_dir=ray_folder,
             object_store_memory=200_000_000,
         )
-        serve.start(http_options={"host": "127.0.0.1", "port": ports["http"]})
-        yield ports
+        serve.start(proxy_location="Disabled")
+        yield port
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -163,33 +146,32 @@ def ports() -> Iterator[dict[str, int]]:
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def run_application(name: str, folder: Path, output: Path, port: int) -> Application:
-    args = AppArgs(
-        model=str(folder),
-        denoising={"deterministic": True, "checkpoint_every": CHECKPOINT_EVERY},
-        output_directory=output,
+def run_application(name: str, folder: Path) -> Application:
+    """The three stages without an ingress: this process is the caller."""
+    model = ModelArgs(
+        path=str(folder),
+        name=name,
+        denoising=DenoisingArgs(deterministic=True, checkpoint_every=CHECKPOINT_EVERY),
     )
-    serve.run(build_app(args), name=name, route_prefix=f"/{name}")
+    encoder, vae = Encoder.bind(model), VAE.bind(model)
+    serve.run(Denoiser.bind(model, encoder, vae), name=name, route_prefix=None)
     handles = [serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE")]
-    return Application(name, f"http://127.0.0.1:{port}/{name}", Stages(*handles))
+    return Application(name, Stages(*handles))
 
 
 def test_no_request_is_lost_or_changed_by_twenty_kills(
-    ports: dict[str, int], checkpoints_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    metrics_port: int, checkpoints_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
-    applications = [
-        run_application(name, checkpoint(name, checkpoints_root), tmp_path / name, ports["http"])
-        for name in ("flux", "wan22")
-    ]
+    applications = [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
     ready = time.monotonic()
     hits = asyncio.run(kill_under_load(applications, random.Random(0)))
     figures = [
         f"{len(KILLS)} kills in {time.monotonic() - ready:.0f} s (started in {ready - started:.0f} s)",
         *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
     ]
-    metrics = wait_for_metrics(ports["metrics"], ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
-    figures += [f"{name}: {value:g}" for name, value in metrics.items()]
+    metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
+    figures += [f"{name}: {value:g}" for name, value in {**hits, **metrics}.items()]
     with capsys.disabled():
         print("\n" + "\n".join(figures))
     assert all(app.finished >= 3 for app in applications)
@@ -201,14 +183,9 @@ async def kill_under_load(applications: list[Application], choice: random.Random
     for application in applications:
         for seed in (1, 2):
             application.truths[seed] = await application.make(seed, 0)
-    pictures = applications[0]
-    for seed in (3, 4):
-        pictures.truths[-seed] = await pictures.make_over_http(seed)
-
     watched = RecoveryLog()
     stopped = asyncio.Event()
-    loads = [asyncio.create_task(app.load((1, 2), False, stopped)) for app in applications for _ in range(2)]
-    loads.append(asyncio.create_task(pictures.load((3, 4), True, stopped)))
+    loads = [asyncio.create_task(app.load((1, 2), stopped)) for app in applications for _ in range(2)]
     kills = [(deployment, moment, applications[i % 2]) for i, (deployment, moment) in enumerate(KILLS)]
     choice.shuffle(kills)
     with watched:

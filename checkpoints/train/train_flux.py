@@ -127,7 +127,8 @@ def start_gently(model: FluxParts) -> None:
 
 def build_optimizers(model: FluxParts, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             in_block = "transformer_blocks" in name and parameter.ndim == 2
@@ -149,7 +150,8 @@ def padded_length(step: int, recipe: Recipe, rng: random.Random) -> int:
     """The T5 length of a step: grows to 512, FluxPipeline's default; then 512 half of the time, else a shorter one."""
     grown = min(1.0, step / recipe.padding_growth_steps)
     share = grown if rng.random() < 0.5 else grown * rng.random()
-    return round(T5_MAX_LENGTH**share)
+    length: int = round(T5_MAX_LENGTH**share)
+    return length
 
 
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:

@@ -52,7 +52,8 @@ def train(out: Path, steps: int, learning_rate: float) -> None:
 
 
 def _split(answer: Tensor) -> tuple[Tensor, ...]:
-    return answer.split([len(NOUNS), len(COLOURS), len(SIZES)], dim=1)
+    parts: tuple[Tensor, ...] = answer.split([len(NOUNS), len(COLOURS), len(SIZES)], dim=1)
+    return parts
 
 
 def _labels(picked: list[Scene]) -> tuple[Tensor, ...]:

@@ -67,7 +67,8 @@ def encoder_loss(encoder: nn.Module, pictures: Tensor, latents: Tensor, source: 
     """How far the encoder's mean is from the latents; its variance is held near exp(-8)."""
     with torch.autocast(latents.device.type, torch.bfloat16):
         mean, logvar = encoder(pictures).float().chunk(2, dim=1)
-    return functional.smooth_l1_loss(mean, latents, beta=0.1) + 1e-3 * (logvar + 8.0).square().mean()
+    loss: Tensor = functional.smooth_l1_loss(mean, latents, beta=0.1) + 1e-3 * (logvar + 8.0).square().mean()
+    return loss
 
 
 HALVES: dict[str, Loss] = {"decoder": decoder_loss, "encoder": encoder_loss}

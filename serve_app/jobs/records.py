@@ -66,6 +66,18 @@ class NewJob:
     input_images: list[bytes] = field(default_factory=list, repr=False)
     shown: dict[str, Any] = field(default_factory=dict)
     owner: str = ""
+    webhook_url: str | None = None  # its end is told there
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A job's end that is to be told to `url`."""
+
+    job_id: str
+    kind: MediaKind
+    status: Status
+    completed_at: float
+    url: str
 
 
 @dataclass(frozen=True)

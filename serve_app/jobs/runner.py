@@ -96,10 +96,10 @@ class JobRunner:
         self.running: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begin, apart from the HTTP request (if any) in whose course this is called."""
+    def start(self, *more_work: Callable[[], Awaitable[None]]) -> None:
+        """Begin, apart from the HTTP request (if any) in whose course this is called; `more_work` is repeated too."""
         loop = asyncio.get_running_loop()
-        for work in (self._claim_jobs, self._keep_leases, self._remove_expired):
+        for work in (self._claim_jobs, self._keep_leases, self._remove_expired, *more_work):
             # An empty context: Serve cancels what belongs to the context of a request that has ended.
             self._loops.append(loop.create_task(self._forever(work), context=contextvars.Context()))
 

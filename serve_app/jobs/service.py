@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -10,25 +11,29 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.errors import StorageError
+from deployments.errors import NotSupportedError, StorageError
 from deployments.messages import GenerationRequest, MediaKind
 from serve_app.admission import OverloadedError
 from serve_app.coalescing import Generate
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import job_events
-from serve_app.jobs.records import IdempotencyKey, Job, NewJob
+from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
 from serve_app.jobs.requests import requests_from_json, requests_to_json
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.storage import StorageBackend
+from serve_app.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # between looks at a job that another process runs
+MAX_WEBHOOKS = 16  # sent at a time
+WEBHOOK_PAUSE_S = 1.0  # between looks for jobs whose end is to be told
+WEBHOOK_AGAIN_S = 900.0  # longer than all attempts at one take
 RETRY_AFTER_S = 30  # told to those who find the queue full
 
 
@@ -45,7 +50,18 @@ class JobArgs(BaseModel):
     max_running: int = Field(8, ge=1, description="jobs that an ingress replica runs at a time")
     max_queued: int = Field(1000, ge=1, description="jobs that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
+    webhook_secret: SecretStr | None = Field(
+        None, description="signs webhooks (https://www.standardwebhooks.com); without it webhook_url is refused"
+    )
     lifetime_s: float = Field(86_400, gt=0, description="seconds after its end until a job and its outputs are removed")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        """Raises ValueError for a secret that cannot sign."""
+        if secret is not None:
+            signed_headers(secret.get_secret_value(), "", 0, b"")
+        return secret
 
 
 class Jobs:
@@ -58,7 +74,7 @@ class Jobs:
         application: str,
         generate: Generate,
         storage: StorageBackend,
-        runner_name: str | None = None,
+        webhook_rules: WebhookRules | None = None,
     ) -> None:
         """Opens the store; raises JobStoreError."""
         self.args = args
@@ -67,20 +83,24 @@ class Jobs:
         self.changes = Changes()
         self.storage = storage
         self._is_closed = False
-        name = runner_name or uuid.uuid4().hex
+        self.webhook_rules = webhook_rules or WebhookRules()
+        self._webhooks: set[asyncio.Task[None]] = set()
+        name = uuid.uuid4().hex
         self.runner = JobRunner(
             self.store, self.threads, self.changes, generate, storage, name, args.max_running, args.lease_s
         )
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start()
+        self.runner.start(*([self._send_webhooks] if self.args.webhook_secret else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
         if not self._is_closed:
             self._is_closed = True
             self.runner.stop()
+            for task in self._webhooks:
+                task.cancel()
             self.store.release(self.runner.name)
             self.threads.close()
             self.store.close()
@@ -93,15 +113,21 @@ class Jobs:
         shown: dict[str, Any],
         owner: str,
         key: IdempotencyKey | None = None,
+        webhook_url: str | None = None,
     ) -> Job:
         """The job of the requests, or the one that was asked for with the same key before.
 
-        Raises ConflictError for a key that stood for something else, OverloadedError for a full queue.
+        Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
+        InvalidRequestError for a `webhook_url` that must not be called.
         """
+        if webhook_url is not None:
+            if self.args.webhook_secret is None:
+                raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
+            check_webhook_url(webhook_url, self.webhook_rules)
         rows, pictures = requests_to_json(requests)
         if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
             raise OverloadedError(f"too many jobs are waiting; try again in {RETRY_AFTER_S} s", RETRY_AFTER_S)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url)
         job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
             self.changes.notify()
@@ -152,6 +178,29 @@ class Jobs:
         job = await self.runner.remove(job_id, owner)
         self.changes.notify()
         return job
+
+    async def _send_webhooks(self) -> None:
+        """At least once each: one whose sender died is sent again, with the same id."""
+        room = MAX_WEBHOOKS - len(self._webhooks)
+        for webhook in await self.threads.run(self.store.take_webhooks, room, WEBHOOK_AGAIN_S) if room else ():
+            task = asyncio.create_task(self._send(webhook))
+            self._webhooks.add(task)
+            task.add_done_callback(self._webhooks.discard)
+        await asyncio.sleep(WEBHOOK_PAUSE_S)
+
+    async def _send(self, webhook: Webhook) -> None:
+        assert self.args.webhook_secret is not None
+        webhook_id = f"wh_{webhook.job_id}"
+        payload = {
+            "id": webhook_id,
+            "object": "event",
+            "type": f"{webhook.kind}.{webhook.status}",  # as OpenAI's: video.completed, video.failed
+            "created_at": int(webhook.completed_at),
+            "data": {"id": webhook.job_id},
+        }
+        secret = self.args.webhook_secret.get_secret_value()
+        await deliver(webhook.url, secret, payload, self.webhook_rules, webhook_id)
+        await self.threads.run(self.store.webhook_done, webhook.job_id)
 
     async def mark_uploaded(self, key: str) -> None:
         """An output is in the storage now. Raises StorageError when that cannot be written down yet."""

@@ -28,6 +28,7 @@ from serve_app.jobs.records import (
     NewJob,
     Output,
     Status,
+    Webhook,
 )
 
 jobs = tables.jobs
@@ -161,6 +162,27 @@ class JobStore:
         with self._writing.begin() as connection:
             connection.execute(change)
 
+    def take_webhooks(self, limit: int, again_after_s: float) -> list[Webhook]:
+        """Those that are due; who takes one has `again_after_s` to tell it and to say so."""
+        now = self._clock()
+        due = (
+            sa.select(jobs.c.id)
+            .where(jobs.c.application == self.application, jobs.c.webhook_due <= now)
+            .order_by(jobs.c.webhook_due)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
+        with self._writing.begin() as connection:
+            ids = list(connection.execute(due).scalars())
+            change = sa.update(jobs).where(jobs.c.id.in_(ids)).values(webhook_due=now + again_after_s)
+            return [Webhook(*row) for row in connection.execute(change.returning(*columns))] if ids else []
+
+    def webhook_done(self, job_id: str) -> None:
+        """It was told, or given up."""
+        with self._writing.begin() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_due=None))
+
     # --- what runners do ---
 
     def claim(self, runner: str, lease_s: float) -> Job | None:
@@ -291,6 +313,7 @@ class JobStore:
             sa.insert(jobs).values(
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
+                webhook_url=new.webhook_url,
             )
         )  # fmt: skip
         if new.input_images:
@@ -380,6 +403,7 @@ class JobStore:
         values: dict[str, Any] = {"progress": 100} if status == "completed" else {"error": error}
         values |= {"status": status, "completed_at": now, "expires_at": now + self.lifetime_s}
         values |= {"lease_owner": None, "lease_until": None}
+        values["webhook_due"] = sa.case((jobs.c.webhook_url.is_not(None), now))
         connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
         connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
         self._append(connection, job_id, status, {"error": error} if error else {"progress": 100})
@@ -396,6 +420,6 @@ class JobStore:
 
 def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
-    for name in ("application", "lease_owner", "lease_until"):
+    for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
         del values[name]
     return Job(**values, outputs=outputs)

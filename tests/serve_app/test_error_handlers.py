@@ -211,7 +211,7 @@ def test_an_error_without_a_request_gets_an_id_of_its_own(caplog):
         ),
         (b'{"prompt": ["x"]}', "prompt", "invalid_value", "^prompt: Input should be a valid string$"),
         (b'{"promt": "x"}', "promt", "unknown_parameter", "unknown field 'promt': did you mean 'prompt'"),
-        (b'{"prompt": "x", "image": "http://x/"}', "image", "invalid_value", "^image: .*not fetched"),
+        (b'{"prompt": "x", "image": "no base64!"}', "image", "invalid_value", "^image: .*base64"),
         (b'{"prompt": "\\ud800"}', "prompt", "invalid_value", "lone surrogate"),
         (b'{"\\ud800": 1}', "\\ud800", "unknown_parameter", "unknown field"),
         (b'{"prompt": "x", "size": "\\ud800"}', "size", "invalid_value", "^size"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.serve._private.api import serve_start
 from ray.serve.schema import ServeDeploySchema
 
-from tests.serve_app.served_application import DEFAULT_ARGUMENTS, free_port
+from tests.serve_app.served_application import DEFAULT_ARGUMENTS, START_TIMEOUT_S, free_port
 
 PLACES = {"Ingress": "first", "Encoder": "first", "Denoiser": "second", "VAE": "second"}
 OVERRIDES = {
@@ -38,7 +39,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         port = free_port()
         client = serve_start({"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
         config = ServeDeploySchema.model_validate({"applications": [application(settings)]})
-        client.deploy_apps(config, _blocking=True)
+        client.deploy_apps(config, _blocking=False)  # its own wait ends after a minute
+        wait_until_running(client)
         report = ask(f"http://127.0.0.1:{port}", settings)
         report["session_folder"] = ray._private.worker._global_node.get_session_dir_path()
         return report
@@ -46,6 +48,14 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         serve.shutdown()
         ray.shutdown()
         cluster.shutdown()
+
+
+def wait_until_running(client: Any) -> None:
+    give_up = time.monotonic() + START_TIMEOUT_S
+    while (status := client.get_serve_status("triptych").app_status).status != "RUNNING":
+        assert status.status != "DEPLOY_FAILED", status.message
+        assert time.monotonic() < give_up, status.message
+        time.sleep(0.5)
 
 
 def application(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError, InvalidRequestError
+from deployments.errors import GenerationFailedError, InvalidRequestError, NotSupportedError
 from deployments.messages import (
     Checkpoint,
     DenoisingProgress,
@@ -24,7 +25,7 @@ from deployments.messages import (
     OutputFormat,
     Packed,
 )
-from serve_app.jobs import runner
+from serve_app.jobs import runner, service
 from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFoundError
 from serve_app.jobs.requests import (
     checkpoint_from_bytes,
@@ -35,6 +36,9 @@ from serve_app.jobs.requests import (
 )
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.storage import LocalStorage, ObjectNotFoundError
+from serve_app.webhooks import WebhookRules
+from tests.serve_app.test_safety import web_server
+from tests.serve_app.test_webhooks import Receiver
 
 WAIT_S = 60
 STEPS = 10
@@ -112,8 +116,11 @@ class Folder:
         self.storage = LocalStorage(path / "outputs")
 
     @asynccontextmanager
-    async def runner(self, stages: Stages, **args: Any) -> AsyncIterator[Jobs]:
-        jobs = Jobs(JobArgs(lease_s=1, **args), self.path, "app", stages.generate, self.storage)
+    async def runner(
+        self, stages: Stages, webhook_rules: WebhookRules | None = None, **args: Any
+    ) -> AsyncIterator[Jobs]:
+        job_args = JobArgs(lease_s=1, **args)
+        jobs = Jobs(job_args, self.path, "app", stages.generate, self.storage, webhook_rules)
         jobs.start()
         try:
             yield jobs
@@ -429,6 +436,35 @@ async def test_the_same_key_makes_one_job_and_another_body_a_conflict(folder: Fo
             await submit(jobs, "video_3", key=IdempotencyKey("key", "b" * 64))
         await ended(jobs)
     assert (first.id, again.id, len(stages.began_at)) == ("video_1", "video_1", 1)
+
+
+# --- webhooks ---
+
+
+async def test_the_end_of_a_job_is_told_to_the_callers_address(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "WEBHOOK_PAUSE_S", 0.02)
+    receiver = Receiver(500, 200)
+    async with web_server(receiver.answer) as url:
+        rules = WebhookRules(allow_private=True, first_wait_s=0)
+        async with folder.runner(Stages(), webhook_secret="secret", webhook_rules=rules) as jobs:
+            await submit(jobs, webhook_url=f"{url}/hook")
+            await ended(jobs)
+            await until(lambda: len(receiver.received) == 2)
+    headers, body = receiver.received[-1]
+    client = openai.OpenAI(api_key="none", webhook_secret="secret")
+    event = client.webhooks.unwrap(body, headers)
+    assert (event.type, event.data.id) == ("video.completed", "video_1")
+
+
+async def test_a_webhook_is_refused_where_nothing_signs_it(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        with pytest.raises(NotSupportedError, match="webhook_secret"):
+            await submit(jobs, webhook_url="https://a.example/")
+    async with folder.runner(Stages(), webhook_secret="secret") as jobs:
+        with pytest.raises(InvalidRequestError, match="webhook_url"):
+            await submit(jobs, webhook_url="http://127.0.0.1/")
 
 
 # --- requests and checkpoints as bytes ---

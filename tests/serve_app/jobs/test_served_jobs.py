@@ -22,7 +22,13 @@ from botocore.exceptions import ClientError
 from PIL import Image
 
 from tests.s3_server import S3Server, s3_server
-from tests.serve_app.served_application import ServedApplication, application, error_of, picture_of
+from tests.serve_app.served_application import (
+    ServedApplication,
+    application,
+    error_of,
+    picture_of,
+    serve_run,
+)
 from tests.tiny_models import checkpoint
 
 pytestmark = [
@@ -254,15 +260,17 @@ def ingress_of(served: ServedApplication) -> psutil.Process:
     return served.process_of("Ingress", "wan")
 
 
-def test_every_job_completes_with_the_same_bytes_when_the_ingress_is_killed(
-    wan: ServedApplication, http: httpx.Client
+@pytest.mark.parametrize("killed", [("Ingress",), ("Ingress", "Pipeline")], ids=["the ingress", "every replica"])
+def test_every_job_completes_with_the_same_bytes_when_replicas_are_killed(
+    wan: ServedApplication, http: httpx.Client, killed: tuple[str, ...]
 ) -> None:
-    seeds = range(6)
+    seeds = range(20)
     settings = {"num_inference_steps": 60, "deterministic": True}
     ids = [create(http, seed=seed, **settings) for seed in seeds]
     while not any(http.get(f"/v1/videos/{video_id}").json()["progress"] > 10 for video_id in ids):
         time.sleep(0.1)
-    ingress_of(wan).kill()
+    for process in [wan.process_of(deployment, "wan") for deployment in killed]:
+        process.kill()
     wan.wait_until_healthy("/wan")
     jobs = [wait_for_end(http, video_id) for video_id in ids]
     assert [job["status"] for job in jobs] == ["completed"] * len(ids)
@@ -306,3 +314,26 @@ def test_an_output_is_kept_and_uploaded_when_s3_is_killed_and_comes_back(
         assert http.delete(f"/v1/videos/{job['id']}").status_code == 200
         with pytest.raises(ClientError, match="NoSuchKey"):
             bucket.get_object(Bucket=BUCKET, Key=key)
+
+
+def test_jobs_outlive_the_end_of_everything_and_complete_after_a_restart(
+    checkpoints_root: Path, tmp_path: Path
+) -> None:
+    flux = checkpoint("flux", checkpoints_root)
+    body = {"prompt": PROMPT, "num_inference_steps": 300, "deterministic": True, "background": True}
+    with serve_run(flux, tmp_path) as first, httpx.Client(base_url=first.url, timeout=WAIT_S) as http:
+        ids = [http.post("/v1/images/generations", json=body | {"seed": seed}).json()["id"] for seed in range(20)]
+        while not any(http.get(f"/v1/jobs/{job_id}").json()["progress"] > 10 for job_id in ids):
+            time.sleep(0.1)
+        assert not all(http.get(f"/v1/jobs/{job_id}").json()["status"] == "completed" for job_id in ids)
+        for process in first.processes():
+            process.kill()
+        first.serve_run.wait()
+    with serve_run(flux, tmp_path) as second, httpx.Client(base_url=second.url, timeout=WAIT_S) as http:
+        jobs = [wait_for_end(http, job_id) for job_id in ids]
+        assert [job["status"] for job in jobs] == ["completed"] * len(ids)
+        for seed in (0, len(ids) - 1):
+            [item] = jobs[seed]["result"]["data"]
+            made = http.get(item["url"]).content
+            direct = second.generate(**body | {"seed": seed, "background": None}).json()["data"][0]
+            assert made == base64.b64decode(direct["b64_json"])

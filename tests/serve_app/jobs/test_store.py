@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from serve_app.jobs.records import (
     LeaseLostError,
     NewJob,
     Output,
+    Webhook,
 )
 from serve_app.jobs.store import JobStore
 from tests.serve_app.jobs.conftest import Clock, MakeStore
@@ -275,6 +277,23 @@ def test_an_upload_that_was_made_up_for_is_no_longer_pending(store: JobStore) ->
     store.save_outputs("runner", "video_1", 0, [output(pending=True)], {})
     store.mark_uploaded(output().key)
     assert [made.upload_pending for made in store.get("video_1").outputs] == [False]
+
+
+def test_the_end_of_a_job_is_due_to_be_told_until_it_was(store: JobStore, clock: Clock) -> None:
+    for job_id, url in (("video_1", "https://a.example/"), ("video_2", None)):
+        store.add(replace(new_job(job_id), webhook_url=url))
+        store.claim("runner", 10)
+    assert store.take_webhooks(10, 60) == []
+    store.complete("runner", "video_1")
+    store.complete("runner", "video_2")
+    webhook = Webhook("video_1", "video", "completed", clock.now, "https://a.example/")
+    assert store.take_webhooks(10, 60) == [webhook]
+    assert store.take_webhooks(10, 60) == []
+    clock.now += 60  # who took it has died
+    assert store.take_webhooks(10, 60) == [webhook]
+    store.webhook_done("video_1")
+    clock.now += 60
+    assert store.take_webhooks(10, 60) == []
 
 
 # --- whose, and in which order ---
