@@ -46,7 +46,7 @@ dev_routes = APIRouter(prefix="/dev", include_in_schema=False)
 async def list_routes(ingress: Ingress) -> dict[str, str]:
     """The routes and what they answer."""
     return {
-        f"{', '.join(sorted(route.methods))} {route.path}": (route.endpoint.__doc__ or "").strip()
+        f"{', '.join(sorted(route.methods or ()))} {route.path}": (route.endpoint.__doc__ or "").strip()
         for route in dev_routes.routes
         if isinstance(route, APIRoute)
     }
