@@ -64,5 +64,9 @@ class Pipeline(StageReplica):
     async def check_health(self) -> None:
         check_engine(self.denoiser)
 
+    @property
+    def denoiser_here(self) -> DenoiserStage:
+        return self.denoiser
+
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         return await self.decode_and_write(request, inputs)

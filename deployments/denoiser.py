@@ -54,6 +54,10 @@ class Denoiser(StageReplica):
     async def check_health(self) -> None:
         check_engine(self.denoiser)
 
+    @property
+    def denoiser_here(self) -> DenoiserStage:
+        return self.denoiser
+
     def _ask_stage(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
         answer: ComponentAnswer = self._wait_for(self._handles[stage].call_component.remote(call))
         return answer

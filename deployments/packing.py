@@ -113,10 +113,7 @@ def _library_class(path: str) -> type:
     module, _, name = path.partition(":")
     cls = getattr(importlib.import_module(module), name) if path.startswith(LIBRARIES) else None
     allowed = isinstance(cls, type) and (
-        hasattr(cls, "to_tuple")
-        or hasattr(cls, "_fields")
-        or issubclass(cls, UserDict)
-        or is_record_class(cls)
+        hasattr(cls, "to_tuple") or hasattr(cls, "_fields") or issubclass(cls, UserDict) or is_record_class(cls)
     )
     if not allowed:
         raise TypeError(f"a message names the class {path}, which no message may carry")

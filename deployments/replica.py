@@ -68,8 +68,6 @@ class StageReplica:
     A replica that cannot do what its variables or arguments say does not start: the constructor raises.
     """
 
-    denoiser: DenoiserStage | None = None  # of a replica that denoises
-
     def __init__(self, model: ModelArgs, stages: tuple[StageName, ...]) -> None:
         self.env = EnvConfig.from_environ()
         runtime = self.env.runtime
@@ -178,6 +176,11 @@ class StageReplica:
             return []
         return [asdict(timing) for timing in self.recent_timings if timing.request_id == request_id]
 
+    @property
+    def denoiser_here(self) -> DenoiserStage | None:
+        """The step engine and its stage, in a replica that denoises."""
+        return None
+
     # -- asked by the /dev routes ---------------------------------------------------------------------------
 
     async def inspect(self) -> dict[str, Any]:
@@ -190,7 +193,7 @@ class StageReplica:
             "device": self.device.name,
             "environment": [asdict(value) for value in effective_values(self.env)],
             "requests": self.present.describe(),
-            "engine": describe_engine(self.denoiser),
+            "engine": describe_engine(self.denoiser_here),
             "media_pool": self.media_pool and self.media_pool.describe(),
         }
 
@@ -214,7 +217,7 @@ class StageReplica:
 
     async def cache_dit_summary(self) -> dict[str, Any]:
         """Steps and blocks computed and reused by the last cached requests."""
-        requests = list(self.denoiser.recent_caches) if self.denoiser else []
+        requests = list(self.denoiser_here.recent_caches) if self.denoiser_here else []
         return {"replica_id": self.replica_id, "requests": requests}
 
     async def caches(self) -> dict[str, Any]:
@@ -226,8 +229,8 @@ class StageReplica:
     async def clear_caches(self) -> dict[str, Any]:
         """Forgets what it remembers of past requests and gives unused memory back; files stay."""
         self.recent_timings.clear()
-        if self.denoiser:
-            self.denoiser.recent_caches.clear()
+        if self.denoiser_here:
+            self.denoiser_here.recent_caches.clear()
         await self.in_worker(free_memory)
         return await self.caches()
 

@@ -35,7 +35,9 @@ HEAVY = (
 HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
-SHELLS = tuple(f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection", "metrics"))
+SHELLS = tuple(
+    f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection", "metrics")
+)
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STAGE_WORK = (
     "deployments.encoding",
