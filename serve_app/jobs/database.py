@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
+from filelock import FileLock
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -28,7 +30,8 @@ def open_database(url: str | None, folder: Path) -> sa.Engine:
     address = _address(url, folder)
     try:
         engine = DIALECTS[address.get_backend_name()](address)
-        migrate(engine)
+        with _one_process_at_a_time(address):
+            migrate(engine)
     except OperationalError as error:
         reason = str(error.orig).strip().split("\n", 1)[0]
         raise JobStoreError(f"jobs.store_url: {address.render_as_string()} cannot be opened: {reason}") from error
@@ -44,6 +47,13 @@ def migrate(engine: sa.Engine) -> None:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
+
+
+def _one_process_at_a_time(address: sa.URL) -> AbstractContextManager[Any]:
+    # The first switch of an SQLite file to its write-ahead log fails at once, unwaited, where two meet.
+    if address.get_backend_name() == "sqlite":
+        return FileLock(f"{address.database}.lock", timeout=WAIT_S)
+    return nullcontext()
 
 
 def writing(engine: sa.Engine) -> sa.Engine:
