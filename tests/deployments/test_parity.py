@@ -19,6 +19,9 @@ from tests.deployments.stage_processes import StageProcesses
 from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, run_unsplit
 from tests.tiny_models.checkpoints import call
 
+# What diffusers, torch and numpy deprecate in each other's code, pipeline by pipeline, is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
 SEED = 0
 ANY_OUTPUT = OutputFormat("image", "png")  # the comparison is made before files are written
 

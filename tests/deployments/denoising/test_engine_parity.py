@@ -23,7 +23,7 @@ from tests.deployments.denoising.resuming_process import ResumingProcess, load_d
 from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
 
 # Pipelines use what diffusers and torch have deprecated.
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 ANY_OUTPUT = OutputFormat("image", "png")
 PROMPTS = (None, "a red sun bright", "dance monkey dance")  # None: the model's own
