@@ -60,6 +60,11 @@ class Denoising:
         if self.on_checkpoint is not None:
             self.on_checkpoint(checkpoint, step)
 
+    @property
+    def furthest(self) -> tuple[int, int]:
+        """How far it got, for comparison: (stages behind it, steps seen)."""
+        return (1, 0) if self.decode_inputs is not None else (0, max(self.step, self.last_step))
+
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
         lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
@@ -84,7 +89,7 @@ async def generate(
     if resume_from is not None:
         denoising.checkpoint = ray.put(resume_from)
         denoising.step = denoising.last_step = resume_from.step
-    deaths, step_at_last_death = 0, -1
+    deaths, furthest_at_last_death = 0, (-1, 0)
     metrics = generation_metrics()
     while True:
         request = dataclasses.replace(
@@ -100,8 +105,8 @@ async def generate(
             stages.complete_hand_off = True
             denoising = Denoising(on_checkpoint=on_checkpoint)
         except LOST as error:
-            deaths = deaths + 1 if denoising.step <= step_at_last_death else 1
-            step_at_last_death = denoising.step
+            deaths = deaths + 1 if denoising.furthest <= furthest_at_last_death else 1
+            furthest_at_last_death = max(furthest_at_last_death, denoising.furthest)
             denoising.resumes += 1
             if isinstance(error, ObjectLostError):
                 denoising = Denoising(
