@@ -1,12 +1,13 @@
 # make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
-# make test  [TESTS=quick|all]              set up, then lint and test (all of it when CI is set)
+# make test  [TESTS=quick|all|stress]       set up, then lint and test (all when CI is set; stress: kills, outages)
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
 PYTEST_quick := -m "not slow"
-PYTEST_all :=
-ifeq ($(filter quick all,$(TESTS)),)
-$(error TESTS must be quick or all, got $(TESTS))
+PYTEST_all := -m "not stress"
+PYTEST_stress := -m stress
+ifeq ($(filter quick all stress,$(TESTS)),)
+$(error TESTS must be quick, all or stress, got $(TESTS))
 endif
 
 VENV := .venv

@@ -38,7 +38,7 @@ from serve_app.health import describe_stages
 from tests.tiny_models import checkpoint
 
 # Ray warns of its own affairs (sockets, forks) in the process that starts it.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.stress, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 
 CHECKPOINT_EVERY = 1
 STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step

@@ -212,4 +212,4 @@ def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
     failed = run(clone, "make", "test", "TESTS=some")
     assert failed.returncode != 0
-    assert "TESTS must be quick or all, got some" in failed.stdout
+    assert "TESTS must be quick, all or stress, got some" in failed.stdout
