@@ -260,6 +260,7 @@ def ingress_of(served: ServedApplication) -> psutil.Process:
     return served.process_of("Ingress", "wan")
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("killed", [("Ingress",), ("Ingress", "Pipeline")], ids=["the ingress", "every replica"])
 def test_every_job_completes_with_the_same_bytes_when_replicas_are_killed(
     wan: ServedApplication, http: httpx.Client, killed: tuple[str, ...]
@@ -316,6 +317,7 @@ def test_an_output_is_kept_and_uploaded_when_s3_is_killed_and_comes_back(
             bucket.get_object(Bucket=BUCKET, Key=key)
 
 
+@pytest.mark.stress
 def test_jobs_outlive_the_end_of_everything_and_complete_after_a_restart(
     checkpoints_root: Path, tmp_path: Path
 ) -> None:
