@@ -441,9 +441,7 @@ async def test_the_same_key_makes_one_job_and_another_body_a_conflict(folder: Fo
 # --- webhooks ---
 
 
-async def test_the_end_of_a_job_is_told_to_the_callers_address(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_end_of_a_job_is_told_to_the_callers_address(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "WEBHOOK_PAUSE_S", 0.02)
     receiver = Receiver(500, 200)
     async with web_server(receiver.answer) as url:
