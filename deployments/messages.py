@@ -62,6 +62,7 @@ class GenerationRequest:
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     cache_dit: dict[str, Any] | None = None  # overrides of the SGLANG_CACHE_DIT_* settings
     report_progress: bool = False  # somebody listens: an event after each step
+    previews: int = 0  # pictures to show on the way
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ class Checkpoint:
 class PayloadFollows:
     """Announces that the next item of the stream is large and is to be passed on by reference, unread.
 
-    "nothing" ends a stream: the last item of one whose replica dies is its error, so an unread item is known to be
-    a payload only when another item has followed it.
+    The last item of a stream whose replica dies is its error, so an unread checkpoint is known to be one only when
+    another item has followed it; "decode_inputs" are the last item of a stream, and fail the decoding if they are none.
     """
 
-    kind: Literal["decode_inputs", "checkpoint", "nothing"]
+    kind: Literal["decode_inputs", "checkpoint", "preview"]
     step: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # spent by the denoiser on this request
 

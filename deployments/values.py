@@ -47,6 +47,9 @@ class Anything:
         return iter(())
 
 
+LEAF_TYPES = frozenset({torch.Tensor, torch.dtype, torch.Size, str, bytes, int, float, bool, type(None)})
+
+
 def is_output(value: Any) -> bool:
     """An output class of diffusers or transformers: a mapping that is also read like a tuple."""
     return hasattr(value, "to_tuple") and hasattr(value, "items")
@@ -64,13 +67,13 @@ def is_record_class(cls: type) -> bool:
 
 def parts(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
     """The children of a container and the function that rebuilds it from them; None for a leaf."""
+    if type(value) in LEAF_TYPES:  # most values, seen at every step: without the questions below
+        return None
     if is_output(value):
         names = list(value.keys())
         return [value[n] for n in names], lambda c: type(value)(**dict(zip(names, c, strict=True)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(value), lambda c: type(value)(*c)
-    if isinstance(value, torch.Size):
-        return None
     if isinstance(value, tuple | list):
         kind = tuple if isinstance(value, tuple) else list
         return list(value), lambda c: kind(c)

@@ -1,12 +1,14 @@
 """What is let in: each request's seconds are predicted, and the queue is bounded in predicted seconds.
 
-Each ingress replica predicts from what it has measured itself, and bounds what came in through it.
+Each ingress replica predicts from what it has measured itself, and bounds what came in through it, and the jobs of
+the application, whichever replica took them.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ MIN_BUSY_S = 1.0  # of work, before the pace of the stages is learned from it
 DEFAULT_STEPS = 50
 
 Shape = tuple[int, int, int]  # width, height, frames
+Size = tuple[int, int, int, int]  # width, height, frames, steps
 
 caller: ContextVar[str] = ContextVar("caller", default="")  # the label of the API key; "" without keys
 
@@ -37,15 +40,25 @@ class OverloadedError(TriptychError):
 
 
 class AdmissionArgs(BaseModel):
-    """Bounds of what waits and runs in one ingress replica."""
+    """Bounds of what waits and runs: what came in through one ingress replica, and the application's jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_queue_s: float = Field(600, gt=0, description="predicted seconds until all that was let in is done")
+    max_queue_s: float = Field(
+        600, gt=0, description="predicted seconds until all that runs, or that a caller waits for, is done"
+    )
     max_queue_s_per_key: float | None = Field(
         None, gt=0, description="the share of it that one API key may use; default: all of it"
     )
-    max_pending: int = Field(200, ge=1, le=240, description="pictures and videos let in and not yet done")
+    max_job_queue_s: float = Field(
+        14_400, gt=0, description="the same together with the jobs that wait: beyond it new jobs get 429"
+    )
+    max_job_queue_s_per_key: float | None = Field(
+        None, gt=0, description="the share of it that one API key may use; default: all of it"
+    )
+    max_pending: int = Field(
+        200, ge=1, le=900, description="pictures and videos that callers wait for, let in and not yet done"
+    )
     first_guess_s: float = Field(5, gt=0, description="seconds that a request counts before any was measured")
 
 
@@ -96,7 +109,11 @@ def _at(known: dict[Shape, float], shape: Shape) -> float | None:
 
 
 class Admission:
-    """The books of one ingress replica; used from its event loop only."""
+    """The books of one ingress replica; used from its event loop only.
+
+    Jobs are in them too (serve_app.jobs.books). Those that wait are not in the way of those who wait for an answer:
+    few jobs run at a time. So they count for what new jobs are told, and not for the others.
+    """
 
     def __init__(self, args: AdmissionArgs) -> None:
         self.args = args
@@ -114,49 +131,91 @@ class Admission:
         Raises OverloadedError when the queue is full, InvalidRequestError for what no empty queue could take.
         """
         key = caller.get() if key is None else key
-        tickets = [self._ticket(request, description, key) for request in requests]
-        cost_s = sum(ticket.cost_s for ticket in tickets) / self.pace
-        limit_s = min(self.args.max_queue_s, self.args.max_queue_s_per_key or math.inf)
-        if cost_s > limit_s and self.costs.step_s:
-            raise InvalidRequestError(
-                f"this request would take about {cost_s:.0f} s, at most {limit_s:g} s are allowed: "
-                "ask for fewer or smaller pictures, or fewer steps",
-                "num_inference_steps" if len(requests) == 1 else "n",
-                "limit_exceeded",
-            )
         if len(requests) > self.args.max_pending:
             raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
-        self._check_room(cost_s, len(requests), key)
-        if not self.pending:
-            self._busy_since, self._work_done_s = time.monotonic(), 0.0
-        self.pending.setdefault(key, []).extend(tickets)
+        tickets = [self._ticket(size_of(request, description), key) for request in requests]
+        limits = self.args.max_queue_s, self.args.max_queue_s_per_key
+        self._check_room(tickets, key, limits, with_waiting_jobs=False)
+        too_many = self._num_awaited + len(requests) - self.args.max_pending
+        if too_many > 0:
+            raise self.overloaded(wait_s=too_many * self.queue_s() / self.num_pending)
+        self._enter(tickets, key)
         return tickets
 
-    def queue_s(self, key: str | None = None) -> float:
+    def admit_job(self, sizes: Sequence[Size], key: str, is_awaited: bool = False) -> list[Ticket]:
+        """The same for the requests of a job; `is_awaited`: a caller waits for its end."""
+        tickets = [self._ticket(size, key, is_job=True, is_waiting=True) for size in sizes]
+        limits = self.args.max_job_queue_s, self.args.max_job_queue_s_per_key
+        if is_awaited:
+            limits = self.args.max_queue_s, self.args.max_queue_s_per_key
+        self._check_room(tickets, key, limits, with_waiting_jobs=True)
+        self._enter(tickets, key)
+        return tickets
+
+    def enter_job(self, sizes: Sequence[Size], key: str) -> list[Ticket]:
+        """Tickets for a job that was let in before, by another replica or another life of this one."""
+        tickets = [self._ticket(size, key, is_job=True, is_waiting=True) for size in sizes]
+        self._enter(tickets, key)
+        return tickets
+
+    def queue_s(self, key: str | None = None, with_waiting_jobs: bool = True) -> float:
         """Predicted seconds until what was let in, of one caller or of all, is done."""
         callers = self.pending if key is None else (key,)
-        return sum(ticket.cost_s for each in callers for ticket in self.pending.get(each, ())) / self.pace
+        tickets = (ticket for each in callers for ticket in self.pending.get(each, ()))
+        return sum(ticket.cost_s for ticket in tickets if with_waiting_jobs or not ticket.is_waiting) / self.pace
 
     @property
     def num_pending(self) -> int:
+        """Pictures and videos let in and not yet done, those of jobs too."""
         return sum(len(tickets) for tickets in self.pending.values())
 
-    def _check_room(self, cost_s: float, count: int, key: str) -> None:
-        too_many = self.num_pending + count - self.args.max_pending
-        waits = [self.queue_s() + cost_s - self.args.max_queue_s]
-        if self.args.max_queue_s_per_key is not None:
-            waits.append(self.queue_s(key) + cost_s - self.args.max_queue_s_per_key)
-        if too_many > 0:
-            waits.append(max(1.0, too_many * self.queue_s() / self.num_pending))
-        wait_s = max(waits)
-        # An empty queue takes what is guessed to be too long: it is the way to learn how long it really is.
-        if wait_s > 0 and self.num_pending:
-            seconds = math.ceil(wait_s)
-            raise OverloadedError(f"too many requests are waiting; try again in {seconds} s", seconds)
+    def overloaded(self, reason: str = "too many requests are waiting", wait_s: float | None = None) -> OverloadedError:
+        """The refusal that says when to come back: in `wait_s`, or else when the next of what is pending is done."""
+        if wait_s is None:
+            wait_s = self.queue_s() / max(1, self.num_pending)
+        seconds = max(1, math.ceil(wait_s))
+        return OverloadedError(f"{reason}; try again in {seconds} s", seconds)
 
-    def _ticket(self, request: GenerationRequest, description: StageDescription, key: str) -> Ticket:
-        shape, steps = size_of(request, description)
-        return Ticket(self, key, shape, steps, self.costs.predict(shape, steps))
+    def count_work(self, seconds: float) -> None:
+        """Predicted or measured seconds of work that are done: the pace is learned from them."""
+        self._work_done_s += seconds
+        busy_s = time.monotonic() - (self._busy_since or time.monotonic())
+        if busy_s >= MIN_BUSY_S and self.num_pending > 1:  # with one alone, stages wait for each other
+            self.pace += SMOOTHING * (max(0.1, self._work_done_s / busy_s) - self.pace)
+
+    @property
+    def _num_awaited(self) -> int:
+        return sum(not ticket.is_job for tickets in self.pending.values() for ticket in tickets)
+
+    def _check_room(
+        self, tickets: list[Ticket], key: str, limits: tuple[float, float | None], with_waiting_jobs: bool
+    ) -> None:
+        """`limits`: seconds, of all callers and of one."""
+        cost_s = sum(ticket.cost_s for ticket in tickets) / self.pace
+        limit_s, key_limit_s = limits[0], limits[1] or math.inf
+        if cost_s > min(limit_s, key_limit_s) and self.costs.step_s:
+            raise InvalidRequestError(
+                f"this request would take about {cost_s:.0f} s, at most {min(limit_s, key_limit_s):g} s are allowed: "
+                "ask for fewer or smaller pictures, or fewer steps",
+                "num_inference_steps" if len(tickets) == 1 else "n",
+                "limit_exceeded",
+            )
+        queue_s, key_queue_s = self.queue_s(None, with_waiting_jobs), self.queue_s(key, with_waiting_jobs)
+        wait_s = max(queue_s + cost_s - limit_s, key_queue_s + cost_s - key_limit_s)
+        # An empty queue takes what is guessed to be too long: it is the way to learn how long it really is.
+        if wait_s > 0 and queue_s > 0:
+            raise self.overloaded(wait_s=wait_s)
+
+    def _ticket(self, size: Size, key: str, is_job: bool = False, is_waiting: bool = False) -> Ticket:
+        width, height, frames, steps = size
+        shape = width, height, frames
+        return Ticket(self, key, shape, steps, self.costs.predict(shape, steps), is_job, is_waiting)
+
+    def _enter(self, tickets: list[Ticket], key: str) -> None:
+        if not self.pending:
+            self._busy_since, self._work_done_s = time.monotonic(), 0.0
+        if tickets:
+            self.pending.setdefault(key, []).extend(tickets)
 
     def _close(self, ticket: Ticket) -> None:
         tickets = self.pending.get(ticket.key, [])
@@ -168,10 +227,7 @@ class Admission:
 
     def _learn(self, ticket: Ticket, media: Media) -> None:
         self.costs.learn(ticket.shape, ticket.steps, media.seconds)
-        self._work_done_s += compute_seconds(media.seconds)
-        busy_s = time.monotonic() - (self._busy_since or time.monotonic())
-        if busy_s >= MIN_BUSY_S and self.num_pending > 1:  # with one alone, stages wait for each other
-            self.pace += SMOOTHING * (max(0.1, self._work_done_s / busy_s) - self.pace)
+        self.count_work(compute_seconds(media.seconds))
 
 
 @dataclass(eq=False)
@@ -183,6 +239,12 @@ class Ticket:
     shape: Shape
     steps: int
     cost_s: float
+    is_job: bool = False
+    is_waiting: bool = False  # it is a job's, and no runner has begun with it
+
+    @property
+    def is_open(self) -> bool:
+        return self in self.admission.pending.get(self.key, ())
 
     def close(self, task: object = None) -> None:
         """The request is over; closing twice is no error. May be the callback of a `task`."""
@@ -193,12 +255,12 @@ class Ticket:
         self.admission._learn(self, media)
 
 
-def size_of(request: GenerationRequest, description: StageDescription) -> tuple[Shape, int]:
-    """What decides how long a request takes: width, height and frames, and steps."""
+def size_of(request: GenerationRequest, description: StageDescription) -> Size:
+    """What decides how long a request takes."""
 
     def number(name: str, default: int | None) -> int:
         value = request.arguments.get(name) or description.parameters.get(name) or default or 1
         return max(1, int(value)) if isinstance(value, int | float) else 1
 
-    shape = number("width", description.default_width), number("height", description.default_height)
-    return (*shape, number("num_frames", 1)), number("num_inference_steps", DEFAULT_STEPS)
+    width, height = number("width", description.default_width), number("height", description.default_height)
+    return width, height, number("num_frames", 1), number("num_inference_steps", DEFAULT_STEPS)

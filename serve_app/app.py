@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
@@ -58,6 +58,10 @@ class AppArgs(BaseModel):
         (), description="origins of web pages that may call this server, such as https://example.com; none by default"
     )
     remote_images: bool = Field(False, description="fetch pictures that callers give as http(s) URLs")
+    c2pa_certificate: Path | None = Field(
+        None, description="PEM: the signer's certificate and those between it and its root; outputs get a C2PA manifest"
+    )
+    c2pa_private_key: Path | None = Field(None, description="PEM: the key of c2pa_certificate, without a password")
     private_targets: bool = Field(
         False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
     )
@@ -75,6 +79,13 @@ class AppArgs(BaseModel):
                     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown argument {key!r}: {hint}")
         return values
+
+    @model_validator(mode="after")
+    def check_that_a_certificate_has_its_key(self) -> Self:
+        """Raises ValueError."""
+        if (self.c2pa_certificate is None) != (self.c2pa_private_key is None):
+            raise ValueError("c2pa_certificate and c2pa_private_key are needed both, or neither")
+        return self
 
 
 def build_app(args: AppArgs) -> Application:
@@ -101,6 +112,8 @@ def build_app(args: AppArgs) -> Application:
         jobs=args.jobs,
         remote_images=args.remote_images,
         private_targets=args.private_targets,
+        c2pa_certificate=args.c2pa_certificate,
+        c2pa_private_key=args.c2pa_private_key,
     )
     return Ingress.bind(ingress, *PLACEMENTS[args.placement](model))
 

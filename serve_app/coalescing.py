@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ray import ObjectRef
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
-from serve_app.generation import OnCheckpoint, OnProgress
+from serve_app.generation import OnCheckpoint, OnPreview, OnProgress
 from serve_app.jobs.requests import work_digest
 
 
@@ -24,6 +24,7 @@ class Generate(Protocol):
         on_progress: OnProgress | None = None,
         on_checkpoint: OnCheckpoint | None = None,
         resume_from: Checkpoint | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Awaitable[Media]: ...
 
 
@@ -33,6 +34,7 @@ class Listener:
 
     on_progress: OnProgress | None
     on_checkpoint: OnCheckpoint | None
+    on_preview: OnPreview | None
 
 
 @dataclass(eq=False)
@@ -52,6 +54,11 @@ class SharedGeneration:
             if listener.on_checkpoint is not None:
                 listener.on_checkpoint(reference, step)
 
+    def on_preview(self, step: int, media: Media) -> None:
+        for listener in self.listeners:
+            if listener.on_preview is not None:
+                listener.on_preview(step, media)
+
 
 class SharedGenerations:
     """Those of this process. A generation ends early when nobody is left who waits for it."""
@@ -67,9 +74,10 @@ class SharedGenerations:
         on_progress: OnProgress | None = None,
         on_checkpoint: OnCheckpoint | None = None,
         resume_from: Checkpoint | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Media:
         """As serve_app.generation.generate; the same seed is a part of the same work."""
-        digest, listener = work_digest(request), Listener(on_progress, on_checkpoint)
+        digest, listener = work_digest(request), Listener(on_progress, on_checkpoint, on_preview)
         shared = self._followed.get(digest)
         if shared is None and on_progress is None:
             shared = self._silent.get(digest)
@@ -94,8 +102,10 @@ class SharedGenerations:
         async def work() -> Media:
             try:
                 if is_followed:
-                    return await self._generate(request, shared.on_progress, shared.on_checkpoint, resume_from)
-                return await self._generate(request)
+                    return await self._generate(
+                        request, shared.on_progress, shared.on_checkpoint, resume_from, shared.on_preview
+                    )
+                return await self._generate(request, on_preview=shared.on_preview)
             finally:
                 if group.get(digest) is shared:
                     del group[digest]

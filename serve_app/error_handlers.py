@@ -73,6 +73,7 @@ HTTP_CODES = {
     408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
+    429: "rate_limit_exceeded",
 }
 
 
@@ -164,6 +165,7 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code in (404, 405):
         message = f"{request.method} {request.url.path}: {message}"
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    kind = "rate_limit_error" if error.status_code == 429 else kind
     headers = dict(error.headers) if error.headers else None
     return error_json(error.status_code, message, kind, code=HTTP_CODES.get(error.status_code), headers=headers)
 
@@ -187,6 +189,8 @@ def _field(problem: dict[str, Any]) -> str | None:
     """`n`, `extra_args.x`; None where the whole body is meant."""
     if problem["type"] == "unknown_field":
         return str(problem["ctx"]["field"])
+    if problem["type"] == "extra_body":
+        return "extra_body"
     if problem["type"] == "json_invalid":
         return None
     depth = 3 if "extra_args" in problem["loc"] else 2  # what follows are pydantic's words, not the caller's
@@ -201,7 +205,7 @@ def _problem_text(problem: dict[str, Any]) -> str:
         return "the body must be a JSON object, sent with Content-Type: application/json"
     if kind == "missing":
         return f"{field} is required"
-    if kind == "unknown_field":
+    if kind in ("unknown_field", "extra_body"):
         return str(problem["msg"])
     text = f"{field}: {problem['msg']}"
     if kind != "input_image" and isinstance(problem["input"], str | int | float):

@@ -27,6 +27,7 @@ LOST = (RayActorError, ObjectLostError)  # a replica died, or with its node what
 
 OnProgress = Callable[[DenoisingProgress], None]
 OnCheckpoint = Callable[[ray.ObjectRef[Any], int], None]  # a reference to a Checkpoint, and its step
+OnPreview = Callable[[int, Media], None]  # the step, and what would come out if it were the last
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Denoising:
     resumes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     on_checkpoint: OnCheckpoint | None = None
+    shown: set[int] = field(default_factory=set)  # steps of previews: a step that is made again is not shown again
 
     def keep_checkpoint(self, checkpoint: ray.ObjectRef[Any], step: int) -> None:
         self.checkpoint, self.step = checkpoint, step
@@ -64,6 +66,17 @@ class Denoising:
     def furthest(self) -> tuple[int, int]:
         """How far it got, for comparison: (stages behind it, steps seen)."""
         return (1, 0) if self.decode_inputs is not None else (0, max(self.step, self.last_step))
+
+    async def check_decode_inputs(self) -> None:
+        """Raises what the denoiser died of where that error stands in place of the inputs of the VAE stage.
+
+        Asked only when decoding has failed: no request waits for the answer, and no bytes are read here.
+        """
+        try:
+            await self.decode_inputs  # type: ignore[misc]
+        except LOST:
+            self.decode_inputs = None
+            raise
 
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
@@ -78,6 +91,7 @@ async def generate(
     on_progress: OnProgress | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     resume_from: Checkpoint | None = None,
+    on_preview: OnPreview | None = None,
 ) -> Media:
     """The files that the request makes.
 
@@ -97,7 +111,7 @@ async def generate(
         )
         metrics.attempts.inc()
         try:
-            return await run_stages(stages, request, denoising, on_progress)
+            return await run_stages(stages, request, denoising, on_progress, on_preview)
         except HandOffIncompleteError as error:
             if request.complete_hand_off:
                 raise
@@ -126,13 +140,25 @@ async def generate(
 
 
 async def run_stages(
-    stages: Stages, request: GenerationRequest, denoising: Denoising, on_progress: OnProgress | None
+    stages: Stages,
+    request: GenerationRequest,
+    denoising: Denoising,
+    on_progress: OnProgress | None,
+    on_preview: OnPreview | None,
 ) -> Media:
     """Encoder, denoiser, VAE; what `denoising` already holds is not done again."""
     if denoising.decode_inputs is None:
         conditioning = stages.encoder.encode.remote(request)  # not awaited: the denoiser gets it by reference
-        denoising.decode_inputs = await denoise(stages, request, conditioning, denoising, on_progress)
-    media: Media = await stages.vae.decode.remote(request, denoising.decode_inputs)
+        previews = Previews(stages, request, on_preview, denoising.shown)
+        try:
+            denoising.decode_inputs = await denoise(stages, request, conditioning, denoising, on_progress, previews)
+        finally:
+            previews.stop()
+    try:
+        media: Media = await stages.vae.decode.remote(request, denoising.decode_inputs)
+    except Exception:
+        await denoising.check_decode_inputs()
+        raise
     return dataclasses.replace(media, seconds=denoising.seconds | media.seconds)
 
 
@@ -142,6 +168,7 @@ async def denoise(
     conditioning: Any,
     denoising: Denoising,
     on_progress: OnProgress | None,
+    previews: Previews,
 ) -> ray.ObjectRef[Any]:
     """Follows the denoiser's stream and keeps its last checkpoint; returns the inputs of the VAE stage.
 
@@ -150,17 +177,20 @@ async def denoise(
     """
     stream = stages.denoiser.options(stream=True).denoise.remote(request, conditioning, denoising.checkpoint)
     announced: PayloadFollows | None = None
-    unread: ray.ObjectRef[Any] | None = None  # what was announced; the error of a replica that died looks alike
+    unread: ray.ObjectRef[Any] | None = None  # a payload, or the error of a replica that died: they look alike
     try:
         async for reference in await stream._to_object_ref_gen():
+            if announced is not None and announced.kind == "decode_inputs":
+                denoising.seconds = announced.seconds
+                return reference
             if announced is not None and unread is None:
                 unread = reference
                 continue
             if announced is not None and unread is not None:  # something followed it: it is no error
-                if announced.kind == "decode_inputs":
-                    denoising.seconds = announced.seconds
-                    return unread
-                denoising.keep_checkpoint(unread, announced.step)
+                if announced.kind == "checkpoint":
+                    denoising.keep_checkpoint(unread, announced.step)
+                else:
+                    previews.show(announced.step, unread)
                 announced = unread = None
             item = await reference
             if isinstance(item, PayloadFollows):
@@ -175,6 +205,37 @@ async def denoise(
         stream.cancel()
         raise
     raise GenerationFailedError("the denoiser's stream ended without the inputs of the VAE stage")
+
+
+class Previews:
+    """Decodes what the denoiser shows on its way; it never delays the picture itself, nor fails it."""
+
+    def __init__(
+        self, stages: Stages, request: GenerationRequest, on_preview: OnPreview | None, shown: set[int]
+    ) -> None:
+        self.stages = stages
+        self.request = request
+        self.on_preview = on_preview
+        self.shown = shown
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def show(self, step: int, inputs: ray.ObjectRef[Any]) -> None:
+        if self.on_preview is not None and step not in self.shown:
+            self.shown.add(step)
+            task = asyncio.ensure_future(self._show(step, inputs, self.on_preview))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _show(self, step: int, inputs: ray.ObjectRef[Any], on_preview: OnPreview) -> None:
+        try:
+            on_preview(step, await self.stages.vae.decode.remote(self.request, inputs))
+        except Exception as error:  # noqa: BLE001  (the picture itself comes, or says what is wrong)
+            logger.warning("request %s: no preview of step %d: %s", self.request.request_id, step, first_line(error))
+
+    def stop(self) -> None:
+        """What is not decoded yet comes too late."""
+        for task in self.tasks:
+            task.cancel()
 
 
 def first_line(error: BaseException) -> str:

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import json
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from deployments.errors import NotSupportedError
-from deployments.messages import GenerationRequest, Media
+from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.error_handlers import error_answer
 from serve_app.schemas import ImageGenerationBody
 
@@ -28,30 +29,56 @@ NO_TOKENS = {
 
 def without_stream(body: ImageGenerationBody) -> ImageGenerationBody:
     """The body of the same pictures, not streamed. Raises NotSupportedError for what cannot be streamed."""
-    if body.partial_images:
-        raise NotSupportedError(
-            f"partial_images={body.partial_images} is not supported, only 0: no previews are made while denoising",
-            "partial_images",
-        )
     if body.response_format == "url":
         raise NotSupportedError("response_format must be 'b64_json' with stream: true", "response_format")
-    return body.model_copy(update={"stream": None, "partial_images": None})
+    return body.model_copy(update={"stream": None})
+
+
+def refuse_partial_images(body: ImageGenerationBody) -> None:
+    """Raises InvalidRequestError: an answer at once has no place for them."""
+    if body.partial_images:
+        raise InvalidRequestError(
+            f"partial_images={body.partial_images} needs stream: true, or background: true for events of a job",
+            "partial_images",
+        )
+
+
+class PartialPictures:
+    """Pictures that are not done, until somebody has the time to send them."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[GenerationRequest, int, Media]] = deque()  # with their numbers: 0, 1 ... of a request
+        self.arrived = asyncio.Event()
+        self._made: Counter[str] = Counter()
+
+    def add(self, request: GenerationRequest, step: int, media: Media) -> None:
+        self.waiting.append((request, self._made[request.request_id], media))
+        self._made[request.request_id] += 1
+        self.arrived.set()
 
 
 async def picture_events(
-    prefix: StreamPrefix, tasks: Tasks, keep_alive_s: float = KEEP_ALIVE_S
+    prefix: StreamPrefix, tasks: Tasks, partials: PartialPictures, keep_alive_s: float = KEEP_ALIVE_S
 ) -> AsyncIterator[bytes]:
-    """A `completed` event for each picture, in the order in which they are done.
+    """A `partial_image` event for each preview and a `completed` event for each picture, as they come.
 
     A failure ends the stream with an `error` event; when the caller hangs up, what is under way is cancelled.
     """
     pending = set(tasks)
     try:
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            arrival = asyncio.ensure_future(partials.arrived.wait())
+            done, _ = await asyncio.wait({*pending, arrival}, timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            arrival.cancel()
+            partials.arrived.clear()
             if not done:
                 yield b": still working\n\n"
-            for task in done:
+            while partials.waiting:
+                request, number, media = partials.waiting.popleft()
+                for event in _partial(prefix, request, number, media):
+                    yield _event(event["type"], event)
+            for task in pending & done:
+                pending.discard(task)
                 failure = task.exception()
                 if isinstance(failure, Exception):
                     yield _event("error", json.loads(bytes(error_answer(failure).body)))
@@ -63,22 +90,31 @@ async def picture_events(
             task.cancel()  # of no effect on those that are done
 
 
+def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, media: Media) -> list[dict[str, Any]]:
+    return [
+        _picture(f"{prefix}.partial_image", request, file) | {"partial_image_index": number} for file in media.files
+    ]
+
+
 def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[dict[str, Any]]:
     return [
-        {
-            "type": f"{prefix}.completed",
-            "b64_json": base64.b64encode(file.data).decode(),
-            "created_at": int(time.time()),
-            "size": f"{file.width}x{file.height}",
-            "output_format": request.output.format,
-            "quality": "auto",
-            "background": "opaque",
-            "usage": NO_TOKENS,  # OpenAI's unit of billing; nothing is billed here
-            "seed": request.seed,
-            "timings": media.seconds,
-        }
+        _picture(f"{prefix}.completed", request, file)
+        | {"usage": NO_TOKENS, "timings": media.seconds}  # tokens are OpenAI's unit of billing; nothing is billed here
         for file in media.files
     ]
+
+
+def _picture(kind: str, request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "b64_json": base64.b64encode(file.data).decode(),
+        "created_at": int(time.time()),
+        "size": f"{file.width}x{file.height}",
+        "output_format": request.output.format,
+        "quality": "auto",
+        "background": "opaque",
+        "seed": request.seed,
+    }
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import base64
 import logging
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,18 +31,27 @@ from serve_app.coalescing import SharedGenerations
 from serve_app.cors import CrossOrigin
 from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
-from serve_app.generation import OnCheckpoint, OnProgress, Stages, generate
+from serve_app.generation import OnCheckpoint, OnPreview, OnProgress, Stages, generate
 from serve_app.health import describe_stages, read_health
 from serve_app.image_routes import AT_ONCE_OR_STREAMED, check_generation
 from serve_app.image_routes import router as image_routes
-from serve_app.image_streaming import StreamPrefix, picture_events, without_stream
+from serve_app.image_streaming import (
+    PartialPictures,
+    StreamPrefix,
+    picture_events,
+    refuse_partial_images,
+    without_stream,
+)
 from serve_app.job_routes import answer_by_job
 from serve_app.job_routes import router as job_routes
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.limits import BodySizeLimit, RequestLimits
+from serve_app.limits import SERVE_MAX_ONGOING_REQUESTS, BodySizeLimit, RequestLimits, RoomForRequests
+from serve_app.model_info import router as model_info_routes
 from serve_app.openapi import describe_truly
+from serve_app.provenance import make_signer
 from serve_app.remote_images import PictureRules, with_pictures
 from serve_app.request_log import RequestLog
+from serve_app.route_prefix import KnowRoutePrefix
 from serve_app.schemas import (
     GeneratedItem,
     ImageGenerationBody,
@@ -54,6 +64,7 @@ from serve_app.schemas import (
 )
 from serve_app.spool import SpooledStorage, SpoolUploads
 from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
+from serve_app.video_edit_routes import router as video_edit_routes
 from serve_app.video_routes import router as video_routes
 from serve_app.webhooks import WebhookRules
 
@@ -64,9 +75,10 @@ app = FastAPI(
 )
 install_error_handlers(app)
 describe_truly(app)
-for middleware in (BodySizeLimit, RequireApiKey, CrossOrigin, AnswerHeaders):  # the last is the outermost
+# The last is the outermost.
+for middleware in (BodySizeLimit, RequireApiKey, RoomForRequests, CrossOrigin, AnswerHeaders, KnowRoutePrefix):
     app.add_middleware(middleware)
-for router in (image_routes, video_routes, job_routes, dev_routes):
+for router in (image_routes, video_routes, video_edit_routes, job_routes, model_info_routes, dev_routes):
     app.include_router(router)
 
 
@@ -87,9 +99,16 @@ class IngressArgs(BaseModel):
     jobs: JobArgs
     remote_images: bool
     private_targets: bool
+    c2pa_certificate: Path | None
+    c2pa_private_key: Path | None
 
 
-@serve.deployment(name="Ingress", max_ongoing_requests=256, health_check_period_s=2, ray_actor_options={"num_cpus": 0})
+@serve.deployment(
+    name="Ingress",
+    max_ongoing_requests=SERVE_MAX_ONGOING_REQUESTS,
+    health_check_period_s=2,
+    ray_actor_options={"num_cpus": 0},
+)
 @serve.ingress(app)
 class Ingress:
     """One replica of the ingress; it holds handles and no tensors."""
@@ -107,6 +126,7 @@ class Ingress:
         self.started = int(time.time())
         self.admission = Admission(args.admission)
         self.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
+        self.signer = make_signer(args.c2pa_certificate, args.c2pa_private_key)
         self.api_keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
         self.description: StageDescription | None = None
         folder = args.output_directory or self.env.runtime.cache_root / "outputs"
@@ -122,13 +142,15 @@ class Ingress:
             place = f"{cloud.endpoint_url} {cloud.bucket_name} {cloud.region_name}"
             self.storage = SpooledStorage(self.storage, spool, args.public_url or "", place)
         await self.storage.check()  # a replica that cannot store what it makes does not start
-        self.shared = SharedGenerations(self._generate_one)
+        self.shared = SharedGenerations(self._generate_one if self.signer is None else self._generate_signed)
         self.jobs = Jobs(
             args.jobs,
             cache_root,
             application,
             self.shared.generate,
             self.storage,
+            self.admission,
+            self.describe,
             WebhookRules(allow_private=args.private_targets),
         )
         self.jobs.start()
@@ -185,8 +207,10 @@ class Ingress:
             return answer
         if body.stream:
             requests = await self.parse(without_stream(body))
-            tasks = self._start(requests, await self.describe(), keep=self.storage.is_shared)
-            return StreamingResponse(picture_events(prefix, tasks), media_type="text/event-stream")
+            partials = PartialPictures()
+            tasks = self._start(requests, await self.describe(), self.storage.is_shared, partials)
+            return StreamingResponse(picture_events(prefix, tasks, partials), media_type="text/event-stream")
+        refuse_partial_images(body)
         requests = await self.parse(body)
         media = await self._generate(requests)
         items = await self._items(body.response_format, requests, media)
@@ -215,18 +239,25 @@ class Ingress:
         return media
 
     def _start(
-        self, requests: list[GenerationRequest], description: StageDescription, keep: bool = False
+        self,
+        requests: list[GenerationRequest],
+        description: StageDescription,
+        keep: bool = False,
+        partials: PartialPictures | None = None,
     ) -> dict[asyncio.Task[Media], GenerationRequest]:
         """A task for each request, all let in or none; with `keep` their files are stored too."""
         tasks = {}
         for request, ticket in zip(requests, self.admission.admit(requests, description), strict=True):
-            task = asyncio.ensure_future(self._make(request, ticket, keep))
+            task = asyncio.ensure_future(self._make(request, ticket, keep, partials))
             task.add_done_callback(ticket.close)
             tasks[task] = request
         return tasks
 
-    async def _make(self, request: GenerationRequest, ticket: Ticket, keep: bool) -> Media:
-        media = await self.shared.generate(request)
+    async def _make(
+        self, request: GenerationRequest, ticket: Ticket, keep: bool, partials: PartialPictures | None
+    ) -> Media:
+        on_preview = partial(partials.add, request) if partials is not None else None
+        media = await self.shared.generate(request, on_preview=on_preview)
         ticket.learn(media)
         if keep:
             for index, file in enumerate(media.files):
@@ -239,13 +270,18 @@ class Ingress:
         on_progress: OnProgress | None = None,
         on_checkpoint: OnCheckpoint | None = None,
         resume_from: Checkpoint | None = None,
+        on_preview: OnPreview | None = None,
     ) -> Media:
-        work = generate(self.stages, request, on_progress, on_checkpoint, resume_from)
+        work = generate(self.stages, request, on_progress, on_checkpoint, resume_from, on_preview)
         if self.request_log is None:
             return await work
         async with self.request_log.record(request) as record:
             record.media = await work
             return record.media
+
+    async def _generate_signed(self, request: GenerationRequest, *how: Any, **named: Any) -> Media:
+        assert self.signer is not None
+        return await self.signer.signed(await self._generate_one(request, *how, **named), request)
 
     async def _items(
         self, response_format: str, requests: list[GenerationRequest], media: list[Media]

@@ -20,11 +20,23 @@ from serve_app.error_handlers import ServeErrorRoute, error_json
 from serve_app.jobs.answers import DeletedJob, JobObject, job_object, result_of, shown_of_video
 from serve_app.jobs.records import IdempotencyKey, Job, JobNotFoundError
 from serve_app.jobs.service import Jobs, body_digest, new_job_id
+from serve_app.limits import RequestLimits
 from serve_app.openapi import EVENT_STREAM
+from serve_app.route_prefix import route_prefix
 from serve_app.schemas import GeneratedItem, ImageGenerationBody, ImagesAnswer, VideoGenerationBody
 from serve_app.storage import StorageBackend
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class IngressArgs(Protocol):
+    """What these routes use of its arguments."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def limits(self) -> RequestLimits: ...
 
 
 class IngressReplica(Protocol):
@@ -32,6 +44,9 @@ class IngressReplica(Protocol):
 
     jobs: Jobs
     storage: StorageBackend
+
+    @property
+    def args(self) -> IngressArgs: ...
 
     async def describe(self) -> StageDescription: ...
 
@@ -97,10 +112,12 @@ async def answer_by_job(
         shown |= shown_of_video(requests[0], await ingress.describe())
     owner = caller.get()
     key = idempotency_key(asked, route, body)
-    job = await ingress.jobs.submit(kind, job_id, requests, shown, owner, key, body.webhook_url)
+    job = await ingress.jobs.submit(
+        kind, job_id, requests, shown, owner, key, body.webhook_url, is_awaited=not respond_async
+    )
     if respond_async:
         content = await _job_object(ingress, job)
-        location = {"Location": f"/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
+        location = {"Location": f"{route_prefix.get()}/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
         return JSONResponse(content.model_dump(), 202, location)
     job = await ingress.jobs.end_of(job.id, owner)
     if job.status != "completed":

@@ -1,4 +1,5 @@
-"""What one request may ask for at most: `RequestLimits` of its values, `BodySizeLimit` of its bytes."""
+"""What requests may ask for at most: `RequestLimits` of their values, `BodySizeLimit` of their bytes, and
+`RoomForRequests` of how many are answered at a time."""
 
 from __future__ import annotations
 
@@ -6,12 +7,25 @@ import asyncio
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.admission import Admission
+from serve_app.error_handlers import error_answer
 
 MAX_BODY_BYTES = 25_000_000
 MAX_BODY_S = 120.0  # from the first to the last byte of a body
 MAX_PAUSE_S = 20.0  # between two pieces of it
+MAX_BODY_BYTES_AT_ONCE = 1_000_000_000  # of the bodies of all requests that an ingress replica is answering
+MAX_REQUESTS_AT_ONCE = 1_000  # that an ingress replica is answering: those that wait, and those who follow events
+
+# Serve refuses nothing that is beyond a deployment's max_ongoing_requests: it waits in Serve's proxy, by default any
+# number for any time, and a GET /health behind it. Serve's own bound of that (max_queued_requests) is answered by the
+# proxy, in plain text, with a constant Retry-After at best. So Serve is never to reach its limit: RoomForRequests
+# refuses before, at once, as OpenAI's clients understand it, and with the time that the queue needs. What lies between
+# the two numbers is room for these refusals and for questions about health.
+SERVE_MAX_ONGOING_REQUESTS = 10 * MAX_REQUESTS_AT_ONCE
 
 
 class RequestLimits(BaseModel):
@@ -41,11 +55,14 @@ class BodySizeLimit:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_body_s: float = MAX_BODY_S,
         max_pause_s: float = MAX_PAUSE_S,
+        max_bytes_at_once: int = MAX_BODY_BYTES_AT_ONCE,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_body_s = max_body_s
         self.max_pause_s = max_pause_s
+        self.max_bytes_at_once = max_bytes_at_once
+        self.num_bytes = 0  # of the bodies of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,10 +88,39 @@ class BodySizeLimit:
                 raise HTTPException(408, "the body came too slowly") from error
             is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
+            self.num_bytes += len(message.get("body", b""))
+            if self.num_bytes > self.max_bytes_at_once:
+                raise HTTPException(429, "too many large bodies at once; try again in 5 s", {"Retry-After": "5"})
             return message if num_bytes <= self.max_body_bytes else await self._refuse()
 
-        await self.app(scope, receive_within_limit, send)
+        try:
+            await self.app(scope, receive_within_limit, send)
+        finally:
+            self.num_bytes -= num_bytes
 
     async def _refuse(self) -> Message:
         # FastAPI passes an HTTPException on that is raised while it reads the body.
         raise HTTPException(413, f"the body may have at most {self.max_body_bytes} bytes")
+
+
+class RoomForRequests:
+    """ASGI middleware: beyond `max_requests` at a time the answer is 429, before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
+        self.app = app
+        self.max_requests = max_requests
+        self.num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].endswith("/health"):
+            await self.app(scope, receive, send)
+            return
+        if self.num_requests >= self.max_requests:
+            admission: Admission = serve.get_replica_context().servable_object.admission
+            await error_answer(admission.overloaded("too many requests at once"))(scope, receive, send)
+            return
+        self.num_requests += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.num_requests -= 1

@@ -43,7 +43,6 @@ NO_REQUEST: dict[str, tuple[Any, ...]] = {
     "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
     "moderation": (None, "auto", "low"),
     "stream": (None, False),
-    "partial_images": (None, 0),
 }
 
 # Passed on under the same name when they are set.
@@ -59,6 +58,7 @@ ARGUMENT_FIELDS = (
     "image",
     "mask_image",
     "last_image",
+    "video",
 )
 
 # Names that people try, and what is meant; also arguments of pipelines that have a field of another name.
@@ -70,9 +70,9 @@ FIELD_INSTEAD = {
     "num_images": "n",
     "num_images_per_prompt": "n",
     "num_videos_per_prompt": "n",
-    "num_outputs_per_prompt": "n",
     "frame_rate": "fps",
 }
+SIZE_PATTERN = r"(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})"
 RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
 _NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|generator|processor")
 
@@ -124,12 +124,34 @@ def _encodable(value: T) -> T:
     return value
 
 
+def _size(value: str) -> str:
+    if re.fullmatch(SIZE_PATTERN, value, re.ASCII) is None:
+        raise PydanticCustomError("size", "must be WIDTHxHEIGHT, such as 1024x1024, or auto")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
+Size = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE_PATTERN}$"})]
 InputImages = Annotated[
     Picture | list[Picture] | None,
     PlainValidator(_input_images),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
+
+
+def _with_extra_body(values: dict[str, Any]) -> dict[str, Any]:
+    """The body with the fields of `extra_body` beside the others: who writes HTTP by hand after the OpenAI client's
+    argument of this name sends them nested."""
+    extra = values.get("extra_body")
+    if extra is None:
+        return values
+    if not isinstance(extra, dict):
+        raise PydanticCustomError("extra_body", "extra_body must be an object: its fields are those of the body")
+    twice = next((name for name in extra if name in values), None)
+    if twice is not None:
+        context = {"field": repr(twice)[1:-1][:80]}
+        raise PydanticCustomError("extra_body", "extra_body: '{field}' is given twice", context)
+    return {name: value for name, value in values.items() if name != "extra_body"} | extra
 
 
 class GenerationBody(BaseModel):
@@ -141,10 +163,14 @@ class GenerationBody(BaseModel):
 
     prompt: Text | None = Field(None, description="what to make; required by every model that reads text")
     model: str | None = Field(None, description="the served model's name, see /v1/models")
-    n: int = Field(1, ge=1, description="how many; seeds count up from `seed`")
-    size: str | None = Field(
+    n: int = Field(
+        1,
+        ge=1,
+        validation_alias=AliasChoices("n", "num_outputs_per_prompt"),
+        description="how many; seeds count up from `seed`",
+    )
+    size: Size | None = Field(
         None,
-        pattern=r"^(auto|[1-9]\d{0,5}x[1-9]\d{0,5})$",
         description="WIDTHxHEIGHT in pixels, or auto: the model's own, or that of the picture sent along",
     )
     user: str | None = Field(None, max_length=512, description="an id of your end user; no effect on the output")
@@ -180,6 +206,7 @@ class GenerationBody(BaseModel):
     def name_the_closest_field(cls, values: Any) -> Any:
         """Raises a validation error of type `unknown_field`."""
         if isinstance(values, dict):
+            values = _with_extra_body(values)
             known = cls.field_names()
             for name in values:
                 if name not in known:
@@ -215,8 +242,10 @@ class ImageGenerationBody(GenerationBody):
         None, description="true: answer with a job at once; auto or opaque: the model decides what it paints"
     )
     moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
-    stream: bool | None = Field(None, description="false: partial pictures are not sent")
-    partial_images: int | None = Field(None, description="0: partial pictures are not sent")
+    stream: bool | None = Field(None, description="true: the answer is a stream of events")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="pictures to show on the way, in the stream or as events of the job"
+    )
     image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
 
 
@@ -349,6 +378,7 @@ def to_generation_requests(
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
             cache_dit=cache_dit,
+            previews=getattr(body, "partial_images", None) or 0,
         )
         for index, id in enumerate(ids)
     ]
@@ -383,7 +413,7 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         _check_accepted(name, name, description)
         if isinstance(value, str) and len(value) > limits.max_prompt_chars:
             raise _above(name, len(value), limits.max_prompt_chars, " characters")
-        if isinstance(value, list) and len(value) > limits.max_input_images:
+        if isinstance(value, list) and name != "video" and len(value) > limits.max_input_images:
             raise _above(name, len(value), limits.max_input_images, " pictures")
         if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
             raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)

@@ -30,6 +30,7 @@ from botocore.exceptions import (
 from deployments.errors import InvalidRequestError, StorageError
 from deployments.messages import GenerationRequest, MediaKind
 from env_config.variables import CloudStorage
+from serve_app.route_prefix import route_prefix
 
 URLStyle = Literal["presigned", "public", "path"]
 
@@ -343,8 +344,8 @@ STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
 
 
 def file_url(base_url: str, key: str) -> str:
-    """The address of an object that leaves through this server."""
-    return f"{base_url}/v1/files/{key}"
+    """The address of an object that leaves through this server; without `base_url` relative to its host."""
+    return f"{base_url or route_prefix.get()}/v1/files/{key}"
 
 
 def _without_password(url: str) -> str:

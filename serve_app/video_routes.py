@@ -43,18 +43,7 @@ router = APIRouter(route_class=ServeErrorRoute)
 async def create_video(request: Request, response: Response) -> VideoObject:
     """A video as a job; it is stored before this is answered, and survives the end of any process."""
     body = await read_body(request, VideoGenerationBody)
-    if body.response_format == "b64_json":
-        raise NotSupportedError(
-            "response_format='b64_json' is not supported, only 'url': the file is at /v1/videos/{id}/content",
-            "response_format",
-        )
-    ingress = this_replica()
-    job_id = new_job_id("video")
-    requests = await ingress.parse(body, job_id)
-    shown = shown_of_video(requests[0], await ingress.describe())
-    key = idempotency_key(how_asked(request.headers), "/v1/videos", body)
-    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key, body.webhook_url)
-    return _answer(ingress, job, response)
+    return await answer_with_job(this_replica(), request, response, body, body)
 
 
 @router.get("/v1/videos")
@@ -127,6 +116,28 @@ async def remix_video(video_id: str, body: VideoRemixBody, request: Request, res
     shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
     key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
     job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key)
+    return _answer(ingress, job, response)
+
+
+async def answer_with_job(
+    ingress: IngressReplica,
+    request: Request,
+    response: Response,
+    asked: VideoGenerationBody,
+    body: VideoGenerationBody,
+    source_id: str | None = None,
+) -> VideoObject:
+    """The job that makes what `body` says; `asked` is the same as it came, before what it refers to was read."""
+    if body.response_format == "b64_json":
+        raise NotSupportedError(
+            "response_format='b64_json' is not supported, only 'url': the file is at /v1/videos/{id}/content",
+            "response_format",
+        )
+    job_id = new_job_id("video")
+    requests = await ingress.parse(body, job_id)
+    shown = shown_of_video(requests[0], await ingress.describe()) | {"remixed_from_video_id": source_id}
+    key = idempotency_key(how_asked(request.headers), request.url.path, asked)
+    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key, body.webhook_url)
     return _answer(ingress, job, response)
 
 

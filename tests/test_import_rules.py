@@ -102,7 +102,7 @@ RULES = (
 # A library that not every machine has, or that one file wraps: the only modules that may import it.
 WRAPPED_BY = {
     "alembic": ("serve_app.jobs.database", "serve_app.jobs.migrations.*"),
-    "av": ("deployments.media_files", "serve_app.video_previews"),
+    "av": ("deployments.media_files", "serve_app.video_previews", "serve_app.video_files"),
     "boto3": ("serve_app.storage", "deployments.weights"),
     "cache_dit": ("deployments.accelerations.*",),
     "flash_attn": ("deployments.accelerations.*",),

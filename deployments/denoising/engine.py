@@ -324,7 +324,15 @@ class Engine:
             self.costs.record(structure, samples, seconds)
         is_merged = len(batch) > 1 and self._may_share(batch[0])
         self._count(batch, is_merged)
-        self.measure(
+        for forward in batch:
+            job = forward.job
+            job.forwards += 1
+            job.merged_forwards += is_merged
+            job.seconds += seconds * forward.num_samples / samples
+            job.last_component, job.last_forward = forward.component, ended
+            forward.done.set()
+        self._running = []
+        self.measure(  # while the requests' threads are at work again
             BatchRun(
                 batch[0].component,
                 shape_of_sample(batch[0]),
@@ -336,14 +344,6 @@ class Engine:
                 failed,
             )
         )
-        for forward in batch:
-            job = forward.job
-            job.forwards += 1
-            job.merged_forwards += is_merged
-            job.seconds += seconds * forward.num_samples / samples
-            job.last_component, job.last_forward = forward.component, ended
-            forward.done.set()
-        self._running = []
         return True
 
     def _count(self, batch: list[Forward], is_merged: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -53,9 +54,16 @@ def learn_batch_axes(
 
 def bind(real: torch.nn.Module, args: Any, kwargs: Any) -> Arguments:
     """The arguments of a forward by name."""
-    bound = dict(inspect.signature(type(real).forward).bind(real, *args, **kwargs).arguments)
+    if not args:
+        return dict(kwargs)
+    bound = dict(_signature(type(real).forward).bind(real, *args, **kwargs).arguments)
     bound.pop("self", None)
     return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 class _Probe(DenoiseSession):

@@ -23,6 +23,7 @@ from deployments.denoising.checkpoint import (
 from deployments.denoising.engine import Engine, Job
 from deployments.denoising.hand_off import pack_outcome
 from deployments.denoising.measurements import CachedSteps, CheckpointMade, Measure, Resumed, ignore
+from deployments.denoising.preview import Previews
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import Wiring, read_wiring, restore_wiring
 from deployments.encoding import call_arguments, decode_arguments, unpack_conditioning
@@ -109,6 +110,7 @@ class DenoiserStage:
         on_progress: Callable[[DenoisingProgress], None] | None = None,
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
         on_start: Callable[[Denoising], None] | None = None,
+        on_preview: Callable[[int, DecodeInputs], None] | None = None,
     ) -> tuple[DecodeInputs, Denoising]:
         """Runs in the caller's thread, but for the forwards.
 
@@ -117,7 +119,7 @@ class DenoiserStage:
         """
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint, request)
-        run = _Run(self, request, conditioning, fingerprint, on_progress, on_checkpoint, on_start)
+        run = _Run(self, request, conditioning, fingerprint, on_progress, on_checkpoint, on_start, on_preview)
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not self.needs_remote_calls:
             try:
@@ -183,6 +185,7 @@ class _Run:
         on_progress: Callable[[DenoisingProgress], None] | None,
         on_checkpoint: Callable[[Checkpoint], None] | None,
         on_start: Callable[[Denoising], None] | None,
+        on_preview: Callable[[int, DecodeInputs], None] | None,
     ) -> None:
         self.owner = owner
         self.request = request
@@ -191,6 +194,7 @@ class _Run:
         self.on_progress = on_progress
         self.on_checkpoint = on_checkpoint
         self.on_start = on_start
+        self.on_preview = on_preview
         self.num_steps = 0
         self.started = time.monotonic()
         self.job = Job(
@@ -217,6 +221,7 @@ class _Run:
             every=self.owner.args.checkpoint_every,
             resume_from=resume_from,
             cache_state=self.caches.state,
+            previews=self.previews() if call_remotely is None else None,
         )
         denoising = Denoising(self.job, self.session)
         if resume_from is not None:
@@ -229,6 +234,13 @@ class _Run:
         finally:
             self.owner.engine.end(self.job)
             self._note_caches()
+
+    def previews(self) -> Previews | None:
+        """Of pipelines that need other stages in their loop there are none."""
+        on_preview = self.on_preview
+        if on_preview is None or not self.request.previews:
+            return None
+        return Previews(self.request.previews, lambda step, outcome: on_preview(step, pack_outcome(outcome)))
 
     def _note_caches(self) -> None:
         if not self.caches.contexts:

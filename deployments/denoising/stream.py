@@ -40,18 +40,24 @@ async def denoising_stream(
     conditioning: Conditioning,
     checkpoint: Checkpoint | None = None,
 ) -> AsyncIterator[StreamItem]:
-    """Progress after each step; checkpoints and at last the inputs of the VAE stage, each after its announcement.
+    """Progress after each step; checkpoints, previews and at last the inputs of the VAE stage, each announced.
 
     When nobody reads on (the caller hung up), the request is cancelled and leaves at its next forward.
     """
     loop = asyncio.get_running_loop()
-    events: asyncio.Queue[DenoisingProgress | Checkpoint | None] = asyncio.Queue()
+    events: asyncio.Queue[tuple[StreamItem, ...] | None] = asyncio.Queue()
     started: list[Denoising] = []
     abandoned = False
     arrived = time.time()
 
-    def emit(event: DenoisingProgress | Checkpoint) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    def emit(*items: StreamItem) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, items)
+
+    def on_checkpoint(made: Checkpoint) -> None:
+        emit(PayloadFollows("checkpoint", made.step), made)
+
+    def on_preview(step: int, inputs: DecodeInputs) -> None:
+        emit(PayloadFollows("preview", step), inputs)
 
     def on_start(denoising: Denoising) -> None:
         started.append(denoising)
@@ -67,7 +73,9 @@ async def denoising_stream(
                 if request.report_progress:
                     emit(progress)
 
-            inputs, denoising = stage.denoise(request, conditioning, checkpoint, on_progress, emit, on_start)
+            inputs, denoising = stage.denoise(
+                request, conditioning, checkpoint, on_progress, on_checkpoint, on_start, on_preview
+            )
             timing.steps = denoising.session.steps_done - denoising.session.resumed_at
             timing.bytes_out = inputs.content.num_bytes
             seconds = {
@@ -80,14 +88,12 @@ async def denoising_stream(
     task = loop.run_in_executor(replica.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
-        while (event := await events.get()) is not None:
-            if isinstance(event, Checkpoint):
-                yield PayloadFollows("checkpoint", event.step)
-            yield event
+        while (items := await events.get()) is not None:
+            for item in items:
+                yield item
         inputs, denoising, seconds = await task
         yield PayloadFollows("decode_inputs", denoising.session.steps_done, seconds)
         yield inputs
-        yield PayloadFollows("nothing")
     finally:
         abandoned = True
         for denoising in started:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +26,16 @@ from deployments.values import describe, fill_meta, is_meta, map_values, same_de
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
 CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
 OnProgress = Callable[[int, int], None]
+
+
+class StepFollower(Protocol):
+    """Sees each scheduler step before and after it is made (previews)."""
+
+    def clean_latents(
+        self, session: DenoiseSession, scheduler: Any, args: Any, kwargs: Any
+    ) -> torch.Tensor | None: ...
+
+    def show(self, session: DenoiseSession, latents: torch.Tensor, step_output: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class DenoiseSession(Session):
     call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
     complete: note every decoder call instead of ending at the first.
     on_progress: told (steps done, steps of this loop) after each scheduler step.
+    previews: shows some of the steps.
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class DenoiseSession(Session):
         call_remotely: CallRemotely | None = None,
         complete: bool = False,
         on_progress: OnProgress | None = None,
+        previews: StepFollower | None = None,
     ) -> None:
         super().__init__(stage, arguments, seed)
         self.replayed = list(calls or [])
@@ -88,6 +100,7 @@ class DenoiseSession(Session):
         self.call_remotely = call_remotely
         self.ends_at_first = not complete and len(stage.layout.decoders) == 1
         self.on_progress = on_progress
+        self.previews = previews
         self.cancelled = False
         self.hand_off = HandOff([])
 
@@ -144,7 +157,10 @@ class DenoiseSession(Session):
         return self._defer(component, method, args, kwargs)
 
     def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        latents = self.previews.clean_latents(self, scheduler, args, kwargs) if self.previews else None
         output = super().on_scheduler_step(scheduler, step, args, kwargs)
+        if self.previews and latents is not None:
+            self.previews.show(self, latents, output)
         if self.on_progress:
             steps = max(len(getattr(scheduler, "timesteps", ())), self.steps_done)
             self.on_progress(self.steps_done, steps)

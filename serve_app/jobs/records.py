@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from deployments.errors import InvalidRequestError, TriptychError
 from deployments.messages import MediaKind
+from serve_app.admission import Size
 from serve_app.storage import ObjectNotFoundError
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -49,6 +50,7 @@ class Job:
     timings: dict[str, dict[str, float]]
     error: dict[str, Any] | None  # {"code", "message", ...}
     takeovers: int
+    sizes: list[Size] = field(default_factory=list)  # of each of its requests
     outputs: tuple[Output, ...] = ()
 
     @property
@@ -67,6 +69,17 @@ class NewJob:
     shown: dict[str, Any] = field(default_factory=dict)
     owner: str = ""
     webhook_url: str | None = None  # its end is told there
+    sizes: list[Size] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class UnfinishedJob:
+    """A job that waits or runs; `runner` is the name of who runs it."""
+
+    id: str
+    owner: str
+    runner: str | None
+    sizes: list[Size]
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,14 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, MediaFile
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
 from serve_app.coalescing import Generate
 from serve_app.error_handlers import error_answer, original_error
 from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
 from serve_app.jobs.requests import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
+from serve_app.small_pictures import small_picture
 from serve_app.storage import StorageBackend, object_key
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner
 TRANSIENT = (RayServeException, RayError, StageUnavailableError)  # of the application, not of the job
 
 
+OnMade = Callable[[Job, int, Media], None]  # told of each request that was made, by its place in the job
+
+
 @dataclass
 class RunningJob:
     """How far a job is, until the writer has saved it."""
@@ -54,6 +58,7 @@ class RunningJob:
     shares: list[float]  # of each of its requests, how much is done: 0..1
     step: dict[str, Any] | None = None  # the latest, not yet saved
     checkpoints: dict[int, ObjectRef[Any]] = field(default_factory=dict)  # the latest, not yet saved
+    previews: list[dict[str, Any]] = field(default_factory=list)  # not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -64,6 +69,11 @@ class RunningJob:
         self.shares[request] = DENOISING_SHARE * progress.step / max(1, progress.num_steps)
         self.step = {"request": request, "step": progress.step, "num_steps": progress.num_steps}
         self.step["eta_s"] = progress.eta_s
+        self.changed.set()
+
+    def on_preview(self, request: int, step: int, media: Media) -> None:
+        for file in media.files:
+            self.previews.append({"request": request, "step": step, **small_picture(file.data)})
         self.changed.set()
 
     def on_checkpoint(self, request: int, reference: ObjectRef[Any]) -> None:
@@ -84,6 +94,7 @@ class JobRunner:
         name: str,
         max_running: int = 8,
         lease_s: float = 15.0,
+        on_made: OnMade = lambda *_: None,
     ) -> None:
         self.store = store
         self.threads = threads
@@ -93,6 +104,7 @@ class JobRunner:
         self.name = name
         self.max_running = max_running
         self.lease_s = lease_s
+        self.on_made = on_made
         self.running: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
 
@@ -243,7 +255,9 @@ class JobRunner:
             lambda progress: running.on_step(number, progress),
             lambda reference, _: running.on_checkpoint(number, reference),
             checkpoint_from_bytes(saved) if saved else None,
+            partial(running.on_preview, number),
         )
+        self.on_made(running.job, number, media)
         running.shares[number] = DENOISING_SHARE
         outputs = [
             await self._store(running.job, number, index, request, file) for index, file in enumerate(media.files)
@@ -299,6 +313,9 @@ class JobRunner:
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
+            self.changes.notify()
+        while running.previews:
+            await self.threads.run(self.store.save_preview, self.name, job_id, running.previews.pop(0))
             self.changes.notify()
         for number in list(running.checkpoints):
             checkpoint: Checkpoint = await running.checkpoints.pop(number)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StorageError
-from deployments.messages import GenerationRequest, MediaKind
-from serve_app.admission import OverloadedError
+from deployments.messages import GenerationRequest, MediaKind, StageDescription
+from serve_app.admission import Admission, size_of
 from serve_app.coalescing import Generate
+from serve_app.jobs.books import JobBooks
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import job_events
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
@@ -34,7 +35,6 @@ POLL_S = 0.5  # between looks at a job that another process runs
 MAX_WEBHOOKS = 16  # sent at a time
 WEBHOOK_PAUSE_S = 1.0  # between looks for jobs whose end is to be told
 WEBHOOK_AGAIN_S = 900.0  # longer than all attempts at one take
-RETRY_AFTER_S = 30  # told to those who find the queue full
 
 
 class JobArgs(BaseModel):
@@ -74,6 +74,8 @@ class Jobs:
         application: str,
         generate: Generate,
         storage: StorageBackend,
+        admission: Admission,
+        describe: Callable[[], Awaitable[StageDescription]],
         webhook_rules: WebhookRules | None = None,
     ) -> None:
         """Opens the store; raises JobStoreError."""
@@ -82,17 +84,20 @@ class Jobs:
         self.threads = StoreThreads()
         self.changes = Changes()
         self.storage = storage
+        self.describe = describe
         self._is_closed = False
         self.webhook_rules = webhook_rules or WebhookRules()
         self._webhooks: set[asyncio.Task[None]] = set()
         name = uuid.uuid4().hex
+        self.books = JobBooks(admission, self.store, self.threads, name)
         self.runner = JobRunner(
-            self.store, self.threads, self.changes, generate, storage, name, args.max_running, args.lease_s
-        )
+            self.store, self.threads, self.changes, generate, storage, name, args.max_running, args.lease_s,
+            on_made=self.books.made,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(*([self._send_webhooks] if self.args.webhook_secret else []))
+        self.runner.start(self.books.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -114,9 +119,11 @@ class Jobs:
         owner: str,
         key: IdempotencyKey | None = None,
         webhook_url: str | None = None,
+        is_awaited: bool = False,
     ) -> Job:
         """The job of the requests, or the one that was asked for with the same key before.
 
+        `is_awaited`: the caller waits for its end, so the queue before it may be no longer than that of other requests.
         Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
         InvalidRequestError for a `webhook_url` that must not be called.
         """
@@ -124,13 +131,22 @@ class Jobs:
             if self.args.webhook_secret is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
-        rows, pictures = requests_to_json(requests)
+        if key is not None:  # who asks again for what there is needs no room
+            known = await self.threads.run(self.store.job_of_key, owner, key)
+            if known is not None:
+                return known
         if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
-            raise OverloadedError(f"too many jobs are waiting; try again in {RETRY_AFTER_S} s", RETRY_AFTER_S)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url)
-        job, is_new = await self.threads.run(self.store.add, new, key)
+            raise self.books.admission.overloaded("too many jobs are waiting")
+        description = await self.describe()
+        sizes = [size_of(request, description) for request in requests]
+        rows, pictures = requests_to_json(requests)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
+        with self.books.entering(job_id, sizes, owner, is_awaited):
+            job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
             self.changes.notify()
+        else:
+            self.books.close(job_id)
         return job
 
     async def get(self, job_id: str, owner: str) -> Job:
@@ -168,6 +184,7 @@ class Jobs:
         """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
         job = await self.threads.run(self.store.cancel, job_id, owner)
         self.runner.stop_job(job_id)
+        self.books.close(job_id)
         self.changes.notify()
         for output in job.outputs:
             await self.storage.delete(output.key)
@@ -176,6 +193,7 @@ class Jobs:
     async def delete(self, job_id: str, owner: str) -> Job:
         """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
         job = await self.runner.remove(job_id, owner)
+        self.books.close(job_id)
         self.changes.notify()
         return job
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from serve_app.admission import Size
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
 from serve_app.jobs.records import (
@@ -28,6 +29,7 @@ from serve_app.jobs.records import (
     NewJob,
     Output,
     Status,
+    UnfinishedJob,
     Webhook,
 )
 
@@ -72,6 +74,12 @@ class JobStore:
                 if known is None:
                     raise
                 return self._read(connection, known), False
+
+    def job_of_key(self, owner: str, idempotency_key: IdempotencyKey) -> Job | None:
+        """The job that the key stands for, if it was used before. Raises ConflictError as `add` does."""
+        with self._engine.begin() as connection:
+            known = self._job_of_key(connection, owner, idempotency_key)
+            return None if known is None else self._read(connection, known)
 
     def get(self, job_id: str, owner: str | None = None) -> Job:
         """Raises JobNotFoundError, also where `owner` is given and another's job is meant."""
@@ -123,6 +131,13 @@ class JobStore:
         select = sa.select(sa.func.count()).where(jobs.c.application == self.application, jobs.c.status == status)
         with self._engine.begin() as connection:
             return int(connection.execute(select).scalar_one())
+
+    def unfinished(self) -> list[UnfinishedJob]:
+        """All that wait or run."""
+        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes)
+        select = select.where(jobs.c.application == self.application, jobs.c.status.in_(("queued", "in_progress")))
+        with self._engine.begin() as connection:
+            return [UnfinishedJob(*row[:3], _sizes(row.sizes)) for row in connection.execute(select)]
 
     def cancel(self, job_id: str, owner: str | None = None) -> Job:
         """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
@@ -259,6 +274,12 @@ class JobStore:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(progress=progress))
             self._append(connection, job_id, "step", {"progress": progress} | step)
 
+    def save_preview(self, runner: str, job_id: str, preview: dict[str, Any]) -> None:
+        """A `preview` event. Raises LeaseLostError."""
+        with self._writing.begin() as connection:
+            self._leased(connection, runner, job_id)
+            self._append(connection, job_id, "preview", preview)
+
     def save_checkpoint(self, runner: str, job_id: str, request: int, step: int, data: bytes) -> None:
         """Replace the request's checkpoint. Raises LeaseLostError."""
         table = tables.checkpoints
@@ -313,7 +334,7 @@ class JobStore:
             sa.insert(jobs).values(
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
-                webhook_url=new.webhook_url,
+                webhook_url=new.webhook_url, sizes=new.sizes,
             )
         )  # fmt: skip
         if new.input_images:
@@ -422,4 +443,8 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
     for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
         del values[name]
-    return Job(**values, outputs=outputs)
+    return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
+
+
+def _sizes(rows: list[list[int]]) -> list[Size]:
+    return [(width, height, frames, steps) for width, height, frames, steps in rows]

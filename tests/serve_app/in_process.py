@@ -24,6 +24,7 @@ from serve_app.coalescing import SharedGenerations
 from serve_app.ingress import Ingress, IngressArgs, app
 from serve_app.jobs.service import JobArgs
 from serve_app.limits import RequestLimits
+from serve_app.provenance import make_signer
 from serve_app.remote_images import PictureRules
 from serve_app.storage import LocalStorage
 
@@ -101,6 +102,8 @@ class Server:
                 "cors_origins": (),
                 "remote_images": False,
                 "private_targets": False,
+                "c2pa_certificate": None,
+                "c2pa_private_key": None,
                 "jobs": JobArgs(),
                 **changes,
             }
@@ -108,7 +111,11 @@ class Server:
         self.ingress.args = args
         self.ingress.env = EnvConfig()
         self.ingress.stages = SimpleNamespace(deployments=dict)  # none of them is missing
-        self.ingress.shared = SharedGenerations(self._generate_one)
+        self.ingress._generate_one = self._generate_one
+        self.ingress.signer = make_signer(args.c2pa_certificate, args.c2pa_private_key)
+        self.ingress.shared = SharedGenerations(
+            self._generate_one if self.ingress.signer is None else self.ingress._generate_signed
+        )
         self.ingress.started = int(time.time())
         self.ingress.admission = Admission(args.admission)
         self.ingress.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
@@ -116,8 +123,10 @@ class Server:
         self.ingress.description = describing
         self.ingress.storage = LocalStorage(self.folder)
 
-    async def _generate_one(self, request: GenerationRequest, *hooks: Any) -> Media:
+    async def _generate_one(self, request: GenerationRequest, *hooks: Any, on_preview: Any = None) -> Media:
         self.requests.append(request)
+        for step in range(1, request.previews + 1):
+            on_preview(step, await make_at_once(request))
         made: Media = await self.make(request)
         return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, OutputFormat
 from serve_app.admission import Admission, AdmissionArgs, CostModel, OverloadedError, size_of
 from serve_app.auth import new_key
+from serve_app.ingress import app
+from serve_app.limits import BodySizeLimit, RoomForRequests
 from tests.serve_app.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving, until
 
 SMALL, LARGE = (64, 64, 1), (128, 128, 1)
@@ -67,9 +70,9 @@ def test_measurements_are_followed_when_the_machine_becomes_slower():
 
 
 def test_the_size_is_that_of_the_request_or_else_of_the_model():
-    assert size_of(request(), TEXT_TO_IMAGE) == ((32, 32, 1), 4)
+    assert size_of(request(), TEXT_TO_IMAGE) == (32, 32, 1, 4)
     asked = request(width=64, height=16, num_frames=9, num_inference_steps=7)
-    assert size_of(asked, TEXT_TO_IMAGE) == ((64, 16, 9), 7)
+    assert size_of(asked, TEXT_TO_IMAGE) == (64, 16, 9, 7)
 
 
 # --- the queue ---
@@ -151,7 +154,131 @@ def test_more_replicas_make_the_queue_shorter(monkeypatch):
     assert made.queue_s() == pytest.approx(8, rel=0.35)  # and not 16
 
 
+# --- jobs in the books ---
+
+FOUR_STEPS = (32, 32, 1, 4)
+
+
+def test_jobs_fill_a_longer_queue_of_their_own_and_are_told_when_to_come_back():
+    made = admission(1.0, max_queue_s=5, max_job_queue_s=10)
+    made.admit([request()], TEXT_TO_IMAGE)  # 4 s
+    first = made.admit_job([FOUR_STEPS], "")
+    with pytest.raises(OverloadedError) as refused:
+        made.admit_job([FOUR_STEPS], "")
+    assert refused.value.retry_after_s == 2
+    first[0].close()
+    made.admit_job([FOUR_STEPS], "")
+
+
+def test_jobs_that_wait_are_not_in_the_way_of_a_caller_and_those_that_run_are():
+    made = admission(1.0, max_queue_s=5)
+    [ticket] = made.admit_job([FOUR_STEPS], "")
+    made.admit([request()], TEXT_TO_IMAGE)[0].close()
+    ticket.is_waiting = False
+    with pytest.raises(OverloadedError) as refused:
+        made.admit([request()], TEXT_TO_IMAGE)
+    assert refused.value.retry_after_s == 3
+
+
+def test_a_job_that_a_caller_waits_for_finds_no_longer_queue_than_other_requests_do():
+    made = admission(1.0, max_queue_s=5, max_job_queue_s=100)
+    made.admit_job([FOUR_STEPS], "")
+    with pytest.raises(OverloadedError):
+        made.admit_job([FOUR_STEPS], "", is_awaited=True)
+
+
+def test_the_jobs_of_one_key_do_not_take_the_share_of_the_others():
+    made = admission(1.0, max_job_queue_s=100, max_job_queue_s_per_key=5)
+    made.admit_job([FOUR_STEPS], "anna")
+    with pytest.raises(OverloadedError) as refused:
+        made.admit_job([FOUR_STEPS], "anna")
+    assert refused.value.retry_after_s == 3
+    made.admit_job([FOUR_STEPS], "berta")
+
+
+def test_a_job_that_no_empty_queue_could_take_is_refused_with_the_limit():
+    made = admission(1.0, max_job_queue_s=10)
+    with pytest.raises(InvalidRequestError, match="about 12 s, at most 10 s"):
+        made.admit_job([FOUR_STEPS] * 3, "")
+
+
+def test_jobs_do_not_count_among_the_pending_requests_of_callers():
+    made = admission(0.001, max_pending=1)
+    made.admit_job([FOUR_STEPS] * 5, "")
+    made.admit([request()], TEXT_TO_IMAGE)
+    with pytest.raises(OverloadedError):
+        made.admit([request()], TEXT_TO_IMAGE)
+
+
 # --- over HTTP ---
+
+IMAGES = "/v1/images/generations"
+
+
+async def test_health_is_answered_when_no_more_requests_are_and_these_get_429(server):
+    answered, let_go = [], asyncio.Event()
+
+    async def ends_when_told(scope, receive, send):
+        answered.append(scope["path"])
+        if scope["path"] != "/health":
+            await let_go.wait()
+
+    room = RoomForRequests(ends_when_told, max_requests=2)
+    sent: list[dict[str, Any]] = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask(path: str) -> None:
+        await room({"type": "http", "method": "GET", "path": path}, None, send)
+
+    following = [asyncio.ensure_future(ask(f"/v1/jobs/{number}/events")) for number in range(2)]
+    await until(lambda: len(answered) == 2)
+    await ask(IMAGES)
+    await ask("/health")
+    assert answered == ["/v1/jobs/0/events", "/v1/jobs/1/events", "/health"]
+    assert sent[0]["status"] == 429
+    assert int(dict(sent[0]["headers"])[b"retry-after"]) >= 1
+    assert json.loads(sent[1]["body"])["error"]["code"] == "rate_limit_exceeded"
+    let_go.set()
+    await asyncio.gather(*following)
+    await ask(IMAGES)
+    assert answered[-1] == IMAGES
+
+
+async def test_large_bodies_at_once_get_429_and_their_bytes_are_free_again_at_the_end(server, monkeypatch):
+    let_go, held = asyncio.Event(), 0
+
+    async def make_later(given: GenerationRequest) -> Media:
+        await let_go.wait()
+        return await make_at_once(given)
+
+    server.make = make_later
+    limited = next(each for each in middlewares() if isinstance(each, BodySizeLimit))
+    monkeypatch.setattr(limited, "max_bytes_at_once", 1000)
+    body = {"prompt": "x" * 600}
+    first = asyncio.ensure_future(server.post(IMAGES, json=body))
+    await until(lambda: len(server.requests) == 1)
+    held = limited.num_bytes
+    refused = await server.post(IMAGES, json=body)
+    assert 600 < held < 1000
+    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert refused.headers["retry-after"] == "5"
+    let_go.set()
+    assert (await first).status_code == 200
+    assert limited.num_bytes == 0
+    assert (await server.post(IMAGES, json=body)).status_code == 200
+
+
+def middlewares() -> list[Any]:
+    """Those of the running application, from the outermost."""
+    found, layer = [], app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = layer
+    while layer is not None:
+        found.append(layer)
+        layer = getattr(layer, "app", None)
+    return found
+
 
 
 async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_picture(server):

@@ -26,7 +26,12 @@ class Stages:
         self.hooks: list[tuple[Any, Any]] = []
 
     async def generate(
-        self, request: GenerationRequest, on_progress: Any = None, on_checkpoint: Any = None, resume_from: Any = None
+        self,
+        request: GenerationRequest,
+        on_progress: Any = None,
+        on_checkpoint: Any = None,
+        resume_from: Any = None,
+        on_preview: Any = None,
     ) -> Media:
         self.began.append(request.request_id)
         self.hooks.append((on_progress, on_checkpoint))

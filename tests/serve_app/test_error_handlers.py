@@ -202,7 +202,7 @@ def test_an_error_without_a_request_gets_an_id_of_its_own(caplog):
         (b"\xff\xfe\x00", None, None, "body"),
         (b'{"prompt": "x", "n": 0}', "n", "invalid_value", "^n: .*greater than or equal to 1, got 0$"),
         (b'{"prompt": "x", "n": "many"}', "n", "invalid_value", "valid integer.*, got 'many'$"),
-        (b'{"prompt": "x", "size": "big"}', "size", "invalid_value", "^size: .*, got 'big'$"),
+        (b'{"prompt": "x", "size": "big"}', "size", "invalid_value", "^size: must be WIDTHxHEIGHT, .*, got 'big'$"),
         (
             b'{"prompt": "x", "output_format": "gif"}',
             "output_format",
@@ -214,6 +214,9 @@ def test_an_error_without_a_request_gets_an_id_of_its_own(caplog):
         (b'{"prompt": "x", "image": "no base64!"}', "image", "invalid_value", "^image: .*base64"),
         (b'{"prompt": "\\ud800"}', "prompt", "invalid_value", "lone surrogate"),
         (b'{"\\ud800": 1}', "\\ud800", "unknown_parameter", "unknown field"),
+        (b'{"prompt": "x", "extra_body": 3}', "extra_body", "invalid_value", "^extra_body must be an object"),
+        (b'{"n": 1, "extra_body": {"n": 2}}', "extra_body", "invalid_value", "^extra_body: 'n' is given twice$"),
+        (b'{"extra_body": {"siez": "1x1"}}', "siez", "unknown_parameter", "did you mean 'size'"),
         (b'{"prompt": "x", "size": "\\ud800"}', "size", "invalid_value", "^size"),
         (b'{"prompt": "x", "output_format": "\\ud800"}', "output_format", "invalid_value", "^output_format"),
         (b'{"prompt": "x", "extra_args": {"eta": NaN}}', "extra_args.eta", "invalid_value", "finite"),

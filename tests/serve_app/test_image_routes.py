@@ -14,12 +14,12 @@ import httpx
 import httpx2
 import openai
 import pytest
-from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent
+from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 
 from deployments.errors import GenerationFailedError
 from deployments.messages import InputImage
-from serve_app.image_streaming import picture_events
+from serve_app.image_streaming import PartialPictures, picture_events
 from serve_app.ingress import app
 from tests.serve_app.in_process import Server, description, picture, serving
 
@@ -191,6 +191,24 @@ async def test_the_openai_client_streams_a_generation(server):
     assert sorted(event.seed for event in events) == [3, 4]
 
 
+async def test_the_openai_client_gets_partial_pictures_before_the_picture(server):
+    stream = await openai_client().images.generate(prompt="x", size="32x32", stream=True, partial_images=2)
+    events = [event async for event in stream]
+    *partials, completed = events
+    assert [type(event) for event in partials] == [ImageGenPartialImageEvent] * 2
+    for event in partials:
+        ImageGenPartialImageEvent.model_validate(event.model_dump())
+        assert Image.open(io.BytesIO(base64.b64decode(event.b64_json))).size == (32, 32)
+    assert [event.partial_image_index for event in partials] == [0, 1]
+    assert isinstance(completed, ImageGenCompletedEvent)
+
+
+async def test_partial_pictures_are_refused_where_there_is_no_stream_to_send_them_in(server):
+    answer = await server.post(GENERATIONS, json={"prompt": "x", "partial_images": 1})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "partial_images")
+    assert "stream: true" in error_of(answer)["message"]
+
+
 async def test_the_openai_client_streams_an_edit(server):
     server.configure(KONTEXT)
     stream = await openai_client().images.edit(image=picture(), prompt="x", stream=True)
@@ -202,7 +220,7 @@ async def test_the_openai_client_streams_an_edit(server):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"partial_images": 2}, "partial_images"),
+        ({"partial_images": 4}, "partial_images"),
         ({"response_format": "url"}, "response_format"),
         ({"size": "33x32"}, "size"),
     ],
@@ -224,7 +242,7 @@ async def test_a_failure_ends_the_stream_with_an_error_that_the_client_raises(se
 
 async def test_a_quiet_stream_is_kept_alive_and_its_end_cancels_the_work():
     never = asyncio.ensure_future(asyncio.Event().wait())
-    events = picture_events("image_generation", {never: None}, keep_alive_s=0.01)
+    events = picture_events("image_generation", {never: None}, PartialPictures(), keep_alive_s=0.01)
     assert (await anext(events)).startswith(b":")
     await events.aclose()
     await asyncio.sleep(0)

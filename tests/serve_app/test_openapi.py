@@ -44,8 +44,11 @@ def listening(server: Server) -> Iterator[str]:
     http_server = uvicorn.Server(config)
 
     async def run() -> None:
-        jobs = Jobs(JobArgs(), server.folder, "schemathesis", server.ingress.shared.generate, server.ingress.storage)
-        server.ingress.jobs = jobs
+        ingress, folder = server.ingress, server.folder
+        jobs = Jobs(
+            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
+        )
+        ingress.jobs = jobs
         jobs.start()
         try:
             await http_server.serve()

@@ -229,7 +229,6 @@ def test_another_model_than_the_served_one_is_not_found():
         ("background", ["auto", "opaque"], "transparent"),
         ("moderation", ["auto", "low"], "strict"),
         ("stream", [False], True),
-        ("partial_images", [0], 2),
     ],
 )
 def test_openai_fields_without_meaning_here_are_accepted_only_if_they_ask_for_nothing(

@@ -14,7 +14,9 @@ import pytest
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.messages import GenerationRequest, Media
+from serve_app.admission import AdmissionArgs
 from serve_app.auth import hash_of
+from serve_app.ingress import app
 from serve_app.job_routes import how_asked
 from serve_app.jobs import runner
 from serve_app.jobs.service import JobArgs, Jobs
@@ -29,7 +31,9 @@ async def server_with_jobs(folder: Path, **settings: Any) -> AsyncIterator[tuple
     with serving(folder) as server:
         server.configure(**settings)
         ingress = server.ingress
-        ingress.jobs = Jobs(JobArgs(), folder, "app", ingress.shared.generate, ingress.storage)
+        ingress.jobs = Jobs(
+            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
+        )
         ingress.jobs.start()
         try:
             async with server.client(timeout=60) as client:
@@ -177,3 +181,53 @@ async def test_two_callers_who_ask_the_same_at_once_share_one_generation(tmp_pat
         answers = await asyncio.gather(*asked)
         assert len(server.requests) == 1
     assert len({answer.json()["data"][0]["b64_json"] for answer in answers}) == 1
+
+
+async def test_jobs_beyond_the_queue_get_429_with_the_time_that_it_needs(tmp_path: Path) -> None:
+    let_go = asyncio.Event()
+
+    async def make_later(given: GenerationRequest) -> Media:
+        await let_go.wait()
+        return await make_at_once(given)
+
+    async with server_with_jobs(
+        tmp_path, describing=VIDEO, admission=AdmissionArgs(max_job_queue_s=12, first_guess_s=5)
+    ) as (server, client):
+        server.make = make_later
+        accepted = [await client.post("/v1/videos", json={"prompt": str(number)}) for number in range(2)]
+        assert [answer.status_code for answer in accepted] == [200, 200]
+        refused = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert (await client.delete(f"/v1/videos/{accepted[0].json()['id']}")).status_code == 200
+        late = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        again = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        assert late.status_code == again.status_code == 200
+        assert late.json()["id"] == again.json()["id"], "who asks again for what there is needs no room"
+        let_go.set()
+
+
+async def test_urls_lead_to_where_the_application_is_served(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (_, _):
+        transport = httpx.ASGITransport(app, root_path="/pictures")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/pictures") as client:
+            stored = await client.post(IMAGES, json={"prompt": "x", "response_format": "url"})
+            url = stored.json()["data"][0]["url"]
+            assert url.startswith("/pictures/v1/files/images/")
+            assert (await client.get(url.removeprefix("/pictures"))).headers["content-type"] == "image/png"
+            job = await client.post(IMAGES, json={"prompt": "x", "background": True})
+            assert job.headers["location"] == f"/pictures/v1/jobs/{job.json()['id']}"
+            done = await ended(client, job.json()["id"])
+            assert done["result"]["data"][0]["url"].startswith("/pictures/v1/files/images/")
+
+
+async def test_a_video_is_asked_for_as_sglangs_benchmark_does(tmp_path: Path) -> None:
+    fields = {"prompt": "x", "size": "32x32", "num_frames": "4", "fps": "4", "num_outputs_per_prompt": "2"}
+    form = {**fields, "extra_body": '{"seed": 5, "num_inference_steps": 3}'}
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        info = (await client.get("/v1/model_info")).json()
+        assert (info["model_path"], info["is_image_gen"], info["output_types"]) == ("flux", False, ["video"])
+        parts = {name: (None, value) for name, value in form.items()}
+        job = (await client.post("/v1/videos", files={**parts, "model": (None, info["model_path"])})).json()
+        await ended(client, job["id"])
+    assert [(request.seed, request.arguments["num_inference_steps"]) for request in server.requests] == [(5, 3), (6, 3)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError, InvalidRequestError, NotSupportedError
@@ -24,8 +28,10 @@ from deployments.messages import (
     MediaFile,
     OutputFormat,
     Packed,
+    StageDescription,
 )
-from serve_app.jobs import runner, service
+from serve_app.admission import Admission, AdmissionArgs, OverloadedError
+from serve_app.jobs import books, runner, service
 from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFoundError
 from serve_app.jobs.requests import (
     checkpoint_from_bytes,
@@ -37,6 +43,7 @@ from serve_app.jobs.requests import (
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.storage import LocalStorage, ObjectNotFoundError
 from serve_app.webhooks import WebhookRules
+from tests.serve_app.in_process import TEXT_TO_IMAGE, picture
 from tests.serve_app.test_safety import web_server
 from tests.serve_app.test_webhooks import Receiver
 
@@ -47,6 +54,7 @@ STEPS = 10
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
+    monkeypatch.setattr(books, "PAUSE_S", 0.02)
     monkeypatch.setattr(runner, "WRITE_PAUSE_S", 0.0)
     monkeypatch.setattr(runner, "WRITE_SHARE", 1.0)
 
@@ -77,6 +85,7 @@ class Stages:
         self.reached = asyncio.Event()
         self.failures: list[Exception] = []  # raised by the next generations, one each
         self.cancelled = 0
+        self.seconds = {"denoise": 1.5}
 
     async def generate(
         self,
@@ -84,6 +93,7 @@ class Stages:
         on_progress: Callable[[DenoisingProgress], None] | None = None,
         on_checkpoint: Callable[[Any, int], None] | None = None,
         resume_from: Checkpoint | None = None,
+        on_preview: Callable[[int, Media], None] | None = None,
     ) -> Media:
         start = resume_from.step if resume_from else 0
         self.began_at.append(start)
@@ -99,13 +109,20 @@ class Stages:
                 on_progress(DenoisingProgress(step, STEPS, 0.1))
                 content = Packed({"kind": "state"}, (np.array([state], np.uint8),))
                 on_checkpoint(Done(Checkpoint(request.request_id, step, "print", "digest", content)), step)
+                if step <= request.previews:
+                    assert on_preview is not None
+                    on_preview(step, Media((MediaFile(picture(width=512, height=128)),)))
                 if step == self.hold_at:
                     self.reached.set()
                     await self.held.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return Media((MediaFile(bytes([state]) * 100, "video/mp4", 32, 32, 9, 16.0),), {"denoise": 1.5})
+        return Media((MediaFile(bytes([state]) * 100, "video/mp4", 32, 32, 9, 16.0),), self.seconds)
+
+
+async def describe() -> StageDescription:
+    return TEXT_TO_IMAGE
 
 
 class Folder:
@@ -114,13 +131,15 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.storage = LocalStorage(path / "outputs")
+        self.admission: Admission | None = None  # of the next runner; by default one with a lot of room
 
     @asynccontextmanager
     async def runner(
         self, stages: Stages, webhook_rules: WebhookRules | None = None, **args: Any
     ) -> AsyncIterator[Jobs]:
         job_args = JobArgs(lease_s=1, **args)
-        jobs = Jobs(job_args, self.path, "app", stages.generate, self.storage, webhook_rules)
+        admission = self.admission or Admission(AdmissionArgs())
+        jobs = Jobs(job_args, self.path, "app", stages.generate, self.storage, admission, describe, webhook_rules)
         jobs.start()
         try:
             yield jobs
@@ -386,6 +405,17 @@ async def test_events_tell_the_whole_story_with_progress_that_never_falls(folder
     assert events[0][2]["position"] == 0
 
 
+async def test_previews_are_small_pictures_among_the_events(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        request = dataclasses.replace(request_of("video_1"), previews=2)
+        await jobs.submit("video", "video_1", [request], {"prompt": "a cat"}, "")
+        previews = [data for _, kind, data in await read_events(jobs) if kind == "preview"]
+    assert [preview["step"] for preview in previews] == [1, 2]
+    for preview in previews:
+        shown = Image.open(io.BytesIO(base64.b64decode(preview["b64_json"])))
+        assert (shown.format, shown.size, preview["size"]) == ("JPEG", (256, 64), "256x64")
+
+
 async def test_a_reader_who_comes_back_gets_what_was_missed_and_nothing_twice(folder: Folder) -> None:
     stages = Stages()
     stages.hold_at = 5
@@ -466,6 +496,69 @@ async def test_a_webhook_is_refused_where_nothing_signs_it(folder: Folder) -> No
 
 
 # --- requests and checkpoints as bytes ---
+
+
+# --- the books of admission ---
+
+
+async def test_jobs_count_in_the_books_of_every_replica_until_they_end(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    folder.admission = here = Admission(AdmissionArgs())
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs, "video_1", n=2)
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+        assert here.num_pending == 3
+        folder.admission = there = Admission(AdmissionArgs())
+        async with folder.runner(Stages(), max_running=1):
+            await until(lambda: there.num_pending >= 2)
+            await until(lambda: here.num_pending == there.num_pending == 2)  # video_2 was made there
+            stages.held.set()
+            await ended(jobs)
+            await until(lambda: here.num_pending == there.num_pending == 0)
+
+
+async def test_jobs_of_before_a_restart_still_count(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs, "video_1")
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+    later = Stages()
+    later.hold_at = 5
+    folder.admission = Admission(AdmissionArgs(max_job_queue_s=12, first_guess_s=5))
+    async with folder.runner(later, max_running=1) as jobs:
+        await later.reached.wait()
+        await until(lambda: jobs.books.admission.queue_s(with_waiting_jobs=False) == 5)
+        assert jobs.books.admission.queue_s() == 10
+        with pytest.raises(OverloadedError) as refused:
+            await submit(jobs, "video_3")
+        assert refused.value.retry_after_s == 3
+
+
+async def test_what_jobs_took_is_learned(folder: Folder) -> None:
+    folder.admission = Admission(AdmissionArgs(first_guess_s=5))
+    stages = Stages()
+    stages.seconds = {"denoiser_forwards": 20.0, "decode": 1.0}
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await ended(jobs)
+        assert folder.admission.costs.predict((32, 32, 1), STEPS) == pytest.approx(21)
+
+
+async def test_a_cancelled_job_makes_room_at_once(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    folder.admission = Admission(AdmissionArgs())
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await stages.reached.wait()
+        await jobs.cancel("video_1", "")
+        assert folder.admission.num_pending == 0
+        await asyncio.sleep(0.1)
+        assert folder.admission.num_pending == 0
 
 
 def test_requests_come_back_as_they_were() -> None:
