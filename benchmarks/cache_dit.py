@@ -10,10 +10,8 @@ and .md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import torch
 
+from benchmarks import report
 from deployments.accelerations.cache_plan import has_preset
 from deployments.decoding import decode_output
 from deployments.denoising.stage import DenoiserStage
@@ -32,7 +31,6 @@ from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import load_stage
 
-DOCS = Path("docs/benchmarks")
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
 PRESETS = ("slow", "medium", "fast", "ultra")
 # The names are those of a request's `cache_dit` field; what is not named has the document's default.
@@ -64,7 +62,7 @@ def main() -> None:
     bench = Bench(options.model, options.steps, options.size)
     runs = [bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]]
     rows = [summarize(name, [run[name] for run in runs]) for name in SETTINGS]
-    write({"machine": machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
+    write({"machine": report.machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
            "requests": len(runs), "rows": rows})  # fmt: skip
 
 
@@ -117,18 +115,7 @@ def summarize(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     return {"setting": name, **medians, "worst_psnr": min(run["psnr"] for run in runs)}
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def write(result: dict[str, Any]) -> None:
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "cache_dit.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = [
         "# Cache-DiT: what is saved, and what it costs",
         "",
@@ -146,8 +133,7 @@ def write(result: dict[str, Any]) -> None:
             f"| {row['setting']} | {row['computed_steps']:.0f} of {result['steps']} | {row['blocks']:.0%} | "
             f"{row['time']:.0%} | {row['error']:.4f} | {row['psnr']:.1f} | {row['worst_psnr']:.1f} |"
         )
-    (DOCS / "cache_dit.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report.write("cache_dit", result, lines)
 
 
 if __name__ == "__main__":

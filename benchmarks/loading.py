@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,10 +29,10 @@ import torch
 from boto3.s3.transfer import TransferConfig
 from diffusers import FluxTransformer2DModel
 
+from benchmarks import report
 from deployments.weights import load_component, resolve_checkpoint
 from tests.s3_server import S3Server, s3_server
 
-DOCS = Path("docs/benchmarks")
 SOURCES = ("cold", "warm", "s3")
 WAYS = {"streamer": True, "mmap": False}
 
@@ -62,7 +61,7 @@ def main() -> None:
         for source in SOURCES
         for way in WAYS
     ]
-    write({"machine": machine(), "bytes": num_bytes, "rounds": options.rounds, "rows": rows})
+    write({"machine": report.machine(), "bytes": num_bytes, "rounds": options.rounds, "rows": rows})
 
 
 def write_model(folder: Path, megabytes: int) -> int:
@@ -131,15 +130,6 @@ def s3_environment(server: S3Server) -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 SOURCE_WORDS = {"cold": "local disk, cold", "warm": "local disk, warm", "s3": "S3 on the same machine"}
 WAY_WORDS = {
     ("s3", "mmap"): "download, then mmap (`false`)",
@@ -148,8 +138,6 @@ WAY_WORDS = {
 
 
 def write(result: dict[str, Any]) -> None:
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "loading.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = [
         "# Loading weights: SGLANG_USE_RUNAI_MODEL_STREAMER",
         "",
@@ -168,8 +156,7 @@ def write(result: dict[str, Any]) -> None:
             f"| {SOURCE_WORDS[row['source']]} | {way} | {row['seconds']:.2f} | {speed:.0f} | "
             f"{row['peak_bytes'] / 1e6:.0f} MB |"
         )
-    (DOCS / "loading.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report.write("loading", result, lines)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,7 +29,8 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-DOCS = Path("docs/benchmarks")
+from benchmarks import report
+
 START_TIMEOUT_S = 300
 
 
@@ -51,7 +50,7 @@ def main() -> None:
     with Application(options.config, url) as application:
         rows = [measure(pipeline, url, {**defaults, "num_inference_steps": n}, options.rounds) for n in options.steps]
         memory = application.memory()
-    write({"machine": machine(), "config": options.config.name, "rows": rows, "memory": memory})
+    write({"machine": report.machine(), "config": options.config.name, "rows": rows, "memory": memory})
 
 
 class Application:
@@ -136,18 +135,7 @@ def call(pipeline: Any, prompt: str, arguments: dict[str, Any], seed: int) -> Im
     return picture
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def write(result: dict[str, Any]) -> None:
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "overhead.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = [
         f"# Serving overhead ({result['config']}, one thread, load average {result['machine']['load_average'][0]:.1f})",
         "",
@@ -164,8 +152,7 @@ def write(result: dict[str, Any]) -> None:
     for name, process in sorted(result["memory"]["processes"].items()):
         weights = result["memory"]["weight_bytes"].get(name, 0)
         lines.append(f"| {name} | {weights:,} | {process['pss_mb']} MB | {'yes' if process['torch'] else 'no'} |")
-    (DOCS / "overhead.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report.write("overhead", result, lines)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from deployments.values import fill, map_values, without_opaque
 
 FORMAT = 1  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
+FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
 NOT_SAVED = ("_internal_dict", "_session")
 SAMPLED_BYTES, SAMPLES = 4096, 16  # of each weight file, for its fingerprint
 
@@ -42,12 +43,16 @@ class CheckpointInterval:
     def __init__(self, every: int | None) -> None:
         self.every = every
         self._steps = every or 1
+        self._is_known = every is not None
         self._started = time.perf_counter()
 
     def is_due(self, steps_since_last: int) -> bool:
+        if not self._is_known and time.perf_counter() - self._started < FIRST_AFTER_S:
+            return False
         return steps_since_last >= self._steps
 
     def note(self, checkpoint_seconds: float, steps_done: int) -> None:
+        self._is_known = True
         if self.every is None and steps_done:
             step_seconds = (time.perf_counter() - self._started) / steps_done
             self._steps = max(1, math.ceil(checkpoint_seconds / (SHARE_OF_TIME * max(step_seconds, 1e-6))))

@@ -93,6 +93,7 @@ class DenoiserStage:
             self.args.order,
             synchronize,
             measure,
+            lends_device=stage.device.type == "cpu",
         )
         self.measure = measure
         self.fingerprint = model_fingerprint(stage, settings=repr((self.env.cache_dit, self.env.cache_dit_secondary)))

@@ -145,6 +145,18 @@ def test_checkpoints_are_as_frequent_as_one_percent_of_the_time_allows(
     assert checkpoint_s / (expected * step_s) <= 0.01 + 1e-9
 
 
+def test_the_first_checkpoint_whose_cost_nobody_knows_waits_until_it_can_be_afforded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(checkpoint_module.time, "perf_counter", lambda: clock[0])
+    interval = CheckpointInterval(None)
+    clock[0] += 0.9 * checkpoint_module.FIRST_AFTER_S
+    assert not interval.is_due(5)
+    clock[0] += 0.2 * checkpoint_module.FIRST_AFTER_S
+    assert interval.is_due(6)
+
+
 def test_a_given_interval_is_kept_whatever_checkpoints_cost() -> None:
     interval = CheckpointInterval(3)
     interval.note(100.0, 1)

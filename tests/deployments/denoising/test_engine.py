@@ -66,6 +66,26 @@ class SlowDenoiser(Denoiser):
         return super().compute(hidden_states, timestep)
 
 
+class NotesThreads(SlowDenoiser):
+    """Notes which threads ran its forwards, and how many at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+        self.inside = self.most_at_once = 0
+
+    def compute(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        if threading.current_thread() is threading.main_thread():  # the test's own, for the truth
+            return Denoiser.compute(self, hidden_states, timestep)
+        self.inside += 1
+        self.most_at_once = max(self.most_at_once, self.inside)
+        self.threads.append(threading.current_thread().name)
+        try:
+            return super().compute(hidden_states, timestep)
+        finally:
+            self.inside -= 1
+
+
 class Requests:
     """Threads that run forwards through one engine."""
 
@@ -478,6 +498,32 @@ def test_a_new_request_without_a_deadline_is_not_left_behind_a_running_one(make_
 # --- the end, and what is told ---
 
 
+def test_a_lone_request_runs_in_its_own_thread_where_the_device_may_be_lent(make_requests: MakeRequests) -> None:
+    module = NotesThreads()
+    served = make_requests(module, lends_device=True)
+    assert_right(served.start([1.0, 2.0, 3.0]), module, [1.0, 2.0, 3.0])
+    assert [thread.startswith("ThreadPoolExecutor") for thread in module.threads] == [True] * 3
+
+
+def test_an_accelerator_belongs_to_the_engines_thread(make_requests: MakeRequests) -> None:
+    module = NotesThreads()
+    make_requests(module).start([1.0, 2.0]).result(PATIENCE_S)
+    assert module.threads == ["engine"] * 2
+
+
+def test_a_lent_device_has_one_user_at_a_time_and_requests_that_come_share_batches(make_requests: MakeRequests) -> None:
+    module = NotesThreads()
+    served = make_requests(module, lends_device=True)
+    steps = [[float(request + step) for step in range(20)] for request in range(6)]
+    for _ in range(5):
+        started = [served.start(own, Job(f"request {i}")) for i, own in enumerate(steps)]
+        for outputs, own in zip(started, steps, strict=True):
+            assert_right(outputs, module, own)
+    assert module.most_at_once == 1
+    assert max(module.sizes) > 1
+    assert "engine" in module.threads
+
+
 def test_a_closed_engine_refuses_forwards_and_ends_its_thread(make_engine: MakeEngine) -> None:
     engine, module = make_engine(), Denoiser()
     engine.close()
@@ -492,8 +538,9 @@ def test_nobody_waits_for_ever_when_the_engines_thread_fails(make_requests: Make
         raise OSError("nothing can be measured any more")
 
     served = make_requests(Denoiser(), measure=fail)
-    with pytest.raises(GenerationFailedError, match="closed"):
-        served.start([0.1]).result(PATIENCE_S)
+    for waiting in served.start_together([[0.1], [0.2]]):
+        with pytest.raises(GenerationFailedError, match="closed"):
+            waiting.result(PATIENCE_S)
     wait_until(lambda: not served.engine.is_alive)
     with pytest.raises(GenerationFailedError, match="closed"):
         served.start([0.1]).result(PATIENCE_S)
@@ -510,6 +557,7 @@ def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> No
     served.engine.begin(unwanted)
     served.engine.cancel(unwanted)
     served.engine.end(unwanted)
+    wait_until(lambda: sum(isinstance(each, BatchRun) for each in told) == 4)
     turns = [each for each in told if isinstance(each, BatchRun)]
     assert [turn.num_forwards for turn in turns] == [1, 3, 1, 3]
     assert [turn.is_merged for turn in turns] == [False, True, False, True]

@@ -22,11 +22,13 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 EMOJI = Path(__file__).resolve().parents[3] / "checkpoints" / "emoji-flux"
 
-# Models that show nothing on their way, and why.
+# Models that show nothing of use on their way, and why.
 NO_PREVIEWS = {
     "kandinsky22": "it has two loops",
     "pixart_alpha": "its scheduler, DEIS, knows no step to a noise level of zero",
     "stable_cascade": "it has two loops",
+    "cogvideox_dpm": "its scheduler's step needs what the step before has made",
+    "cosmos": "its previews have another shape (they are of videos, for which no route offers previews)",
     "klein_kv": "its forwards answer with a key-value cache that belongs to one request",
 }
 
@@ -43,7 +45,9 @@ def test_previews_decode_and_change_nothing(name: str, checkpoints_root: Path) -
     inputs, _ = stages.denoiser.denoise(request, stages.encode(request), on_preview=previews.__setitem__)
     assert_same_bits(stages.numbers(inputs), truth)
     stages.close()
-    assert len(previews) == (0 if name in NO_PREVIEWS else 2)
+    if name in NO_PREVIEWS:
+        return
+    assert len(previews) == 2
 
     vae = load_stage(folder, ("vae",))
     after_load = TINY_MODELS[name].after_load
