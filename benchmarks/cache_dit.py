@@ -1,6 +1,6 @@
 """What Cache-DiT saves and costs: each setting against the same request uncached, in one run.
 
-    python -m benchmarks.cache_dit [--model FOLDER] [--steps N] [--prompts N] [--rounds N]
+    python -m benchmarks.cache_dit [--model FOLDER] [--steps N] [--prompts N] [--rounds N] [--judged N]
 
 Uncached and cached requests take turns on one thread and one step engine, so that a noisy machine hits them
 alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.json
@@ -23,6 +23,8 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 import torch
 
 from benchmarks import report
+from checkpoints.train.evaluate import held_out_prompts
+from checkpoints.train.judge import judge
 from deployments.accelerations.cache_plan import has_preset
 from deployments.decoding import decode_output
 from deployments.denoising.stage import DenoiserStage
@@ -31,6 +33,7 @@ from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import load_stage
 
+JUDGED_STEPS = 20
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
 PRESETS = ("slow", "medium", "fast", "ultra")
 # The names are those of a request's `cache_dit` field; what is not named has the document's default.
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--judged", type=int, default=100, help="held-out prompts of emoji-flux, judged; 0: none")
     options = parser.parse_args()
     assert has_preset(options.steps), "cache-dit's presets have no table for this number of steps"
     torch.set_num_threads(1)
@@ -63,7 +67,8 @@ def main() -> None:
     runs = [bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]]
     rows = [summarize(name, [run[name] for run in runs]) for name in SETTINGS]
     write({"machine": report.machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
-           "requests": len(runs), "rows": rows})  # fmt: skip
+           "requests": len(runs), "rows": rows,
+           "judged": judged_pictures(options.model, options.judged) if options.judged else None})  # fmt: skip
 
 
 class Bench:
@@ -104,6 +109,21 @@ class Bench:
         return decode_output(self.stage, request, inputs).images.float(), seconds, caches.get("transformer", {})
 
 
+@torch.no_grad()
+def judged_pictures(model: Path, count: int) -> dict[str, Any]:
+    """Held-out prompts of the embedded model at its default steps, with the documented defaults and without a cache."""
+    bench = Bench(model, JUDGED_STEPS, 128)
+    right, ratios = {"cached": 0, "uncached": 0}, []
+    for seed, (scene, prompt) in enumerate(held_out_prompts(count)):
+        seconds = {}
+        for name in right:
+            picture, seconds[name], _ = bench.run(prompt, seed, {"enable": name == "cached"})
+            pixels = (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            right[name] += judge(pixels) == scene
+        ratios.append(seconds["uncached"] / seconds["cached"])
+    return {"prompts": count, "steps": JUDGED_STEPS, "right": right, "speed_up": statistics.median(ratios)}
+
+
 def psnr(picture: torch.Tensor, truth: torch.Tensor) -> float:
     """Peak signal to noise ratio in dB of values in 0..1."""
     mean_square = (picture - truth).square().mean().item()
@@ -133,6 +153,13 @@ def write(result: dict[str, Any]) -> None:
             f"| {row['setting']} | {row['computed_steps']:.0f} of {result['steps']} | {row['blocks']:.0%} | "
             f"{row['time']:.0%} | {row['error']:.4f} | {row['psnr']:.1f} | {row['worst_psnr']:.1f} |"
         )
+    if judged := result["judged"]:
+        lines += [
+            "",
+            f"Judged as in checkpoints/README.md (noun, background and size all right), {judged['prompts']} held-out "
+            f"prompts at {judged['steps']} steps: {judged['right']['cached']} right with the documented defaults, "
+            f"{judged['right']['uncached']} uncached. The denoising is {judged['speed_up']:.2f} times as fast (median).",
+        ]
     report.write("cache_dit", result, lines)
 
 

@@ -28,6 +28,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
+from benchmarks import report
 from deployments.denoising.stage import DenoiserStage, Denoising
 from deployments.encoding import call_arguments, encode, unpack_conditioning
 from deployments.messages import Conditioning, GenerationRequest, OutputFormat
@@ -379,7 +380,7 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     results = measure(arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "engine.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "engine.json").write_text(json.dumps({"machine": report.machine(), **results}, indent=2) + "\n", encoding="utf-8")
     (arguments.output / "engine.md").write_text(as_markdown(results), encoding="utf-8")
 
 

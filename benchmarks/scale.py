@@ -211,9 +211,9 @@ def validation_lines(validation: dict[str, Any], of_machine: dict[str, Any]) -> 
         f"costs measured before ({seconds} ms, {costs['hand_over_s'] * 1e3:.0f} ms between two requests in a denoiser, "
         f"{(costs['extra_s'] + costs['hand_over_s']) * 1e3:.0f} ms for all else). Replayed: with the "
         "costs that each request had in the real run, which leaves queues, routing and hops to be predicted. In "
-        "brackets the simulation as a multiple of the real run. This is a fit and not an independent test: the model was "
-        "changed after earlier comparisons (one request at a time in a denoiser, the hand-over between two). Batches of a denoiser and starts of replicas are "
-        "not part of this comparison.",
+        "brackets the simulation as a multiple of the real run. This is a fit and not an independent test: the model "
+        "was changed after earlier comparisons (one request at a time in a denoiser, the hand-over between two). "
+        "Batches of a denoiser and starts of replicas are not part of this comparison.",
         "",
         *table(heads, rows),
         "",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
@@ -74,7 +74,7 @@ class Denoising:
         """
         try:
             await self.decode_inputs  # type: ignore[misc]
-        except LOST:
+        except RayError:
             self.decode_inputs = None
             raise
 
@@ -118,11 +118,14 @@ async def generate(
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
             denoising = Denoising(on_checkpoint=on_checkpoint)
-        except LOST as error:
+        except RayError as error:
+            death = lost(error)
+            if death is None:
+                raise
             deaths = deaths + 1 if denoising.furthest <= furthest_at_last_death else 1
             furthest_at_last_death = max(furthest_at_last_death, denoising.furthest)
             denoising.resumes += 1
-            if isinstance(error, ObjectLostError):
+            if isinstance(death, ObjectLostError):
                 denoising = Denoising(
                     resumes=denoising.resumes, last_step=denoising.last_step, on_checkpoint=on_checkpoint
                 )
@@ -132,7 +135,7 @@ async def generate(
                 metrics.lost_steps.inc(lost_steps)
             logger.warning(
                 "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
-                request.request_id, deaths, denoising.step, lost_steps, first_line(error),
+                request.request_id, deaths, denoising.step, lost_steps, first_line(death),
             )  # fmt: skip
             if deaths >= MAX_DEATHS:
                 metrics.given_up.inc()
@@ -205,6 +208,13 @@ async def denoise(
         stream.cancel()
         raise
     raise GenerationFailedError("the denoiser's stream ended without the inputs of the VAE stage")
+
+
+def lost(error: BaseException) -> BaseException | None:
+    """The death of a replica or of what it made, also where it made an argument of the call that failed."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error if isinstance(error, LOST) else None
 
 
 class Previews:

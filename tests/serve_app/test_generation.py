@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from deployments.errors import GenerationFailedError
 from deployments.messages import DenoisingProgress, GenerationRequest, Media, MediaFile, OutputFormat, PayloadFollows
@@ -45,8 +45,10 @@ class Stage:
     encode = denoise = decode = property(lambda self: self)
 
     def remote(self, *arguments: Any) -> Any:
-        if any(isinstance(a, Reference) and isinstance(a.value, BaseException) for a in arguments):
-            return Reference(RuntimeError("an argument of the call is an error"))  # Ray does not make such a call
+        for argument in arguments:  # Ray does not make a call one of whose arguments is an error
+            if isinstance(argument, Reference) and isinstance(argument.value, Exception):
+                failure = Reference(RayTaskError("call", "an argument could not be computed", argument.value))
+                return Stream([failure.value]) if isinstance(self.answers[0], list) else failure
         self.calls.append(arguments)
         answer = self.answers.pop(0)
         return Stream(answer) if isinstance(answer, list) else Reference(answer)
@@ -106,6 +108,13 @@ def test_a_replica_that_dies_after_the_inputs_of_the_vae_costs_nothing() -> None
     denoiser, vae = Stage([INPUTS, "inputs", DEATH]), Stage(media())
     assert run(denoiser, vae).files == media().files
     assert len(denoiser.calls) == 1
+
+
+def test_encoding_is_done_again_when_its_replica_dies_before_the_denoiser_has_what_it_made() -> None:
+    encoder: Any = Stage(DEATH, "conditioning")
+    stages = Stages(encoder, Stage(COMPLETE), Stage(media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
+    assert len(encoder.calls) == 2
 
 
 def test_decoding_is_done_again_without_denoising_again() -> None:

@@ -1,0 +1,63 @@
+"""docs/performance.md: the tables of the last runs on one page, with what limits each and what did not help.
+
+    python -m benchmarks.performance
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import DOCS
+
+PAGE = Path("docs/performance.md")
+
+# benchmark -> what limits it, and what was tried; the figures are those of its own run.
+REMARKS = {
+    "overhead": """What is added are Ray's own hops (an empty request through Serve's proxy and three deployments took 20 to
+23 ms on such a machine), the preparation that each stage repeats because it runs the pipeline's own `__call__` (about
+5 ms of processor time a stage), and forwards that are slower while Ray's processes want a core of the two.
+What helped: no item after the inputs of the VAE stage (3 ms), no inspection of signatures at each forward (0.7 ms a
+step), seeding only the generators in use (1 ms a stage), and on a CPU the forwards of a lone request in its own thread
+(two thread switches a step). What did not: user code and router in Serve's main loop
+(`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`, `RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides
+compute at best of 21 requests.""",
+    "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU thread that is
+the overhead of small matrix products, and nothing once they are large.""",
+    "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation is nearer to the
+truth than the plain residual, at the same blocks.""",
+    "loading": """Streaming pays where the store is slower than one reader; a file that the page cache holds is read at memory speed
+either way.""",
+    "serving": """Two cores hold the client, Ray and all stages: the latencies are of a machine that is full.""",
+    "scale": """The bound knows the future and pays no start-up time; a policy sees only what has happened.""",
+}
+
+
+def main() -> None:
+    lines = [
+        "# Performance",
+        "",
+        "Made by `python -m benchmarks.performance` from the last run of each benchmark. Nothing here ran on a GPU.",
+    ]
+    for name, remark in REMARKS.items():
+        table = DOCS / f"{name}.md"
+        if not table.exists():
+            lines += ["", f"## {name}", "", f"Not run yet: `python -m benchmarks.{name}`."]
+            continue
+        text = table.read_text(encoding="utf-8").rstrip().replace("\n## ", "\n### ").replace("# ", "## ", 1)
+        lines += ["", text, "", f"*Machine: {machine_of(name)}.*", "", remark]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def machine_of(name: str) -> str:
+    result: dict[str, Any] = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    machine = result.get("machine")
+    if not machine:
+        return "not noted in this run"
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch") if key in machine)
+    return f"{machine['cores']} cores, load average {machine['load_average'][0]:.1f}, {versions}"
+
+
+if __name__ == "__main__":
+    main()
