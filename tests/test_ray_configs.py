@@ -25,6 +25,7 @@ DEPLOYMENTS = {
 }
 PIPELINES = {  # what `model_index.json` of each checkpoint names
     "checkpoints/emoji-flux": "FluxPipeline",
+    "checkpoints/emoji-wan": "WanPipeline",
     "black-forest-labs/FLUX.1-dev": "FluxPipeline",
     "Qwen/Qwen-Image": "QwenImagePipeline",
     "Tongyi-MAI/Z-Image-Turbo": "ZImagePipeline",

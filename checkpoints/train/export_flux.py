@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from checkpoints.train.flux_parts import FluxParts
+from checkpoints.train.prompts import words
 from checkpoints.train.tokenizers import case_forms
 from checkpoints.train.train_vae import build_vae
 
@@ -39,7 +40,7 @@ def copy_rows_to_case_forms(parts: FluxParts) -> None:
     table = parts.t5.shared.weight
     ids = parts.t5_tokenizer.get_vocab()
     with torch.no_grad():
-        for form, word in case_forms().items():
+        for form, word in case_forms(words()).items():
             table[ids["▁" + form]] = table[ids["▁" + word]]
 
 

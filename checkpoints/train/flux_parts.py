@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from checkpoints.train.latents import LATENT_CHANNELS
+from checkpoints.train.prompts import words
 from checkpoints.train.tokenizers import CLIP_MAX_LENGTH, T5_MAX_LENGTH, clip_tokenizer, t5_tokenizer
 
 TEXT_WIDTH = 128
@@ -28,7 +29,7 @@ class FluxParts(nn.Module):
     def __init__(self, heads: int = 6, double_blocks: int = 2, single_blocks: int = 4) -> None:
         super().__init__()
         self.clip_tokenizer: CLIPTokenizer = clip_tokenizer()
-        self.t5_tokenizer: T5TokenizerFast = t5_tokenizer()
+        self.t5_tokenizer: T5TokenizerFast = t5_tokenizer(words())
         self.clip = CLIPTextModel(_clip_config(self.clip_tokenizer))
         self.t5 = T5EncoderModel(_t5_config(self.t5_tokenizer))
         # Without a position bias all padding tokens stay equal to each other, so that one stands for all (see

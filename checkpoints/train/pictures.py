@@ -123,7 +123,8 @@ def _emoji(noun: str) -> Image.Image:
 
 
 @cache
-def _resized(noun: str, side: int) -> Image.Image:
+def resized_emoji(noun: str, side: int) -> Image.Image:
+    """The emoji of a noun, RGBA [side, side]."""
     # Premultiplied alpha, or the resampling would draw the colour hidden in transparent pixels into the edge.
     return _emoji(noun).convert("RGBa").resize((side, side), Image.Resampling.LANCZOS).convert("RGBA")
 
@@ -131,7 +132,7 @@ def _resized(noun: str, side: int) -> Image.Image:
 def render(scene: Scene, side: int = 128, offset: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
     """The picture of a scene, uint8 [side, side, 3]; `offset` moves the emoji by (right, down) pixels."""
     emoji_side = round(SIZES[scene.size] * side)
-    emoji = _resized(scene.noun, emoji_side)
+    emoji = resized_emoji(scene.noun, emoji_side)
     picture = Image.new("RGB", (side, side), COLOURS[scene.colour])
     corner = (side - emoji_side) // 2
     picture.paste(emoji, (corner + offset[0], corner + offset[1]), emoji)

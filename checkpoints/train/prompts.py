@@ -103,7 +103,7 @@ def random_prompt(scene: Scene, rng: random.Random) -> str:
         templates = SIZE_LAST
     prompt = _fill(rng.choice(templates), noun, size, colour)
     if rng.random() < 0.25:
-        prompt = _with_filler(prompt, rng)
+        prompt = with_filler(prompt, rng)
     return prompt
 
 
@@ -129,14 +129,16 @@ def _size_word(scene: Scene) -> str:
 def _fill(template: str, noun: str, size: str, colour: str) -> str:
     thing = f"{size} {noun}".strip()
     text = template.replace("{a} picture", "a picture")
-    return text.format(a=_article(thing), an=_article(colour), thing=thing, noun=noun, size=size, colour=colour)
+    return text.format(a=article(thing), an=article(colour), thing=thing, noun=noun, size=size, colour=colour)
 
 
-def _article(following: str) -> str:
+def article(following: str) -> str:
+    """The indefinite article before a word."""
     return "an" if following[0] in "aeiou" else "a"
 
 
-def _with_filler(prompt: str, rng: random.Random) -> str:
+def with_filler(prompt: str, rng: random.Random) -> str:
+    """The prompt with one or two words in it that mean nothing here."""
     parts = prompt.split()
     for _ in range(rng.randint(1, 2)):
         # One in three is a word no tokenizer knows.

@@ -1,6 +1,7 @@
-"""Word-level tokenizers in the classes FluxPipeline expects: one token for a known word, harmless ones for others."""
+"""Word-level tokenizers in the pipelines' own classes: one token for a known word, harmless ones for others."""
 
 import json
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
@@ -30,18 +31,19 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_MAX_LENGTH)
 
 
-def t5_tokenizer() -> T5TokenizerFast:
-    """T5's unigram tokenizer over our words; each word also as Title and UPPER piece, as T5 does not fold case."""
+def t5_tokenizer(known_words: Iterable[str]) -> T5TokenizerFast:
+    """T5's unigram tokenizer over these words; each word also as Title and UPPER piece, as T5 does not fold case."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(sign, -4.0) for sign in PUNCTUATION]
-    pieces += [("▁" + form, -3.0) for form in case_forms()]
+    pieces += [("▁" + form, -3.0) for form in case_forms(known_words)]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=T5_MAX_LENGTH)
 
 
-def case_forms() -> dict[str, str]:
+def case_forms(known_words: Iterable[str]) -> dict[str, str]:
     """Each written form of each known word -> the word in lower case (in order, without repeats)."""
     forms: dict[str, str] = {}
+    known_words = list(known_words)
     for form_of in (str.lower, str.capitalize, str.upper):
-        for word in words():
+        for word in known_words:
             forms.setdefault(form_of(word), word)
     return forms

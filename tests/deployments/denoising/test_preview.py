@@ -15,7 +15,7 @@ from deployments.errors import HandOffIncompleteError
 from deployments.messages import STAGES, DecodeInputs, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.loading import load_stage
 from deployments.values import tensors
-from tests.deployments.denoising.test_engine_parity import Stages, assert_same_bits, engine_cases
+from tests.deployments.denoising.test_engine_parity import Stages, assert_same_bits
 from tests.tiny_models import TINY_MODELS, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -33,7 +33,13 @@ NO_PREVIEWS = {
 }
 
 
-@pytest.mark.parametrize("name", engine_cases())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if model.quick else [pytest.mark.slow, pytest.mark.stress])
+        for n, model in TINY_MODELS.items()
+    ],
+)
 def test_previews_decode_and_change_nothing(name: str, checkpoints_root: Path) -> None:
     folder = checkpoint(name, checkpoints_root)
     stages = Stages(folder)
