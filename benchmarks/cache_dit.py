@@ -158,7 +158,7 @@ def write(result: dict[str, Any]) -> None:
             "",
             f"Judged as in checkpoints/README.md (noun, background and size all right), {judged['prompts']} held-out "
             f"prompts at {judged['steps']} steps: {judged['right']['cached']} right with the documented defaults, "
-            f"{judged['right']['uncached']} uncached. The denoising is {judged['speed_up']:.2f} times as fast (median).",
+            f"{judged['right']['uncached']} uncached. Denoising is {judged['speed_up']:.2f} times as fast (median).",
         ]
     report.write("cache_dit", result, lines)
 

@@ -380,7 +380,8 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     results = measure(arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "engine.json").write_text(json.dumps({"machine": report.machine(), **results}, indent=2) + "\n", encoding="utf-8")
+    content = json.dumps({"machine": report.machine(), **results}, indent=2) + "\n"
+    (arguments.output / "engine.json").write_text(content, encoding="utf-8")
     (arguments.output / "engine.md").write_text(as_markdown(results), encoding="utf-8")
 
 

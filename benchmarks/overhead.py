@@ -50,7 +50,8 @@ def main() -> None:
     with Application(options.config, url) as application:
         rows = [measure(pipeline, url, {**defaults, "num_inference_steps": n}, options.rounds) for n in options.steps]
         memory = application.memory()
-    write({"machine": report.machine(), "config": options.config.name, "rows": rows, "memory": memory})
+    write({"machine": report.machine(), "config": options.config.name, "rows": rows, "memory": memory,
+           "ingress_import_s": ingress_import_s(), "empty_chain_ms": empty_chain_ms()})  # fmt: skip
 
 
 class Application:
@@ -62,17 +63,8 @@ class Application:
     def __enter__(self) -> Application:
         command = [sys.executable, "-m", "serve_app.launch", str(self.config)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < until:
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return self
-            except httpx.HTTPError:
-                pass
-            if self.process.poll() is not None:
-                raise RuntimeError("the application did not start: see outputs/serve.log")
-            time.sleep(1)
-        raise RuntimeError("the application did not become ready")
+        wait_for(f"{self.url}/health", self.process)
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
@@ -90,6 +82,50 @@ class Application:
                 has_torch = any("libtorch" in m.path for m in process.memory_maps())
                 processes[name] = {"pss_mb": round(process.memory_full_info().pss / 1e6), "torch": has_torch}
         return {"weight_bytes": weights, "processes": processes}
+
+
+def empty_chain_ms(requests: int = 60) -> float:
+    """Milliseconds of a request through Ray Serve with nothing to do: what no application on it can go below."""
+    port = 8899
+    command = [sys.executable, "-m", "benchmarks.empty_chain", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/docs", process)
+        seconds = []
+        with httpx.Client(timeout=60) as client:
+            for _ in range(requests + 10):
+                started = time.perf_counter()
+                client.post(f"http://127.0.0.1:{port}/").raise_for_status()
+                seconds.append(time.perf_counter() - started)
+        return 1e3 * statistics.median(seconds[10:])
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None:
+            raise RuntimeError("it did not start (the application: see outputs/serve.log)")
+        time.sleep(1)
+    raise RuntimeError("it did not become ready")
+
+
+def ingress_import_s() -> float:
+    """Seconds until a fresh process has imported all that an ingress replica needs; it must not load torch."""
+    code = "import sys, serve_app.ingress; assert 'torch' not in sys.modules"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def measure(pipeline: Any, url: str, arguments: dict[str, Any], rounds: int) -> dict[str, Any]:
@@ -152,6 +188,12 @@ def write(result: dict[str, Any]) -> None:
     for name, process in sorted(result["memory"]["processes"].items()):
         weights = result["memory"]["weight_bytes"].get(name, 0)
         lines.append(f"| {name} | {weights:,} | {process['pss_mb']} MB | {'yes' if process['torch'] else 'no'} |")
+    lines += [
+        "",
+        f"A request through Ray Serve's proxy, an ingress and a chain of three deployments that do nothing: "
+        f"{result['empty_chain_ms']:.0f} ms (benchmarks/empty_chain.py). No application on Serve goes below it here.",
+        f"A fresh process imports the ingress in {result['ingress_import_s']:.1f} s, without torch.",
+    ]
     report.write("overhead", result, lines)
 
 
