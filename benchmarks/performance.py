@@ -16,8 +16,8 @@ PAGE = Path("docs/performance.md")
 # benchmark -> what limits it, and what was tried; the figures are those of its own run.
 REMARKS = {
     "overhead": """What is added are Ray's own hops (the empty chain above), the preparation that each stage repeats
-because it runs the pipeline's own `__call__` (about 5 ms of processor time a stage), and forwards that are slower while Ray's
-processes want a core of the two.
+because it runs the pipeline's own `__call__` (about 5 ms of processor time a stage), and forwards that are slower
+while Ray's processes want a core of the two.
 What helped: no item after the inputs of the VAE stage (3 ms), no inspection of signatures at each forward (0.7 ms a
 step), seeding only the generators in use (1 ms a stage), and on a CPU the forwards of a lone request in its own thread
 (two thread switches a step). What did not: user code and router in Serve's main loop
