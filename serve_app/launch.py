@@ -79,7 +79,7 @@ def launch(config: Path) -> None:
     print(f"Starting Ray and Serve; the log is {LOG_FILE}.", flush=True)
     with running_serve(config) as serve:
         wait_until_ready(serve, address)
-        print(ready_message(address), flush=True)
+        print(ready_message(address, makes_videos(address)), flush=True)
         serve.wait()
         raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
 
@@ -256,15 +256,22 @@ def get_json(url: str) -> tuple[int | None, Any]:
         return status, None
 
 
-def ready_message(address: Address) -> str:
-    body = json.dumps({"prompt": "a red apple", "response_format": "b64_json"})
-    request = f"curl -sS {address.url}/v1/images/generations -H 'Content-Type: application/json' -d '{body}'"
-    picture = 'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"])'
-    to_file = f'python3 -c \'import base64, json, sys; open("picture.png", "wb").write({picture})\''
+def makes_videos(address: Address) -> bool:
+    _, answer = get_json(f"{address.url}/v1/model_info")  # with API keys it tells nothing: pictures are the rule
+    return isinstance(answer, dict) and answer.get("is_image_gen") is False
+
+
+def ready_message(address: Address, videos: bool = False) -> str:
+    what, route, name = ("video", "videos", "video.mp4") if videos else ("picture", "images", "picture.png")
+    prompt = "a fox moving left on a blue background" if videos else "a red apple"
+    body = json.dumps({"prompt": prompt, "response_format": "b64_json"})
+    request = f"curl -sS {address.url}/v1/{route}/generations -H 'Content-Type: application/json' -d '{body}'"
+    made = 'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"])'
+    to_file = f'python3 -c \'import base64, json, sys; open("{name}", "wb").write({made})\''
     return f"""
 Ready: {address.url} (all routes: {address.url}/docs; Ctrl-C stops it)
 
-Make a picture, picture.png:
+Make a {what}, {name}:
   {request} | {to_file}
 
 OpenAI client:

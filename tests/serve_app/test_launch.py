@@ -101,20 +101,29 @@ def test_a_config_with_a_mistake_is_refused_by_name_and_nothing_starts(tmp_path:
     assert "Starting Ray" not in text
 
 
-def test_the_curl_line_writes_the_picture_of_the_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("videos", "route", "name", "prompt"),
+    [
+        (False, "images", "picture.png", "a red apple"),
+        (True, "videos", "video.mp4", "a fox moving left on a blue background"),
+    ],
+)
+def test_the_curl_line_writes_the_file_of_the_answer(
+    videos: bool, route: str, name: str, prompt: str, tmp_path: Path
+) -> None:
     """The line itself, with a `curl` that answers as the server does and keeps what it was asked."""
     curl = tmp_path / "curl"
     curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > asked\necho \'{"data": [{"b64_json": "UE5H"}]}\'\n')
     curl.chmod(0o755)
-    message = ready_message(Address("0.0.0.0", 8123, "/toy"))
+    message = ready_message(Address("0.0.0.0", 8123, "/toy"), videos)
     [line] = [line for line in message.splitlines() if line.strip().startswith("curl")]
 
     subprocess.run(line, shell=True, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
 
-    assert (tmp_path / "picture.png").read_bytes() == b"PNG"
+    assert (tmp_path / name).read_bytes() == b"PNG"
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert "http://127.0.0.1:8123/toy/v1/images/generations" in asked
-    assert '{"prompt": "a red apple", "response_format": "b64_json"}' in asked
+    assert f"http://127.0.0.1:8123/toy/v1/{route}/generations" in asked
+    assert f'{{"prompt": "{prompt}", "response_format": "b64_json"}}' in asked
     assert 'base_url="http://127.0.0.1:8123/toy/v1"' in message
 
 
