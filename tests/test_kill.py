@@ -38,7 +38,7 @@ from serve_app.health import describe_stages
 from tests.tiny_models import checkpoint
 
 # Ray warns of its own affairs (sockets, forks) in the process that starts it.
-pytestmark = [pytest.mark.slow, pytest.mark.stress, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 
 CHECKPOINT_EVERY = 1
 STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
@@ -46,8 +46,8 @@ SIZES = {"flux": {"height": 32, "width": 32, "max_sequence_length": 32}, "wan22"
 OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4", fps=8.0)}
 MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a request
 PATIENCE_S = 300
-FEWEST_HITS = 9  # of the 12 kills of a denoiser, each of which waits until a request is at its moment
-KILLS = [("Denoiser", moment) for moment in MOMENTS for _ in range(4)] + [("Encoder", "any")] * 4 + [("VAE", "any")] * 4
+FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
+KILLS = [*(("Denoiser", moment) for moment in MOMENTS), ("Encoder", "any"), ("VAE", "any")]  # of one round
 
 
 @dataclass
@@ -159,15 +159,17 @@ def run_application(name: str, folder: Path) -> Application:
     return Application(name, Stages(*handles))
 
 
-def test_no_request_is_lost_or_changed_by_twenty_kills(
-    metrics_port: int, checkpoints_root: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.stress)])
+def test_no_request_is_lost_or_changed_by_kills(
+    rounds: int, metrics_port: int, checkpoints_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
     applications = [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
     ready = time.monotonic()
-    hits = asyncio.run(kill_under_load(applications, random.Random(0)))
+    kills = KILLS * rounds
+    hits = asyncio.run(kill_under_load(applications, kills, random.Random(0)))
     figures = [
-        f"{len(KILLS)} kills in {time.monotonic() - ready:.0f} s (started in {ready - started:.0f} s)",
+        f"{len(kills)} kills in {time.monotonic() - ready:.0f} s (started in {ready - started:.0f} s)",
         *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
     ]
     metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
@@ -175,18 +177,20 @@ def test_no_request_is_lost_or_changed_by_twenty_kills(
     with capsys.disabled():
         print("\n" + "\n".join(figures))
     assert all(app.finished >= 3 for app in applications)
-    assert hits["recoveries"] >= FEWEST_HITS
+    assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
     assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
 
 
-async def kill_under_load(applications: list[Application], choice: random.Random) -> dict[str, int]:
+async def kill_under_load(
+    applications: list[Application], moments: list[tuple[str, str]], choice: random.Random
+) -> dict[str, int]:
     for application in applications:
         for seed in (1, 2):
             application.truths[seed] = await application.make(seed, 0)
     watched = RecoveryLog()
     stopped = asyncio.Event()
     loads = [asyncio.create_task(app.load((1, 2), stopped)) for app in applications for _ in range(2)]
-    kills = [(deployment, moment, applications[i % 2]) for i, (deployment, moment) in enumerate(KILLS)]
+    kills = [(deployment, moment, applications[i % 2]) for i, (deployment, moment) in enumerate(moments)]
     choice.shuffle(kills)
     with watched:
         for deployment, moment, application in kills:
