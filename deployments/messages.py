@@ -126,8 +126,8 @@ class Checkpoint:
 class PayloadFollows:
     """Announces that the next item of the stream is large and is to be passed on by reference, unread.
 
-    The last item of a stream whose replica dies is its error, so an unread checkpoint is known to be one only when
-    another item has followed it; "decode_inputs" are the last item of a stream, and fail the decoding if they are none.
+    The last item of a stream whose replica dies is its error. So an unread checkpoint or preview is known to be one
+    only when another item has followed it. "decode_inputs" are the last; an error in their place fails the decoding.
     """
 
     kind: Literal["decode_inputs", "checkpoint", "preview"]

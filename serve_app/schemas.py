@@ -244,7 +244,10 @@ class ImageGenerationBody(GenerationBody):
     moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
     stream: bool | None = Field(None, description="true: the answer is a stream of events")
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="pictures to show on the way, in the stream or as events of the job"
+        None,
+        ge=0,
+        le=3,
+        description="pictures to show on the way, in the stream or as events of the job; few models show none",
     )
     image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
 

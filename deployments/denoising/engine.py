@@ -202,7 +202,8 @@ class Engine:
             self._run_batch([forward])
         finally:
             with self._changed:
-                self._running = []
+                if self._running == [forward]:  # it failed; else the engine's thread may have the device already
+                    self._running = []
                 self.last_progress = time.monotonic()
                 self._changed.notify_all()
 

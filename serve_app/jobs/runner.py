@@ -58,7 +58,7 @@ class RunningJob:
     shares: list[float]  # of each of its requests, how much is done: 0..1
     step: dict[str, Any] | None = None  # the latest, not yet saved
     checkpoints: dict[int, ObjectRef[Any]] = field(default_factory=dict)  # the latest, not yet saved
-    previews: list[dict[str, Any]] = field(default_factory=list)  # not yet saved
+    previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -72,8 +72,7 @@ class RunningJob:
         self.changed.set()
 
     def on_preview(self, request: int, step: int, media: Media) -> None:
-        for file in media.files:
-            self.previews.append({"request": request, "step": step, **small_picture(file.data)})
+        self.previews += [(request, step, file) for file in media.files]
         self.changed.set()
 
     def on_checkpoint(self, request: int, reference: ObjectRef[Any]) -> None:
@@ -315,7 +314,9 @@ class JobRunner:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
             self.changes.notify()
         while running.previews:
-            await self.threads.run(self.store.save_preview, self.name, job_id, running.previews.pop(0))
+            request, at_step, file = running.previews.pop(0)
+            preview = {"request": request, "step": at_step, **await asyncio.to_thread(small_picture, file.data)}
+            await self.threads.run(self.store.save_preview, self.name, job_id, preview)
             self.changes.notify()
         for number in list(running.checkpoints):
             checkpoint: Checkpoint = await running.checkpoints.pop(number)
