@@ -20,6 +20,7 @@ from deployments.messages import (
 )
 from deployments.metrics import DenoiserMetrics
 from deployments.model import ModelArgs
+from deployments.owner_watch import OwnerWatch
 from deployments.replica import StageReplica
 
 
@@ -43,6 +44,7 @@ class Pipeline(StageReplica):
 
     def __init__(self, model: ModelArgs) -> None:
         super().__init__(model, STAGES)
+        self._owners = OwnerWatch()
         self.denoiser = DenoiserStage(
             self.stage,
             model.denoising,
@@ -58,8 +60,9 @@ class Pipeline(StageReplica):
     async def denoise(
         self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
     ) -> AsyncIterator[StreamItem]:
-        async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
-            yield item
+        with self._owners.bound_to(request.owner):
+            async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
+                yield item
 
     async def check_health(self) -> None:
         check_engine(self.denoiser)

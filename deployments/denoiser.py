@@ -21,6 +21,7 @@ from deployments.messages import (
 )
 from deployments.metrics import DenoiserMetrics
 from deployments.model import ModelArgs
+from deployments.owner_watch import OwnerWatch
 from deployments.replica import StageReplica
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class Denoiser(StageReplica):
         super().__init__(model, ("denoiser",))
         self._handles: dict[StageName, DeploymentHandle] = {"encoder": encoder, "vae": vae}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._owners = OwnerWatch()
         self.denoiser = DenoiserStage(
             self.stage, model.denoising, self._ask_stage, self._encode, self.synchronize, self.env, DenoiserMetrics()
         )
@@ -48,8 +50,9 @@ class Denoiser(StageReplica):
     ) -> AsyncIterator[StreamItem]:
         """Progress and checkpoints as they come, at last the inputs of the VAE stage."""
         self._loop = asyncio.get_running_loop()
-        async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
-            yield item
+        with self._owners.bound_to(request.owner):
+            async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
+                yield item
 
     async def check_health(self) -> None:
         check_engine(self.denoiser)

@@ -63,6 +63,7 @@ class GenerationRequest:
     cache_dit: dict[str, Any] | None = None  # overrides of the SGLANG_CACHE_DIT_* settings
     report_progress: bool = False  # somebody listens: an event after each step
     previews: int = 0  # pictures to show on the way
+    owner: str = ""  # name of the Ray actor that asks; when it is gone the denoising ends
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Stages:
     encoder: DeploymentHandle
     denoiser: DeploymentHandle
     vae: DeploymentHandle
+    owner: str = ""  # the Ray actor of this process, without which the denoiser does not go on
     complete_hand_off: bool = field(default=False, init=False)  # learned: see HandOffIncompleteError
 
     def deployments(self) -> dict[str, DeploymentHandle]:
@@ -107,7 +108,10 @@ async def generate(
     metrics = generation_metrics()
     while True:
         request = dataclasses.replace(
-            request, complete_hand_off=stages.complete_hand_off, report_progress=on_progress is not None
+            request,
+            complete_hand_off=stages.complete_hand_off,
+            report_progress=on_progress is not None,
+            owner=stages.owner,
         )
         metrics.attempts.inc()
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import ray
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
@@ -119,7 +120,7 @@ class Ingress:
         self.args = args
         self.env = EnvConfig.from_environ()
         apply_logging_level(self.env.runtime.logging_level)
-        self.stages = Stages(encoder, denoiser, vae)
+        self.stages = Stages(encoder, denoiser, vae, owner=ray.get_runtime_context().get_actor_name() or "")
         self.request_log: RequestLog | None = None
         if self.env.runtime.stage_logging:
             self.request_log = RequestLog(self.env.runtime.cache_root, self.stages)

@@ -9,6 +9,7 @@ denoiser is at an early, a middle or a late step.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -44,6 +45,7 @@ CHECKPOINT_EVERY = 1
 STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
 SIZES = {"flux": {"height": 32, "width": 32, "max_sequence_length": 32}, "wan22": {"height": 16, "width": 16}}
 OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4", fps=8.0)}
+ENDLESS = {"prompt": "a cat", "num_inference_steps": 200_000, **SIZES["flux"]}
 MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a request
 PATIENCE_S = 300
 FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
@@ -155,21 +157,28 @@ def run_application(name: str, folder: Path) -> Application:
     )
     encoder, vae = Encoder.bind(model), VAE.bind(model)
     serve.run(Denoiser.bind(model, encoder, vae), name=name, route_prefix=None)
-    handles = [serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE")]
-    return Application(name, Stages(*handles))
+    return Application(name, stages_of(name))
+
+
+def stages_of(name: str, owner: str = "") -> Stages:
+    encoder, denoiser, vae = (serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE"))
+    return Stages(encoder, denoiser, vae, owner)
+
+
+@pytest.fixture(scope="module")
+def applications(metrics_port: int, checkpoints_root: Path) -> list[Application]:
+    return [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.stress)])
 def test_no_request_is_lost_or_changed_by_kills(
-    rounds: int, metrics_port: int, checkpoints_root: Path, capsys: pytest.CaptureFixture[str]
+    rounds: int, applications: list[Application], metrics_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = time.monotonic()
-    applications = [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
     ready = time.monotonic()
     kills = KILLS * rounds
     hits = asyncio.run(kill_under_load(applications, kills, random.Random(0)))
     figures = [
-        f"{len(kills)} kills in {time.monotonic() - ready:.0f} s (started in {ready - started:.0f} s)",
+        f"{len(kills)} kills in {time.monotonic() - ready:.0f} s",
         *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
     ]
     metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
@@ -179,6 +188,38 @@ def test_no_request_is_lost_or_changed_by_kills(
     assert all(app.finished >= 3 for app in applications)
     assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
     assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
+
+
+def test_a_denoising_ends_when_the_actor_that_asked_for_it_dies(applications: list[Application]) -> None:
+    caller = Caller.options(name="caller", namespace="serve").remote()  # type: ignore[attr-defined]
+    caller.ask.remote("flux", dataclasses.replace(applications[0].request(1, 0), arguments=ENDLESS))
+    wait_for_jobs(applications[0], 1)
+    ray.kill(caller)
+    wait_for_jobs(applications[0], 0)
+
+
+@ray.remote
+class Caller:
+    """In the place of an ingress."""
+
+    async def ask(self, name: str, request: GenerationRequest) -> None:
+        await generate(stages_of(name, ray.get_runtime_context().get_actor_name()), request)
+
+
+def wait_for_jobs(application: Application, number: int) -> None:
+    """Until the denoiser has so many."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        described = asyncio.run(inspected(application))
+        if len(described["requests"]) == number:
+            return
+        assert time.monotonic() < give_up, described
+        time.sleep(0.5)
+
+
+async def inspected(application: Application) -> dict[str, Any]:
+    answer: dict[str, Any] = await application.stages.denoiser.inspect.remote()
+    return answer
 
 
 async def kill_under_load(
