@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, PayloadFollows
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, OutputFormat, PayloadFollows
 from serve_app.metrics import generation_metrics
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,10 @@ class Previews:
 
     async def _show(self, step: int, inputs: ray.ObjectRef[Any], on_preview: OnPreview) -> None:
         try:
-            on_preview(step, await self.stages.vae.decode.remote(self.request, inputs))
+            request = self.request
+            if request.output.kind == "video":  # its first frame
+                request = dataclasses.replace(request, output=OutputFormat("image", "jpeg"))
+            on_preview(step, await self.stages.vae.decode.remote(request, inputs))
         except Exception as error:  # noqa: BLE001  (the picture itself comes, or says what is wrong)
             logger.warning("request %s: no preview of step %d: %s", self.request.request_id, step, first_line(error))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.error_handlers import error_answer
-from serve_app.schemas import ImageGenerationBody
+from serve_app.schemas import ImageGenerationBody, VideoGenerationBody
 
 StreamPrefix = Literal["image_generation", "image_edit"]
 Tasks = dict[asyncio.Task[Media], GenerationRequest]
@@ -34,12 +34,12 @@ def without_stream(body: ImageGenerationBody) -> ImageGenerationBody:
     return body.model_copy(update={"stream": None})
 
 
-def refuse_partial_images(body: ImageGenerationBody) -> None:
+def refuse_partial_images(body: ImageGenerationBody | VideoGenerationBody) -> None:
     """Raises InvalidRequestError: an answer at once has no place for them."""
     if body.partial_images:
+        needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
         raise InvalidRequestError(
-            f"partial_images={body.partial_images} needs stream: true, or background: true for events of a job",
-            "partial_images",
+            f"partial_images={body.partial_images} needs {needed} (for events of a job)", "partial_images"
         )
 
 

@@ -174,6 +174,7 @@ class Ingress:
         """A video from a prompt; the answer comes when it is made."""
         if (answer := await answer_by_job(self, request.url.path, body, request.headers)) is not None:
             return answer
+        refuse_partial_images(body)
         requests = await self.parse(body)
         media = await self._generate(requests)
         items = await self._items(body.response_format, requests, media)

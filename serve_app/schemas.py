@@ -268,6 +268,9 @@ class VideoGenerationBody(GenerationBody):
         description="the picture that the video starts from, as a data URL or base64",
     )
     last_image: InputImages = Field(None, description="the picture that the video ends with")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="first frames to show on the way, as events of the job; some models show none"
+    )
 
 
 class GeneratedItem(BaseModel):
@@ -381,7 +384,7 @@ def to_generation_requests(
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
             cache_dit=cache_dit,
-            previews=getattr(body, "partial_images", None) or 0,
+            previews=body.partial_images or 0,
         )
         for index, id in enumerate(ids)
     ]

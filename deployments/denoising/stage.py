@@ -23,7 +23,7 @@ from deployments.denoising.checkpoint import (
 from deployments.denoising.engine import Engine, Job
 from deployments.denoising.hand_off import pack_outcome
 from deployments.denoising.measurements import CachedSteps, CheckpointMade, Measure, Resumed, ignore
-from deployments.denoising.preview import Previews
+from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import Wiring, read_wiring, restore_wiring
 from deployments.encoding import call_arguments, decode_arguments, unpack_conditioning
@@ -241,7 +241,11 @@ class _Run:
         on_preview = self.on_preview
         if on_preview is None or not self.request.previews:
             return None
-        return Previews(self.request.previews, lambda step, outcome: on_preview(step, pack_outcome(outcome)))
+        is_video = self.request.output.kind == "video"
+        return Previews(
+            self.request.previews,
+            lambda step, outcome: on_preview(step, pack_outcome(first_frame(outcome) if is_video else outcome)),
+        )
 
     def _note_caches(self) -> None:
         if not self.caches.contexts:

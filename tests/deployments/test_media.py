@@ -204,10 +204,17 @@ def test_values_that_are_not_numbers_are_an_error_not_a_black_picture(bad):
         encode(types.SimpleNamespace(frames=made[None]), request("mp4"))
 
 
+def test_a_picture_of_a_video_is_its_first_frame():
+    video = smooth_video()
+    [file] = encode(types.SimpleNamespace(frames=video), request("png"))
+    first = np.asarray(Image.open(io.BytesIO(file.data)))
+    assert np.array_equal(first, video[0, 0].mul(255).round().byte().movedim(0, -1).numpy())
+
+
 @pytest.mark.parametrize(
     ("output", "format", "says"),
     [
-        (types.SimpleNamespace(frames=smooth_video()), "png", "has no images"),
+        (types.SimpleNamespace(audio=torch.zeros(1, 2, 100)), "png", "has no images"),
         (images(torch.zeros(1, 3, 8, 8)), "mp4", "has no frames"),
         (images(torch.zeros(1, 16, 8, 8)), "png", r"Tensor \[1, 16, 8, 8\]"),
         (images("text"), "png", "str"),

@@ -1,6 +1,7 @@
 """The path of one request when a replica dies between two items of the denoiser's stream."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -139,3 +140,20 @@ def test_a_request_that_gets_further_each_time_is_not_given_up() -> None:
 def test_a_stream_that_ends_without_an_error_and_without_inputs_is_a_failure() -> None:
     with pytest.raises(GenerationFailedError, match="ended without"):
         run(Stage([CHECKPOINT, "checkpoint 1"]), Stage())
+
+
+def test_the_preview_of_a_video_is_asked_for_as_a_picture() -> None:
+    shown: list[int] = []
+    items = [PayloadFollows("preview", 1), "latents", DenoisingProgress(1, 2), INPUTS, "inputs"]
+    vae: Any = Stage(media(), media())
+    stages = Stages(Stage("conditioning"), Stage(items), vae)  # type: ignore[arg-type]
+    request = dataclasses.replace(REQUEST, output=OutputFormat("video", "mp4"), previews=1)
+
+    async def run_it() -> None:
+        await generate(stages, request, on_preview=lambda step, _: shown.append(step))
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run_it())
+    asked = [(call[0].output.kind, call[0].output.format) for call in vae.calls]
+    assert sorted(asked) == [("image", "jpeg"), ("video", "mp4")]
+    assert shown == [1]

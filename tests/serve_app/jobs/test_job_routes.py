@@ -114,6 +114,15 @@ async def test_what_cannot_be_is_refused_by_name(
         assert server.requests == []
 
 
+async def test_first_frames_on_the_way_are_refused_where_there_is_no_job(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        server.configure(VIDEO)
+        answer = await client.post("/v1/videos/generations", json={"prompt": "x", "partial_images": 2})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "partial_images")
+        assert "Prefer: respond-async" in answer.json()["error"]["message"]
+        assert server.requests == []
+
+
 def test_a_key_of_other_characters_is_refused() -> None:
     assert how_asked({"idempotency-key": "a-Z_9"}).idempotency_key == "a-Z_9"
     for key in ("", "a b", "ä", "a\n"):
