@@ -1,5 +1,8 @@
 """What the step engine gains and costs: `python -m benchmarks.engine`; the tables go to docs/benchmarks/engine.md.
 
+With `--checkpoint FOLDER --device cuda` a FLUX checkpoint on an accelerator instead of two small models on the CPU
+(one with random weights and the size of FLUX.1-dev: benchmarks/real_size.py).
+
 Every number is a ratio or a time of two things measured in turns in one process, the median over the rounds,
 because the machine may have other work. One thread of arithmetic, so that batching and not threading is seen.
 """
@@ -18,9 +21,10 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +61,43 @@ class Size:
 
 SMALL = Size("0.6 M parameters, hidden 64", 64, 4, 2, 4)
 LARGE = Size("18 M parameters, hidden 256", 256, 8, 4, 8)
+SMALL_TOKENS = (16, 64, 256)  # of the latents: side of the picture / 16, squared
+CHECKPOINT_TOKENS = (256, 1024, 4096)
+
+
+def write_tiny(size: Size, folder: Path) -> None:
+    """A checkpoint with a random transformer of that size."""
+    torch.manual_seed(0)
+    pipeline, _ = flux()
+    per_head = size.hidden // size.heads
+    config = TRANSFORMER | {
+        "num_attention_heads": size.heads,
+        "attention_head_dim": per_head,
+        "num_layers": size.num_layers,
+        "num_single_layers": size.num_single_layers,
+        "axes_dims_rope": [per_head // 4, per_head // 4, per_head // 2],
+    }
+    pipeline.register_modules(transformer=FluxTransformer2DModel(**config).eval())
+    pipeline.save_pretrained(folder)
 
 
 class Model:
-    """One transformer with its encoders, in this process."""
+    """The transformer and the encoders of a checkpoint, in this process."""
 
-    def __init__(self, size: Size, folder: Path) -> None:
-        torch.manual_seed(0)
-        pipeline, self.arguments = flux()
-        per_head = size.hidden // size.heads
-        config = TRANSFORMER | {
-            "num_attention_heads": size.heads,
-            "attention_head_dim": per_head,
-            "num_layers": size.num_layers,
-            "num_single_layers": size.num_single_layers,
-            "axes_dims_rope": [per_head // 4, per_head // 4, per_head // 2],
-        }
-        pipeline.register_modules(transformer=FluxTransformer2DModel(**config).eval())
-        pipeline.save_pretrained(folder)
-        self.stage: StagePipeline = load_stage(folder, ("denoiser",))
-        self.encoder = load_stage(folder, ("encoder",))
+    def __init__(self, name: str, folder: Path, device: str = "cpu") -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.stage: StagePipeline = load_stage(folder, ("denoiser",), self.device)
+        self.encoder = load_stage(folder, ("encoder",), self.device)
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def request(self, tokens: int, steps: int, name: str = "request", **settings: Any) -> GenerationRequest:
         """`tokens` is that of the latents, a square number."""
         side = round(tokens**0.5) * 2 * self.stage.pipeline.vae_scale_factor
-        arguments = self.arguments | {"height": side, "width": side, "num_inference_steps": steps}
+        arguments = {"prompt": "a small cat", "height": side, "width": side, "num_inference_steps": steps}
         arguments["max_sequence_length"] = TEXT_TOKENS
         return GenerationRequest(name, "benchmark", arguments, 0, OutputFormat("image", "png"), **settings)
 
@@ -91,7 +107,10 @@ class Model:
     @contextmanager
     def engine(self, **settings: Any) -> Iterator[DenoiserStage]:
         stage = DenoiserStage(
-            self.stage, DenoisingArgs(**settings), encode=lambda request: encode(self.encoder, request)
+            self.stage,
+            DenoisingArgs(**settings),
+            encode=lambda request: encode(self.encoder, request),
+            synchronize=self.synchronize,
         )
         try:
             yield stage
@@ -118,7 +137,7 @@ def together(works: list[Callable[[], Any]]) -> None:
         thread.join()
 
 
-def throughput(model: Model, size: Size, tokens: int, rounds: int) -> Row:
+def throughput(model: Model, tokens: int, rounds: int) -> Row:
     """Eight requests through the engine against the same eight one after another without it."""
     request = model.request(tokens, 20)
     conditioning = model.conditioning(request)
@@ -141,7 +160,7 @@ def throughput(model: Model, size: Size, tokens: int, rounds: int) -> Row:
             forwards.append(gain_of_forward(model, tokens))
         sizes = stage.engine.statistics.batch_sizes
     return {
-        "model": size.name,
+        "model": model.name,
         "tokens": tokens + TEXT_TOKENS,
         "gain": median_ratio(alone, merged),
         "gain_of_the_forward": statistics.median(forwards),
@@ -153,24 +172,27 @@ def throughput(model: Model, size: Size, tokens: int, rounds: int) -> Row:
 def gain_of_forward(model: Model, tokens: int) -> float:
     """What a batch of eight gains in the transformer alone: the bound of what an engine can gain."""
     transformer = model.stage.components["transformer"]
+    config = transformer.config
+    zeros = partial(torch.zeros, device=model.device, dtype=model.stage.dtype)
 
     def forward(batch: int) -> None:
         transformer(
-            hidden_states=torch.zeros(batch, tokens, 16),
-            encoder_hidden_states=torch.zeros(batch, TEXT_TOKENS, 32),
-            pooled_projections=torch.zeros(batch, 32),
-            timestep=torch.ones(batch),
-            guidance=torch.ones(batch),
-            img_ids=torch.zeros(tokens, 3),
-            txt_ids=torch.zeros(TEXT_TOKENS, 3),
+            hidden_states=zeros(batch, tokens, config.in_channels),
+            encoder_hidden_states=zeros(batch, TEXT_TOKENS, config.joint_attention_dim),
+            pooled_projections=zeros(batch, config.pooled_projection_dim),
+            timestep=zeros(batch) + 1,
+            guidance=zeros(batch) + 1,
+            img_ids=zeros(tokens, 3),
+            txt_ids=zeros(TEXT_TOKENS, 3),
         )
+        model.synchronize()
 
     forward(1), forward(BATCH)
     alone = seconds_of(lambda: [forward(1) for _ in range(2 * BATCH)])
     return alone / seconds_of(lambda: [forward(BATCH) for _ in range(2)])
 
 
-def lone_cost(model: Model, size: Size, tokens: int, rounds: int) -> Row:
+def lone_cost(model: Model, tokens: int, rounds: int) -> Row:
     """A lone request through the engine against the same loop without it."""
     request = model.request(tokens, 20 if tokens < 500 else 4)
     conditioning = model.conditioning(request)
@@ -190,7 +212,7 @@ def lone_cost(model: Model, size: Size, tokens: int, rounds: int) -> Row:
                 wall[name].append(seconds_of(way))
                 processor[name].append(time.process_time() - began)
     return {
-        "model": size.name,
+        "model": model.name,
         "tokens": tokens + TEXT_TOKENS,
         "step_ms": 1000 * statistics.median(wall["plain"]) / request.arguments["num_inference_steps"],
         "cost": median_ratio(wall["engine"], wall["plain"]) - 1,
@@ -199,7 +221,7 @@ def lone_cost(model: Model, size: Size, tokens: int, rounds: int) -> Row:
     }
 
 
-def cancel_latency(model: Model, size: Size, cancels: int) -> Row:
+def cancel_latency(model: Model, cancels: int) -> Row:
     """From the call of `cancel` at a random moment to the end of the request's thread, beside another request."""
     steps, randomness = 40, random.Random(0)
     request = model.request(256, steps)
@@ -212,7 +234,7 @@ def cancel_latency(model: Model, size: Size, cancels: int) -> Row:
             latencies.append(cancelled_after(stage, request, conditioning, randomness.uniform(0.05, 0.9) * duration))
         left = threading.active_count() - threads_before
     return {
-        "model": size.name,
+        "model": model.name,
         "cancels": cancels,
         "step_ms": 1000 * duration / steps,
         "median_ms": 1000 * statistics.median(latencies),
@@ -245,7 +267,7 @@ def cancelled_after(
     return ended[0] - called if ended else 0.0  # it was done before
 
 
-def mixed_load(model: Model, size: Size, rounds: int) -> Row:
+def mixed_load(model: Model, rounds: int) -> Row:
     """Short pictures that come while a long video runs: by slack against first come, first served."""
     long, short = model.request(484, 40, "long"), model.request(16, 4, "short")
     conditionings = {id(r): model.conditioning(r) for r in (long, short)}
@@ -269,7 +291,7 @@ def mixed_load(model: Model, size: Size, rounds: int) -> Row:
     p95 = {order: percentile(run["short"], 0.95) for order, run in seconds.items()}
     video = {order: statistics.median(run["long"]) for order, run in seconds.items()}
     return {
-        "model": size.name,
+        "model": model.name,
         "short_alone_ms": 1000 * lone_short,
         "short_p95_slack_ms": 1000 * p95["slack"],
         "short_p95_fifo_ms": 1000 * p95["fifo"],
@@ -331,22 +353,35 @@ SECTIONS = {
 
 
 def measure(rounds: int) -> dict[str, list[Row]]:
-    """All sections; `rounds` is the number of turns that each median is taken over."""
+    """All sections for the two small models; `rounds` is the number of turns that each median is taken over."""
     results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
     for size in (SMALL, LARGE):
         with tempfile.TemporaryDirectory() as folder:
-            model = Model(size, Path(folder))
-            for tokens in (16, 64, 256):
-                results["throughput"].append(throughput(model, size, tokens, rounds))
-                print(results["throughput"][-1], flush=True)
-            for tokens in (16, 961):
-                results["lone_request"].append(lone_cost(model, size, tokens, 3 * rounds))
-                print(results["lone_request"][-1], flush=True)
-            results["cancel"].append(cancel_latency(model, size, 50))
-            print(results["cancel"][-1], flush=True)
-            results["mixed_load"].append(mixed_load(model, size, rounds))
-            print(results["mixed_load"][-1], flush=True)
+            write_tiny(size, Path(folder))
+            measure_model(Model(size.name, Path(folder)), SMALL_TOKENS, (16, 961), rounds, results)
     return results
+
+
+def measure_checkpoint(folder: Path, device: str, rounds: int) -> dict[str, list[Row]]:
+    results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
+    model = Model(f"{folder.name} on {device}", folder, device)
+    measure_model(model, CHECKPOINT_TOKENS, CHECKPOINT_TOKENS, rounds, results)
+    return results
+
+
+def measure_model(
+    model: Model, tokens_together: Sequence[int], tokens_alone: Sequence[int], rounds: int, into: dict[str, list[Row]]
+) -> None:
+    for tokens in tokens_together:
+        into["throughput"].append(throughput(model, tokens, rounds))
+        print(into["throughput"][-1], flush=True)
+    for tokens in tokens_alone:
+        into["lone_request"].append(lone_cost(model, tokens, 3 * rounds))
+        print(into["lone_request"][-1], flush=True)
+    into["cancel"].append(cancel_latency(model, 50))
+    print(into["cancel"][-1], flush=True)
+    into["mixed_load"].append(mixed_load(model, rounds))
+    print(into["mixed_load"][-1], flush=True)
 
 
 def as_markdown(results: dict[str, list[Row]]) -> str:
@@ -373,12 +408,17 @@ def shown(column: str, value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns that each median is taken over")
+    parser.add_argument("--checkpoint", type=Path, help="of FLUX's kind, in place of the two small models")
+    parser.add_argument("--device", default="cpu", help="of the checkpoint, such as cuda")
     parser.add_argument("--output", type=Path, default=DOCS, help="folder for engine.json and engine.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    results = measure(arguments.rounds)
+    if arguments.checkpoint is None:
+        results = measure(arguments.rounds)
+    else:
+        results = measure_checkpoint(arguments.checkpoint, arguments.device, arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"machine": report.machine(), **results}, indent=2) + "\n"
     (arguments.output / "engine.json").write_text(content, encoding="utf-8")

@@ -79,7 +79,7 @@ def _refuse_flagged(output: Any) -> None:
 
 
 def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...]:
-    made = getattr(output, "images", None)
+    made = _first_of(output, ("images", "image"))
     if made is None and (videos := _first_of(output, ("frames", "video"))) is not None:
         made = [video[0] for video in _each_video(videos)]  # asked for by the preview of a video
     if made is None:

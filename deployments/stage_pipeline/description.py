@@ -15,7 +15,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 
 # Set by Triptych itself in every call, so not for callers.
 OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
-KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image"}
+KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "image": "image"}
 
 
 def describe_stage(stage: StagePipeline) -> StageDescription:

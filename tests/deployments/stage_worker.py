@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableAudioPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from deployments.decoding import decode_output
+from deployments.decoding import audio_sample_rate, decode_output, default_fps
 from deployments.denoising.stage import AskStage, DenoiserStage
 from deployments.encoding import encode
+from deployments.media import files_to_write
 from deployments.messages import (
     ComponentAnswer,
     ComponentCall,
     Conditioning,
     DecodeInputs,
     GenerationRequest,
+    OutputFormat,
     StageName,
 )
+from deployments.stage_pipeline.description import media_kind
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.remote_calls import answer_call
 from tests.tiny_models import TINY_MODELS, tiny_patches
+
+OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
 
 
 class StageWorker:
@@ -51,7 +58,13 @@ class StageWorker:
         return self.denoiser.denoise(request, conditioning)[0]
 
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> list[Any]:
+        """The numbers of the output, of which the files that a served request ends in can be made."""
         output = decode_output(self.stage, request, inputs)
+        pipeline = type(self.stage.pipeline)
+        if pipeline is not StableAudioPipeline:  # sound alone is not served
+            output_format = OUTPUTS[media_kind(pipeline)]
+            request = dataclasses.replace(request, output=output_format)
+            assert files_to_write(output, request, default_fps(self.stage), audio_sample_rate(self.stage))
         return torch.utils._pytree.tree_leaves(dict(output))
 
     def call_component(self, call: ComponentCall) -> ComponentAnswer:

@@ -568,3 +568,16 @@ def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> No
     expected = {"forwards": 8, "batches": 4, "merged": 6, "cancelled": 1, "waiting": 0, "requests": 0}
     assert {name: measured[name] for name in expected} == expected
     assert sorted(map(sorted, measured["step_seconds"].values())) == [[1], [3]]
+
+
+def test_what_a_request_still_needs_is_predicted_from_its_own_forwards(make_requests: MakeRequests) -> None:
+    requests = make_requests(SlowDenoiser())
+    engine, job = requests.engine, Job("request", remaining_forwards=lambda: 10)
+    engine.begin(job)
+    assert engine.remaining_s() == [], "nothing is known before its first forward"
+    for timestep in (0.1, 0.2, 0.3):
+        requests.step(job, timestep)
+    assert engine.remaining_s() == [pytest.approx(10 * job.seconds / 3)]
+    assert engine.statistics.seconds == pytest.approx(job.seconds)
+    engine.end(job)
+    assert engine.remaining_s() == []
