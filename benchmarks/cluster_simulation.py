@@ -19,6 +19,7 @@ from itertools import pairwise
 
 PUSH_S = 10.0  # between reports of the handles: RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S
 REFUSE_FROM = 0.9  # of the SLO: a prediction is a mean, and half of what is let in at all of it would be late
+SMOOTHING = 0.2  # weight of the newest request in Report.request_s
 TICK_S = 1.0  # between decisions; Serve's own is 0.1 s, which only matters below a second
 
 
@@ -71,9 +72,10 @@ class Report:
     time_s: float
     ongoing: tuple[int, ...]  # requests waiting for or on a replica
     ongoing_integral: tuple[float, ...]  # of it over time since the start, in request-seconds
-    num_arrived: int
-    arrived_s: tuple[float, ...]  # device seconds that all requests so far ask for, refused ones too
-    waiting_s: tuple[float, ...]  # device seconds of requests that have come to the stage and are not begun there
+    arrived: tuple[int, ...]  # requests that have come to the stage, refused ones not
+    arrived_s: tuple[float, ...]  # device seconds that they ask for
+    outstanding_s: tuple[float, ...]  # device seconds of the ongoing ones that are still to be done
+    request_s: tuple[float, ...]  # device seconds of a request, by the latest that have ended; 0 before the first
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,22 @@ class Pool:
         self.ongoing = 0
         self.ongoing_integral = self.ongoing_seen_s = 0.0
         self.num_running = 0  # of `replicas`
+        self.busy: dict[Replica, None] = {}  # in order; draining ones too
+        self.arrived = 0
         self.arrived_s = self.waiting_s = 0.0  # device seconds, in full batches: of all arrivals, of what waits here
+        self.request_s = 0.0
 
     def cost_s(self, kind: RequestKind) -> float:
         return kind.seconds[self.index] * self.least_cost
+
+    def note_end(self, kind: RequestKind) -> None:
+        cost_s = self.cost_s(kind)
+        self.request_s += SMOOTHING * (cost_s - self.request_s) if self.request_s else cost_s
+
+    def outstanding_s(self) -> float:
+        """Of what waits and of what is in work."""
+        in_work_s = sum(end - replica.work for replica in self.busy for end, _, _ in replica.active)
+        return max(0.0, self.waiting_s + in_work_s * self.least_cost)
 
 
 class Cluster:
@@ -192,8 +206,6 @@ class Cluster:
 
     def arrive(self, kind: RequestKind) -> None:
         self.outcome.num_arrived += 1
-        for pool in self.pools:
-            pool.arrived_s += pool.cost_s(kind)
         if self.refuse_late and self.predicted_s(kind) > REFUSE_FROM * kind.slo_s:
             self.outcome.num_refused += 1
             return
@@ -213,6 +225,8 @@ class Cluster:
         """The request comes to its next stage."""
         pool = self.pools[request.stage]
         self.count_ongoing(pool, 1)
+        pool.arrived += 1
+        pool.arrived_s += pool.cost_s(request.kind)
         pool.waiting_s += pool.cost_s(request.kind)
         if pool.free:
             self.assign(self.choose(pool), request)
@@ -239,6 +253,7 @@ class Cluster:
 
     def activate(self, replica: Replica, request: Request) -> None:
         self.numbers += 1
+        replica.pool.busy[replica] = None
         replica.pool.waiting_s -= replica.pool.cost_s(request.kind)
         heapq.heappush(replica.active, (replica.work + request.kind.seconds[request.stage], self.numbers, request))
 
@@ -262,7 +277,10 @@ class Cluster:
         pool = replica.pool
         self.advance(replica)
         _, _, request = heapq.heappop(replica.active)
+        pool.note_end(request.kind)
         replica.ongoing -= 1
+        if not replica.active:
+            del pool.busy[replica]
         if replica.waiting:
             self.activate(replica, replica.waiting.popleft())
         self.count_ongoing(pool, -1)
@@ -350,14 +368,17 @@ class Cluster:
     def push(self, _: object, __: int) -> None:
         for pool in self.pools:
             self.count_ongoing(pool, 0)
+            for replica in pool.busy:
+                self.advance(replica)
         self.reports.append(
             Report(
                 self.now,
                 tuple(pool.ongoing for pool in self.pools),
                 tuple(pool.ongoing_integral for pool in self.pools),
-                self.outcome.num_arrived,
+                tuple(pool.arrived for pool in self.pools),
                 tuple(pool.arrived_s for pool in self.pools),
-                tuple(max(0.0, pool.waiting_s) for pool in self.pools),
+                tuple(pool.outstanding_s() for pool in self.pools),
+                tuple(pool.request_s for pool in self.pools),
             )
         )
         self.at(self.now + PUSH_S, self.push)

@@ -26,7 +26,8 @@ from benchmarks.load_profile import PROFILES, Profile, arrivals_of, mean_second_
 from benchmarks.open_loop import percentile
 from benchmarks.report import machine, table, write
 from benchmarks.scale_validation import validate
-from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault, proportional
+from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
+from serve_app.autoscaling import proportional
 
 COSTS = Path(__file__).parent / "stage_costs.json"
 EMBEDDED = "emoji_flux_cpu"
@@ -164,8 +165,8 @@ def as_markdown(result: dict[str, Any]) -> list[str]:
         f"than {REFUSE_FROM:.0%} of it is refused, whatever the policy. The best possible is a bound by a linear "
         "program (`benchmarks/goodput_bound.py`): it knows all arrivals beforehand, so no policy can reach it. At its "
         f"peak a load brings {settings['peak']:.0%} of the work that all accelerators can do. Every replica takes one "
-        "accelerator, the small stages too. The replica-ratio policy exists in this simulation "
-        "(`benchmarks/scaling_policies.py`) and not yet in the application.",
+        "accelerator, the small stages too. The replica-ratio policy is the application's own "
+        "(`serve_app/autoscaling.py`, docs/autoscaling.md), called as Serve calls it.",
         "",
         *(f"- {name}: {profile.says}" for name, profile in PROFILES.items()),
         "",

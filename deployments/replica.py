@@ -19,6 +19,7 @@ from ray import serve
 
 from deployments.accelerations import StageModules, install_all
 from deployments.decoding import Decoded, decode
+from deployments.denoising.engine import Engine
 from deployments.denoising.stage import DenoiserStage
 from deployments.devices import select_device, synchronize
 from deployments.errors import CheckpointError, InvalidRequestError
@@ -43,6 +44,7 @@ from deployments.messages import (
 from deployments.model import ModelArgs
 from deployments.observability.kernel_api_log import KernelApiLog, instrument
 from deployments.observability.logging_setup import apply_logging_level
+from deployments.observability.stage_load import Load, StageLoad
 from deployments.observability.stage_timing import StageTiming, stage_timer
 from deployments.observability.torch_profiler import ProfilerBusyError, StepCounter, TorchProfiler
 from deployments.stage_pipeline.description import describe_stage
@@ -80,6 +82,7 @@ class StageReplica:
         self.timer = stage_timer(self.env.runtime, self.replica_id, self.synchronize)
         self.profiler = TorchProfiler(self.env.runtime)
         self.present = PresentRequests()
+        self.loads = {stage: StageLoad() for stage in stages}
         self.recent_timings: deque[StageTiming] = deque(maxlen=RECENT)
         self.stage = self._load(model, stages)
         self._install_accelerations()
@@ -130,7 +133,8 @@ class StageReplica:
                 timing.bytes_out = num_bytes(output)
                 return output
 
-        return await self.in_worker(observed)
+        with self.loads[stage].request():
+            return await self.in_worker(observed)
 
     async def decode_and_write(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""
@@ -147,7 +151,10 @@ class StageReplica:
         self, stage: StageName, request: GenerationRequest, arrived: float, *inputs: Any
     ) -> Iterator[tuple[StageTiming, StepCounter]]:
         """Times and traces one stage of one request, in the thread that works; `arrived` is a time.time()."""
+        load = self.loads[stage]
         with (
+            load.request() if stage == "denoiser" else contextlib.nullcontext(),  # the others wait for their turn first
+            load.work(),
             self.present.run(request.request_id, stage, arrived),
             self.profiler.trace(request.request_id, stage, self.replica_id, all_threads=stage == "denoiser") as trace,
             self.timer.measure(request.request_id, stage) as timing,
@@ -175,6 +182,14 @@ class StageReplica:
         if not self.env.runtime.stage_logging:
             return []
         return [asdict(timing) for timing in self.recent_timings if timing.request_id == request_id]
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `serve_app.autoscaling` decides on; Serve asks every few seconds where a deployment scales."""
+        loads = {stage: load.load() for stage, load in self.loads.items()}
+        if self.denoiser_here:
+            outstanding_s = denoising_outstanding_s(loads["denoiser"], self.denoiser_here.engine)
+            loads["denoiser"] = replace(loads["denoiser"], outstanding_s=outstanding_s)
+        return {f"{stage}_{name}": value for stage, load in loads.items() for name, value in asdict(load).items()}
 
     @property
     def denoiser_here(self) -> DenoiserStage | None:
@@ -233,6 +248,13 @@ class StageReplica:
             self.denoiser_here.recent_caches.clear()
         await self.in_worker(free_memory)
         return await self.caches()
+
+
+def denoising_outstanding_s(load: Load, engine: Engine) -> float:
+    """Predicted busy seconds of the requests in the engine: by their own forwards, or like others before the first."""
+    forwards_s, device_s = engine.remaining_s(), engine.statistics.seconds
+    busy_share = load.busy_s / device_s if load.request_s and device_s else 1.0  # schedulers, hand-overs
+    return sum(forwards_s) * busy_share + max(0, load.present - len(forwards_s)) * load.request_s
 
 
 def check_default_arguments(model: ModelArgs, description: StageDescription) -> None:

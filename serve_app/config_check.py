@@ -14,15 +14,17 @@ from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv
 from ray.serve import Application
 from ray.serve._private.build_app import build_app as serve_build_app
-from ray.serve.config import AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from env_config.serve_config import check_serve_config, serve_configs_of
+from serve_app.autoscaling import ReplicaRatio
 
 # Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
 READ_AS: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (ServeApplicationSchema, "autoscaling_policy"): AutoscalingPolicy,
 }
+OUR_POLICY = "serve_app.autoscaling:ReplicaRatio"
 RUNTIME_ENV_KEYS = frozenset(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
 RUNTIME_ENV_OWNERS = (ServeApplicationSchema, RayActorOptionsSchema)
 
@@ -83,17 +85,67 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [f"{where}.args: {error}"]
     deployments = application.get("deployments")
-    names = [
-        mapping_or_empty(deployment).get("name")
-        for deployment in (deployments if isinstance(deployments, list) else [])
-    ]
+    deployments = [mapping_or_empty(each) for each in (deployments if isinstance(deployments, list) else [])]
+    names = [deployment.get("name") for deployment in deployments]
     problems += [
         f"{where}.deployments: no deployment is named {name!r}{closest(name, known)}"
         for name in names
         if name not in known
     ]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
-    return problems + [f"{where}.deployments: {name!r} stands there twice" for name in twice]
+    problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
+    return problems + check_autoscaling(application, deployments, where)
+
+
+def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str) -> list[str]:
+    """Make our policy as Serve's controller would, which tells nobody but its log when that fails."""
+    configs = {
+        f"{where}.deployments[{each.get('name')}].autoscaling_config": each["autoscaling_config"]
+        for each in deployments
+        if isinstance(each.get("autoscaling_config"), Mapping)
+    }
+    problems = [
+        f"{place}.policy: {OUR_POLICY} is for `autoscaling_policy` of the application: it decides for all stages"
+        for place, config in configs.items()
+        if is_our_policy(config.get("policy"))
+    ]
+    if not is_our_policy(application.get("autoscaling_policy")):
+        return problems
+    place = f"{where}.autoscaling_policy"
+    if not configs:
+        problems.append(f"{place}: no deployment has an autoscaling_config, so none would scale")
+    problems += check_our_policy(application["autoscaling_policy"].get("policy_kwargs") or {}, configs, place)
+    return problems + [
+        f"{place}.{delay}: must be 0: the policy itself starts replicas at once and takes them away after cooldown_s"
+        for place, config in configs.items()
+        for delay in ("upscale_delay_s", "downscale_delay_s")
+        if config.get(delay, AutoscalingConfig.model_fields[delay].default) != 0
+    ]
+
+
+def is_our_policy(policy: Any) -> bool:
+    return str(mapping_or_empty(policy).get("policy_function")).replace(":", ".") == OUR_POLICY.replace(":", ".")
+
+
+def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    known = inspect.signature(ReplicaRatio).parameters
+    unknown = [f"{where}.policy_kwargs.{key}: unknown key{closest(key, known)}" for key in settings if key not in known]
+    if unknown:
+        return unknown
+    try:
+        policy = ReplicaRatio(**settings)
+    except ValueError as error:
+        return [f"{where}.policy_kwargs: {error}"]
+    least = sum(
+        config.get("min_replicas", AutoscalingConfig.model_fields["min_replicas"].default)
+        for config in configs.values()
+    )
+    if policy.max_replicas_in_all is not None and policy.max_replicas_in_all < least:
+        return [
+            f"{where}.policy_kwargs.max_replicas_in_all: {policy.max_replicas_in_all} is less than the "
+            f"min_replicas of the deployments, {least} together"
+        ]
+    return []
 
 
 def deployment_names(application: Application) -> list[str]:

@@ -36,7 +36,8 @@ HTTP = ("fastapi", "starlette", "uvicorn")
 ENV_CONFIG = ("env_config", "env_config.*")
 MESSAGES = ("deployments.messages", "deployments.errors")
 SHELLS = tuple(
-    f"deployments.{name}" for name in ("encoder", "denoiser", "vae", "combined", "replica", "inspection", "metrics")
+    f"deployments.{name}"
+    for name in ("encoder", "denoiser", "vae", "combined", "replica", "owner_watch", "inspection", "metrics")
 )
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STAGE_WORK = (

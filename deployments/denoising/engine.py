@@ -52,6 +52,7 @@ class Job:
     forwards: int = 0
     merged_forwards: int = 0
     seconds: float = 0.0  # its share of the device's time
+    step_s: float = 0.0  # seconds of its last forward alone, as such forwards usually take
 
 
 @dataclass(eq=False)
@@ -83,6 +84,7 @@ class EngineStatistics:
     refused_structures: int = 0  # structures whose merge deviated and is never made again
     bisections: int = 0
     cancelled: int = 0
+    seconds: float = 0.0  # of the device
     batch_sizes: dict[int, int] = field(default_factory=dict)
 
 
@@ -239,6 +241,11 @@ class Engine:
     def num_jobs(self) -> int:
         return len(self._jobs)
 
+    def remaining_s(self) -> list[float]:
+        """Device seconds that each request still needs, predicted from its own forwards; none before its first."""
+        jobs = [job for job in tuple(self._jobs) if job.forwards]
+        return [job.seconds / job.forwards * job.remaining_forwards() for job in jobs]
+
     # -- the engine's thread ----------------------------------------------------------------------------------
 
     def _loop(self) -> None:
@@ -351,11 +358,13 @@ class Engine:
             self.costs.record(structure, samples, seconds)
         is_merged = len(batch) > 1 and self._may_share(batch[0])
         self._count(batch, is_merged)
+        self.statistics.seconds += seconds
         for forward in batch:
             job = forward.job
             job.forwards += 1
             job.merged_forwards += is_merged
             job.seconds += seconds * forward.num_samples / samples
+            job.step_s = self.costs.predict(forward.structure, forward.num_samples) or seconds
             job.last_component, job.last_forward = forward.component, ended
             forward.done.set()
         self._running = []

@@ -272,9 +272,10 @@ class _Run:
 
     def _set_default_deadline(self) -> None:
         # A deadline that grows with the request's own work lets short ones pass long ones, and as time goes on
-        # the slack of a long one shrinks below theirs: nobody starves.
+        # the slack of a long one shrinks below theirs: nobody starves. Not by the first forward itself, which a
+        # warm-up or a full machine may have made slow: among equals it would go last.
         steps = self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
-        self.job.deadline = self.job.arrived + DEFAULT_SLACK * self.job.seconds * steps
+        self.job.deadline = self.job.arrived + DEFAULT_SLACK * self.job.step_s * steps
 
     def note_progress(self, step: int, num_steps: int) -> None:
         self.num_steps = num_steps

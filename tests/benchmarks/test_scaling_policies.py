@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.cluster_simulation import Arrival, Report, RequestKind, Stage, View, simulate
-from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault, fit, proportional
+from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
+from serve_app.autoscaling import fit, proportional
 
 
 def view(time_s: float, reports: list[Report], running: tuple[int, ...] = (1,)) -> View:
@@ -11,7 +12,7 @@ def view(time_s: float, reports: list[Report], running: tuple[int, ...] = (1,)) 
 
 
 def report(time_s: float, ongoing: int, integral: float) -> Report:
-    return Report(time_s, (ongoing,), (integral,), 0, (0.0,), (0.0,))
+    return Report(time_s, (ongoing,), (integral,), (0,), (0.0,), (0.0,), (0.0,))
 
 
 def test_the_mean_of_ongoing_requests_covers_the_look_back_and_what_passed_since_the_last_report() -> None:
@@ -42,7 +43,7 @@ def test_the_ratio_of_replicas_follows_the_ratio_of_work() -> None:
         asked.append(list(policy(seen)))
         return asked[-1]
 
-    policy = ReplicaRatio(1000, utilization=0.8)
+    policy = ReplicaRatio(1000, target_utilisation=0.8)
     kind = RequestKind("request", (0.2, 8.0, 0.8))
     arrivals = [Arrival(number / 10, kind) for number in range(3000)]  # 2, 80 and 8 seconds of work a second
     simulate([Stage(name) for name in ("encoder", "denoiser", "vae")], arrivals, 1000, record, (3, 100, 10))

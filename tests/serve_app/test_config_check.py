@@ -219,3 +219,59 @@ def test_the_command_tells_each_file_and_fails_when_one_is_refused(tmp_path: Pat
         f"{good}: ok",
         f"{bad}: http_options.prot: unknown key; did you mean 'port'?",
     ]
+
+
+# --- the policy that scales all stages together ---
+
+OURS = {"policy_function": "serve_app.autoscaling:ReplicaRatio"}
+
+
+def scaled_by_ours(settings: dict[str, Any], **autoscaling_config: Any) -> dict[str, Any]:
+    """The good config, whose Encoder scales by our policy."""
+    config = changed(f"{ENCODER}.autoscaling_config", {"upscale_delay_s": 0, "downscale_delay_s": 0})
+    config["applications"][0]["autoscaling_policy"] = OURS | {"policy_kwargs": settings}
+    config["applications"][0]["deployments"][1]["autoscaling_config"] |= autoscaling_config
+    return config
+
+
+def test_our_policy_with_good_settings_has_no_problems(tmp_path: Path) -> None:
+    assert problems_of(scaled_by_ours({"cooldown_s": 60, "max_replicas_in_all": 4}), tmp_path) == []
+
+
+BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt": ({"target_utilization": 0.5}, ".target_utilization: unknown key; did you mean 'target_utilisation'?"),
+    "out of range": ({"cooldown_s": -1}, ": cooldown_s must be a number of at least 0, got -1"),
+    "too few": (
+        {"max_replicas_in_all": 1},
+        ".max_replicas_in_all: 1 is less than the min_replicas of the deployments, 2 together",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_a_bad_setting_of_our_policy_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    settings, meant = BAD_SETTINGS[case]
+    config = scaled_by_ours(settings, min_replicas=2, max_replicas=5)
+    assert problems_of(config, tmp_path) == [f"applications[toy].autoscaling_policy.policy_kwargs{meant}"]
+
+
+@pytest.mark.parametrize("delay", ["upscale_delay_s", "downscale_delay_s"])
+def test_a_delay_of_serve_on_top_of_our_policys_is_refused(delay: str, tmp_path: Path) -> None:
+    [written] = problems_of(scaled_by_ours({}, **{delay: 30}), tmp_path)
+    config = scaled_by_ours({})
+    del config["applications"][0]["deployments"][1]["autoscaling_config"][delay]
+    [left_out] = problems_of(config, tmp_path)
+    assert written == left_out
+    assert f"applications[toy].deployments[Encoder].autoscaling_config.{delay}: must be 0" in written
+
+
+def test_our_policy_is_refused_where_no_deployment_scales(tmp_path: Path) -> None:
+    config = changed(f"{ENCODER}.autoscaling_config", None)
+    config["applications"][0]["autoscaling_policy"] = OURS
+    [problem] = problems_of(config, tmp_path)
+    assert "no deployment has an autoscaling_config" in problem
+
+
+def test_our_policy_is_refused_for_one_deployment_alone(tmp_path: Path) -> None:
+    [problem] = problems_of(changed(f"{ENCODER}.autoscaling_config.policy", OURS), tmp_path)
+    assert "is for `autoscaling_policy` of the application" in problem

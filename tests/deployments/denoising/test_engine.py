@@ -581,3 +581,16 @@ def test_what_a_request_still_needs_is_predicted_from_its_own_forwards(make_requ
     assert engine.statistics.seconds == pytest.approx(job.seconds)
     engine.end(job)
     assert engine.remaining_s() == []
+
+
+def test_a_slow_first_forward_does_not_tell_how_long_a_step_takes(make_requests: MakeRequests) -> None:
+    module = SlowDenoiser()
+    requests = make_requests(module, max_batch_size=1)
+    requests.start([0.1] * 5).result(PATIENCE_S)
+    module.gate.clear()
+    job = Job("late")
+    made = requests.start([0.2], job)
+    time.sleep(0.3)
+    module.gate.set()
+    made.result(PATIENCE_S)
+    assert job.step_s < job.seconds / 2

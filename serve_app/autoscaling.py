@@ -1,0 +1,215 @@
+"""The policy that a Serve config file may name: the replicas of all stages together, by the work that each has.
+
+    autoscaling_policy:
+      policy_function: serve_app.autoscaling:ReplicaRatio
+      policy_kwargs: {target_queue_s: 15}
+
+Serve's own policy looks at each deployment alone and counts requests. This one reckons in seconds of work, as the
+replicas report them (`StageReplica.record_autoscaling_stats`), and when more requests come to one stage it also
+gives the stages behind it what these requests will need there. See docs/autoscaling.md.
+
+Serve sends this file by value to its controller, which may not have the project: it imports only what Ray brings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+STAGES = ("encoder", "denoiser", "vae")  # in the order in which a request comes to them
+WORK_THAT_CAME = ("busy_s", "outstanding_s")  # what was done or is still to be done
+NEWEST = 1 / 3  # of the look-back period: what is taken for the beginning of more
+PEAKS = "peaks"  # in the state that Serve keeps for each deployment
+
+Peaks = tuple[tuple[float, int], ...]  # (time in seconds, replicas needed then): times rise, replicas fall
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage of a deployment has to do, in sum over its replicas."""
+
+    request_s: float  # seconds of work in a request, by the latest; 0 before the first has ended
+    arrivals_per_s: float  # requests that came to the replicas
+    came_s_per_s: float  # seconds of work that came with them, per second
+    outstanding_s: float  # predicted seconds of work that is queued or running
+    present: float  # requests with that work, those at their callers included
+
+
+class ReplicaRatio:
+    """Called by Serve's controller ten times a second, for the deployments that have an `autoscaling_config`.
+
+    A deployment gets the replicas that do the work which comes in at `target_utilisation`, or those which besides
+    do what is queued within `target_queue_s`, whichever is more; and no more than there were requests at once.
+    More replicas start at once. One goes when it was not needed for `cooldown_s`. With `max_replicas_in_all` the
+    deployments share so many, in proportion to what they need where that is more.
+
+    The decision depends on the arguments only: what must be remembered is in the state that Serve hands back.
+    """
+
+    def __init__(
+        self,
+        target_utilisation: float = 0.8,
+        target_queue_s: float = 15.0,
+        cooldown_s: float = 180.0,
+        max_replicas_in_all: int | None = None,
+    ) -> None:
+        """Raises ValueError for a setting that is out of range, by its name."""
+        check("target_utilisation", target_utilisation, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
+        check("target_queue_s", target_queue_s, "a number above 0", lambda value: value > 0)
+        check("cooldown_s", cooldown_s, "a number of at least 0", lambda value: value >= 0)
+        if max_replicas_in_all is not None:
+            meant = "a whole number of at least 1"
+            check("max_replicas_in_all", max_replicas_in_all, meant, lambda value: value >= 1 and value == int(value))
+        self.target_utilisation = target_utilisation
+        self.target_queue_s = target_queue_s
+        self.cooldown_s = cooldown_s
+        self.max_replicas_in_all = max_replicas_in_all
+
+    def __call__(
+        self, contexts: Mapping[Any, AutoscalingContext]
+    ) -> tuple[dict[Any, int], dict[Any, dict[str, Peaks]]]:
+        """Replicas, and the state to keep, by DeploymentID."""
+        needed = self.needed(contexts)
+        peaks = {deployment: self.peaks(contexts[deployment], count) for deployment, count in needed.items()}
+        replicas = [most[0][1] for most in peaks.values()]
+        if self.max_replicas_in_all is not None:
+            replicas = fit(list(needed.values()), replicas, self.max_replicas_in_all)
+        return dict(zip(needed, replicas, strict=True)), {key: {PEAKS: value} for key, value in peaks.items()}
+
+    def needed(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, int]:
+        """The replicas that the work of this moment asks for, within each deployment's bounds."""
+        work = {deployment: stage_work(context) for deployment, context in contexts.items()}
+        rates = work_rates(list(work.values()))
+        most = sum(most_requests(context) for context in contexts.values())
+        needed = {}
+        for (deployment, context), rate in zip(contexts.items(), rates, strict=True):
+            if any(stage.request_s for stage in work[deployment].values()):
+                queue_s = queued_s(list(work[deployment].values()), context.current_num_replicas)
+                wanted = min(max(rate / self.target_utilisation, rate + queue_s / self.target_queue_s), most)
+            else:  # nothing is measured yet: what Serve's own policy would say
+                wanted = context.total_num_requests / context.config.get_target_ongoing_requests()
+            bounds = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+            needed[deployment] = max(bounds[0], min(bounds[1], math.ceil(wanted - 1e-9)))
+        return needed
+
+    def peaks(self, context: AutoscalingContext, needed: int) -> Peaks:
+        """What was needed in the last `cooldown_s`, its maximum first; at the start, the replicas that are there."""
+        now = context.current_time
+        assert now is not None
+        before: Peaks = context.policy_state.get(PEAKS, ((now, context.target_num_replicas),))
+        kept = [(time_s, count) for time_s, count in before if time_s > now - self.cooldown_s and count > needed]
+        return (*kept, (now, needed))
+
+
+def work_rates(deployments: Sequence[Mapping[str, StageWork]]) -> list[float]:
+    """Seconds of work per second that come to each deployment, or will when the stages before it let them through."""
+    totals, arrivals_per_s = [0.0] * len(deployments), 0.0
+    for stage in STAGES:
+        for index, stages in enumerate(deployments):
+            if work := stages.get(stage):
+                arrivals_per_s = max(arrivals_per_s, work.arrivals_per_s)
+                totals[index] += max(work.came_s_per_s, arrivals_per_s * work.request_s)
+    return totals
+
+
+def queued_s(stages: Sequence[StageWork], num_replicas: int) -> float:
+    """The outstanding seconds of a deployment's requests, but for one request in work in each replica."""
+    present = sum(stage.present for stage in stages)
+    queued = max(0.0, present - num_replicas)
+    return sum(stage.outstanding_s for stage in stages) * queued / present if queued else 0.0
+
+
+def stage_work(context: AutoscalingContext) -> dict[str, StageWork]:
+    """The work of a deployment by stage; empty if no replica has reported yet."""
+    period_s = context.config.look_back_period_s
+    reported, newest = Reports(context, period_s), Reports(context, period_s * NEWEST)
+    arrived = {stage: reported.last(stage, "arrived") for stage in STAGES if reported.series(stage)}
+    work = {}
+    for stage in arrived:
+        known = [values[-1] for values in reported.values(stage, "request_s") if values[-1] > 0]
+        request_s = sum(known) / len(known) if known else 0.0
+        at_callers = (context.total_queued_requests or 0.0) * arrived[stage] / (sum(arrived.values()) or 1.0)
+        # A few requests of a short time are mostly chance, so these count less two standard deviations.
+        sure = max(0.0, 1 - 2 / math.sqrt(max(1.0, newest.rise(stage, "arrived"))))
+        work[stage] = StageWork(
+            request_s,
+            max(reported.rate(stage, "arrived"), sure * newest.rate(stage, "arrived")),
+            max(reported.rate(stage, *WORK_THAT_CAME), sure * newest.rate(stage, *WORK_THAT_CAME)),
+            reported.last(stage, "outstanding_s") + at_callers * request_s,
+            reported.last(stage, "present") + at_callers,
+        )
+    return work
+
+
+def most_requests(context: AutoscalingContext) -> float:
+    """How many requests the deployment had at once, waiting at their callers included, in the look-back period."""
+    reported = Reports(context, context.config.look_back_period_s)
+    most = sum(max(values) for stage in STAGES for values in reported.values(stage, "present"))
+    return most + (context.total_queued_requests or 0.0)
+
+
+class Reports:
+    """The numbers that the replicas of a deployment reported in its last `period_s`, each a series over time."""
+
+    def __init__(self, context: AutoscalingContext, period_s: float) -> None:
+        self._raw, self._period_s = context.raw_metrics or {}, period_s
+        spans = [each[-1].timestamp - each[0].timestamp for stage in STAGES for each in self.series(stage)]
+        # A replica that has just started cannot know how much comes in a second.
+        self._seconds: float = max([period_s / 2, *spans])
+
+    def series(self, stage: str, number: str = "arrived") -> list[list[Any]]:
+        """By replica, each with its time stamps."""
+        return [
+            [each for each in series if each.timestamp >= series[-1].timestamp - self._period_s - 1e-3]
+            for series in self._raw.get(f"{stage}_{number}", {}).values()
+            if series
+        ]
+
+    def values(self, stage: str, number: str) -> list[list[float]]:
+        return [[each.value for each in series] for series in self.series(stage, number)]
+
+    def last(self, stage: str, number: str) -> float:
+        """The sum of the replicas' last values."""
+        return sum(values[-1] for values in self.values(stage, number))
+
+    def rise(self, stage: str, number: str) -> float:
+        """By how much it rose, in sum over the replicas."""
+        return sum(values[-1] - values[0] for values in self.values(stage, number))
+
+    def rate(self, stage: str, *numbers: str) -> float:
+        """By how much the sum of the numbers rose per second."""
+        return max(0.0, sum(self.rise(stage, number) for number in numbers)) / self._seconds
+
+
+def fit(now: Sequence[int], held: Sequence[int], most: int) -> list[int]:
+    """`held` where it fits; else what is needed `now`, and what is left over in proportion to the rest."""
+    if sum(held) <= most:
+        return list(held)
+    if sum(now) >= most:
+        return proportional(now, most)
+    extra = [a - b for a, b in zip(held, now, strict=True)]
+    left = most - sum(now)
+    return [b + math.floor(left * a / sum(extra)) for a, b in zip(extra, now, strict=True)]
+
+
+def proportional(weights: Sequence[float], total: int) -> list[int]:
+    """`total` split in proportion to `weights`, at least 1 each; by largest remainder."""
+    rest = total - len(weights)
+    exact = [max(0.0, total * weight / sum(weights) - 1) for weight in weights]
+    scale = rest / sum(exact) if sum(exact) else 0.0
+    shares = [1 + math.floor(scale * part + 1e-9) for part in exact]
+    order = sorted(range(len(weights)), key=lambda i: shares[i] - 1 - scale * exact[i])
+    for index in order[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def check(name: str, value: Any, meant: str, is_meant: Callable[[Any], bool]) -> None:
+    """Raises ValueError."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not is_meant(value):
+        raise ValueError(f"{name} must be {meant}, got {value!r}")
