@@ -44,7 +44,8 @@ CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
-TRANSIENT = (RayServeException, RayError, StageUnavailableError)  # of the application, not of the job
+AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
+TRANSIENT = (*AWAY, RayError)
 
 
 OnMade = Callable[[Job, int, Media], None]  # told of each request that was made, by its place in the job
@@ -124,8 +125,8 @@ class JobRunner:
         while True:
             try:
                 await work()
-            except SQLAlchemyError:
-                logger.exception("the job store failed; trying again")
+            except Exception:  # if this ended, jobs would wait for ever in a replica that looks healthy
+                logger.exception("the work on jobs failed; trying again")
                 await asyncio.sleep(POLL_S)
 
     # --- which jobs ---
@@ -214,7 +215,10 @@ class JobRunner:
         original = original_error(error)
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
             logger.warning("job %s is tried again in %g s: %s", job.id, POSTPONED_S, type(original).__name__)
-            await self.threads.run(self.store.renew, self.name, [job.id], POSTPONED_S)
+            if isinstance(original, AWAY):
+                await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
+            else:  # its lease will end as if this runner had died, so it is not tried for ever
+                await self.threads.run(self.store.renew, self.name, [job.id], POSTPONED_S)
             return
         answer = error_answer(error, job.id)
         content: dict[str, Any] = json.loads(bytes(answer.body))["error"]
@@ -262,18 +266,14 @@ class JobRunner:
             await self._store(running.job, number, index, request, file) for index, file in enumerate(media.files)
         ]
         try:
-            await self.threads.run(
-                self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds
-            )
+            await self.threads.run(self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds)
         except LeaseLostError:
             await self._remove_if_unwanted(running.job.id, outputs)
             raise
         running.shares[number] = 1.0
         self.changes.notify()
 
-    async def _store(
-        self, job: Job, number: int, index: int, request: GenerationRequest, file: MediaFile
-    ) -> Output:
+    async def _store(self, job: Job, number: int, index: int, request: GenerationRequest, file: MediaFile) -> Output:
         """The day in the key is that of the job, so that a takeover writes the same object."""
         key = object_key(request, index, file.mime_type, datetime.fromtimestamp(job.created_at, UTC))
         metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}

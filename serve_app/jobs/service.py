@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.errors import NotSupportedError, StorageError
+from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
 from serve_app.admission import Admission, size_of
 from serve_app.coalescing import Generate
@@ -106,8 +106,8 @@ class Jobs:
             self.runner.stop()
             for task in self._webhooks:
                 task.cancel()
+            self.threads.close()  # before the release: a job that is being claimed now is given back too
             self.store.release(self.runner.name)
-            self.threads.close()
             self.store.close()
 
     async def submit(
@@ -224,7 +224,7 @@ class Jobs:
         """An output is in the storage now. Raises StorageError when that cannot be written down yet."""
         try:
             await self.threads.run(self.store.mark_uploaded, key)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, StageUnavailableError) as error:
             raise StorageError("the job store cannot be written to") from error
 
 

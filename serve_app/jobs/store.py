@@ -165,9 +165,7 @@ class JobStore:
 
     def expired(self, limit: int = 100) -> list[str]:
         """Jobs whose time is over."""
-        select = sa.select(jobs.c.id).where(
-            jobs.c.application == self.application, jobs.c.expires_at < self._clock()
-        )
+        select = sa.select(jobs.c.id).where(jobs.c.application == self.application, jobs.c.expires_at < self._clock())
         with self._engine.begin() as connection:
             return list(connection.execute(select.limit(limit)).scalars())
 
@@ -201,7 +199,7 @@ class JobStore:
     # --- what runners do ---
 
     def claim(self, runner: str, lease_s: float) -> Job | None:
-        """The job that waits longest, or whose runner let its lease end; it is now leased to `runner`."""
+        """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`."""
         now = self._clock()
         abandoned = sa.and_(jobs.c.status == "in_progress", jobs.c.lease_until < now)
         first = (
@@ -216,7 +214,7 @@ class JobStore:
             if job_id is None:
                 return None
             row = self._row(connection, job_id)
-            taken_over = row.status == "in_progress"
+            taken_over = row.lease_owner is not None
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.id == job_id)
@@ -241,6 +239,16 @@ class JobStore:
         )
         with self._writing.begin() as connection:
             return set(connection.execute(change).scalars())
+
+    def postpone(self, runner: str, job_id: str, seconds: float) -> None:
+        """Nobody works on the runner's job for so long; its next runner does not take it over from one that died."""
+        change = (
+            sa.update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.lease_owner == runner)
+            .values(lease_owner=None, lease_until=self._clock() + seconds)
+        )
+        with self._writing.begin() as connection:
+            connection.execute(change)
 
     def release(self, runner: str) -> None:
         """Give all the runner's jobs back to the queue."""
@@ -303,9 +311,7 @@ class JobStore:
         """The files of one of the job's requests, which is done. Raises LeaseLostError."""
         with self._writing.begin() as connection:
             row = self._leased(connection, runner, job_id)
-            connection.execute(
-                sa.insert(tables.outputs), [{"job_id": job_id} | asdict(output) for output in outputs]
-            )
+            connection.execute(sa.insert(tables.outputs), [{"job_id": job_id} | asdict(output) for output in outputs])
             timings = row.timings | {str(request): seconds}
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=timings, takeovers=0))
             pending = any(output.upload_pending for output in outputs)
@@ -352,9 +358,7 @@ class JobStore:
             )
         self._append(connection, new.id, "queued", {"position": self._position(connection, now)})
 
-    def _job_of_key(
-        self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None
-    ) -> str | None:
+    def _job_of_key(self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None) -> str | None:
         if idempotency_key is None:
             return None
         keys = tables.idempotency_keys
@@ -401,9 +405,7 @@ class JobStore:
             raise LeaseLostError(f"the job {job_id} is no longer this runner's")
         return row
 
-    def _read(
-        self, connection: sa.Connection, job_id: str, owner: str | None = None, param: str = "id"
-    ) -> Job:
+    def _read(self, connection: sa.Connection, job_id: str, owner: str | None = None, param: str = "id") -> Job:
         [job] = self._with_outputs(connection, [self._row(connection, job_id, owner, param)])
         return job
 
@@ -416,9 +418,7 @@ class JobStore:
             made[values.pop("job_id")].append(Output(**values))
         return [_job(row, tuple(made[row.id])) for row in rows]
 
-    def _end(
-        self, connection: sa.Connection, job_id: str, status: Status, error: dict[str, Any] | None = None
-    ) -> None:
+    def _end(self, connection: sa.Connection, job_id: str, status: Status, error: dict[str, Any] | None = None) -> None:
         assert status in ENDED
         now = self._clock()
         values: dict[str, Any] = {"progress": 100} if status == "completed" else {"error": error}

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from deployments.errors import StageUnavailableError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -17,13 +19,19 @@ class StoreThreads:
 
     def __init__(self, max_threads: int = 4) -> None:
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="job-store")
+        self._is_closed = False
 
     async def run(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `method` returns. Raises what it raises, and StageUnavailableError after `close`."""
+        if self._is_closed:
+            raise StageUnavailableError("this replica is being stopped; try again")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(method, *args, **kwargs))
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Take nothing more; what was taken is waited for."""
+        self._is_closed = True
+        self._threads.shutdown()
 
 
 class Changes:
@@ -43,6 +51,7 @@ class Changes:
 
 async def wait_for_change(change: asyncio.Event, at_most_s: float) -> None:
     try:
-        await asyncio.wait_for(change.wait(), at_most_s)
+        async with asyncio.timeout(at_most_s):  # Python 3.11's wait_for would lose a cancel that meets the change
+            await change.wait()
     except TimeoutError:
         return

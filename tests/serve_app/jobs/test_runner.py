@@ -7,6 +7,8 @@ import base64
 import dataclasses
 import io
 import json
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +18,15 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from ray.exceptions import RaySystemError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError, InvalidRequestError, NotSupportedError
+from deployments.errors import (
+    GenerationFailedError,
+    InvalidRequestError,
+    NotSupportedError,
+    StageUnavailableError,
+)
 from deployments.messages import (
     Checkpoint,
     DenoisingProgress,
@@ -287,7 +295,7 @@ async def test_a_checkpoint_that_does_not_fit_is_dropped_and_the_job_begins_anew
 async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
     stages = Stages()
-    stages.failures = [RayServeException("no replica") for _ in range(50)]
+    stages.failures = [RaySystemError("no memory") for _ in range(50)]
     async with folder.runner(stages) as jobs:
         await submit(jobs)
         job = await ended(jobs)
@@ -297,15 +305,69 @@ async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypa
     assert len(stages.began_at) == runner.MAX_TAKEOVERS + 1
 
 
-async def test_a_job_whose_stages_were_away_for_a_while_is_tried_again(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [1, runner.MAX_TAKEOVERS + 5])
+async def test_a_job_whose_stages_are_away_is_tried_again_however_long_that_is(
+    times: int, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
     stages = Stages()
-    stages.failures = [RayServeException("no replica")]
+    stages.failures = [RayServeException("no replica") for _ in range(times)]
     async with folder.runner(stages) as jobs:
         await submit(jobs)
         assert (await ended(jobs)).status == "completed"
+    assert len(stages.began_at) == times + 1
+
+
+async def test_jobs_are_still_claimed_after_an_error_that_nobody_thought_of(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        claim, errors = jobs.store.claim, [RuntimeError("something else")]
+
+        def fail_once(*args: Any) -> Job | None:
+            if errors:
+                raise errors.pop()
+            return claim(*args)
+
+        jobs.store.claim = fail_once  # type: ignore[method-assign]
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+    assert errors == []
+
+
+# --- the end of a replica ---
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_replica_ends_its_work_when_a_change_comes_at_the_same_moment(folder: Folder, turns: int) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await asyncio.sleep(0.1)  # nothing to do: it waits for a change
+        jobs.changes.notify()
+        for _ in range(turns):  # of the event loop, in which the change is on its way
+            await asyncio.sleep(0)
+    done, pending = await asyncio.wait(jobs.runner._loops, timeout=5)
+    assert (pending, [task.cancelled() for task in done]) == (set(), [True] * len(done))
+
+
+async def test_a_job_that_is_being_claimed_when_its_replica_ends_is_given_back(folder: Folder) -> None:
+    stages, is_claiming = Stages(), threading.Event()
+    async with folder.runner(stages) as jobs:
+        claim = jobs.store.claim
+
+        def claim_slowly(*args: Any) -> Job | None:
+            is_claiming.set()
+            time.sleep(0.3)
+            return claim(*args)
+
+        jobs.store.claim = claim_slowly  # type: ignore[method-assign]
+        await submit(jobs)
+        await until(is_claiming.is_set)
+    assert jobs.store.get("video_1").status == "queued"
+
+
+async def test_what_is_asked_of_a_replica_that_has_ended_is_answered_with_503(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs)
+    with pytest.raises(StageUnavailableError, match="try again"):
+        await jobs.get("video_1", "")
 
 
 # --- ends ---

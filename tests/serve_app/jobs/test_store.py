@@ -129,6 +129,20 @@ def test_a_job_is_taken_over_when_its_lease_ends_and_not_before(store: JobStore,
     assert store.renew("first", ["video_1"], 10) == set()
 
 
+def test_a_job_that_is_postponed_waits_so_long_and_is_not_counted_as_taken_over(store: JobStore, clock: Clock) -> None:
+    store.add(new_job("video_1"))
+    store.claim("first", 10)
+    store.postpone("second", "video_1", 100)  # not its own
+    store.postpone("first", "video_1", 5)
+    assert [job.runner for job in store.unfinished()] == [None]
+    clock.now += 4
+    assert store.claim("second", 10) is None
+    clock.now += 2
+    job = store.claim("second", 10)
+    assert job is not None
+    assert (job.id, job.takeovers) == ("video_1", 0)
+
+
 def test_a_runner_that_lost_its_lease_can_write_nothing(store: JobStore, clock: Clock) -> None:
     store.add(new_job("video_1"))
     store.claim("first", 10)
