@@ -23,12 +23,24 @@ value at each forward (1.1 to 0.3 ms between two forwards without work), seeding
 CPU the forwards of a lone request in its own thread (two thread switches a step less). What did not: user code and
 router in Serve's main loop (`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`,
 `RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides compute, at best of 21 requests of one step.""",
+    "side_by_side": """Two cores hold the client, Ray, and whichever way has its turn.""",
     "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
 thread that is the overhead of small matrix products, and nothing once they are large.""",
     "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation
 is nearer to the truth than the plain residual, at the same blocks.""",
     "loading": """Streaming pays where the store is slower than one reader; a file that the page cache holds is read at
 memory speed either way.""",
+    "stages": """What is not compute: Serve's proxy and its hops (an actor call each, on cores that the stages want
+too), the preparation of each stage, which runs the pipeline's own `__call__`, and the upload, for which the caller
+waits.""",
+    "recovery": """With a spare replica: Ray must notice the death, and the prompt is encoded again. Without one: a
+process must start, import torch and diffusers and load its weights. What is done again is bounded by the interval of
+the checkpoints.""",
+    "cancel": """A forward that runs is not interrupted: one step at most. Before it: a cancel goes through Serve's
+proxy, the ingress and the denoiser's stream, each on an event loop of its own; that of a job is written to the job
+store first.""",
+    "overload": """A 429 costs the ingress about 2 ms of processor time in the application; Serve's proxy and its hop
+to the ingress cost several times that, and on these cores they take it from the stages.""",
     "serving": """Two cores hold the client, Ray and all stages: the latencies are of a machine that is full.""",
     "scale": """The bound knows the future and pays no start-up time; a policy sees only what has happened.""",
 }

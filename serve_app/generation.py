@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
@@ -122,7 +123,7 @@ async def generate(
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
             denoising = Denoising(on_checkpoint=on_checkpoint)
-        except RayError as error:
+        except (RayError, RayServeException) as error:
             death = lost(error)
             if death is None:
                 raise
@@ -215,10 +216,19 @@ async def denoise(
 
 
 def lost(error: BaseException) -> BaseException | None:
-    """The death of a replica or of what it made, also where it made an argument of the call that failed."""
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
+    """The death of a replica or of what it made, also where it made an argument of the call that failed.
+
+    Such a failure is a RayTaskError when the call was made, and a RayServeException of the router when it was not.
+    """
+    while (cause := cause_of(error)) is not None:
+        error = cause
     return error if isinstance(error, LOST) else None
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        return error.cause
+    return error.__cause__ if isinstance(error, RayServeException) else None
 
 
 class Previews:

@@ -53,7 +53,8 @@ class RequestLog:
             raise
         finally:
             ended = time.time()
-            line = describe(record, ended, await self._timings_of(request.request_id))
+            timings = await self._timings_of(request.request_id)
+            line = describe(record, ended, timings, asked_s=time.time() - ended)
             await asyncio.to_thread(append_line, self.file, line)
 
     async def _timings_of(self, request_id: str) -> list[dict[str, Any]]:
@@ -69,8 +70,11 @@ class RequestLog:
         return sorted(timings, key=lambda timing: (STAGES.index(timing["stage"]), timing["started_at"]))
 
 
-def describe(record: RequestRecord, ended: float, timings: list[dict[str, Any]]) -> str:
-    """The line: who asked for what, how it ended, and queue, transfer, compute, steps and bytes of each stage."""
+def describe(record: RequestRecord, ended: float, timings: list[dict[str, Any]], asked_s: float) -> str:
+    """The line: who asked for what, how it ended, and queue, transfer, compute, steps and bytes of each stage.
+
+    `asked_s`: seconds that the caller waited longer because the stages were asked for their timings.
+    """
     request, media = record.request, record.media
     content = {
         "request_id": request.request_id,
@@ -79,6 +83,7 @@ def describe(record: RequestRecord, ended: float, timings: list[dict[str, Any]])
         "outcome": record.outcome,
         "total_s": ended - record.started,
         "in_stages_s": sum(timing[name] for timing in timings for name in SECONDS),
+        "asked_s": asked_s,
         "seconds": media.seconds if media else {},
         "file_bytes": sum(len(file.data) for file in media.files) if media else 0,
         "stages": [{k: v for k, v in timing.items() if k != "request_id"} for timing in timings],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError
 from deployments.messages import DenoisingProgress, GenerationRequest, Media, MediaFile, OutputFormat, PayloadFollows
@@ -116,6 +117,22 @@ def test_encoding_is_done_again_when_its_replica_dies_before_the_denoiser_has_wh
     stages = Stages(encoder, Stage(COMPLETE), Stage(media()))  # type: ignore[arg-type]
     assert asyncio.run(generate(stages, REQUEST)).files == media().files
     assert len(encoder.calls) == 2
+
+
+def test_encoding_is_done_again_when_the_router_finds_its_replica_dead_before_it_calls_the_denoiser() -> None:
+    refused = RayServeException("an upstream actor died")
+    refused.__cause__ = DEATH
+    encoder: Any = Stage("conditioning", "conditioning")
+    denoiser = Stage([refused], COMPLETE)
+    stages = Stages(encoder, denoiser, Stage(media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
+    assert (len(encoder.calls), len(denoiser.calls)) == (2, 2)
+
+
+def test_what_the_router_refuses_for_another_reason_is_not_tried_again() -> None:
+    denoiser = Stage([RayServeException("no such deployment")])
+    with pytest.raises(RayServeException, match="no such"):
+        run(denoiser, Stage())
 
 
 def test_decoding_is_done_again_without_denoising_again() -> None:
