@@ -24,7 +24,7 @@ from benchmarks.cluster_simulation import REFUSE_FROM, Arrival, Policy, RequestK
 from benchmarks.goodput_bound import Bound, bound
 from benchmarks.load_profile import PROFILES, Profile, arrivals_of, mean_second_kind, work_by_stage
 from benchmarks.open_loop import percentile
-from benchmarks.report import machine, table, write
+from benchmarks.report import DOCS, machine, table, write
 from benchmarks.scale_validation import validate
 from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
 from serve_app.autoscaling import proportional
@@ -56,8 +56,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validation-s", type=float, default=45, help="seconds of each load of the real application")
     parser.add_argument("--skip-validation", action="store_true", help="simulate only; scale.md says so")
+    parser.add_argument("--keep-validation", action="store_true", help="simulate only; the comparison is the last one")
     options = parser.parse_args()
-    validation = None if options.skip_validation else validate(options.validation_s, options.seed)
+    if options.keep_validation:
+        validation = json.loads((DOCS / "scale.json").read_text(encoding="utf-8"))["validation"]
+    else:
+        validation = None if options.skip_validation else validate(options.validation_s, options.seed)
     given = json.loads(options.costs.read_text(encoding="utf-8"))
     if validation is not None:
         given[EMBEDDED] = as_costs(validation)

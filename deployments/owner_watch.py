@@ -19,13 +19,19 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 3.0
 
 
+def living_actors() -> set[str]:
+    """The names of all actors. The replica's own namespace is that of whoever started Serve; replicas are elsewhere."""
+    return {actor["name"] for actor in list_named_actors(all_namespaces=True)}
+
+
 class OwnerWatch:
     """Of one replica; it asks Ray who lives, once for all requests and only while there are any."""
 
-    def __init__(self, living: Callable[[], list[Any]] = list_named_actors, every_s: float = CHECK_EVERY_S) -> None:
+    def __init__(self, living: Callable[[], set[str]] = living_actors, every_s: float = CHECK_EVERY_S) -> None:
         self._living = living
         self._every_s = every_s
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
+        self._seen: set[str] = set()  # owners that were alive once
         self._watching: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -49,16 +55,18 @@ class OwnerWatch:
     async def _watch(self) -> None:
         missing: set[str] = set()
         while self._tasks:
-            await asyncio.sleep(self._every_s)
             try:
-                living = set(await asyncio.to_thread(self._living))
+                living = await asyncio.to_thread(self._living)
             except Exception as error:  # noqa: BLE001  (Ray's control store is away: that says nothing of the owners)
                 logger.warning("who owns the requests cannot be asked: %r", error)
+                await asyncio.sleep(self._every_s)
                 continue
-            absent = self._tasks.keys() - living
+            self._seen |= self._tasks.keys() & living
+            absent = (self._tasks.keys() & self._seen) - living  # who was never seen may be invisible from here
             for owner in absent & missing:  # twice in a row: one look may come while the control store starts again
                 tasks = self._tasks.pop(owner)
                 logger.warning("%d requests are ended: %s, which asked for them, is gone", len(tasks), owner)
                 for task in tasks:
                     task.cancel()
             missing = absent - missing
+            await asyncio.sleep(self._every_s)

@@ -14,6 +14,7 @@ Serve sends this file by value to its controller, which may not have the project
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,19 +78,21 @@ class ReplicaRatio:
         peaks = {deployment: self.peaks(contexts[deployment], count) for deployment, count in needed.items()}
         replicas = [most[0][1] for most in peaks.values()]
         if self.max_replicas_in_all is not None:
-            replicas = fit(list(needed.values()), replicas, self.max_replicas_in_all)
+            least = [contexts[deployment].capacity_adjusted_min_replicas for deployment in needed]
+            replicas = fit(list(needed.values()), replicas, self.max_replicas_in_all, least)
         return dict(zip(needed, replicas, strict=True)), {key: {PEAKS: value} for key, value in peaks.items()}
 
     def needed(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, int]:
         """The replicas that the work of this moment asks for, within each deployment's bounds."""
         work = {deployment: stage_work(context) for deployment, context in contexts.items()}
         rates = work_rates(list(work.values()))
-        most = sum(most_requests(context) for context in contexts.values())
+        most = most_requests(list(contexts.values()))
         needed = {}
         for (deployment, context), rate in zip(contexts.items(), rates, strict=True):
             if any(stage.request_s for stage in work[deployment].values()):
                 queue_s = queued_s(list(work[deployment].values()), context.current_num_replicas)
-                wanted = min(max(rate / self.target_utilisation, rate + queue_s / self.target_queue_s), most)
+                wanted = max(rate / self.target_utilisation, rate + queue_s / self.target_queue_s)
+                wanted = max(min(wanted, most), long_at_work(context, self.target_queue_s))
             else:  # nothing is measured yet: what Serve's own policy would say
                 wanted = context.total_num_requests / context.config.get_target_ongoing_requests()
             bounds = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
@@ -131,7 +134,7 @@ def stage_work(context: AutoscalingContext) -> dict[str, StageWork]:
     work = {}
     for stage in arrived:
         known = [values[-1] for values in reported.values(stage, "request_s") if values[-1] > 0]
-        request_s = sum(known) / len(known) if known else 0.0
+        request_s = statistics.median_low(known) if known else 0.0  # the first of a replica takes much longer
         at_callers = (context.total_queued_requests or 0.0) * arrived[stage] / (sum(arrived.values()) or 1.0)
         # A few requests of a short time are mostly chance, so these count less two standard deviations.
         sure = max(0.0, 1 - 2 / math.sqrt(max(1.0, newest.rise(stage, "arrived"))))
@@ -145,11 +148,26 @@ def stage_work(context: AutoscalingContext) -> dict[str, StageWork]:
     return work
 
 
-def most_requests(context: AutoscalingContext) -> float:
-    """How many requests the deployment had at once, waiting at their callers included, in the look-back period."""
-    reported = Reports(context, context.config.look_back_period_s)
-    most = sum(max(values) for stage in STAGES for values in reported.values(stage, "present"))
-    return most + (context.total_queued_requests or 0.0)
+def most_requests(contexts: Sequence[AutoscalingContext]) -> float:
+    """How many requests the deployments had at once in the look-back period, those that wait at callers included."""
+    presents = [
+        values[::-1]  # replicas report in step: those as old as each other belong together
+        for context in contexts
+        for stage in STAGES
+        for values in Reports(context, context.config.look_back_period_s).values(stage, "present")
+    ]
+    ages = range(max(map(len, presents), default=0))
+    at_once = max((sum(values[age] for values in presents if age < len(values)) for age in ages), default=0.0)
+    return at_once + sum(context.total_queued_requests or 0.0 for context in contexts)
+
+
+def long_at_work(context: AutoscalingContext, target_queue_s: float) -> int:
+    """Replicas with more work than should wait: no queue shows it, but taking one away would make one."""
+    outstanding_s: dict[Any, float] = {}
+    for stage in STAGES:
+        for replica, series in (context.raw_metrics or {}).get(f"{stage}_outstanding_s", {}).items():
+            outstanding_s[replica] = outstanding_s.get(replica, 0.0) + (series[-1].value if series else 0.0)
+    return sum(seconds > target_queue_s for seconds in outstanding_s.values())
 
 
 class Reports:
@@ -185,25 +203,27 @@ class Reports:
         return max(0.0, sum(self.rise(stage, number) for number in numbers)) / self._seconds
 
 
-def fit(now: Sequence[int], held: Sequence[int], most: int) -> list[int]:
+def fit(now: Sequence[int], held: Sequence[int], most: int, least: Sequence[int] | None = None) -> list[int]:
     """`held` where it fits; else what is needed `now`, and what is left over in proportion to the rest."""
     if sum(held) <= most:
         return list(held)
     if sum(now) >= most:
-        return proportional(now, most)
+        return proportional(now, most, least)
     extra = [a - b for a, b in zip(held, now, strict=True)]
     left = most - sum(now)
     return [b + math.floor(left * a / sum(extra)) for a, b in zip(extra, now, strict=True)]
 
 
-def proportional(weights: Sequence[float], total: int) -> list[int]:
-    """`total` split in proportion to `weights`, at least 1 each; by largest remainder."""
-    rest = total - len(weights)
-    exact = [max(0.0, total * weight / sum(weights) - 1) for weight in weights]
+def proportional(weights: Sequence[float], total: int, least: Sequence[int] | None = None) -> list[int]:
+    """`total`, at least the sum of `least`, split in proportion to `weights`; each gets its `least` (1); by largest
+    remainder."""
+    least = [1] * len(weights) if least is None else least
+    rest = total - sum(least)
+    exact = [max(0.0, total * weight / sum(weights) - own) for weight, own in zip(weights, least, strict=True)]
     scale = rest / sum(exact) if sum(exact) else 0.0
-    shares = [1 + math.floor(scale * part + 1e-9) for part in exact]
-    order = sorted(range(len(weights)), key=lambda i: shares[i] - 1 - scale * exact[i])
-    for index in order[: total - sum(shares)]:
+    shares = [own + math.floor(scale * part + 1e-9) for part, own in zip(exact, least, strict=True)]
+    order = sorted(range(len(weights)), key=lambda i: shares[i] - least[i] - scale * exact[i])
+    for index in order[: max(0, total - sum(shares))]:
         shares[index] += 1
     return shares
 

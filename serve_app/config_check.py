@@ -128,6 +128,8 @@ def is_our_policy(policy: Any) -> bool:
 
 
 def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    if not isinstance(settings, Mapping):
+        return [f"{where}.policy_kwargs: must be a mapping, got {settings!r}"]
     known = inspect.signature(ReplicaRatio).parameters
     unknown = [f"{where}.policy_kwargs.{key}: unknown key{closest(key, known)}" for key in settings if key not in known]
     if unknown:
@@ -136,10 +138,10 @@ def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[
         policy = ReplicaRatio(**settings)
     except ValueError as error:
         return [f"{where}.policy_kwargs: {error}"]
-    least = sum(
-        config.get("min_replicas", AutoscalingConfig.model_fields["min_replicas"].default)
-        for config in configs.values()
-    )
+    try:
+        least = sum(AutoscalingConfig(**config).min_replicas for config in configs.values())
+    except ValidationError:  # Serve's own schema names it
+        return []
     if policy.max_replicas_in_all is not None and policy.max_replicas_in_all < least:
         return [
             f"{where}.policy_kwargs.max_replicas_in_all: {policy.max_replicas_in_all} is less than the "

@@ -6,7 +6,8 @@ from ray import serve
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-EXPOSED = ("x-request-id", "x-queue-seconds", "x-compute-seconds", "retry-after", "openai-poll-after-ms")
+SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
+EXPOSED = ("x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms")
 
 
 class CrossOrigin:

@@ -33,6 +33,7 @@ from deployments.denoiser import Denoiser
 from deployments.encoder import Encoder
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
 from deployments.model import DenoisingArgs, ModelArgs
+from deployments.owner_watch import CHECK_EVERY_S
 from deployments.vae import VAE
 from serve_app.generation import Stages, generate
 from serve_app.health import describe_stages
@@ -194,6 +195,8 @@ def test_a_denoising_ends_when_the_actor_that_asked_for_it_dies(applications: li
     caller = Caller.options(name="caller", namespace="serve").remote()  # type: ignore[attr-defined]
     caller.ask.remote("flux", dataclasses.replace(applications[0].request(1, 0), arguments=ENDLESS))
     wait_for_jobs(applications[0], 1)
+    time.sleep(4 * CHECK_EVERY_S)
+    wait_for_jobs(applications[0], 1)  # who lives is left alone
     ray.kill(caller)
     wait_for_jobs(applications[0], 0)
 

@@ -266,7 +266,8 @@ class _Run:
         return output
 
     def remaining_forwards(self) -> int:
-        steps = max(1, self.num_steps - self.session.steps_done)
+        num_steps = self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
+        steps = max(1, num_steps - self.session.steps_done)
         per_step = self.job.forwards / max(1, self.session.steps_done - self.session.resumed_at)
         return max(1, round(steps * max(1.0, per_step)))
 

@@ -39,7 +39,8 @@ POLL_S = 1.0  # between looks for jobs that other processes have added or left
 HEARTBEATS_PER_LEASE = 5
 WRITE_PAUSE_S = 0.1  # at least, between two writes of a job's progress
 WRITE_SHARE = 0.1  # of the time that saving progress and checkpoints may take
-POSTPONED_S = 5.0  # before a job is tried again whose stages were not there
+POSTPONED_S = 5.0  # before a job is tried again whose stages were not there; doubled while they are not
+LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
@@ -106,6 +107,8 @@ class JobRunner:
         self.lease_s = lease_s
         self.on_made = on_made
         self.running: dict[str, asyncio.Task[None]] = {}
+        self._paused_until = 0.0  # time.monotonic(); the stages were away
+        self._pause_s = 0.0
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, *more_work: Callable[[], Awaitable[None]]) -> None:
@@ -133,7 +136,7 @@ class JobRunner:
 
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
-        while len(self.running) < self.max_running:
+        while len(self.running) < self.max_running and time.monotonic() >= self._paused_until:
             job = await self.threads.run(self.store.claim, self.name, self.lease_s)
             if job is None:
                 break
@@ -214,15 +217,26 @@ class JobRunner:
     async def _end_badly(self, job: Job, error: Exception) -> None:
         original = original_error(error)
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
-            logger.warning("job %s is tried again in %g s: %s", job.id, POSTPONED_S, type(original).__name__)
-            if isinstance(original, AWAY):
-                await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
-            else:  # its lease will end as if this runner had died, so it is not tried for ever
-                await self.threads.run(self.store.renew, self.name, [job.id], POSTPONED_S)
+            pause_s = self._pause() if isinstance(original, AWAY) else POSTPONED_S
+            logger.warning("job %s is tried again in %g s: %s", job.id, pause_s, type(original).__name__)
+            try:
+                if isinstance(original, AWAY):
+                    await self.threads.run(self.store.postpone, self.name, job.id, pause_s)
+                else:  # its lease will end as if this runner had died, so it is not tried for ever
+                    await self.threads.run(self.store.renew, self.name, [job.id], pause_s)
+            except SQLAlchemyError:
+                logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
             return
         answer = error_answer(error, job.id)
         content: dict[str, Any] = json.loads(bytes(answer.body))["error"]
         await self._fail(job, content | {"status": answer.status_code})
+
+    def _pause(self) -> float:
+        """No job is begun for so many seconds, twice as many as the time before if none was made in between."""
+        if time.monotonic() >= self._paused_until:
+            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or POSTPONED_S)
+            self._paused_until = time.monotonic() + self._pause_s
+        return self._pause_s
 
     async def _fail(self, job: Job, error: dict[str, Any]) -> None:
         try:
@@ -260,6 +274,7 @@ class JobRunner:
             checkpoint_from_bytes(saved) if saved else None,
             partial(running.on_preview, number),
         )
+        self._pause_s = 0.0
         self.on_made(running.job, number, media)
         running.shares[number] = DENOISING_SHARE
         outputs = [
@@ -302,7 +317,7 @@ class JobRunner:
                 await self._save(running)
             except LeaseLostError:
                 return  # _keep_leases ends the job
-            except SQLAlchemyError:
+            except Exception:  # also of a checkpoint whose node died: the next one is saved again
                 logger.exception("the progress of job %s could not be saved", running.job.id)
             spent_s = time.perf_counter() - began
             await asyncio.sleep(max(WRITE_PAUSE_S, spent_s * (1 / WRITE_SHARE - 1)))

@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from deployments.messages import STAGES as STAGES_OF_MESSAGES
 from deployments.observability.stage_load import Load
-from serve_app.autoscaling import STAGES, ReplicaRatio
+from serve_app.autoscaling import STAGES, ReplicaRatio, fit, proportional
 from tests.serve_app.served_application import ServedApplication, application
 
 NOW = 1000.0
@@ -132,7 +132,7 @@ def test_the_same_number_of_longer_requests_needs_more_replicas() -> None:
 
 
 def test_what_is_in_work_in_each_replica_is_no_queue() -> None:
-    four = [replica("denoiser", request_s=60.0, rate=0.01, waiting=1) for _ in range(4)]  # busy for 0.6 of the time
+    four = [replica("denoiser", request_s=10.0, rate=0.06, waiting=1) for _ in range(4)]  # busy for 0.6 of the time
     assert decide({"Denoiser": context(*four, target=4)}, cooldown_s=0) == {"Denoiser": 3}
 
 
@@ -140,6 +140,30 @@ def test_there_are_no_more_replicas_than_requests() -> None:
     lone_video = replica("denoiser", request_s=600.0, rate=1 / 30, waiting=1)
     assert decide({"Denoiser": context(lone_video)}) == {"Denoiser": 1}
     assert decide({"Denoiser": context(lone_video, queued=2)}) == {"Denoiser": 3}
+
+
+def test_one_request_after_another_needs_one_replica_of_each_stage() -> None:
+    """The denoiser has the next one already when the look-back still holds the VAE's work on the one before."""
+    next_one = replica("denoiser", request_s=600.0, rate=1 / 30, waiting=1)
+    next_one["denoiser_present"] = series(0, 1)
+    one_before = replica("vae", request_s=20.0, rate=1 / 30)
+    one_before["vae_present"] = series(1, 0)
+    told = {"Encoder": context(replica("encoder", request_s=0.1)), "Denoiser": context(next_one)}
+    told["Encoder"].raw_metrics["encoder_present"]["replica-0"] = series(0, 0)
+    assert decide(told | {"VAE": context(one_before)}) == {"Encoder": 1, "Denoiser": 1, "VAE": 1}
+
+
+def test_a_replica_that_has_long_to_work_is_not_taken_away() -> None:
+    four = [replica("denoiser", request_s=600.0, waiting=1) for _ in range(4)]
+    assert decide({"Denoiser": context(*four, target=4)}, cooldown_s=0) == {"Denoiser": 4}
+    assert decide({"Denoiser": context(*four, target=4)}, cooldown_s=0, target_queue_s=700) == {"Denoiser": 1}
+
+
+def test_the_slow_first_request_of_a_new_replica_does_not_count_for_all() -> None:
+    old = [replica("denoiser", request_s=10.0, rate=0.1, waiting=2) for _ in range(2)]
+    new = replica("denoiser", request_s=100.0, waiting=1)
+    with_new, without = ({"Denoiser": context(*each)} for each in ([*old, new], old))
+    assert decide(with_new, **FOR_THE_RATE) == decide(without, **FOR_THE_RATE) == {"Denoiser": 2}
 
 
 def test_the_stages_behind_grow_with_the_first_before_their_queues_do() -> None:
@@ -221,6 +245,12 @@ def test_what_does_not_fit_is_shared_in_the_ratio_of_the_work() -> None:
     shared = decide(told, **FOR_THE_RATE, max_replicas_in_all=52)
     assert alone == {"Encoder": 8, "Denoiser": 80, "VAE": 16}
     assert shared == {"Encoder": 4, "Denoiser": 40, "VAE": 8}
+
+
+def test_what_is_shared_keeps_each_deployments_least() -> None:
+    assert proportional([4, 20], 10, [4, 1]) == [4, 6]
+    assert proportional([1, 1], 1, [0, 0]) == [1, 0]
+    assert fit([4, 20], [4, 20], 10, [4, 1]) == [4, 6]
 
 
 def test_a_stage_in_its_cooldown_gives_its_replicas_to_one_that_needs_them_now() -> None:

@@ -310,12 +310,37 @@ async def test_a_job_whose_stages_are_away_is_tried_again_however_long_that_is(
     times: int, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
+    monkeypatch.setattr(runner, "LONGEST_PAUSE_S", 0.02)
     stages = Stages()
     stages.failures = [RayServeException("no replica") for _ in range(times)]
     async with folder.runner(stages) as jobs:
         await submit(jobs)
         assert (await ended(jobs)).status == "completed"
     assert len(stages.began_at) == times + 1
+
+
+async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_grow(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.2)
+    stages = Stages()
+    stages.failures = [RayServeException("no replica") for _ in range(2)]
+    began: list[float] = []
+    async with folder.runner(stages, max_running=1) as jobs:
+        generate = jobs.generate
+
+        async def timed(*arguments: Any) -> Media:
+            began.append(time.monotonic())
+            return await generate(*arguments)
+
+        jobs.generate = timed
+        for job_id in ("video_1", "video_2"):
+            await submit(jobs, job_id)
+        for job_id in ("video_1", "video_2"):
+            assert (await ended(jobs, job_id)).status == "completed"
+    assert len(began) == 4
+    assert began[1] - began[0] >= 0.2
+    assert began[2] - began[1] >= 0.4
 
 
 async def test_jobs_are_still_claimed_after_an_error_that_nobody_thought_of(folder: Folder) -> None:
