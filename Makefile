@@ -3,9 +3,8 @@
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
-SHARED := --numprocesses 2 --dist loadgroup
-PYTEST_quick := $(SHARED) -m "not slow"
-PYTEST_all := $(SHARED) -m "not stress"
+PYTEST_quick := -m "not slow"
+PYTEST_all := -m "not stress"
 PYTEST_stress := -m stress
 ifeq ($(filter quick all stress,$(TESTS)),)
 $(error TESTS must be quick, all or stress, got $(TESTS))
