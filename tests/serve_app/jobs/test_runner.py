@@ -327,13 +327,13 @@ async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_gr
     stages.failures = [RayServeException("no replica") for _ in range(2)]
     began: list[float] = []
     async with folder.runner(stages, max_running=1) as jobs:
-        generate = jobs.generate
+        generate = jobs.runner.generate
 
         async def timed(*arguments: Any) -> Media:
             began.append(time.monotonic())
             return await generate(*arguments)
 
-        jobs.generate = timed
+        jobs.runner.generate = timed
         for job_id in ("video_1", "video_2"):
             await submit(jobs, job_id)
         for job_id in ("video_1", "video_2"):
