@@ -23,7 +23,9 @@ value at each forward (1.1 to 0.3 ms between two forwards without work), seeding
 CPU the forwards of a lone request in its own thread (two thread switches a step less). What did not: user code and
 router in Serve's main loop (`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`,
 `RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides compute, at best of 21 requests of one step.""",
-    "side_by_side": """Two cores hold the client, Ray, and whichever way has its turn.""",
+    "side_by_side": """Two cores hold the client, Ray, and whichever way has its turn. One thread of arithmetic in one
+denoiser bounds three stages: with 8 callers its forwards are busy, and a batch of this model gains little on a CPU; the
+encoder and the VAE have the other core. diffusers' server starts a thread for each request and so uses both cores.""",
     "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
 thread that is the overhead of small matrix products, and nothing once they are large.""",
     "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation
