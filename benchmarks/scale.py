@@ -1,6 +1,6 @@
 """How policies of scaling fare on up to 1,000 accelerators, against the best possible, in a validated simulation.
 
-    python -m benchmarks.scale [--costs FILE] [--accelerators N ...] [--skip-validation]
+    python -m benchmarks.scale [--costs FILE] [--accelerators N ...] [--seeds N] [--skip-validation]
 
 Needs scipy. First a real application with two denoisers is measured, loaded, and its latencies compared with
 those that the simulation predicts for the very same arrivals. Then clusters are simulated under loads that
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from serve_app.autoscaling import proportional
 COSTS = Path(__file__).parent / "stage_costs.json"
 EMBEDDED = "emoji_flux_cpu"
 MOST_FOR_EMBEDDED = 100  # accelerators: its requests are so short that more of them would take an hour to simulate
+MOST_FOR_SEEDS = 100  # accelerators: with more, the arrivals of one seed are so many that another tells nothing new
 SLOTS_A_SLO = 3  # of the linear program: shorter slots make the bound tighter and the program larger
 
 
@@ -53,7 +56,8 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=0.9, help="the most load, as a share of what the cluster can do")
     parser.add_argument("--slo-scale", type=float, default=5.0, help="the SLO, in latencies of a lone request")
     parser.add_argument("--start-s", type=float, help="seconds of a replica's start, instead of those of --costs")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of arrivals; figures are their medians")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that simulate at a time")
     parser.add_argument("--validation-s", type=float, default=45, help="seconds of each load of the real application")
     parser.add_argument("--skip-validation", action="store_true", help="simulate only; scale.md says so")
     parser.add_argument("--keep-validation", action="store_true", help="simulate only; the comparison is the last one")
@@ -61,20 +65,27 @@ def main() -> None:
     if options.keep_validation:
         validation = json.loads((DOCS / "scale.json").read_text(encoding="utf-8"))["validation"]
     else:
-        validation = None if options.skip_validation else validate(options.validation_s, options.seed)
+        validation = None if options.skip_validation else validate(options.validation_s, seed=0)
     given = json.loads(options.costs.read_text(encoding="utf-8"))
     if validation is not None:
         given[EMBEDDED] = as_costs(validation)
-    rows = [
-        row
+    comparisons = [
+        (costs, accelerators, name, options.peak, seed)
         for costs in read_costs(given, options.slo_scale, options.start_s)
-        for accelerators in options.accelerators
+        for accelerators in sorted(options.accelerators, reverse=True)  # the longest first
         if costs.name != EMBEDDED or accelerators <= MOST_FOR_EMBEDDED
-        for name, profile in PROFILES.items()
+        for name in PROFILES
         if len(costs.kinds) > 1 or name != "change of mix"
-        for row in compare(costs, accelerators, name, profile, options.peak, options.seed)
+        for seed in range(options.seeds if accelerators <= MOST_FOR_SEEDS else 1)
     ]
-    settings = {"peak": options.peak, "slo_scale": options.slo_scale, "start_s": options.start_s, "seed": options.seed}
+    with ProcessPoolExecutor(options.processes) as processes:
+        rows = median_rows([row for rows in processes.map(compare, *zip(*comparisons, strict=True)) for row in rows])
+    settings = {
+        "peak": options.peak,
+        "slo_scale": options.slo_scale,
+        "start_s": options.start_s,
+        "seeds": options.seeds,
+    }
     result = {"machine": machine(), "settings": settings, "costs": given, "validation": validation, "rows": rows}
     write("scale", result, as_markdown(result))
 
@@ -105,10 +116,9 @@ def read_costs(models_given: dict[str, Any], slo_scale: float, start_s: float | 
     return models
 
 
-def compare(
-    costs: Costs, accelerators: int, profile_name: str, profile: Profile, peak: float, seed: int
-) -> list[dict[str, Any]]:
+def compare(costs: Costs, accelerators: int, profile_name: str, peak: float, seed: int) -> list[dict[str, Any]]:
     """Each policy under the same arrivals."""
+    profile = PROFILES[profile_name]
     arrivals = arrivals_of(profile, costs.stages, costs.kinds, accelerators, peak, seed)
     slot_s = min(kind.slo_s for kind in costs.kinds) / SLOTS_A_SLO
     best = bound(costs.stages, arrivals, accelerators, slot_s)
@@ -119,6 +129,19 @@ def compare(
         rows.append(row)
         print(row, flush=True)
     return rows
+
+
+def median_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each (model, accelerators, load, policy): its medians over the seeds, and the goodput's range."""
+    of_key: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        of_key.setdefault((row["model"], row["accelerators"], row["load"], row["policy"]), []).append(row)
+    medians = []
+    for same in of_key.values():
+        middle = {k: v if isinstance(v, str) else statistics.median(row[k] for row in same) for k, v in same[0].items()}
+        goodput = [row["goodput_of_best"] for row in same]
+        medians.append(middle | {"seeds": len(same), "goodput_range": [min(goodput), max(goodput)]})
+    return sorted(medians, key=lambda row: (row["model"], row["accelerators"]))
 
 
 def policies(
@@ -170,7 +193,9 @@ def as_markdown(result: dict[str, Any]) -> list[str]:
         "program (`benchmarks/goodput_bound.py`): it knows all arrivals beforehand, so no policy can reach it. At its "
         f"peak a load brings {settings['peak']:.0%} of the work that all accelerators can do. Every replica takes one "
         "accelerator, the small stages too. The replica-ratio policy is the application's own "
-        "(`serve_app/autoscaling.py`, docs/autoscaling.md), called as Serve calls it.",
+        "(`serve_app/autoscaling.py`, docs/autoscaling.md), called as Serve calls it. Figures are medians over "
+        f"{settings['seeds']} seeds of the arrivals, with the range of the goodput in brackets; one seed where there "
+        f"are more than {MOST_FOR_SEEDS} accelerators.",
         "",
         *(f"- {name}: {profile.says}" for name, profile in PROFILES.items()),
         "",
@@ -190,11 +215,17 @@ def as_markdown(result: dict[str, Any]) -> list[str]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        str(row["accelerators"]), row["load"], row["policy"], f"{row['goodput_of_best']:.1%}",
+        str(row["accelerators"]), row["load"], row["policy"], goodput(row),
         f"{row['refused'] / row['arrived']:.1%}", f"{row['p50_s']:.1f} s", f"{row['p95_s']:.1f} s",
         f"{row['accelerator_hours']:.1f} (best {row['accelerator_hours_at_best']:.1f})",
         f"{row['good_per_accelerator_hour_of_best']:.0%}",
     )  # fmt: skip
+
+
+def goodput(row: dict[str, Any]) -> str:
+    least, most = row["goodput_range"]
+    spread = f" ({least:.1%} to {most:.1%})" if row["seeds"] > 1 else ""
+    return f"{row['goodput_of_best']:.1%}{spread}"
 
 
 def validation_lines(validation: dict[str, Any], of_machine: dict[str, Any]) -> list[str]:

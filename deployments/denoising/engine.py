@@ -47,12 +47,19 @@ class Job:
     remaining_forwards: Callable[[], int] = lambda: 1
     expires: float = math.inf  # time.monotonic() after which nobody wants it
     cancelled: bool = False
-    last_component: str | None = None  # of its last forward, which ended at `last_forward`
-    last_forward: float = 0.0
     forwards: int = 0
     merged_forwards: int = 0
     seconds: float = 0.0  # its share of the device's time
-    step_s: float = 0.0  # seconds of its last forward alone, as such forwards usually take
+    step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take
+    left: float = 0.0  # time.monotonic() at which it began, then at which its last forward ended
+    pause_s: float = 0.0  # from the end of its last forward but one to its last
+    structure: Hashable = None  # of its last forward
+    followers: dict[Hashable, Hashable] = field(default_factory=dict)  # structure of a forward -> of the next one
+
+    @property
+    def next_structure(self) -> Hashable:
+        """That its next forward will have if it goes on as before; None before the first."""
+        return self.followers.get(self.structure, self.structure)
 
 
 @dataclass(eq=False)
@@ -88,26 +95,20 @@ class EngineStatistics:
     batch_sizes: dict[int, int] = field(default_factory=dict)
 
 
-Order = Callable[[Forward, StepCosts, float], float]
+Order = Callable[[Job, float], float]
 
 
-def first_come(forward: Forward, costs: StepCosts, now: float) -> float:
+def first_come(job: Job, now: float) -> float:
     """First come, first served."""
-    return forward.job.arrived
+    return job.arrived
 
 
-def smallest_slack(forward: Forward, costs: StepCosts, now: float) -> float:
+def smallest_slack(job: Job, now: float) -> float:
     """Seconds to the deadline beyond what the request still needs; a waiting request's slack only shrinks.
 
     A request without a deadline goes first: its deadline is set when its first forward has been measured.
     """
-    job = forward.job
-    if job.deadline is None:
-        return -math.inf
-    step = costs.predict(forward.structure, forward.num_samples)
-    if step is None:
-        step = job.seconds / max(1, job.forwards)
-    return job.deadline - now - step * job.remaining_forwards()
+    return -math.inf if job.deadline is None else job.deadline - now - job.step_s * job.remaining_forwards()
 
 
 ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}
@@ -155,6 +156,7 @@ class Engine:
 
     def begin(self, job: Job) -> None:
         with self._changed:
+            job.left = time.monotonic()
             self._jobs.append(job)
 
     def end(self, job: Job) -> None:
@@ -176,6 +178,7 @@ class Engine:
         the request's deadline has passed."""
         forward = Forward(job, module, component, context, bind(module, args, kwargs), caches)
         self._classify(forward)
+        self._note_arrival(forward)
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
@@ -193,6 +196,13 @@ class Engine:
         if forward.error is not None:
             raise forward.error
         return forward.output
+
+    def _note_arrival(self, forward: Forward) -> None:
+        job = forward.job
+        job.pause_s = forward.arrived - job.left
+        if forward.structure[0] != ALONE:  # type: ignore[index]
+            job.followers[job.structure] = job.structure = forward.structure
+        job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.step_s
 
     def _may_lend(self, job: Job) -> bool:
         is_free = not self._waiting and not self._running
@@ -270,43 +280,50 @@ class Engine:
                 if self._closed and not self._running:
                     return None
                 self._changed.wait()
-            self._wait_for_company()
+            self._wait_for_others()
             now = time.monotonic()
             self._refuse([f for f in self._waiting if f.job.expires < now], "the request's deadline has passed")
-            ranked = sorted(self._waiting, key=lambda f: self.order(f, self.costs, now))
-            if not ranked:
+            if not self._waiting:
                 return []
-            batch = self._fill_batch(ranked)
+            batch = self._fill_batch(sorted(self._waiting, key=lambda f: self.order(f.job, now)))
             for forward in batch:
                 self._waiting.remove(forward)
             self._running = batch
             return batch
 
-    def _wait_for_company(self) -> None:
-        """A moment for requests that are between two forwards; never longer than max_wait_s.
-
-        Only those are waited for that just had a forward of the same denoiser: others are loading, resuming
-        or being decoded, and nobody knows for how long.
-        """
+    def _wait_for_others(self) -> None:
+        """A moment for requests that are between two forwards; never longer than max_wait_s."""
         until = time.monotonic() + self.max_wait_s
-        while len(self._waiting) < self.max_batch_size and not self._closed:
+        while self._waiting and not self._closed:
             now = time.monotonic()
-            left = min(until, self._latest_company(now) or now) - now
+            left = min(until, self._last_return(now)) - now
             if left <= 0:
                 return
             self._changed.wait(left)
 
-    def _latest_company(self, now: float) -> float | None:
-        """Until when a forward may come that shares a batch with one that waits."""
-        waiting = {f.component for f in self._waiting if self._may_share(f)}
+    def _last_return(self, now: float) -> float:
+        """Until when a forward may come that is worth waiting for.
+
+        It may share the batch that would run now, or is of a more urgent request, which would else wait for a
+        forward that takes longer than its own pause.
+        """
+        first = min(self._waiting, key=lambda f: self.order(f.job, now))
+        rank = self.order(first.job, now)
+        size = sum(f.structure == first.structure for f in self._waiting)
+        has_room = size < self.max_batch_size and self._may_share(first)
         busy = {id(f.job) for f in self._waiting}
         return max(
             (
-                job.last_forward + self.max_wait_s
+                job.left + self.max_wait_s
                 for job in self._jobs
-                if job.last_component in waiting and not job.deterministic and id(job) not in busy
+                if id(job) not in busy
+                and not job.cancelled
+                and (
+                    (has_room and is_company(job, first))
+                    or (job.pause_s < first.job.step_s and will_return(job) and self.order(job, now) < rank)
+                )
             ),
-            default=None,
+            default=0.0,
         )
 
     def _may_share(self, forward: Forward) -> bool:
@@ -364,8 +381,8 @@ class Engine:
             job.forwards += 1
             job.merged_forwards += is_merged
             job.seconds += seconds * forward.num_samples / samples
-            job.step_s = self.costs.predict(forward.structure, forward.num_samples) or seconds
-            job.last_component, job.last_forward = forward.component, ended
+            job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.seconds / job.forwards
+            job.left = ended
             forward.done.set()
         self._running = []
         self.measure(  # while the requests' threads are at work again
@@ -462,6 +479,18 @@ class Engine:
             output = call_directly(forward.module, forward.component, forward.context, (), arguments)
             self.synchronize()
         return output
+
+
+def is_company(job: Job, first: Forward) -> bool:
+    """Whether the request's next forward is likely to fit into a batch with `first`; a new one with a new one."""
+    if job.deterministic:
+        return False
+    return will_return(job) and job.next_structure == first.structure if job.forwards else not first.job.forwards
+
+
+def will_return(job: Job) -> bool:
+    """Whether a request that has had forwards will have another."""
+    return bool(job.forwards) and job.remaining_forwards() > 0
 
 
 def is_close(merged: Any, alone: Any) -> bool:

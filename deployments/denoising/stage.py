@@ -197,6 +197,7 @@ class _Run:
         self.on_start = on_start
         self.on_preview = on_preview
         self.num_steps = 0
+        self.forwards_a_step = 1.0
         self.started = time.monotonic()
         self.job = Job(
             request.request_id,
@@ -266,10 +267,10 @@ class _Run:
         return output
 
     def remaining_forwards(self) -> int:
+        """By the forwards that a step has taken so far; 0 after the last."""
         num_steps = self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
-        steps = max(1, num_steps - self.session.steps_done)
-        per_step = self.job.forwards / max(1, self.session.steps_done - self.session.resumed_at)
-        return max(1, round(steps * max(1.0, per_step)))
+        steps = num_steps - self.session.resumed_at
+        return max(0, round(steps * self.forwards_a_step) - self.job.forwards)
 
     def _set_default_deadline(self) -> None:
         # A deadline that grows with the request's own work lets short ones pass long ones, and as time goes on
@@ -280,8 +281,10 @@ class _Run:
 
     def note_progress(self, step: int, num_steps: int) -> None:
         self.num_steps = num_steps
+        done = step - self.session.resumed_at
+        if done > 0:
+            self.forwards_a_step = self.job.forwards / done
         if self.on_progress:
-            done = step - self.session.resumed_at
             left = num_steps - step
             eta = (time.monotonic() - self.started) / done * left if done > 0 else None
             self.on_progress(DenoisingProgress(step, num_steps, eta))
