@@ -1,9 +1,12 @@
 """The step engine: one thread owns the device and runs the forwards of all requests, merged where they fit.
 
-Each request runs its pipeline's own `__call__` in a thread of its own. When that comes to a forward of a
-denoiser, it waits here. Whatever step a request is at, its forward can share a batch with any other of the
-same structure, so requests join and leave between any two steps. A paused request is just one whose
-forward waits.
+Each request runs its pipeline's own `__call__` in that same thread, in a greenlet of its own: where it comes to
+a forward of a denoiser, it waits here and the others go on. Whatever step a request is at, its forward can share
+a batch with any other of the same structure, so requests join and leave between any two steps. A paused request
+is just one whose forward waits.
+
+Greenlets and not threads: pipeline code is Python, of which one thread runs at a time whatever their number, and
+eight threads that wake together after each batch fight for the interpreter for longer than their work takes.
 """
 
 from __future__ import annotations
@@ -12,12 +15,16 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+from greenlet import getcurrent, greenlet
 
 from deployments.denoising.batching import BatchAxes, CannotMergeError, Merger, Path
 from deployments.denoising.measurements import BatchRun, Cancelled, Measure, ignore
@@ -33,6 +40,8 @@ logger = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the largest value of the lone forward
 HALF_TOLERANCE = 5e-2  # float16 and bfloat16
 MERGED_STRUCTURES_KEPT = 4096
+MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one request
+T = TypeVar("T")
 ALONE = "alone"  # in place of the component in the structure of a forward that never shares
 
 
@@ -51,15 +60,6 @@ class Job:
     merged_forwards: int = 0
     seconds: float = 0.0  # its share of the device's time
     step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take
-    left: float = 0.0  # time.monotonic() at which it began, then at which its last forward ended
-    pause_s: float = 0.0  # from the end of its last forward but one to its last
-    structure: Hashable = None  # of its last forward
-    followers: dict[Hashable, Hashable] = field(default_factory=dict)  # structure of a forward -> of the next one
-
-    @property
-    def next_structure(self) -> Hashable:
-        """That its next forward will have if it goes on as before; None before the first."""
-        return self.followers.get(self.structure, self.structure)
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class Forward:
     num_samples: int = 1
     merger: Merger | None = None
     arrived: float = field(default_factory=time.monotonic)
-    done: threading.Event = field(default_factory=threading.Event)
+    request: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
 
@@ -115,11 +115,7 @@ ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}
 
 
 class Engine:
-    """Runs forwards until `close`; `run` is called by the requests' threads.
-
-    With `lends_device` a request that is alone runs its forwards in its own thread, which saves two hand-overs a
-    step. An accelerator stays with one thread: libraries keep workspaces for each thread that has used it.
-    """
+    """Runs forwards until `close`. Requests' threads hand it their work with `call`; the work calls `run`."""
 
     def __init__(
         self,
@@ -129,7 +125,6 @@ class Engine:
         order: str = "slack",
         synchronize: Callable[[], None] = lambda: None,
         measure: Measure = ignore,
-        lends_device: bool = False,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
@@ -137,18 +132,18 @@ class Engine:
         self.order = ORDERS[order]
         self.synchronize = synchronize
         self.measure = measure
-        self.lends_device = lends_device
         self.axes: dict[str, BatchAxes] = {}
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
         self._changed = threading.Condition()
+        self._ready: deque[Callable[[], Any]] = deque()  # what the thread does before the next batch
         self._waiting: list[Forward] = []
-        self._running: list[Forward] = []
         self._jobs: list[Job] = []  # of requests that are under way
+        self._calls: dict[Job, Future[Any]] = {}
+        self._elsewhere = ThreadPoolExecutor(MAX_CALLS_ELSEWHERE, thread_name_prefix="elsewhere")
         self._shares: dict[Hashable, frozenset[Path] | None] = {}  # verified structures; None: never merge
         self._caps: dict[Hashable, int] = {}  # samples that fit into memory, learned
         self._closed = False
-        self.last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
@@ -156,13 +151,77 @@ class Engine:
 
     def begin(self, job: Job) -> None:
         with self._changed:
-            job.left = time.monotonic()
             self._jobs.append(job)
 
     def end(self, job: Job) -> None:
         with self._changed:
             self._jobs.remove(job)
+
+    def call(self, job: Job, work: Callable[[], T]) -> T:
+        """Runs a request's work in the engine's thread, by turns with that of others; returns or raises what it does.
+
+        Raises CancelledStage, and GenerationFailedError when the engine is closed.
+        """
+        result: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise GenerationFailedError("the engine is closed")
+            self._calls[job] = result
+            self._soon(partial(begin, result, work))
+        try:
+            return result.result()
+        except CancelledError:
+            raise CancelledStage from None
+        finally:
+            del self._calls[job], result  # an error holds this frame: with it, its request's tensors would stay
+
+    def cancel(self, job: Job) -> None:
+        """Effective at once for a request that waits, else at its next forward."""
+        with self._changed:
+            if job.cancelled or job not in self._jobs:
+                return
+            job.cancelled = True
+            self.statistics.cancelled += 1
+            self.measure(Cancelled())
+            result = self._calls.get(job)
+            if result is not None and not result.cancel():  # it has begun
+                for forward in [f for f in self._waiting if f.job is job]:
+                    self._waiting.remove(forward)
+                    forward.error = CancelledStage()
+                    result.set_exception(CancelledStage())
+                    self._soon(forward.request.switch)  # to leave its work, when the thread is free
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
+        self._thread.join(10)
+        self._elsewhere.shutdown(wait=False)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for the thread."""
+        return len(self._waiting) + len(self._ready)
+
+    @property
+    def num_jobs(self) -> int:
+        return len(self._jobs)
+
+    def remaining_s(self) -> list[float]:
+        """Device seconds that each request still needs, predicted from its own forwards; none before its first."""
+        jobs = [job for job in tuple(self._jobs) if job.forwards]
+        return [job.seconds / job.forwards * job.remaining_forwards() for job in jobs]
+
+    def _soon(self, action: Callable[[], Any]) -> None:
+        with self._changed:
+            self._ready.append(action)
+            self._changed.notify_all()
+
+    # -- called by the requests' work, in the engine's thread ------------------------------------------------
 
     def run(
         self,
@@ -174,157 +233,87 @@ class Engine:
         kwargs: Any,
         caches: AbstractContextManager[None] | None = None,
     ) -> Any:
-        """Waits for the forward's output; raises what it raised, CancelledStage, or GenerationFailedError when
-        the request's deadline has passed."""
+        """The forward's output; other requests go on until it is there.
+
+        Raises what it raised, CancelledStage, or GenerationFailedError when the request's deadline has passed.
+        """
+        if threading.current_thread() is not self._thread:
+            return self.call(job, lambda: self.run(job, module, component, context, args, kwargs, caches))
         forward = Forward(job, module, component, context, bind(module, args, kwargs), caches)
         self._classify(forward)
-        self._note_arrival(forward)
+        job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.step_s
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
             if job.cancelled:
                 raise CancelledStage
-            is_lent = self._may_lend(job)
-            if is_lent:
-                self._running = [forward]
-            else:
-                self._waiting.append(forward)
-                self._changed.notify_all()
-        if is_lent:
-            self._run_lent(forward)
-        forward.done.wait()
-        if forward.error is not None:
-            raise forward.error
-        return forward.output
-
-    def _note_arrival(self, forward: Forward) -> None:
-        job = forward.job
-        job.pause_s = forward.arrived - job.left
-        if forward.structure[0] != ALONE:  # type: ignore[index]
-            job.followers[job.structure] = job.structure = forward.structure
-        job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.step_s
-
-    def _may_lend(self, job: Job) -> bool:
-        is_free = not self._waiting and not self._running
-        is_alone = all(other is job for other in self._jobs)
-        return self.lends_device and is_free and is_alone and job.expires >= time.monotonic()
-
-    def _run_lent(self, forward: Forward) -> None:
+            self._waiting.append(forward)
+        self._let_others_go_on()
+        error, output = forward.error, forward.output
+        del forward  # an error holds this frame, and would be held by it
         try:
-            self._run_batch([forward])
+            if error is not None:
+                raise error
+            return output
         finally:
-            with self._changed:
-                if self._running == [forward]:  # it failed; else the engine's thread may have the device already
-                    self._running = []
-                self.last_progress = time.monotonic()
-                self._changed.notify_all()
+            del error
 
-    def cancel(self, job: Job) -> None:
-        """Effective at once for a waiting forward, else at the next."""
-        with self._changed:
-            if job.cancelled or job not in self._jobs:
-                return
-            job.cancelled = True
-            self.statistics.cancelled += 1
-            self.measure(Cancelled())
-            for forward in [f for f in self._waiting if f.job is job]:
-                self._waiting.remove(forward)
-                forward.error = CancelledStage()
-                forward.done.set()
-            self._changed.notify_all()
+    def elsewhere(self, work: Callable[[], T]) -> T:
+        """Does what blocks, such as a call of another stage, in another thread; other requests go on meanwhile."""
+        request, done = getcurrent(), self._elsewhere.submit(work)
+        done.add_done_callback(lambda _: self._soon(request.switch))
+        self._let_others_go_on()
+        return done.result()
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(10)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def num_jobs(self) -> int:
-        return len(self._jobs)
-
-    def remaining_s(self) -> list[float]:
-        """Device seconds that each request still needs, predicted from its own forwards; none before its first."""
-        jobs = [job for job in tuple(self._jobs) if job.forwards]
-        return [job.seconds / job.forwards * job.remaining_forwards() for job in jobs]
+    def _let_others_go_on(self) -> None:
+        with_gradients = torch.is_grad_enabled()  # a thread's setting, and so one that greenlets share
+        self._hub.switch()
+        torch.set_grad_enabled(with_gradients)
 
     # -- the engine's thread ----------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        self._hub = getcurrent()
         try:
-            while self._run_batch(self._next_batch()):
-                self.last_progress = time.monotonic()
+            while not self._closed:
+                self._run_ready()
+                self._run_batch(self._next_batch())
         finally:
-            with self._changed:  # if the thread failed, nobody may wait for ever
+            with self._changed:
                 self._closed = True
-                self._waiting += self._running
-                self._refuse(self._waiting, "the engine is closed")
+            self._refuse(self._waiting, "the engine is closed")
+            for result in list(self._calls.values()):  # nobody may wait for ever
+                if not result.done():
+                    result.set_exception(GenerationFailedError("the engine is closed"))
+
+    def _run_ready(self) -> None:
+        """Waits for something to do; lets each request that can go on run until its next forward.
+
+        So do, for max_wait_s, those that come meanwhile: they may share the next batch.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._waiting or self._closed)
+        until = time.monotonic() + self.max_wait_s
+        while self._ready and not (self._waiting and time.monotonic() >= until):
+            self._ready.popleft()()
 
     def _refuse(self, forwards: list[Forward], reason: str) -> None:
         for forward in list(forwards):
             self._waiting.remove(forward)
             forward.error = GenerationFailedError(reason)
-            forward.done.set()
+            forward.request.switch()
 
-    def _next_batch(self) -> list[Forward] | None:
+    def _next_batch(self) -> list[Forward]:
+        """Empty when there is none yet."""
+        now = time.monotonic()
+        self._refuse([f for f in self._waiting if f.job.expires < now], "the request's deadline has passed")
         with self._changed:
-            while not self._waiting or self._running:  # running: lent to a request's thread
-                if self._closed and not self._running:
-                    return None
-                self._changed.wait()
-            self._wait_for_others()
-            now = time.monotonic()
-            self._refuse([f for f in self._waiting if f.job.expires < now], "the request's deadline has passed")
             if not self._waiting:
                 return []
             batch = self._fill_batch(sorted(self._waiting, key=lambda f: self.order(f.job, now)))
             for forward in batch:
                 self._waiting.remove(forward)
-            self._running = batch
             return batch
-
-    def _wait_for_others(self) -> None:
-        """A moment for requests that are between two forwards; never longer than max_wait_s."""
-        until = time.monotonic() + self.max_wait_s
-        while self._waiting and not self._closed:
-            now = time.monotonic()
-            left = min(until, self._last_return(now)) - now
-            if left <= 0:
-                return
-            self._changed.wait(left)
-
-    def _last_return(self, now: float) -> float:
-        """Until when a forward may come that is worth waiting for.
-
-        It may share the batch that would run now, or is of a more urgent request, which would else wait for a
-        forward that takes longer than its own pause.
-        """
-        first = min(self._waiting, key=lambda f: self.order(f.job, now))
-        rank = self.order(first.job, now)
-        size = sum(f.structure == first.structure for f in self._waiting)
-        has_room = size < self.max_batch_size and self._may_share(first)
-        busy = {id(f.job) for f in self._waiting}
-        return max(
-            (
-                job.left + self.max_wait_s
-                for job in self._jobs
-                if id(job) not in busy
-                and not job.cancelled
-                and (
-                    (has_room and is_company(job, first))
-                    or (job.pause_s < first.job.step_s and will_return(job) and self.order(job, now) < rank)
-                )
-            ),
-            default=0.0,
-        )
 
     def _may_share(self, forward: Forward) -> bool:
         alone = forward.job.deterministic or forward.structure[0] == ALONE  # type: ignore[index]
@@ -359,16 +348,14 @@ class Engine:
             forward.structure = (ALONE, id(forward))
 
     @torch.no_grad()
-    def _run_batch(self, batch: list[Forward] | None) -> bool:
-        """Returns whether to go on."""
+    def _run_batch(self, batch: list[Forward]) -> None:
         if not batch:
-            return batch is not None
+            return
         structure = batch[0].structure
         is_first_merge = len(batch) > 1 and structure not in self._shares
         started = time.monotonic()
         self._solve(batch)
-        ended = time.monotonic()
-        seconds = ended - started
+        seconds = time.monotonic() - started
         samples = sum(f.num_samples for f in batch)
         failed = sum(f.error is not None for f in batch)
         if structure[0] != ALONE and not is_first_merge and not failed:  # type: ignore[index]
@@ -382,10 +369,9 @@ class Engine:
             job.merged_forwards += is_merged
             job.seconds += seconds * forward.num_samples / samples
             job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.seconds / job.forwards
-            job.left = ended
-            forward.done.set()
-        self._running = []
-        self.measure(  # while the requests' threads are at work again
+        for forward in batch:
+            forward.request.switch()
+        self.measure(
             BatchRun(
                 batch[0].component,
                 shape_of_sample(batch[0]),
@@ -397,7 +383,6 @@ class Engine:
                 failed,
             )
         )
-        return True
 
     def _count(self, batch: list[Forward], is_merged: bool) -> None:
         statistics, size = self.statistics, len(batch)
@@ -481,16 +466,23 @@ class Engine:
         return output
 
 
-def is_company(job: Job, first: Forward) -> bool:
-    """Whether the request's next forward is likely to fit into a batch with `first`; a new one with a new one."""
-    if job.deterministic:
-        return False
-    return will_return(job) and job.next_structure == first.structure if job.forwards else not first.job.forwards
+def begin(result: Future[T], work: Callable[[], T]) -> None:
+    greenlet(fulfil).switch(result, work)
 
 
-def will_return(job: Job) -> bool:
-    """Whether a request that has had forwards will have another."""
-    return bool(job.forwards) and job.remaining_forwards() > 0
+def fulfil(result: Future[T], work: Callable[[], T]) -> None:
+    """The body of a request's greenlet; `result` may have been cancelled before or while it waited."""
+    if not result.set_running_or_notify_cancel():
+        return
+    torch.set_grad_enabled(True)  # as in a thread of its own
+    try:
+        value = work()
+    except BaseException as error:  # noqa: BLE001  (raised in the thread of the request)
+        if not result.done():
+            result.set_exception(error)
+        del result  # the error holds this frame
+    else:
+        result.set_result(value)
 
 
 def is_close(merged: Any, alone: Any) -> bool:

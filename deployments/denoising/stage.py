@@ -40,7 +40,7 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.denoise_session import DenoiseSession
+from deployments.stage_pipeline.denoise_session import DenoiseSession, HandOff, Result
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
@@ -93,7 +93,6 @@ class DenoiserStage:
             self.args.order,
             synchronize,
             measure,
-            lends_device=stage.device.type == "cpu",
         )
         self.measure = measure
         self.fingerprint = model_fingerprint(stage, settings=repr((self.env.cache_dit, self.env.cache_dit_secondary)))
@@ -113,7 +112,7 @@ class DenoiserStage:
         on_start: Callable[[Denoising], None] | None = None,
         on_preview: Callable[[int, DecodeInputs], None] | None = None,
     ) -> tuple[DecodeInputs, Denoising]:
-        """Runs in the caller's thread, but for the forwards.
+        """Runs in the engine's thread, by turns with other requests; the caller's waits.
 
         Raises InvalidRequestError for what the pipeline refuses, HandOffError where it does not fit,
         CancelledStage when the job was cancelled.
@@ -167,10 +166,11 @@ class DenoiserStage:
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
     ) -> Any:
-        assert self.ask_stage is not None
+        ask_stage = self.ask_stage
+        assert ask_stage is not None
         call = component_call(component, method, args, kwargs)
         with session.waiting():
-            answer = self.ask_stage(stage, call)
+            answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)
 
 
@@ -210,6 +210,16 @@ class _Run:
         self.caches = RequestCaches(owner.env, request)
 
     def run(self, call_remotely: Any, resume_from: Packed | None) -> tuple[DecodeInputs, Denoising]:
+        engine = self.owner.engine
+        engine.begin(self.job)
+        try:
+            outcome, denoising = engine.call(self.job, lambda: self._run(call_remotely, resume_from))
+        finally:
+            engine.end(self.job)
+            self._note_caches()
+        return pack_outcome(outcome), denoising
+
+    def _run(self, call_remotely: Any, resume_from: Packed | None) -> tuple[HandOff | Result, Denoising]:
         self.session = ResumableSession(
             self.owner.stage,
             call_arguments(self.request),
@@ -228,14 +238,9 @@ class _Run:
         denoising = Denoising(self.job, self.session)
         if resume_from is not None:
             self.owner.measure(Resumed(self.session.resumed_at))
-        self.owner.engine.begin(self.job)
-        try:
-            if self.on_start:
-                self.on_start(denoising)
-            return pack_outcome(self.session.run()), denoising
-        finally:
-            self.owner.engine.end(self.job)
-            self._note_caches()
+        if self.on_start:
+            self.on_start(denoising)
+        return self.session.run(), denoising
 
     def previews(self) -> Previews | None:
         """Of pipelines that need other stages in their loop there are none."""

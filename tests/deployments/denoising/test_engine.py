@@ -1,5 +1,6 @@
 """The engine with a model of a few lines: what is merged, who fails, who goes first, who leaves."""
 
+import functools
 import threading
 import time
 import weakref
@@ -66,24 +67,24 @@ class SlowDenoiser(Denoiser):
         return super().compute(hidden_states, timestep)
 
 
-class NotesThreads(SlowDenoiser):
-    """Notes which threads ran its forwards, and how many at once."""
+class NotesThreads(Denoiser):
+    """Notes which threads ran its forwards."""
 
     def __init__(self) -> None:
         super().__init__()
         self.threads: list[str] = []
-        self.inside = self.most_at_once = 0
 
     def compute(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if threading.current_thread() is threading.main_thread():  # the test's own, for the truth
-            return Denoiser.compute(self, hidden_states, timestep)
-        self.inside += 1
-        self.most_at_once = max(self.most_at_once, self.inside)
         self.threads.append(threading.current_thread().name)
-        try:
-            return super().compute(hidden_states, timestep)
-        finally:
-            self.inside -= 1
+        return super().compute(hidden_states, timestep)
+
+
+class ClosesTheGate(Denoiser):
+    """Lets one forward pass each time that the gate is opened."""
+
+    def compute(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        self.gate.clear()
+        return super().compute(hidden_states, timestep)
 
 
 class Requests:
@@ -102,7 +103,7 @@ class Requests:
 
     def _work(self, job: Job, steps: list[float], tokens: int) -> list[torch.Tensor]:
         try:
-            return [self.step(job, t, tokens) for t in steps]
+            return self.engine.call(job, lambda: [self.step(job, t, tokens) for t in steps])
         finally:
             self.engine.end(job)
 
@@ -298,20 +299,80 @@ def test_a_sample_larger_than_the_bound_still_runs(make_requests: MakeRequests) 
     assert_right(make_requests(module, max_batch_tokens=1).start([0.1]), module, [0.1])
 
 
-def test_company_is_waited_for_and_never_longer_than_max_wait_s(make_requests: MakeRequests) -> None:
+def test_requests_that_come_while_another_is_prepared_share_its_first_batch(make_requests: MakeRequests) -> None:
     module = Denoiser()
-    served = make_requests(module, max_wait_s=1.0)
-    absent = Job("its next forward does not come")
-    served.engine.begin(absent)
-    served.threads.submit(served.step, absent, 0.5).result(PATIENCE_S)
-    told: list[BatchRun] = []
-    served.engine.measure = lambda m: told.append(m) if isinstance(m, BatchRun) else None
-    steps = [0.1, 0.2, 0.3, 0.4]
-    assert_right(served.start(steps), module, steps)
-    served.engine.end(absent)
-    waited = [turn.queue_seconds[0] for turn in told]
-    assert waited[0] > 0.05, "it waited for a request that had just had a forward"
-    assert sum(waited) < 2 * served.engine.max_wait_s, "and no longer for one that does not come back"
+    served = make_requests(module, max_wait_s=PATIENCE_S)
+    first, second = Job("first"), Job("second")
+    served.engine.begin(first)
+
+    def prepare() -> torch.Tensor:
+        second_made.append(served.start([0.2], second))
+        wait_until(lambda: served.engine.num_waiting == 1)
+        return served.step(first, 0.1)
+
+    second_made: list[Outputs] = []
+    torch.testing.assert_close(served.engine.call(first, prepare), truth(module, 0.1))
+    assert_right(second_made[0], module, [0.2])
+    assert served.engine.statistics.batch_sizes == {2: 1}
+    served.engine.end(first)
+
+
+def test_no_forward_waits_longer_than_max_wait_s_for_requests_that_keep_coming(make_requests: MakeRequests) -> None:
+    module = Denoiser()
+    served = make_requests(module, max_wait_s=0.0)
+    holding = served.hold_device()
+    made = [served.start(own) for own in EIGHT]
+    wait_until(lambda: served.engine.num_waiting == len(EIGHT))
+    module.gate.set()
+    holding.result(PATIENCE_S)
+    for own, outputs in zip(EIGHT, made, strict=True):
+        assert_right(outputs, module, own)
+    assert served.engine.statistics.batch_sizes == {1: 9}, "each was run before the next one was prepared"
+
+
+def test_other_requests_go_on_while_one_asks_another_stage(make_requests: MakeRequests) -> None:
+    module = Denoiser()
+    served = make_requests(module)
+    job, answered = Job("asks"), threading.Event()
+    served.engine.begin(job)
+
+    def work() -> list[Any]:
+        before = served.step(job, 0.1)
+        thread = served.engine.elsewhere(lambda: answered.wait(PATIENCE_S) and threading.current_thread().name)
+        return [before, thread, served.step(job, 0.2)]
+
+    asking = served.threads.submit(served.engine.call, job, work)
+    assert_right(served.start([0.5, 0.6]), module, [0.5, 0.6])
+    assert not asking.done()
+    answered.set()
+    before, thread, after = asking.result(PATIENCE_S)
+    assert thread.startswith("elsewhere")
+    torch.testing.assert_close(before, truth(module, 0.1))
+    torch.testing.assert_close(after, truth(module, 0.2))
+    served.engine.end(job)
+
+
+def test_a_request_keeps_its_own_setting_of_gradients(make_requests: MakeRequests) -> None:
+    served = make_requests(Denoiser())
+    seen: dict[str, list[bool]] = {"with": [], "without": []}
+
+    def work(name: str, job: Job, is_enabled: bool) -> None:
+        with torch.set_grad_enabled(is_enabled):
+            for timestep in (0.1, 0.2, 0.3):
+                assert not served.step(job, timestep).requires_grad
+                seen[name].append(torch.is_grad_enabled())
+
+    holding = served.hold_device()
+    made = []
+    for name, is_enabled in (("with", True), ("without", False)):
+        job = Job(name)
+        served.engine.begin(job)
+        made.append(served.threads.submit(served.engine.call, job, functools.partial(work, name, job, is_enabled)))
+    wait_until(lambda: served.engine.num_waiting == 2)
+    served.module.gate.set()
+    for each in (holding, *made):
+        each.result(PATIENCE_S)
+    assert seen == {"with": [True] * 3, "without": [False] * 3}
 
 
 # --- errors ---
@@ -359,7 +420,7 @@ def test_a_request_that_does_not_fit_alone_gets_the_error_itself(make_requests: 
 # --- cancelling ---
 
 
-def test_a_waiting_forward_is_cancelled_at_once(make_requests: MakeRequests) -> None:
+def test_a_request_that_has_not_begun_is_cancelled_at_once(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module)
     running = served.hold_device()
@@ -373,6 +434,27 @@ def test_a_waiting_forward_is_cancelled_at_once(make_requests: MakeRequests) -> 
     module.gate.set()
     running.result(PATIENCE_S)
     assert module.order == pytest.approx([0.001])
+
+
+def test_a_waiting_forward_is_cancelled_at_once(make_requests: MakeRequests) -> None:
+    module = ClosesTheGate()
+    served = make_requests(module, max_batch_size=1)
+    running = served.hold_device()
+    urgent, unwanted = Job("urgent", deadline=0.0), Job("unwanted", deadline=time.monotonic() + 3600)
+    made = [served.start([0.1], urgent), served.start([0.2], unwanted)]
+    wait_until(lambda: served.engine.num_waiting == 2)
+    module.gate.set()
+    assert module.entered.acquire(timeout=PATIENCE_S)  # the urgent one has the device, and the other waits for it
+    running.result(PATIENCE_S)
+    served.engine.cancel(unwanted)
+    with pytest.raises(CancelledStage):
+        made[1].result(PATIENCE_S)
+    assert not made[0].done()
+    module.gate.set()
+    assert_right(made[0], module, [0.1])
+    module.gate.set()
+    assert_right(served.start([0.3]), module, [0.3])
+    assert module.order == pytest.approx([0.001, 0.1, 0.3])
 
 
 def test_a_running_request_is_cancelled_at_its_next_forward(make_requests: MakeRequests) -> None:
@@ -462,7 +544,6 @@ def test_short_requests_pass_a_long_one_in_the_order_slack(make_requests: MakeRe
 
 
 def test_short_requests_wait_for_a_long_one_in_the_order_fifo(make_requests: MakeRequests) -> None:
-    # The short ones wait for company, so that the long one's thread is back before one of them is taken.
     order = run_long_and_short(make_requests(SlowDenoiser(), order="fifo"))
     last_long = max(i for i, step in enumerate(order) if step >= 100)
     assert sum(step < 100 for step in order[last_long:]) >= 3
@@ -498,30 +579,10 @@ def test_a_new_request_without_a_deadline_is_not_left_behind_a_running_one(make_
 # --- the end, and what is told ---
 
 
-def test_a_lone_request_runs_in_its_own_thread_where_the_device_may_be_lent(make_requests: MakeRequests) -> None:
-    module = NotesThreads()
-    served = make_requests(module, lends_device=True)
-    assert_right(served.start([1.0, 2.0, 3.0]), module, [1.0, 2.0, 3.0])
-    assert [thread.startswith("ThreadPoolExecutor") for thread in module.threads] == [True] * 3
-
-
 def test_an_accelerator_belongs_to_the_engines_thread(make_requests: MakeRequests) -> None:
     module = NotesThreads()
     make_requests(module).start([1.0, 2.0]).result(PATIENCE_S)
     assert module.threads == ["engine"] * 2
-
-
-def test_a_lent_device_has_one_user_at_a_time_and_requests_that_come_share_batches(make_requests: MakeRequests) -> None:
-    module = NotesThreads()
-    served = make_requests(module, lends_device=True)
-    steps = [[float(request + step) for step in range(20)] for request in range(6)]
-    for _ in range(5):
-        started = [served.start(own, Job(f"request {i}")) for i, own in enumerate(steps)]
-        for outputs, own in zip(started, steps, strict=True):
-            assert_right(outputs, module, own)
-    assert module.most_at_once == 1
-    assert max(module.sizes) > 1
-    assert "engine" in module.threads
 
 
 def test_a_closed_engine_refuses_forwards_and_ends_its_thread(make_engine: MakeEngine) -> None:
