@@ -194,7 +194,7 @@ def gain_of_forward(model: Model, tokens: int) -> float:
 
 def lone_cost(model: Model, tokens: int, rounds: int) -> Row:
     """A lone request through the engine against the same loop without it."""
-    request = model.request(tokens, 20 if tokens < 500 else 4)
+    request = model.request(tokens, 20 if tokens < 500 else 8)
     conditioning = model.conditioning(request)
     with model.engine() as stage:
         ways: dict[str, Callable[[], Any]] = {
@@ -271,34 +271,30 @@ def mixed_load(model: Model, rounds: int) -> Row:
     """Short pictures that come while a long video runs: by slack against first come, first served."""
     long, short = model.request(484, 40, "long"), model.request(16, 4, "short")
     conditionings = {id(r): model.conditioning(r) for r in (long, short)}
-    seconds: dict[str, dict[str, list[float]]] = {}
-    with model.engine() as alone:
-        alone.denoise(long, conditionings[id(long)])
-        alone.denoise(short, conditionings[id(short)])
-        lone_long = statistics.median(
-            [seconds_of(lambda: alone.denoise(long, conditionings[id(long)])) for _ in range(rounds)]
-        )
-        lone_short = statistics.median(
-            [seconds_of(lambda: alone.denoise(short, conditionings[id(short)])) for _ in range(rounds)]
-        )
+    mixed: dict[str, dict[str, list[float]]] = {order: {"long": [], "short": []} for order in ("slack", "fifo")}
+    long_alone, shorts_alone = [], []
     with model.engine(order="slack") as slack, model.engine(order="fifo") as fifo:
         for stage in (slack, fifo):
+            stage.denoise(long, conditionings[id(long)])
             stage.denoise(short, conditionings[id(short)])
         for _ in range(rounds):
+            long_alone.append(seconds_of(lambda: slack.denoise(long, conditionings[id(long)])))
+            shorts = [seconds_of(lambda: slack.denoise(short, conditionings[id(short)])) for _ in range(SHORT_REQUESTS)]
+            shorts_alone.append(sum(shorts))
             for order, stage in (("slack", slack), ("fifo", fifo)):
-                run = seconds.setdefault(order, {"long": [], "short": []})
-                one_mixed_run(stage, long, short, conditionings, lone_long, run)
-    p95 = {order: percentile(run["short"], 0.95) for order, run in seconds.items()}
-    video = {order: statistics.median(run["long"]) for order, run in seconds.items()}
+                one_mixed_run(stage, long, short, conditionings, long_alone[-1], mixed[order])
+    p95 = {order: percentile(run["short"], 0.95) for order, run in mixed.items()}
+    slowed = [together - alone for together, alone in zip(mixed["slack"]["long"], long_alone, strict=True)]
     return {
         "model": model.name,
-        "short_alone_ms": 1000 * lone_short,
+        "short_alone_ms": 1000 * statistics.median(shorts_alone) / SHORT_REQUESTS,
         "short_p95_slack_ms": 1000 * p95["slack"],
         "short_p95_fifo_ms": 1000 * p95["fifo"],
         "p95_fifo_to_slack": p95["fifo"] / p95["slack"],
-        "long_alone_ms": 1000 * lone_long,
-        "long_slowed_by_ms": 1000 * (video["slack"] - lone_long),
-        "work_of_the_short_ms": 1000 * SHORT_REQUESTS * lone_short,
+        "long_alone_ms": 1000 * statistics.median(long_alone),
+        "long_slowed_by_ms": 1000 * statistics.median(slowed),
+        "work_of_the_short_ms": 1000 * statistics.median(shorts_alone),
+        "slowed_to_work": median_ratio(slowed, shorts_alone),
     }
 
 

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -136,7 +136,7 @@ class Engine:
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
         self._changed = threading.Condition()
-        self._ready: deque[Callable[[], Any]] = deque()  # what the thread does before the next batch
+        self._ready: deque[greenlet | Callable[[], None]] = deque()  # requests that go on before the next batch
         self._waiting: list[Forward] = []
         self._jobs: list[Job] = []  # of requests that are under way
         self._calls: dict[Job, Future[Any]] = {}
@@ -167,7 +167,7 @@ class Engine:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
             self._calls[job] = result
-            self._soon(partial(begin, result, work))
+            self._soon(partial(fulfil, result, work))
         try:
             return result.result()
         except CancelledError:
@@ -189,7 +189,7 @@ class Engine:
                     self._waiting.remove(forward)
                     forward.error = CancelledStage()
                     result.set_exception(CancelledStage())
-                    self._soon(forward.request.switch)  # to leave its work, when the thread is free
+                    self._soon(forward.request)  # to leave its work, when the thread is free
 
     def close(self) -> None:
         with self._changed:
@@ -216,9 +216,9 @@ class Engine:
         jobs = [job for job in tuple(self._jobs) if job.forwards]
         return [job.seconds / job.forwards * job.remaining_forwards() for job in jobs]
 
-    def _soon(self, action: Callable[[], Any]) -> None:
+    def _soon(self, request: greenlet | Callable[[], None]) -> None:
         with self._changed:
-            self._ready.append(action)
+            self._ready.append(request)
             self._changed.notify_all()
 
     # -- called by the requests' work, in the engine's thread ------------------------------------------------
@@ -261,7 +261,7 @@ class Engine:
     def elsewhere(self, work: Callable[[], T]) -> T:
         """Does what blocks, such as a call of another stage, in another thread; other requests go on meanwhile."""
         request, done = getcurrent(), self._elsewhere.submit(work)
-        done.add_done_callback(lambda _: self._soon(request.switch))
+        done.add_done_callback(lambda _: self._soon(request))
         self._let_others_go_on()
         return done.result()
 
@@ -275,42 +275,56 @@ class Engine:
     def _loop(self) -> None:
         self._hub = getcurrent()
         try:
-            while not self._closed:
-                self._run_ready()
-                self._run_batch(self._next_batch())
+            # C code calls `switch`, always at this depth of the C stack. With each error that torch makes it walks that
+            # stack, from the request's frames into those below, which must lie where they lay when the request began:
+            # called from different places, the first error in a request's own code would crash the process.
+            deque(map(greenlet.switch, self._turns()), maxlen=0)
         finally:
             with self._changed:
                 self._closed = True
-            self._refuse(self._waiting, "the engine is closed")
             for result in list(self._calls.values()):  # nobody may wait for ever
                 if not result.done():
                     result.set_exception(GenerationFailedError("the engine is closed"))
 
-    def _run_ready(self) -> None:
-        """Waits for something to do; lets each request that can go on run until its next forward.
+    def _turns(self) -> Iterator[greenlet]:
+        """The requests that can go on, each until its next forward; the forwards run between the turns."""
+        while not self._closed:
+            yield from self._ready_requests()
+            now = time.monotonic()
+            yield from self._refused(now, "the request's deadline has passed")
+            yield from self._served(now)
+        yield from self._refused(math.inf, "the engine is closed")
 
-        So do, for max_wait_s, those that come meanwhile: they may share the next batch.
-        """
+    def _ready_requests(self) -> Iterator[greenlet]:
+        """Waits for something to do. Requests that come while others take their turns are among them for max_wait_s:
+        they may share the next batch."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._waiting or self._closed)
         until = time.monotonic() + self.max_wait_s
         while self._ready and not (self._waiting and time.monotonic() >= until):
-            self._ready.popleft()()
+            ready = self._ready.popleft()
+            yield ready if isinstance(ready, greenlet) else greenlet(ready)
 
-    def _refuse(self, forwards: list[Forward], reason: str) -> None:
-        for forward in list(forwards):
-            self._waiting.remove(forward)
-            forward.error = GenerationFailedError(reason)
-            forward.request.switch()
-
-    def _next_batch(self) -> list[Forward]:
-        """Empty when there is none yet."""
-        now = time.monotonic()
-        self._refuse([f for f in self._waiting if f.job.expires < now], "the request's deadline has passed")
+    def _refused(self, now: float, reason: str) -> Iterator[greenlet]:
         with self._changed:
-            if not self._waiting:
-                return []
-            batch = self._fill_batch(sorted(self._waiting, key=lambda f: self.order(f.job, now)))
+            refused = [f for f in self._waiting if f.job.expires <= now]
+            self._waiting = [f for f in self._waiting if f.job.expires > now]
+        for forward in refused:
+            forward.error = GenerationFailedError(reason)
+            yield forward.request
+
+    def _served(self, now: float) -> Iterator[greenlet]:
+        batch = self._next_batch(now)
+        if batch:
+            run = self._run_batch(batch)
+            for forward in batch:
+                yield forward.request
+            self.measure(run)
+
+    def _next_batch(self, now: float) -> list[Forward]:
+        with self._changed:
+            ranked = sorted(self._waiting, key=lambda f: self.order(f.job, now))
+            batch = self._fill_batch(ranked) if ranked else []
             for forward in batch:
                 self._waiting.remove(forward)
             return batch
@@ -348,9 +362,7 @@ class Engine:
             forward.structure = (ALONE, id(forward))
 
     @torch.no_grad()
-    def _run_batch(self, batch: list[Forward]) -> None:
-        if not batch:
-            return
+    def _run_batch(self, batch: list[Forward]) -> BatchRun:
         structure = batch[0].structure
         is_first_merge = len(batch) > 1 and structure not in self._shares
         started = time.monotonic()
@@ -369,19 +381,15 @@ class Engine:
             job.merged_forwards += is_merged
             job.seconds += seconds * forward.num_samples / samples
             job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.seconds / job.forwards
-        for forward in batch:
-            forward.request.switch()
-        self.measure(
-            BatchRun(
-                batch[0].component,
-                shape_of_sample(batch[0]),
-                len(batch),
-                samples,
-                seconds,
-                tuple(started - f.arrived for f in batch),
-                is_merged,
-                failed,
-            )
+        return BatchRun(
+            batch[0].component,
+            shape_of_sample(batch[0]),
+            len(batch),
+            samples,
+            seconds,
+            tuple(started - f.arrived for f in batch),
+            is_merged,
+            failed,
         )
 
     def _count(self, batch: list[Forward], is_merged: bool) -> None:
@@ -466,10 +474,6 @@ class Engine:
         return output
 
 
-def begin(result: Future[T], work: Callable[[], T]) -> None:
-    greenlet(fulfil).switch(result, work)
-
-
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:
     """The body of a request's greenlet; `result` may have been cancelled before or while it waited."""
     if not result.set_running_or_notify_cancel():
@@ -477,12 +481,12 @@ def fulfil(result: Future[T], work: Callable[[], T]) -> None:
     torch.set_grad_enabled(True)  # as in a thread of its own
     try:
         value = work()
+        if not result.done():
+            result.set_result(value)
     except BaseException as error:  # noqa: BLE001  (raised in the thread of the request)
         if not result.done():
             result.set_exception(error)
         del result  # the error holds this frame
-    else:
-        result.set_result(value)
 
 
 def is_close(merged: Any, alone: Any) -> bool:

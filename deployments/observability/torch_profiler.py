@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class ProfilerBusyError(RuntimeError):
 
 
 class StepCounter:
-    """Told of each step, it ends the trace at the last step of its window; call it in the trace's thread."""
+    """Told of each step, it ends the trace at the last step of its window."""
 
     def __init__(self, max_steps: int, trace: RunningTrace | None) -> None:
         self._steps_left = max_steps
@@ -141,10 +141,15 @@ class ProfilerWindow:
 
 
 class RunningTrace:
-    """A profiler that runs from construction to `stop`, both in one thread."""
+    """A profiler that runs from construction to `stop`.
+
+    torch wants both in one thread: that of the caller, or for a trace of all threads one of its own, so that
+    `stop` may be called in any.
+    """
 
     def __init__(self, directory: Path, labels: Mapping[str, str], all_threads: bool) -> None:
         self.file = directory / file_name(labels)
+        self._own_thread = ThreadPoolExecutor(1, thread_name_prefix="profiler") if all_threads else None
         self._thread = threading.get_ident()
         self._is_running = True
         self._profile = profile(
@@ -152,18 +157,29 @@ class RunningTrace:
             record_shapes=True,
             experimental_config=torch._C._profiler._ExperimentalConfig(profile_all_threads=all_threads),
         )
-        self._profile.start()
+        if self._own_thread:
+            self._own_thread.submit(self._profile.start).result()
+        else:
+            self._profile.start()
         for name, text in {**labels, "process_id": str(os.getpid())}.items():
             self._profile.add_metadata_json(name, json.dumps(text))
 
     def stop(self) -> None:
-        assert threading.get_ident() == self._thread, "a trace ends in the thread that began it"
-        if self._is_running:
-            self._is_running = False
+        """Nobody waits for the end of a trace of all threads: the step that ends it goes on."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        if self._own_thread:
+            self._own_thread.submit(self._profile.stop)
+            self._own_thread.shutdown(wait=False)
+        else:
+            assert threading.get_ident() == self._thread, "a trace ends in the thread that began it"
             self._profile.stop()
 
     def export(self) -> None:
-        """Puts the file in place whole. A full disk costs the trace, not the request."""
+        """Puts the file in place whole, after `stop`. A full disk costs the trace, not the request."""
+        if self._own_thread:
+            self._own_thread.shutdown(wait=True)
         partial = self.file.with_name(f"partial-{self.file.name}")
         try:
             self._profile.export_chrome_trace(str(partial))

@@ -1,11 +1,14 @@
 """The engine with a model of a few lines: what is merged, who fails, who goes first, who leaves."""
 
 import functools
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from deployments.denoising.measurements import BatchRun, Cancelled, Measurement,
 from deployments.errors import GenerationFailedError
 from deployments.stage_pipeline.session import CancelledStage
 
+ROOT = Path(__file__).parents[3]
 TOKENS, WIDTH = 6, 8
 PATIENCE_S = 60
 
@@ -415,6 +419,13 @@ def test_a_request_that_does_not_fit_alone_gets_the_error_itself(make_requests: 
         served.start([0.1]).result(PATIENCE_S)
     module.largest = 8
     assert_right(served.start([0.1]), module, [0.1])
+
+
+def test_errors_of_torch_in_the_requests_own_code_leave_the_process_alive() -> None:
+    # torch walks the C stack at each error: where that is not in order, the process crashes.
+    command = [sys.executable, "-m", "tests.deployments.denoising.erring_process"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["alive"]), ended.stderr
 
 
 # --- cancelling ---

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +117,23 @@ def test_the_work_of_an_engines_thread_is_traced_when_all_threads_are_asked_for(
                 engine.submit(work, "in the engine").result()
     seen = {read(file)["request_id"]: "in the engine" in names(read(file)) for file in tmp_path.iterdir()}
     assert seen == {"False": False, "True": True}
+
+
+def test_a_trace_of_all_threads_is_ended_by_the_steps_of_the_engines_thread(tmp_path):
+    def step(counter, number):
+        work(f"step {number}")
+        counter.step()
+        time.sleep(0.2)  # the end of a trace is not waited for
+
+    with ThreadPoolExecutor(1) as engine:
+        engine.submit(work, "warm-up").result()
+        with profiler(tmp_path, max_steps=2).trace("r", "denoiser", "replica", all_threads=True) as counter:
+            for number in range(5):
+                engine.submit(step, counter, number).result()
+    (file,) = tmp_path.iterdir()
+    steps = [name for name in names(read(file)) if (name or "").startswith("step ")]
+    assert steps[:2] == ["step 0", "step 1"]
+    assert "step 4" not in steps
 
 
 def test_without_the_variable_nothing_is_profiled(tmp_path):
