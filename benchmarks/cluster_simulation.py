@@ -73,7 +73,8 @@ class Report:
     ongoing: tuple[int, ...]  # requests waiting for or on a replica
     ongoing_integral: tuple[float, ...]  # of it over time since the start, in request-seconds
     arrived: tuple[int, ...]  # requests that have come to the stage, refused ones not
-    arrived_s: tuple[float, ...]  # device seconds that they ask for
+    refused: tuple[int, ...]  # requests that would have come to the stage next, but for the ingress
+    arrived_s: tuple[float, ...]  # device seconds that those ask for which have come
     outstanding_s: tuple[float, ...]  # device seconds of the ongoing ones that are still to be done
     request_s: tuple[float, ...]  # device seconds of a request, by the latest that have ended; 0 before the first
 
@@ -155,7 +156,7 @@ class Pool:
         self.ongoing_integral = self.ongoing_seen_s = 0.0
         self.num_running = 0  # of `replicas`
         self.busy: dict[Replica, None] = {}  # in order; draining ones too
-        self.arrived = 0
+        self.arrived = self.refused = 0
         self.arrived_s = self.waiting_s = 0.0  # device seconds, in full batches: of all arrivals, of what waits here
         self.request_s = 0.0
 
@@ -208,6 +209,7 @@ class Cluster:
         self.outcome.num_arrived += 1
         if self.refuse_late and self.predicted_s(kind) > REFUSE_FROM * kind.slo_s:
             self.outcome.num_refused += 1
+            self.pools[0].refused += 1
             return
         self.in_flight += 1
         self.enter(Request(kind, self.now))
@@ -376,6 +378,7 @@ class Cluster:
                 tuple(pool.ongoing for pool in self.pools),
                 tuple(pool.ongoing_integral for pool in self.pools),
                 tuple(pool.arrived for pool in self.pools),
+                tuple(pool.refused for pool in self.pools),
                 tuple(pool.arrived_s for pool in self.pools),
                 tuple(pool.outstanding_s() for pool in self.pools),
                 tuple(pool.request_s for pool in self.pools),

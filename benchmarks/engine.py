@@ -222,7 +222,7 @@ def lone_cost(model: Model, tokens: int, rounds: int) -> Row:
 
 
 def cancel_latency(model: Model, cancels: int) -> Row:
-    """From the call of `cancel` at a random moment to the end of the request's thread, beside another request."""
+    """From the call of `cancel` at a random moment to the end of the request, beside another request."""
     steps, randomness = 40, random.Random(0)
     request = model.request(256, steps)
     conditioning = model.conditioning(request)

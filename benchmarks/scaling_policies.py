@@ -81,6 +81,7 @@ class ReplicaRatio:
             "outstanding_s": [report.outstanding_s[stage] for report in reports],
             "request_s": [report.request_s[stage] for report in reports],
             "arrived": [report.arrived[stage] for report in reports],
+            "refused": [report.refused[stage] for report in reports],
             "present": [report.ongoing[stage] for report in reports],
         }
         times_s = [report.time_s for report in reports]

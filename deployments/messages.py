@@ -64,6 +64,7 @@ class GenerationRequest:
     report_progress: bool = False  # somebody listens: an event after each step
     previews: int = 0  # pictures to show on the way
     owner: str = ""  # name of the Ray actor that asks; when it is gone the denoising ends
+    refused_before: int = 0  # requests that its ingress had no room for since the last: for the autoscaling
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class DenoisingArgs(BaseModel):
     max_batch_size: int = Field(8, ge=1, description="requests whose forwards may be merged")
     max_batch_tokens: int | None = Field(None, ge=1, description="latent positions of a merged forward; null: no bound")
     max_wait_s: float = Field(
-        0.01, ge=0, le=1, description="longest wait for other requests to join a forward, seconds"
+        0.01, ge=0, le=1, description="longest that a forward waits while new requests are prepared to join it, seconds"
     )
     order: Order = Field("slack", description="slack: least time to spare first; fifo: first come, first served")
     deterministic: bool = Field(False, description="every forward runs alone: same seed, same bytes under any load")

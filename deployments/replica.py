@@ -126,6 +126,8 @@ class StageReplica:
         """Runs `work(pipeline, request, *inputs)` in the worker thread, observed; the event loop stays free."""
         arrived = time.time()
         self.present.wait(request.request_id, stage, arrived)
+        if stage == "encoder":
+            self.loads[stage].note_refused(request.refused_before)
 
         def observed() -> T:
             with self.observed(stage, request, arrived, *inputs) as (timing, _):

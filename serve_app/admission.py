@@ -122,6 +122,7 @@ class Admission:
         self.pace = 1.0  # seconds of predicted work done per second, while there is some: grows with replicas
         self._busy_since: float | None = None
         self._work_done_s = 0.0
+        self._refused = 0
 
     def admit(
         self, requests: list[GenerationRequest], description: StageDescription, key: str | None = None
@@ -138,6 +139,7 @@ class Admission:
         self._check_room(tickets, key, limits, with_waiting_jobs=False)
         too_many = self._num_awaited + len(requests) - self.args.max_pending
         if too_many > 0:
+            self._refused += len(requests)
             raise self.overloaded(wait_s=too_many * self.queue_s() / self.num_pending)
         self._enter(tickets, key)
         return tickets
@@ -163,6 +165,11 @@ class Admission:
         callers = self.pending if key is None else (key,)
         tickets = (ticket for each in callers for ticket in self.pending.get(each, ()))
         return sum(ticket.cost_s for ticket in tickets if with_waiting_jobs or not ticket.is_waiting) / self.pace
+
+    def take_refused(self) -> int:
+        """Requests that there was no room for since this was last asked."""
+        refused, self._refused = self._refused, 0
+        return refused
 
     @property
     def num_pending(self) -> int:
@@ -204,6 +211,8 @@ class Admission:
         wait_s = max(queue_s + cost_s - limit_s, key_queue_s + cost_s - key_limit_s)
         # An empty queue takes what is guessed to be too long: it is the way to learn how long it really is.
         if wait_s > 0 and queue_s > 0:
+            if queue_s + cost_s > limit_s:  # else it is the caller's own share that is full
+                self._refused += len(tickets)
             raise self.overloaded(wait_s=wait_s)
 
     def _ticket(self, size: Size, key: str, is_job: bool = False, is_waiting: bool = False) -> Ticket:

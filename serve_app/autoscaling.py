@@ -23,6 +23,7 @@ from ray.serve.config import AutoscalingContext
 
 STAGES = ("encoder", "denoiser", "vae")  # in the order in which a request comes to them
 WORK_THAT_CAME = ("busy_s", "outstanding_s")  # what was done or is still to be done
+REQUESTS_THAT_CAME = ("arrived", "refused")
 NEWEST = 1 / 3  # of the look-back period: what is taken for the beginning of more
 PEAKS = "peaks"  # in the state that Serve keeps for each deployment
 
@@ -34,7 +35,7 @@ class StageWork:
     """What one stage of a deployment has to do, in sum over its replicas."""
 
     request_s: float  # seconds of work in a request, by the latest; 0 before the first has ended
-    arrivals_per_s: float  # requests that came to the replicas
+    arrivals_per_s: float  # requests that came to the replicas, or would have if the ingress had had room for them
     came_s_per_s: float  # seconds of work that came with them, per second
     outstanding_s: float  # predicted seconds of work that is queued or running
     present: float  # requests with that work, those at their callers included
@@ -137,10 +138,11 @@ def stage_work(context: AutoscalingContext) -> dict[str, StageWork]:
         request_s = statistics.median_low(known) if known else 0.0  # the first of a replica takes much longer
         at_callers = (context.total_queued_requests or 0.0) * arrived[stage] / (sum(arrived.values()) or 1.0)
         # A few requests of a short time are mostly chance, so these count less two standard deviations.
-        sure = max(0.0, 1 - 2 / math.sqrt(max(1.0, newest.rise(stage, "arrived"))))
+        num_newest = sum(newest.rise(stage, number) for number in REQUESTS_THAT_CAME)
+        sure = max(0.0, 1 - 2 / math.sqrt(max(1.0, num_newest)))
         work[stage] = StageWork(
             request_s,
-            max(reported.rate(stage, "arrived"), sure * newest.rate(stage, "arrived")),
+            max(reported.rate(stage, *REQUESTS_THAT_CAME), sure * newest.rate(stage, *REQUESTS_THAT_CAME)),
             max(reported.rate(stage, *WORK_THAT_CAME), sure * newest.rate(stage, *WORK_THAT_CAME)),
             reported.last(stage, "outstanding_s") + at_callers * request_s,
             reported.last(stage, "present") + at_callers,
@@ -149,7 +151,10 @@ def stage_work(context: AutoscalingContext) -> dict[str, StageWork]:
 
 
 def most_requests(contexts: Sequence[AutoscalingContext]) -> float:
-    """How many requests the deployments had at once in the look-back period, those that wait at callers included."""
+    """How many requests the deployments had at once in the look-back period, or would have had.
+
+    Those that wait at callers are among them, and those that the ingress had no room for.
+    """
     presents = [
         values[::-1]  # replicas report in step: those as old as each other belong together
         for context in contexts
@@ -158,7 +163,12 @@ def most_requests(contexts: Sequence[AutoscalingContext]) -> float:
     ]
     ages = range(max(map(len, presents), default=0))
     at_once = max((sum(values[age] for values in presents if age < len(values)) for age in ages), default=0.0)
-    return at_once + sum(context.total_queued_requests or 0.0 for context in contexts)
+    refused = sum(
+        Reports(context, context.config.look_back_period_s).rise(stage, "refused")
+        for context in contexts
+        for stage in STAGES
+    )
+    return at_once + refused + sum(context.total_queued_requests or 0.0 for context in contexts)
 
 
 def long_at_work(context: AutoscalingContext, target_queue_s: float) -> int:

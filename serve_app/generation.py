@@ -39,6 +39,7 @@ class Stages:
     denoiser: DeploymentHandle
     vae: DeploymentHandle
     owner: str = ""  # the Ray actor of this process, without which the denoiser does not go on
+    take_refused: Callable[[], int] = lambda: 0  # requests refused since the last call, told with the next
     complete_hand_off: bool = field(default=False, init=False)  # learned: see HandOffIncompleteError
 
     def deployments(self) -> dict[str, DeploymentHandle]:
@@ -113,6 +114,7 @@ async def generate(
             complete_hand_off=stages.complete_hand_off,
             report_progress=on_progress is not None,
             owner=stages.owner,
+            refused_before=stages.take_refused(),
         )
         metrics.attempts.inc()
         try:

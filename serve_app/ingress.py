@@ -120,12 +120,13 @@ class Ingress:
         self.args = args
         self.env = EnvConfig.from_environ()
         apply_logging_level(self.env.runtime.logging_level)
-        self.stages = Stages(encoder, denoiser, vae, owner=ray.get_runtime_context().get_actor_name() or "")
+        self.admission = Admission(args.admission)
+        owner = ray.get_runtime_context().get_actor_name() or ""
+        self.stages = Stages(encoder, denoiser, vae, owner, self.admission.take_refused)
         self.request_log: RequestLog | None = None
         if self.env.runtime.stage_logging:
             self.request_log = RequestLog(self.env.runtime.cache_root, self.stages)
         self.started = int(time.time())
-        self.admission = Admission(args.admission)
         self.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
         self.signer = make_signer(args.c2pa_certificate, args.c2pa_private_key)
         self.api_keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None

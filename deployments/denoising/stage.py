@@ -1,6 +1,6 @@
 """The denoiser stage without Ray: conditioning in, the inputs of the decoders out.
 
-Each request runs its own session in its own thread; the sessions' forwards meet in the engine.
+Each request runs its own session, all of them by turns in the engine's thread, where their forwards meet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The denoiser's work as a stream of events: a thread of the request makes them, the event loop reads them."""
+"""The denoiser's work as a stream of events: the engine's thread makes them, the event loop reads them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ class Load:
     request_s: float  # busy seconds for each request that ended well, by the latest; 0 before the first
     arrived: int  # requests since the start
     present: int  # requests that wait or are in work
+    refused: int  # requests since the start that would have come if the ingress had had room for them
 
 
 class StageLoad:
@@ -28,7 +29,7 @@ class StageLoad:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._arrived = self._present = 0
+        self._arrived = self._present = self._refused = 0
         self._begun_at: list[float] = []  # of the requests that are in work
         self._busy_before_s = self._busy_since = 0.0  # up to the last idle moment; since when it is busy now
         self._charged_s = 0.0  # of the busy seconds: those that the sums below hold
@@ -45,6 +46,10 @@ class StageLoad:
         finally:
             with self._lock:
                 self._present -= 1
+
+    def note_refused(self, count: int) -> None:
+        with self._lock:
+            self._refused += count
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -74,7 +79,7 @@ class StageLoad:
             request_s = self._seconds / self._ended if self._ended else 0.0
             done_s = sum(min(request_s, now - begun_at) for begun_at in self._begun_at)
             outstanding_s = max(0.0, self._present * request_s - done_s)
-            return Load(self._busy_s(now), outstanding_s, request_s, self._arrived, self._present)
+            return Load(self._busy_s(now), outstanding_s, request_s, self._arrived, self._present, self._refused)
 
     def _busy_s(self, now: float) -> float:
         return self._busy_before_s + (now - self._busy_since if self._begun_at else 0.0)

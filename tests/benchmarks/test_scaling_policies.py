@@ -12,7 +12,7 @@ def view(time_s: float, reports: list[Report], running: tuple[int, ...] = (1,)) 
 
 
 def report(time_s: float, ongoing: int, integral: float) -> Report:
-    return Report(time_s, (ongoing,), (integral,), (0,), (0.0,), (0.0,), (0.0,))
+    return Report(time_s, (ongoing,), (integral,), (0,), (0,), (0.0,), (0.0,), (0.0,))
 
 
 def test_the_mean_of_ongoing_requests_covers_the_look_back_and_what_passed_since_the_last_report() -> None:

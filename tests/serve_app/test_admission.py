@@ -120,6 +120,20 @@ def test_the_number_of_pending_requests_is_bounded_too():
     assert refused.value.retry_after_s >= 1
 
 
+def test_the_requests_that_there_is_no_room_for_are_counted_until_they_are_asked_for():
+    made = admission(1.0, max_queue_s=10, max_queue_s_per_key=9, max_pending=3)
+    made.admit([request()], TEXT_TO_IMAGE, key="anna")
+    refused = [
+        ([request(num_inference_steps=6)], "anna"),  # her own share is full
+        ([request()] * 2, "berta"),  # the time is too short for them
+        ([request(num_inference_steps=1)] * 3, "carla"),  # they are too many
+    ]
+    for requests, key in refused:
+        with pytest.raises(OverloadedError):
+            made.admit(requests, TEXT_TO_IMAGE, key=key)
+    assert [made.take_refused(), made.take_refused()] == [2 + 3, 0]
+
+
 def test_an_empty_queue_takes_what_is_only_guessed_to_be_too_long():
     made = admission(max_queue_s=1, first_guess_s=5)
     made.admit([request()], TEXT_TO_IMAGE)
@@ -301,6 +315,7 @@ async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_p
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
             assert answer.json()["error"]["type"] == "rate_limit_error"
     assert server.ingress.admission.num_pending == 0
+    assert server.ingress.admission.take_refused() == 4
 
 
 async def test_limits_per_key_count_by_the_label_of_the_key(server, tmp_path):

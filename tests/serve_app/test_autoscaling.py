@@ -33,10 +33,12 @@ def series(before: float, last: float) -> list[TimeStampedValue]:
     return [TimeStampedValue(NOW - LOOK_BACK_S, before), TimeStampedValue(NOW, last)]
 
 
-def replica(stage: str, *, request_s: float, rate: float = 0.0, waiting: float = 0.0) -> dict[str, Any]:
+def replica(
+    stage: str, *, request_s: float, rate: float = 0.0, waiting: float = 0.0, refused: float = 0.0
+) -> dict[str, Any]:
     """What one replica reported in the look-back period: a stage to which `rate` requests come in a second.
 
-    `waiting` requests are there all the time; the others were done as they came.
+    `waiting` requests are there all the time; the others were done as they came. `refused` is per second.
     """
     now = Load(
         busy_s=500 + rate * LOOK_BACK_S * request_s,
@@ -44,8 +46,9 @@ def replica(stage: str, *, request_s: float, rate: float = 0.0, waiting: float =
         request_s=request_s,
         arrived=int(100 + rate * LOOK_BACK_S),
         present=int(waiting) or 1,
+        refused=int(7 + refused * LOOK_BACK_S),
     )
-    before = asdict(now) | {"busy_s": 500.0, "arrived": 100}
+    before = asdict(now) | {"busy_s": 500.0, "arrived": 100, "refused": 7}
     return {f"{stage}_{name}": series(before[name], value) for name, value in asdict(now).items()}
 
 
@@ -172,6 +175,13 @@ def test_the_stages_behind_grow_with_the_first_before_their_queues_do() -> None:
     told["VAE"] = context(replica("vae", request_s=0.4, rate=0.5))
     decided = decide(told, **FOR_THE_RATE)
     assert decided == {"Encoder": 1, "Denoiser": 18, "VAE": 4}
+
+
+def test_requests_that_the_ingress_has_no_room_for_count_as_having_come() -> None:
+    told = three_stages(rate=1, seconds=(0.05, 1.0, 0.5), num_waiting=2)
+    assert decide(told, **FOR_THE_RATE) == {"Encoder": 1, "Denoiser": 1, "VAE": 1}
+    told["Encoder"] = context(replica("encoder", request_s=0.05, rate=1.0, refused=9.0))
+    assert decide(told, **FOR_THE_RATE) == {"Encoder": 1, "Denoiser": 10, "VAE": 5}
 
 
 def test_previews_are_work_of_the_vae_and_not_of_the_stages_before_it() -> None:
@@ -357,7 +367,14 @@ def test_serve_makes_it_from_the_keys_of_a_config_file_without_the_project_at_ha
 
 def test_the_policy_knows_the_stages_and_numbers_that_the_replicas_report() -> None:
     assert STAGES == STAGES_OF_MESSAGES
-    assert {each.name for each in fields(Load)} == {"busy_s", "outstanding_s", "request_s", "arrived", "present"}
+    assert {each.name for each in fields(Load)} == {
+        "busy_s",
+        "outstanding_s",
+        "request_s",
+        "arrived",
+        "present",
+        "refused",
+    }
 
 
 # --- a real application ---

@@ -154,6 +154,14 @@ def test_a_request_that_gets_further_each_time_is_not_given_up() -> None:
     assert run(denoiser, Stage(media())).files == media().files
 
 
+def test_the_encoder_is_told_once_how_many_requests_there_was_no_room_for() -> None:
+    encoder, denoiser, vae = Stage("conditioning", "conditioning"), Stage([DEATH], COMPLETE), Stage(media())
+    refused = [3, 0]
+    stages = Stages(encoder, denoiser, vae, take_refused=lambda: refused.pop(0))  # type: ignore[arg-type]
+    asyncio.run(generate(stages, REQUEST))
+    assert [request.refused_before for (request,) in encoder.calls] == [3, 0]
+
+
 def test_a_stream_that_ends_without_an_error_and_without_inputs_is_a_failure() -> None:
     with pytest.raises(GenerationFailedError, match="ended without"):
         run(Stage([CHECKPOINT, "checkpoint 1"]), Stage())

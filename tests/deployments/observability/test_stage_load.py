@@ -37,6 +37,13 @@ def test_a_stage_that_was_idle_has_no_work(stage: StageLoad, clock: Clock) -> No
     assert (load.busy_s, load.outstanding_s, load.request_s, load.arrived, load.present) == (0, 0, 0, 0, 0)
 
 
+def test_requests_that_there_was_no_room_for_are_counted_by_themselves(stage: StageLoad, clock: Clock) -> None:
+    stage.note_refused(3)
+    work(stage, clock, 1)
+    stage.note_refused(2)
+    assert (stage.load().refused, stage.load().arrived) == (5, 1)
+
+
 def test_busy_seconds_grow_during_a_request_and_not_between_two(stage: StageLoad, clock: Clock) -> None:
     with stage.request(), stage.work():
         clock.now += 3
