@@ -171,7 +171,9 @@ class Engine:
         try:
             return result.result()
         except CancelledError:
-            raise CancelledStage from None
+            if result.cancelled():  # before it began; else the work's own
+                raise CancelledStage from None
+            raise
         finally:
             del self._calls[job], result  # an error holds this frame: with it, its request's tensors would stay
 
@@ -188,7 +190,8 @@ class Engine:
                 for forward in [f for f in self._waiting if f.job is job]:
                     self._waiting.remove(forward)
                     forward.error = CancelledStage()
-                    result.set_exception(CancelledStage())
+                    if not result.done():
+                        result.set_exception(CancelledStage())
                     self._soon(forward.request)  # to leave its work, when the thread is free
 
     def close(self) -> None:
@@ -263,10 +266,17 @@ class Engine:
         request, done = getcurrent(), self._elsewhere.submit(work)
         done.add_done_callback(lambda _: self._soon(request))
         self._let_others_go_on()
-        return done.result()
+        try:
+            return done.result()
+        finally:
+            del done  # an error holds this frame, and would be held by it
 
     def _let_others_go_on(self) -> None:
-        with_gradients = torch.is_grad_enabled()  # a thread's setting, and so one that greenlets share
+        """Of a thread's settings, which greenlets share, each request keeps that of the gradients for itself.
+
+        No pipeline of diffusers calls its denoiser under autocast or in inference mode: those would be everybody's.
+        """
+        with_gradients = torch.is_grad_enabled()
         self._hub.switch()
         torch.set_grad_enabled(with_gradients)
 
@@ -282,9 +292,10 @@ class Engine:
         finally:
             with self._changed:
                 self._closed = True
-            for result in list(self._calls.values()):  # nobody may wait for ever
-                if not result.done():
-                    result.set_exception(GenerationFailedError("the engine is closed"))
+                self._waiting, self._ready = [], deque()
+                for result in self._calls.values():  # nobody may wait for ever
+                    if not result.done():
+                        result.set_exception(GenerationFailedError("the engine is closed"))
 
     def _turns(self) -> Iterator[greenlet]:
         """The requests that can go on, each until its next forward; the forwards run between the turns."""
@@ -293,7 +304,9 @@ class Engine:
             now = time.monotonic()
             yield from self._refused(now, "the request's deadline has passed")
             yield from self._served(now)
-        yield from self._refused(math.inf, "the engine is closed")
+        while self._ready or self._waiting:  # each to the end of its work
+            yield from self._ready_requests()
+            yield from self._refused(math.inf, "the engine is closed")
 
     def _ready_requests(self) -> Iterator[greenlet]:
         """Waits for something to do. Requests that come while others take their turns are among them for max_wait_s:
@@ -301,9 +314,11 @@ class Engine:
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._waiting or self._closed)
         until = time.monotonic() + self.max_wait_s
-        while self._ready and not (self._waiting and time.monotonic() >= until):
+        while self._ready:
             ready = self._ready.popleft()
             yield ready if isinstance(ready, greenlet) else greenlet(ready)
+            if self._waiting and time.monotonic() >= until:
+                return
 
     def _refused(self, now: float, reason: str) -> Iterator[greenlet]:
         with self._changed:
@@ -419,8 +434,8 @@ class Engine:
     def _solve_alone(self, forward: Forward) -> None:
         try:
             forward.output = self._call(forward, forward.arguments)
-        except BaseException as error:  # noqa: BLE001  (raised in the thread of the request)
-            forward.error = error
+        except BaseException as error:  # noqa: BLE001  (raised in the code of the request)
+            forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
 
     def _learn_cap(self, batch: list[Forward], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):

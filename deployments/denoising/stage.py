@@ -42,6 +42,7 @@ from deployments.messages import (
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.denoise_session import DenoiseSession, HandOff, Result
 from deployments.stage_pipeline.description import size_multiple
+from deployments.stage_pipeline.encode_session import EncoderCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from env_config.variables import EnvConfig
@@ -213,18 +214,22 @@ class _Run:
         engine = self.owner.engine
         engine.begin(self.job)
         try:
-            outcome, denoising = engine.call(self.job, lambda: self._run(call_remotely, resume_from))
+            # In this thread: what was sent may be large pictures, and to decode one can take a second.
+            arguments, calls = call_arguments(self.request), unpack_conditioning(self.conditioning, self.owner.stage)
+            outcome, denoising = engine.call(self.job, lambda: self._run(arguments, calls, call_remotely, resume_from))
         finally:
             engine.end(self.job)
             self._note_caches()
         return pack_outcome(outcome), denoising
 
-    def _run(self, call_remotely: Any, resume_from: Packed | None) -> tuple[HandOff | Result, Denoising]:
+    def _run(
+        self, arguments: dict[str, Any], calls: list[EncoderCall], call_remotely: Any, resume_from: Packed | None
+    ) -> tuple[HandOff | Result, Denoising]:
         self.session = ResumableSession(
             self.owner.stage,
-            call_arguments(self.request),
+            arguments,
             self.request.seed,
-            unpack_conditioning(self.conditioning, self.owner.stage),
+            calls,
             run_denoiser=self.run_denoiser,
             call_remotely=call_remotely,
             complete=self.request.complete_hand_off,
@@ -309,4 +314,4 @@ def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]
 
 
 def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0, "refused_before": 0})

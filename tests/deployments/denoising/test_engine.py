@@ -334,6 +334,17 @@ def test_no_forward_waits_longer_than_max_wait_s_for_requests_that_keep_coming(m
     assert served.engine.statistics.batch_sizes == {1: 9}, "each was run before the next one was prepared"
 
 
+def test_a_new_request_joins_a_running_one_however_short_the_wait(make_requests: MakeRequests) -> None:
+    module = SlowDenoiser()
+    served = make_requests(module, max_wait_s=0.0)
+    long = Job("long")
+    running = served.start([100.0 + i for i in range(LONG_STEPS)], long)
+    wait_until(lambda: long.forwards > 0)
+    assert_right(served.start([0.1]), module, [0.1])
+    assert not running.done()
+    running.result(PATIENCE_S)
+
+
 def test_other_requests_go_on_while_one_asks_another_stage(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module)
@@ -602,6 +613,28 @@ def test_a_closed_engine_refuses_forwards_and_ends_its_thread(make_engine: MakeE
     assert not engine.is_alive
     with pytest.raises(GenerationFailedError, match="closed"):
         Requests(engine, module).step(Job("late"), 0.1)
+
+
+def test_a_closed_engine_lets_every_request_leave_its_work(make_requests: MakeRequests) -> None:
+    module = SlowDenoiser()
+    served = make_requests(module)
+    left: list[int] = []
+
+    def work(job: Job) -> None:
+        try:
+            for step in range(1000):
+                served.step(job, 0.1 + step)
+        finally:
+            left.append(1)
+
+    jobs = [Job(str(number)) for number in range(6)]
+    made = [served.threads.submit(served.engine.call, job, functools.partial(work, job)) for job in jobs]
+    wait_until(lambda: all(job.forwards for job in jobs))
+    served.engine.close()
+    for each in made:
+        with pytest.raises(GenerationFailedError, match="closed"):
+            each.result(PATIENCE_S)
+    assert len(left) == len(jobs)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
