@@ -39,10 +39,9 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the largest value of the lone forward
 HALF_TOLERANCE = 5e-2  # float16 and bfloat16
-MERGED_STRUCTURES_KEPT = 4096
+STRUCTURES_KEPT = 4096
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one request
 T = TypeVar("T")
-ALONE = "alone"  # in place of the component in the structure of a forward that never shares
 
 
 @dataclass(eq=False)
@@ -63,6 +62,18 @@ class Job:
 
 
 @dataclass(eq=False)
+class Structure:
+    """What forwards have in common that may share a batch; one object for each `key`, quick to compare."""
+
+    key: Hashable  # the denoiser, its cache context, and of each argument what merging asks for
+    shape: str  # for people
+    is_alone: bool = False  # a forward that never shares
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+
+@dataclass(eq=False)
 class Forward:
     """A forward that waits for the device."""
 
@@ -72,7 +83,7 @@ class Forward:
     context: tuple[Any, dict[str, Any]] | None
     arguments: dict[str, Any]
     caches: AbstractContextManager[None] | None  # lends the request's cache contexts to the module
-    structure: Hashable = None
+    structure: Structure = field(default_factory=lambda: Structure(None, ""))
     num_samples: int = 1
     merger: Merger | None = None
     arrived: float = field(default_factory=time.monotonic)
@@ -141,8 +152,9 @@ class Engine:
         self._jobs: list[Job] = []  # of requests that are under way
         self._calls: dict[Job, Future[Any]] = {}
         self._elsewhere = ThreadPoolExecutor(MAX_CALLS_ELSEWHERE, thread_name_prefix="elsewhere")
-        self._shares: dict[Hashable, frozenset[Path] | None] = {}  # verified structures; None: never merge
-        self._caps: dict[Hashable, int] = {}  # samples that fit into memory, learned
+        self._structures: dict[Hashable, Structure] = {}
+        self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
+        self._caps: dict[Structure, int] = {}  # samples that fit into memory, learned
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -345,7 +357,7 @@ class Engine:
             return batch
 
     def _may_share(self, forward: Forward) -> bool:
-        alone = forward.job.deterministic or forward.structure[0] == ALONE  # type: ignore[index]
+        alone = forward.job.deterministic or forward.structure.is_alone
         return not alone and self._shares.get(forward.structure, frozenset()) is not None
 
     def _fill_batch(self, ranked: list[Forward]) -> list[Forward]:
@@ -358,7 +370,7 @@ class Engine:
             return batch
         for forward in ranked[1:]:
             fits = len(batch) < self.max_batch_size and samples + forward.num_samples <= max(cap, first.num_samples)
-            if fits and forward.structure == first.structure and not forward.job.deterministic:
+            if fits and forward.structure is first.structure and not forward.job.deterministic:
                 batch.append(forward)
                 samples += forward.num_samples
         return batch
@@ -372,9 +384,17 @@ class Engine:
             if forward.caches is not None:
                 raise CannotMergeError("the request has cache contexts of its own")
             structure = merger.structure(forward.arguments, forward.num_samples)
-            forward.structure = (forward.component, context, merger.axes is None, structure)
+            forward.structure = self._known((forward.component, context, merger.axes is None, structure), forward)
         except CannotMergeError:
-            forward.structure = (ALONE, id(forward))
+            forward.structure = Structure(None, shape_of_sample(forward), is_alone=True)
+
+    def _known(self, key: Hashable, forward: Forward) -> Structure:
+        if key not in self._structures:
+            if len(self._structures) >= STRUCTURES_KEPT:
+                for known in (self._structures, self._shares, self._caps):
+                    known.clear()
+            self._structures[key] = Structure(key, shape_of_sample(forward))
+        return self._structures[key]
 
     @torch.no_grad()
     def _run_batch(self, batch: list[Forward]) -> BatchRun:
@@ -385,7 +405,7 @@ class Engine:
         seconds = time.monotonic() - started
         samples = sum(f.num_samples for f in batch)
         failed = sum(f.error is not None for f in batch)
-        if structure[0] != ALONE and not is_first_merge and not failed:  # type: ignore[index]
+        if not structure.is_alone and not is_first_merge and not failed:
             self.costs.record(structure, samples, seconds)
         is_merged = len(batch) > 1 and self._may_share(batch[0])
         self._count(batch, is_merged)
@@ -398,7 +418,7 @@ class Engine:
             job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.seconds / job.forwards
         return BatchRun(
             batch[0].component,
-            shape_of_sample(batch[0]),
+            structure.shape,
             len(batch),
             samples,
             seconds,
@@ -459,8 +479,6 @@ class Engine:
     def _verified_merge(self, batch: list[Forward], merger: Merger) -> list[Any]:
         """The first merge of a structure: lone forwards too, and what deviates from them is never merged."""
         alone = [self._call(f, f.arguments) for f in batch]
-        if len(self._shares) >= MERGED_STRUCTURES_KEPT:
-            self._shares.clear()
         for shared in merger.shared_guesses([f.arguments for f in batch]):
             try:
                 merged = self._call_merged(batch, merger, shared)

@@ -26,6 +26,8 @@ class StepCosts:
         known = self._seconds.get(shape)
         if not known:
             return None
+        if num_samples in known:
+            return known[num_samples]
         nearest = min(known, key=lambda n: abs(n - num_samples))
         return known[nearest] * max(num_samples, nearest) / nearest if num_samples > nearest else known[nearest]
 
