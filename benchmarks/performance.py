@@ -33,7 +33,8 @@ What helped: requests as greenlets of the engine's one thread. As threads of the
 2.0 in the same hour in which greenlets gained 2.7 to 3.3: eight threads that wake together fight for the interpreter,
 and to wake a thread on another core of this virtual machine takes 350 microseconds (20 on the same core). The p95 of
 short requests beside a long one fell from 567 to about 100 ms with it and with forwards that no longer wait for company
-that does not fit. What did not help: a longer wait for company, a shorter thread switch interval, other settings of malloc.
+that does not fit. What did not help: a longer wait for company, a shorter thread switch interval, other
+settings of malloc.
 Binding all threads to one core helped as much as greenlets, but would bind torch's own threads too.""",
     "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation
 is nearer to the truth than the plain residual, at the same blocks.""",
