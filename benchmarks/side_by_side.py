@@ -6,11 +6,11 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py) and 
 
     python -m benchmarks.side_by_side --model FOLDER --device cuda --scale 8 --ways in_process one_stage three_stage
 
-Ways (benchmarks/ways.py): (a) diffusers in a process of its own; (b) Ray's documented Stable Diffusion example; (c) the
-example of a server in diffusers' repository; (d) this project in one stage; (e) in three. All are up at once and
-idle but for the one whose turn it is; the order changes from round to round. Every picture is held against the one
-that (a) made of the same request: another picture is a failure, as an error is. Writes
-docs/benchmarks/side_by_side.json and .md.
+Ways (benchmarks/ways.py): (a) diffusers in a process of its own; (b) Ray's documented Stable Diffusion example; (c)
+the example of a server in diffusers' repository; (d) this project in one stage; (e) in three, (e2) with two
+denoisers. All are up at once and idle but for the one whose turn it is; the order changes from round to round. Every
+picture is held against the one that (a) made of the same request: another picture is a failure, as an error is.
+Writes docs/benchmarks/side_by_side.json and .md.
 """
 
 from __future__ import annotations

@@ -59,11 +59,13 @@ GOALS = (
     Goal("sequential_small", "three_stage", BASE, 0.97, "throughput"),
     Goal("sequential_standard", "three_stage", BASE, 0.97, "throughput"),
     Goal("closed_8", "three_stage", BASE, 1.5, "throughput"),
+    Goal("closed_8", "three_stage_replicas", BASE, 1.5, "throughput"),
     Goal("closed_8_long_text", "three_stage", BASE, 1.5, "throughput"),
     *(
         Goal("mixed", "three_stage", rival, 2.0, "p95_small")
         for rival in ("ray_example", "ray_example_locked", "ray_example_replicas", "diffusers_server")
     ),
+    Goal("mixed", "three_stage_replicas", "diffusers_server", 2.0, "p95_small"),
 )
 
 
@@ -131,7 +133,8 @@ def as_markdown(result: Mapping[str, Any]) -> list[str]:
         "one pipeline, which diffusers does not allow; (b1) is the same with `max_ongoing_requests: 1`, (b2) with two "
         "replicas of it, the most that the example's autoscaling allows. (c) is examples/server of diffusers. Both got "
         "a seed, steps, side and length of the text as parameters. (d) and (e) have the settings of "
-        "ray_configs/serve_emoji_cpu.yaml. One thread each, and yet three stages are three processes, (b2) two, and "
+        "ray_configs/serve_emoji_cpu.yaml, (e2) with two denoisers. "
+        "One thread each, and yet three stages are three processes, (b2) two, and "
         "(c) up to one thread of arithmetic for each request under way: these can use several cores, (a) and (b1) "
         "one; (a2) is (a) with a thread for each core.",
         "",
@@ -203,7 +206,7 @@ def latency_cell(latencies_s: Sequence[float]) -> str:
 def profile(ways: Mapping[str, Sequence[Round]]) -> list[str]:
     """Where this project's processor time and latency go; nothing where neither of its ways was run."""
     lines = []
-    for way in ("one_stage", "three_stage"):
+    for way in ("one_stage", "three_stage", "three_stage_replicas"):
         if way in ways:
             spent = ", ".join(f"{name} {ms:.0f}" for name, ms in processor_ms_per_picture(ways[way]).items())
             names = dict.fromkeys(name for one in ways[way] for name in one["timings"])

@@ -122,6 +122,7 @@ LABELS = {
     "diffusers_server": "(c) diffusers' server example",
     "one_stage": "(d) Triptych, one stage",
     "three_stage": "(e) Triptych, three stages",
+    "three_stage_replicas": "(e2) Triptych, three stages, two denoisers",
 }
 # The args of benchmarks.rivals.ray_example beside the model; Triptych's placements.
 RAY_EXAMPLES: Mapping[str, dict[str, int]] = {
@@ -129,7 +130,11 @@ RAY_EXAMPLES: Mapping[str, dict[str, int]] = {
     "ray_example_locked": {"max_ongoing_requests": 1},
     "ray_example_replicas": {"max_ongoing_requests": 1, "num_replicas": 2},
 }
-PLACEMENTS = {"one_stage": ("Pipeline",), "three_stage": ("Encoder", "Denoiser", "VAE")}
+PLACEMENTS = {
+    "one_stage": ("Pipeline",),
+    "three_stage": ("Encoder", "Denoiser", "VAE"),
+    "three_stage_replicas": ("Encoder", "Denoiser", "VAE"),
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def serve_config(
     applications = []
     for name in names:
         if name in PLACEMENTS:
-            args = {"model": model, "placement": name, "output_directory": str(folder / name)}
+            args = {"model": model, "placement": name.removesuffix("_replicas"), "output_directory": str(folder / name)}
             applications.append(
                 base
                 | {"name": name, "route_prefix": f"/{name}", "args": base["args"] | args}
@@ -200,7 +205,11 @@ def serve_config(
                 | {
                     "deployments": [
                         {"name": "Ingress", "ray_actor_options": {"num_cpus": share}},
-                        *({"name": each, "ray_actor_options": shares} for each in PLACEMENTS[name]),
+                        *(
+                            {"name": each, "ray_actor_options": shares}
+                            | ({"num_replicas": 2} if (name, each) == ("three_stage_replicas", "Denoiser") else {})
+                            for each in PLACEMENTS[name]
+                        ),
                     ]
                 }
             )

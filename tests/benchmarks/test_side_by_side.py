@@ -188,6 +188,15 @@ def test_the_config_has_each_way_at_a_route_of_its_own_with_the_settings_of_the_
     assert base["args"]["model"] == "a"
 
 
+def test_one_way_has_a_denoiser_more() -> None:
+    base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
+    (ours,) = serve_config(base, "/models/a", "cpu", ["three_stage_replicas"], 8000, Path("folder"))["applications"]
+    assert ours["args"]["placement"] == "three_stage"
+    assert {each["name"]: each.get("num_replicas") for each in ours["deployments"]} == {
+        "Ingress": None, "Encoder": None, "Denoiser": 2, "VAE": None,
+    }  # fmt: skip
+
+
 def test_on_an_accelerator_each_stage_has_a_share_of_it() -> None:
     base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
     config = serve_config(base, "/models/a", "cuda", ["ray_example", "three_stage"], 8000, Path("folder"))
