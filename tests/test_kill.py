@@ -171,7 +171,8 @@ def applications(metrics_port: int, checkpoints_root: Path) -> list[Application]
     return [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.stress)])
+# Twenty kills in CI, and where they are asked for; five elsewhere.
+@pytest.mark.parametrize("rounds", [4] if os.environ.get("CI") else [1, pytest.param(4, marks=pytest.mark.stress)])
 def test_no_request_is_lost_or_changed_by_kills(
     rounds: int, applications: list[Application], metrics_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
