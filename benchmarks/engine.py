@@ -409,7 +409,7 @@ def as_markdown(results: dict[str, list[Row]]) -> str:
     lines = [
         "# The step engine",
         "",
-        f"Made by `python -m benchmarks.engine`; {' '.join((__doc__ or '').split()[-40:])}",
+        f"Made by `python -m benchmarks.engine`; {' '.join((__doc__ or '').strip().split(chr(10) * 2)[-1].split())}",
     ]
     for name, rows in results.items():
         title, wanted = SECTIONS[name]

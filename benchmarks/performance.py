@@ -25,7 +25,8 @@ router in Serve's main loop (`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`,
 `RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides compute, at best of 21 requests of one step.""",
     "side_by_side": """Two cores hold the client, Ray, and whichever way has its turn. One thread of arithmetic in one
 denoiser bounds three stages: with 8 callers its forwards are busy, and a batch of this model gains little on a CPU; the
-encoder and the VAE have the other core. diffusers' server starts a thread for each request and so uses both cores.""",
+encoder and the VAE have the other core. diffusers' server starts a thread for each request and so uses both cores. With
+a denoiser for each core: [side_by_side_two_denoisers.md](benchmarks/side_by_side_two_denoisers.md).""",
     "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
 thread that is the overhead of small matrix products, and nothing once they are large. Between two batches each request
 has about 0.4 ms of its pipeline's own Python, one after the other whatever runs them.
@@ -35,7 +36,9 @@ and to wake a thread on another core of this virtual machine takes 350 microseco
 short requests beside a long one fell from 567 to about 100 ms with it and with forwards that no longer wait for company
 that does not fit. What did not help: a longer wait for company, a shorter thread switch interval, other
 settings of malloc.
-Binding all threads to one core helped as much as greenlets, but would bind torch's own threads too.""",
+Binding all threads to one core helped as much as greenlets, but would bind torch's own threads too.
+Three runs of one day: gains of 2.9, 2.9 and 3.1 at hidden 64 and 2.05, 1.95 and 2.1 at hidden 256 (48 tokens); the long
+request slowed by 1.0, 0.75 and 1.24 times the work of the short ones.""",
     "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation
 is nearer to the truth than the plain residual, at the same blocks.""",
     "loading": """Streaming pays where the store is slower than one reader; a file that the page cache holds is read at
