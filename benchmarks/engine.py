@@ -406,10 +406,11 @@ def measure_model(
 
 
 def as_markdown(results: dict[str, list[Row]]) -> str:
+    how_measured = " ".join((__doc__ or "").strip().rsplit("\n\n", 1)[-1].split())
     lines = [
         "# The step engine",
         "",
-        f"Made by `python -m benchmarks.engine`; {' '.join((__doc__ or '').strip().split(chr(10) * 2)[-1].split())}",
+        f"Made by `python -m benchmarks.engine`; {how_measured}",
     ]
     for name, rows in results.items():
         title, wanted = SECTIONS[name]

@@ -305,7 +305,7 @@ class Engine:
             with self._changed:
                 self._closed = True
                 self._waiting, self._ready = [], deque()
-                for result in self._calls.values():  # nobody may wait for ever
+                for result in list(self._calls.values()):  # nobody may wait for ever
                     if not result.done():
                         result.set_exception(GenerationFailedError("the engine is closed"))
 
@@ -321,8 +321,10 @@ class Engine:
             yield from self._refused(math.inf, "the engine is closed")
 
     def _ready_requests(self) -> Iterator[greenlet]:
-        """Waits for something to do. Requests that come while others take their turns are among them for max_wait_s:
-        they may share the next batch."""
+        """Waits for something to do.
+
+        Those that come while others take their turns are among them for max_wait_s: they may share the next batch.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._waiting or self._closed)
         until = time.monotonic() + self.max_wait_s
