@@ -37,8 +37,10 @@ def half(stages: Stages, request_: GenerationRequest) -> Checkpoint:
     return stages.alone(request_)[1][STEPS // 2]
 
 
-def resume(stages: Stages, request: GenerationRequest, checkpoint: Checkpoint) -> None:
-    stages.denoiser.denoise(request, stages.encode(request), checkpoint)
+def resume(stages: Stages, request: GenerationRequest, checkpoint: Checkpoint) -> int:
+    """The step that it went on from."""
+    _, denoising = stages.denoiser.denoise(request, stages.encode(request), checkpoint)
+    return denoising.session.resumed_at
 
 
 def damaged(half: Checkpoint) -> Checkpoint:
@@ -92,7 +94,8 @@ def test_a_checkpoint_of_another_request_is_refused(
 def test_the_name_of_a_request_does_not_bind_its_checkpoint(
     stages: Stages, request_: GenerationRequest, half: Checkpoint
 ) -> None:
-    resume(stages, dataclasses.replace(request_, request_id="a second attempt", report_progress=True), half)
+    other = dataclasses.replace(request_, request_id="a second attempt", report_progress=True)
+    assert resume(stages, other, half) == half.step
 
 
 @pytest.mark.parametrize(
