@@ -39,8 +39,8 @@ What helped: requests as greenlets of the engine's one thread. As threads of the
 2.0 in the same hour in which greenlets gained 2.7 to 3.3: eight threads that wake together fight for the interpreter,
 and to wake a thread on another core of this virtual machine takes 350 microseconds (20 on the same core). The p95 of
 short requests beside a long one fell from 567 ms to between 89 and 152 in three runs with it and with forwards that no
-longer wait for company that does not fit. What did not help: a longer wait for company, a shorter thread switch interval, other
-settings of malloc.
+longer wait for company that does not fit. What did not help: a longer wait for company, a shorter thread switch
+interval, other settings of malloc.
 Binding all threads to one core helped as much as greenlets, but would bind torch's own threads too.
 Three runs of one day: gains of 2.9, 2.9 and 3.1 at hidden 64 and 2.05, 1.95 and 2.1 at hidden 256 (48 tokens); the long
 request slowed by 1.0, 0.75 and 1.24 times the work of the short ones.""",
