@@ -93,14 +93,17 @@ ALONE = ("in_process", "in_process_all_cores", "ray_example", "diffusers_server"
 SERVERS = tuple(way for way in AMONG_SEVERAL if way != BASE)
 
 # Each has the ways that differ in it: Ray's example with more replicas is no other for one caller, for instance.
-# Several callers ask eight times each: of the first and the last pictures no stage overlaps with others'.
+# Several callers ask several times each: of the first and the last pictures no stage overlaps with others'.
 SCENARIOS = {
     "sequential_small": Scenario("Small pictures, one at a time", (SMALL,) * 8, 1, ALONE),
     "sequential_standard": Scenario("Standard pictures, one at a time", (STANDARD,) * 2, 1, ALONE),
     "closed_4": Scenario("Small pictures, 4 callers", (SMALL,) * 32, 4, AMONG_SEVERAL),
     "closed_8": Scenario("Small pictures, 8 callers", (SMALL,) * 64, 8, ALL),
     "closed_8_long_text": Scenario(
-        "Small pictures with long text, 8 callers", (SMALL_LONG_TEXT,) * 16, 8, (BASE, "diffusers_server", "three_stage")
+        "Small pictures with long text, 8 callers",
+        (SMALL_LONG_TEXT,) * 16,
+        8,
+        (BASE, "diffusers_server", "three_stage"),
     ),
     "burst": Scenario("A burst of 12 small pictures", (SMALL,) * 12, 12, AMONG_SEVERAL),
     "mixed": Scenario(

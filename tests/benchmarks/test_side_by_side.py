@@ -250,6 +250,13 @@ def test_a_goal_of_latency_counts_how_many_times_shorter_it_is() -> None:
     assert side_by_side_report.reached(goal, {}) is None
 
 
+def test_a_percentile_is_that_of_all_rounds_together_beside_those_of_each() -> None:
+    goal = Goal("mixed", "three_stage", "diffusers_server", 2.0, "p95_small")
+    ours, theirs = [round_of(1, 1.0)] * 40, [round_of(1, 2.0)] * 39 + [round_of(1, 30.0)]
+    ways = {"three_stage": ours, "diffusers_server": theirs}
+    assert side_by_side_report.reached(goal, {"mixed": {"ways": ways}}) == Spread(2.0, 2.0, 30.0)
+
+
 def test_a_comparison_with_a_way_that_failed_says_so() -> None:
     goal = Goal("mixed", "three_stage", "ray_example", 2.0, "p95_small")
     ways = {"three_stage": [round_of(1, 0.5)], "ray_example": [round_of(1, 0.4, {"http_500": 3})]}
