@@ -11,101 +11,29 @@ eight threads that wake together after each batch fight for the interpreter for 
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 
-from deployments.denoising.batching import BatchAxes, CannotMergeError, Merger, Path
-from deployments.denoising.measurements import BatchRun, Cancelled, Measure, ignore
+from deployments.denoising.batches import Batches
+from deployments.denoising.forward import Forward, Job
+from deployments.denoising.measurements import BatchRun, Cancelled, EngineStatistics, Measure, ignore
 from deployments.denoising.probe import bind
 from deployments.denoising.step_costs import StepCosts
 from deployments.errors import GenerationFailedError
-from deployments.stage_pipeline.denoise_session import call_directly
 from deployments.stage_pipeline.session import CancelledStage
-from deployments.values import tensors
 
-logger = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the largest value of the lone forward
-HALF_TOLERANCE = 5e-2  # float16 and bfloat16
-STRUCTURES_KEPT = 4096
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one request
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class Job:
-    """One request as the engine knows it."""
-
-    request_id: str
-    deterministic: bool = False
-    deadline: float | None = None  # time.monotonic() by which it should be done; None: not known yet
-    arrived: float = field(default_factory=time.monotonic)
-    remaining_forwards: Callable[[], int] = lambda: 1
-    expires: float = math.inf  # time.monotonic() after which nobody wants it
-    cancelled: bool = False
-    forwards: int = 0
-    merged_forwards: int = 0
-    seconds: float = 0.0  # its share of the device's time
-    step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take
-
-
-@dataclass(eq=False)
-class Structure:
-    """What forwards have in common that may share a batch; one object for each `key`, quick to compare."""
-
-    key: Hashable  # the denoiser, its cache context, and of each argument what merging asks for
-    shape: str  # for people
-    is_alone: bool = False  # a forward that never shares
-
-    def __str__(self) -> str:
-        return str(self.key)
-
-
-@dataclass(eq=False)
-class Forward:
-    """A forward that waits for the device."""
-
-    job: Job
-    module: Any
-    component: str
-    context: tuple[Any, dict[str, Any]] | None
-    arguments: dict[str, Any]
-    caches: AbstractContextManager[None] | None  # lends the request's cache contexts to the module
-    structure: Structure = field(default_factory=lambda: Structure(None, ""))
-    num_samples: int = 1
-    merger: Merger | None = None
-    arrived: float = field(default_factory=time.monotonic)
-    request: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
-    output: Any = None
-    error: BaseException | None = None
-
-
-@dataclass
-class EngineStatistics:
-    """What the engine has done; the replica's metrics read it."""
-
-    forwards: int = 0  # of requests
-    batches: int = 0  # of the device
-    merged: int = 0  # forwards that shared a batch
-    refused_structures: int = 0  # structures whose merge deviated and is never made again
-    bisections: int = 0
-    cancelled: int = 0
-    seconds: float = 0.0  # of the device
-    batch_sizes: dict[int, int] = field(default_factory=dict)
-
-
 Order = Callable[[Job, float], float]
 
 
@@ -137,24 +65,18 @@ class Engine:
         synchronize: Callable[[], None] = lambda: None,
         measure: Measure = ignore,
     ) -> None:
-        self.max_batch_size = max_batch_size
-        self.max_batch_tokens = max_batch_tokens
         self.max_wait_s = max_wait_s
         self.order = ORDERS[order]
-        self.synchronize = synchronize
         self.measure = measure
-        self.axes: dict[str, BatchAxes] = {}
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
+        self.batches = Batches(max_batch_size, max_batch_tokens, synchronize, self.statistics)
         self._changed = threading.Condition()
         self._ready: deque[greenlet | Callable[[], None]] = deque()  # requests that go on before the next batch
         self._waiting: list[Forward] = []
         self._jobs: list[Job] = []  # of requests that are under way
         self._calls: dict[Job, Future[Any]] = {}
         self._elsewhere = ThreadPoolExecutor(MAX_CALLS_ELSEWHERE, thread_name_prefix="elsewhere")
-        self._structures: dict[Hashable, Structure] = {}
-        self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
-        self._caps: dict[Structure, int] = {}  # samples that fit into memory, learned
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -255,7 +177,7 @@ class Engine:
         if threading.current_thread() is not self._thread:
             return self.call(job, lambda: self.run(job, module, component, context, args, kwargs, caches))
         forward = Forward(job, module, component, context, bind(module, args, kwargs), caches)
-        self._classify(forward)
+        self.batches.classify(forward)
         job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.step_s
         with self._changed:
             if self._closed:
@@ -353,63 +275,23 @@ class Engine:
     def _next_batch(self, now: float) -> list[Forward]:
         with self._changed:
             ranked = sorted(self._waiting, key=lambda f: self.order(f.job, now))
-            batch = self._fill_batch(ranked) if ranked else []
+            batch = self.batches.fill(ranked) if ranked else []
             for forward in batch:
                 self._waiting.remove(forward)
             return batch
 
-    def _may_share(self, forward: Forward) -> bool:
-        alone = forward.job.deterministic or forward.structure.is_alone
-        return not alone and self._shares.get(forward.structure, frozenset()) is not None
-
-    def _fill_batch(self, ranked: list[Forward]) -> list[Forward]:
-        first = ranked[0]
-        cap = self._caps.get(first.structure, self.max_batch_size * first.num_samples)  # in samples
-        if self.max_batch_tokens is not None:
-            cap = min(cap, max(1, self.max_batch_tokens // max(1, tokens_per_sample(first))))
-        batch, samples = [first], first.num_samples
-        if not self._may_share(first):
-            return batch
-        for forward in ranked[1:]:
-            fits = len(batch) < self.max_batch_size and samples + forward.num_samples <= max(cap, first.num_samples)
-            if fits and forward.structure is first.structure and not forward.job.deterministic:
-                batch.append(forward)
-                samples += forward.num_samples
-        return batch
-
-    def _classify(self, forward: Forward) -> None:
-        merger = Merger(self.axes.get(forward.component))
-        forward.merger = merger
-        forward.num_samples = merger.num_samples(forward.arguments)
-        context = forward.context[0] if forward.context else None
-        try:
-            if forward.caches is not None:
-                raise CannotMergeError("the request has cache contexts of its own")
-            structure = merger.structure(forward.arguments, forward.num_samples)
-            forward.structure = self._known((forward.component, context, merger.axes is None, structure), forward)
-        except CannotMergeError:
-            forward.structure = Structure(None, shape_of_sample(forward), is_alone=True)
-
-    def _known(self, key: Hashable, forward: Forward) -> Structure:
-        if key not in self._structures:
-            if len(self._structures) >= STRUCTURES_KEPT:
-                for known in (self._structures, self._shares, self._caps):
-                    known.clear()
-            self._structures[key] = Structure(key, shape_of_sample(forward))
-        return self._structures[key]
-
     @torch.no_grad()
     def _run_batch(self, batch: list[Forward]) -> BatchRun:
         structure = batch[0].structure
-        is_first_merge = len(batch) > 1 and structure not in self._shares
+        is_first_merge = len(batch) > 1 and not self.batches.is_known(structure)
         started = time.monotonic()
-        self._solve(batch)
+        self.batches.run(batch)
         seconds = time.monotonic() - started
         samples = sum(f.num_samples for f in batch)
         failed = sum(f.error is not None for f in batch)
         if not structure.is_alone and not is_first_merge and not failed:
             self.costs.record(structure, samples, seconds)
-        is_merged = len(batch) > 1 and self._may_share(batch[0])
+        is_merged = len(batch) > 1 and self.batches.may_share(batch[0])
         self._count(batch, is_merged)
         self.statistics.seconds += seconds
         for forward in batch:
@@ -436,78 +318,6 @@ class Engine:
         statistics.merged += size if is_merged else 0
         statistics.batch_sizes[size] = statistics.batch_sizes.get(size, 0) + 1
 
-    def _solve(self, batch: list[Forward]) -> None:
-        """Fills in each forward's output or error; an error in a batch is narrowed down by halving it."""
-        if len(batch) == 1:
-            self._solve_alone(batch[0])
-            return
-        try:
-            outputs = self._merged(batch)
-        except Exception as error:  # noqa: BLE001  (whose fault it is shows when the halves run)
-            self._learn_cap(batch, error)
-            self.statistics.bisections += 1
-            middle = len(batch) // 2
-            self._solve(batch[:middle])
-            self._solve(batch[middle:])
-            return
-        for forward, output in zip(batch, outputs, strict=True):
-            forward.output = output
-
-    def _solve_alone(self, forward: Forward) -> None:
-        try:
-            forward.output = self._call(forward, forward.arguments)
-        except BaseException as error:  # noqa: BLE001  (raised in the code of the request)
-            forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
-
-    def _learn_cap(self, batch: list[Forward], error: Exception) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            self._caps[batch[0].structure] = max(1, sum(f.num_samples for f in batch) // 2)
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
-
-    def _merged(self, batch: list[Forward]) -> list[Any]:
-        structure, merger = batch[0].structure, batch[0].merger
-        assert merger is not None
-        if structure not in self._shares:
-            return self._verified_merge(batch, merger)
-        shared = self._shares[structure]
-        if shared is None:
-            return [self._call(f, f.arguments) for f in batch]
-        try:
-            return self._call_merged(batch, merger, shared)
-        except CannotMergeError:  # an argument that was equal before differs this time
-            return [self._call(f, f.arguments) for f in batch]
-
-    def _verified_merge(self, batch: list[Forward], merger: Merger) -> list[Any]:
-        """The first merge of a structure: lone forwards too, and what deviates from them is never merged."""
-        alone = [self._call(f, f.arguments) for f in batch]
-        for shared in merger.shared_guesses([f.arguments for f in batch]):
-            try:
-                merged = self._call_merged(batch, merger, shared)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001  (a wrong guess of the axes)
-                logger.info("%s does not merge so: %s", batch[0].component, error)
-                continue
-            if all(is_close(m, a) for m, a in zip(merged, alone, strict=True)):
-                self._shares[batch[0].structure] = shared
-                return alone
-        logger.warning("forwards of %s run alone: merged ones deviate", batch[0].component)
-        self._shares[batch[0].structure] = None
-        self.statistics.refused_structures += 1
-        return alone
-
-    def _call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
-        counts = [f.num_samples for f in batch]
-        arguments = merger.merge([f.arguments for f in batch], counts, shared)
-        return merger.split(self._call(batch[0], arguments), counts)
-
-    def _call(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        with forward.caches or nullcontext():
-            output = call_directly(forward.module, forward.component, forward.context, (), arguments)
-            self.synchronize()
-        return output
-
 
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:
     """The body of a request's greenlet; `result` may have been cancelled before or while it waited."""
@@ -522,39 +332,3 @@ def fulfil(result: Future[T], work: Callable[[], T]) -> None:
         if not result.done():
             result.set_exception(error)
         del result  # the error holds this frame
-
-
-def is_close(merged: Any, alone: Any) -> bool:
-    """Whether a merged forward's output is the lone one's but for rounding."""
-    for a, b in zip(tensors(merged), tensors(alone), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        tolerance = TOLERANCE.get(b.dtype, HALF_TOLERANCE)
-        if not b.is_floating_point():
-            return torch.equal(a, b)
-        # What one request has made NaN of itself stays NaN; it may not spread to others.
-        if not torch.equal(a.isfinite(), b.isfinite()):
-            return False
-        a, b = (x.nan_to_num(0.0, 0.0, 0.0).float() for x in (a, b))
-        if not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-12)):
-            return False
-    return True
-
-
-def tokens_per_sample(forward: Forward) -> int:
-    """Positions of the noisy latents that one sample brings."""
-    largest = largest_argument(forward)
-    if largest is None:
-        return 1
-    return max(1, int(largest.numel()) // forward.num_samples // max(1, int(largest.shape[-1])))
-
-
-def shape_of_sample(forward: Forward) -> str:
-    """The largest argument without its first axis, for people: "1024x64"."""
-    largest = largest_argument(forward)
-    return "x".join(map(str, largest.shape[1:])) if largest is not None else ""
-
-
-def largest_argument(forward: Forward) -> torch.Tensor | None:
-    candidates: Iterable[Any] = tensors(forward.arguments)
-    return max((t for t in candidates if t.is_floating_point() and t.ndim), key=torch.Tensor.numel, default=None)

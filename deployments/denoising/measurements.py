@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +51,20 @@ class CachedSteps:
     component: str
     computed: int
     reused: int
+
+
+@dataclass
+class EngineStatistics:
+    """What the engine has done; the replica's metrics read it."""
+
+    forwards: int = 0  # of requests
+    batches: int = 0  # of the device
+    merged: int = 0  # forwards that shared a batch
+    refused_structures: int = 0  # structures whose merge deviated and is never made again
+    bisections: int = 0
+    cancelled: int = 0
+    seconds: float = 0.0  # of the device
+    batch_sizes: dict[int, int] = field(default_factory=dict)
 
 
 Measurement = BatchRun | CheckpointMade | Resumed | Cancelled | CachedSteps

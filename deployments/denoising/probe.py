@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deployments.denoising.batching import Axis, BatchAxes, Path
+from deployments.denoising.merging import Axis, BatchAxes, Path
 from deployments.stage_pipeline.denoise_session import DenoiseSession, RunDenoiser
 from deployments.stage_pipeline.encode_session import EncoderCall
 from deployments.stage_pipeline.loading import StagePipeline

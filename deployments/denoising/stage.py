@@ -20,7 +20,8 @@ from deployments.denoising.checkpoint import (
     model_fingerprint,
     request_fingerprint,
 )
-from deployments.denoising.engine import Engine, Job
+from deployments.denoising.engine import Engine
+from deployments.denoising.forward import Job
 from deployments.denoising.hand_off import pack_outcome
 from deployments.denoising.measurements import CachedSteps, CheckpointMade, Measure, Resumed, ignore
 from deployments.denoising.preview import Previews, first_frame
@@ -150,7 +151,7 @@ class DenoiserStage:
                 logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
                 continue
             for name, learned in axes.items():
-                self.engine.axes.setdefault(name, learned)
+                self.engine.batches.axes.setdefault(name, learned)
             return
 
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from deployments.denoising.engine import Engine, Job
+from deployments.denoising.engine import Engine
+from deployments.denoising.forward import Job
 
 REQUESTS, FORWARDS = 12, 40
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.denoising.engine import Engine, Job
+from deployments.denoising.engine import Engine
+from deployments.denoising.forward import Job
 from deployments.denoising.measurements import BatchRun, Cancelled, Measurement, engine_measurements
 from deployments.errors import GenerationFailedError
 from deployments.stage_pipeline.session import CancelledStage
