@@ -23,13 +23,14 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from benchmarks import report, side_by_side_report
@@ -135,14 +136,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8890, help="Serve's; diffusers' server has the next one")
     parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for side_by_side.json and .md")
     options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    report.write("side_by_side", result, side_by_side_report.as_markdown(result), options.output)
+    asyncio.run(write_each_round(options))
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def write_each_round(options: argparse.Namespace) -> None:
+    """A run that is ended early leaves the rounds that it has made."""
+    async for result in measure(options):
+        report.write("side_by_side", result, side_by_side_report.as_markdown(result), options.output)
+
+
+async def measure(options: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    """All that was found, after each round."""
     names = [name for name in LABELS if name in options.ways or name == BASE]
     scenarios = {name: SCENARIOS[name].scaled(options.scale) for name in options.scenarios}
-    load_average = os.getloadavg()
+    load_average, started = os.getloadavg(), psutil.cpu_times()
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {
         name: {way: [] for way in names if way in scenario.ways} for name, scenario in scenarios.items()
     }
@@ -159,21 +166,28 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                         rows[name][way].append(found)
                         print(f"round {number + 1}, {name}, {way}: {found['throughput']:.2f}/s, "
                               f"failures {found['failures'] or 'none'}", flush=True)  # fmt: skip
-    return {
-        "machine": report.machine() | {"load_average": load_average},
-        "model": options.model.name,
-        "device": options.device,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "utilisation": UTILISATION,
-        "wrong_picture": WRONG_PICTURE,
-        "kinds": [asdict(kind.scaled(options.scale)) for kind in (SMALL, SMALL_LONG_TEXT, STANDARD, LONG)],
-        "alone_s": alone_s,
-        "lone": lone,
-        "scenarios": {
-            name: {"title": scenario.title, "ways": rows[name]} for name, scenario in scenarios.items()
-        },
-    }  # fmt: skip
+                yield {
+                    "machine": report.machine() | {"load_average": load_average, "stolen": stolen_since(started)},
+                    "model": options.model.name,
+                    "device": options.device,
+                    "threads": options.threads,
+                    "rounds": number + 1,
+                    "utilisation": UTILISATION,
+                    "wrong_picture": WRONG_PICTURE,
+                    "kinds": [asdict(kind.scaled(options.scale)) for kind in (SMALL, SMALL_LONG_TEXT, STANDARD, LONG)],
+                    "alone_s": alone_s,
+                    "lone": lone,
+                    "scenarios": {
+                        name: {"title": scenario.title, "ways": rows[name]} for name, scenario in scenarios.items()
+                    },
+                }  # fmt: skip
+
+
+def stolen_since(before: Any) -> float:
+    """The share of the processor time asked for since then that a virtual machine's host gave to others."""
+    passed = {name: now - getattr(before, name) for name, now in psutil.cpu_times()._asdict().items()}
+    asked_for = sum(passed.values()) - passed["idle"] - passed.get("guest", 0.0) - passed.get("guest_nice", 0.0)
+    return float(passed.get("steal", 0.0) / asked_for) if asked_for else 0.0
 
 
 def rotated(names: list[str], places: int) -> list[str]:

@@ -90,7 +90,9 @@ def reached(goal: Goal, scenarios: Mapping[str, Any]) -> Spread | None:
     ours, theirs = ways[goal.way], ways[goal.against]
     if more_is_better:
         return ratio(ours, theirs, figure)
-    of_rounds, of_all = ratio(theirs, ours, figure), ratio([together(theirs)], [together(ours)], figure)
+    both = [(a, b) for a, b in zip(theirs, ours, strict=True) if figure(a) is not None and figure(b) is not None]
+    of_rounds = ratio([a for a, _ in both], [b for _, b in both], figure)
+    of_all = ratio([together([a for a, _ in both])], [together([b for _, b in both])], figure)
     return replace(of_rounds, middle=of_all.middle) if of_rounds and of_all else None
 
 
@@ -129,7 +131,8 @@ def as_markdown(result: Mapping[str, Any]) -> list[str]:
         "# Side by side: the same pictures by diffusers alone, by two documented servers, and by this project",
         "",
         f"`python -m benchmarks.side_by_side`: {result['model']} on {result['device']}, {machine['cores']} cores, "
-        f"load average {machine['load_average'][0]:.1f} at the start, "
+        f"load average {machine['load_average'][0]:.1f} at the start, {machine['stolen']:.0%} of the "
+        "processor time that was asked for went to others on the host, "
         f"{result['threads']} thread(s) of arithmetic in each process, "
         f"{result['rounds']} interleaved rounds. Figures are the median over the rounds (lowest to highest), "
         "percentiles those of all rounds' requests; ratios are taken in each round. All ways are up at once, and idle "

@@ -33,6 +33,7 @@ from serve_app.cors import CrossOrigin
 from serve_app.dev_routes import dev_routes
 from serve_app.error_handlers import install_error_handlers
 from serve_app.generation import OnCheckpoint, OnPreview, OnProgress, Stages, generate
+from serve_app.generation_requests import to_generation_requests
 from serve_app.health import describe_stages, read_health
 from serve_app.image_routes import AT_ONCE_OR_STREAMED, check_generation
 from serve_app.image_routes import router as image_routes
@@ -61,7 +62,6 @@ from serve_app.schemas import (
     ModelList,
     VideoGenerationBody,
     VideosAnswer,
-    to_generation_requests,
 )
 from serve_app.spool import SpooledStorage, SpoolUploads
 from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key

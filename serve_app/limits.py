@@ -29,7 +29,7 @@ SERVE_MAX_ONGOING_REQUESTS = 10 * MAX_REQUESTS_AT_ONCE
 
 
 class RequestLimits(BaseModel):
-    """Bounds of a request's values; the checks of serve_app.schemas name the one that was passed."""
+    """Bounds of a request's values; the checks of serve_app.generation_requests name the one that was passed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from deployments.messages import GenerationRequest, StageDescription
+from serve_app.generation_requests import DEFAULT_FPS
 from serve_app.jobs.records import Job
-from serve_app.schemas import DEFAULT_FPS, GeneratedItem, ImagesAnswer, VideosAnswer
+from serve_app.schemas import GeneratedItem, ImagesAnswer, VideosAnswer
 from serve_app.storage import StorageBackend
 
 MIN_POLL_MS, MAX_POLL_MS = 250, 10_000

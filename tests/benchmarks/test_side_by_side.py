@@ -299,7 +299,9 @@ async def test_the_ways_take_turns_in_another_order_each_round_and_the_page_is_m
         ways=["one_stage", "three_stage"], scenarios=["sequential_small", "mixed"], rounds=2, threads=1, port=1,
         model=Path("emoji-flux"), device="cpu", scale=1,
     )  # fmt: skip
-    result = await side_by_side.measure(options)
+    found = [result async for result in side_by_side.measure(options)]
+    assert [result["rounds"] for result in found] == [1, 2]  # written after each
+    result = found[-1]
     last_round = stand_ins[-9:]
     assert last_round == ["one_stage", "three_stage", "in_process", *("one_stage",) * 2, *("three_stage",) * 2,
                           *("in_process",) * 2]  # fmt: skip
@@ -317,7 +319,8 @@ def test_the_page_names_goals_that_are_reached_and_missed_and_counts_failures() 
     kinds = [asdict(SMALL)]
     result = {
         "model": "emoji-flux", "device": "cpu",
-        "machine": {"cores": 2, "load_average": (0.1, 0.1, 0.1)}, "threads": 1, "rounds": 1, "kinds": kinds,
+        "machine": {"cores": 2, "load_average": (0.1, 0.1, 0.1), "stolen": 0.04},
+        "threads": 1, "rounds": 1, "kinds": kinds,
         "wrong_picture": 2.0, "lone": {"three_stage": {"64x64": 0.0}},
         "scenarios": {name: {"title": name, "ways": ways} for name in ("sequential_small", "closed_8")},
     }  # fmt: skip

@@ -24,6 +24,7 @@ from deployments.messages import (
     StageDescription,
 )
 from deployments.stage_pipeline.description import call_parameters
+from serve_app.generation_requests import to_generation_requests
 from serve_app.limits import RequestLimits
 from serve_app.schemas import (
     GeneratedItem,
@@ -33,7 +34,6 @@ from serve_app.schemas import (
     ModelList,
     VideoGenerationBody,
     VideosAnswer,
-    to_generation_requests,
 )
 
 LIMITS = RequestLimits()
