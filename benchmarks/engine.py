@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -42,7 +41,6 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stage_pipeline.session import CancelledStage
 from tests.tiny_models.flux import TRANSFORMER, flux
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 TEXT_TOKENS = 32
 BATCH = 8
 Row = dict[str, Any]
@@ -373,52 +371,43 @@ SECTIONS = {
 }
 
 
-def measure(rounds: int) -> dict[str, list[Row]]:
+Note = Callable[[str, Row], None]  # of a section
+
+
+def measure(rounds: int, note: Note) -> None:
     """All sections for the two small models; `rounds` is the number of turns that each median is taken over."""
-    results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
     for size, tokens_together in ((SMALL, SMALL_TOKENS), (LARGE, SMALL_TOKENS[:2])):
         with tempfile.TemporaryDirectory() as folder:
             write_tiny(size, Path(folder))
-            measure_model(Model(size.name, Path(folder)), tokens_together, (16, 961), rounds, results)
-    return results
-
-
-def measure_checkpoint(folder: Path, device: str, rounds: int) -> dict[str, list[Row]]:
-    results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
-    model = Model(f"{folder.name} on {device}", folder, device)
-    measure_model(model, CHECKPOINT_TOKENS, CHECKPOINT_TOKENS, rounds, results)
-    return results
+            measure_model(Model(size.name, Path(folder)), tokens_together, (16, 961), rounds, note)
 
 
 def measure_model(
-    model: Model, tokens_together: Sequence[int], tokens_alone: Sequence[int], rounds: int, into: dict[str, list[Row]]
+    model: Model, tokens_together: Sequence[int], tokens_alone: Sequence[int], rounds: int, note: Note
 ) -> None:
     for tokens in tokens_together:
-        into["throughput"].append(throughput(model, tokens, rounds))
-        print(into["throughput"][-1], flush=True)
+        note("throughput", throughput(model, tokens, rounds))
     for tokens in tokens_alone:
-        into["lone_request"].append(lone_cost(model, tokens, 4 * rounds))
-        print(into["lone_request"][-1], flush=True)
-    into["cancel"].append(cancel_latency(model, 50))
-    print(into["cancel"][-1], flush=True)
-    into["mixed_load"].append(mixed_load(model, rounds))
-    print(into["mixed_load"][-1], flush=True)
+        note("lone_request", lone_cost(model, tokens, 4 * rounds))
+    note("cancel", cancel_latency(model, 50))
+    note("mixed_load", mixed_load(model, rounds))
 
 
-def as_markdown(results: dict[str, list[Row]]) -> str:
+def as_markdown(results: dict[str, list[Row]], rounds: int) -> list[str]:
     how_measured = " ".join((__doc__ or "").strip().rsplit("\n\n", 1)[-1].split())
     lines = [
         "# The step engine",
         "",
-        f"Made by `python -m benchmarks.engine`; {how_measured}",
+        f"Made by `python -m benchmarks.engine --rounds {rounds}`; {how_measured}",
     ]
     for name, rows in results.items():
         title, wanted = SECTIONS[name]
-        columns = list(rows[0])
-        lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", f"{title} Wanted: {wanted}.", ""]
-        lines += [f"| {' | '.join(c.replace('_', ' ') for c in columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(shown(c, row[c]) for c in columns)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+        if rows:
+            lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", f"{title} Wanted: {wanted}.", ""]
+            columns = list(rows[0])
+            heads = [column.replace("_", " ") for column in columns]
+            lines += report.table(heads, [[shown(column, row[column]) for column in columns] for row in rows])
+    return lines
 
 
 def shown(column: str, value: Any) -> str:
@@ -432,19 +421,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns that each median is taken over")
     parser.add_argument("--checkpoint", type=Path, help="of FLUX's kind, in place of the two small models")
     parser.add_argument("--device", default="cpu", help="of the checkpoint, such as cuda")
-    parser.add_argument("--output", type=Path, default=DOCS, help="folder for engine.json and engine.md")
+    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for engine.json and engine.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    results: dict[str, list[Row]] = {name: [] for name in SECTIONS}
+
+    def note(section: str, row: Row) -> None:
+        """Written at once: a run that is ended early leaves what it has measured."""
+        results[section].append(row)
+        content = {"machine": report.machine(), "rounds": arguments.rounds, **results}
+        report.write("engine", content, as_markdown(results, arguments.rounds), arguments.output)
+
     if arguments.checkpoint is None:
-        results = measure(arguments.rounds)
+        measure(arguments.rounds, note)
     else:
-        results = measure_checkpoint(arguments.checkpoint, arguments.device, arguments.rounds)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"machine": report.machine(), **results}, indent=2) + "\n"
-    (arguments.output / "engine.json").write_text(content, encoding="utf-8")
-    (arguments.output / "engine.md").write_text(as_markdown(results), encoding="utf-8")
+        model = Model(f"{arguments.checkpoint.name} on {arguments.device}", arguments.checkpoint, arguments.device)
+        measure_model(model, CHECKPOINT_TOKENS, CHECKPOINT_TOKENS, arguments.rounds, note)
 
 
 if __name__ == "__main__":

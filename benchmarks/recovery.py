@@ -20,7 +20,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -114,19 +114,24 @@ def main() -> None:
     options = parser.parse_args()
     runs: list[Run] = []
     with own_ray(2 + max(options.replicas)):
-        for replicas, has_checkpoints in itertools.product(options.replicas, (True, False)):
-            kills = [Kill("Denoiser", moment) for moment in MOMENTS]
-            runs += asyncio.run(kill_all({"Denoiser": replicas}, has_checkpoints, kills, options.rounds))
-        for replicas, deployment in itertools.product(options.replicas, AT_WORK):
-            runs += asyncio.run(kill_all({deployment: replicas}, True, [Kill(deployment, "at work")], options.rounds))
-    result = {
-        "machine": report.machine(),
-        "steps": STEPS,
-        "rounds": options.rounds,
-        "rows": summarize(runs),
-        "runs": [asdict(run) for run in runs],
-    }
-    report.write("recovery", result, as_markdown(result))
+        for replicas, has_checkpoints, kills in applications(options.replicas):
+            runs += asyncio.run(kill_all(replicas, has_checkpoints, kills, options.rounds))
+            result = {  # written after each application: a run that is ended early leaves what it has measured
+                "machine": report.machine(),
+                "steps": STEPS,
+                "rounds": options.rounds,
+                "rows": summarize(runs),
+                "runs": [asdict(run) for run in runs],
+            }
+            report.write("recovery", result, as_markdown(result))
+
+
+def applications(replicas: Sequence[int]) -> Iterator[tuple[dict[str, int], bool, list[Kill]]]:
+    """What is served, whether it makes checkpoints, and who is killed."""
+    for number, has_checkpoints in itertools.product(replicas, (True, False)):
+        yield {"Denoiser": number}, has_checkpoints, [Kill("Denoiser", moment) for moment in MOMENTS]
+    for number, deployment in itertools.product(replicas, AT_WORK):
+        yield {deployment: number}, True, [Kill(deployment, "at work")]
 
 
 @contextmanager
