@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, token
 S3_WEIGHTS = "s3_weights.json"  # in a component's folder: its weights are to be streamed from S3
 ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object it was made from
 PROBE_TIMEOUTS_S = {"connect_timeout": 2, "read_timeout": 5}
+FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # in safetensors
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 ADDRESSING_HINT = (
@@ -79,10 +82,10 @@ def load_component(
     """
     folder = Path(folder)
     library = library_of(cls)
-    is_quantised = "quantization_config" in read_json(folder / "config.json")
-    if is_quantised and use_streamer:
+    quantised = is_quantised(folder)
+    if quantised and use_streamer:
         logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
-    streams = use_streamer and not is_quantised
+    streams = use_streamer and not quantised
     if not streams and (folder / S3_WEIGHTS).exists():
         raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
     load = library.stream if streams else library.map_files
@@ -93,6 +96,31 @@ def load_component(
         return module.to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
+
+
+def is_quantised(folder: Path | str) -> bool:
+    return "quantization_config" in read_json(Path(folder) / "config.json")
+
+
+def stored_dtype(cls: type[torch.nn.Module], folder: Path | str) -> torch.dtype | None:
+    """The dtype in which most of a component's weights are stored.
+
+    From the headers of its files, or, where another process has these, from the configuration that transformers
+    writes; None where neither says it.
+    """
+    num_elements: Counter[torch.dtype] = Counter()
+    try:
+        for file in weight_files(library_of(cls), Path(folder)).files:
+            for entry in file.entries.values():
+                if entry["dtype"] in FLOATING:
+                    num_elements[FLOATING[entry["dtype"]]] += math.prod(entry["shape"])
+    except CheckpointError:  # who loads it says what is wrong
+        num_elements.clear()
+    if num_elements:
+        return max(num_elements, key=num_elements.__getitem__)
+    config = read_json(Path(folder) / "config.json")
+    named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return named if isinstance(named, torch.dtype) else None
 
 
 def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
-from deployments.weights import load_component
+from deployments.weights import is_quantised, load_component, stored_dtype
 
 UNUSED_HALF = {
     "encoder": "decoder",
@@ -55,13 +56,14 @@ def load_stage(
     use_streamer: bool = False,
     component_dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> StagePipeline:
-    """Raises CheckpointError for a folder that cannot be served; dtype None keeps each file's own.
+    """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`.
     """
     layout = read_layout(folder)
     device = torch.device(device)
-    dtypes = dict.fromkeys(layout.models, dtype) | dict(component_dtypes or {})
+    dtypes = stored_dtypes(folder, layout) if dtype is None else dict.fromkeys(layout.models, dtype)
+    dtypes |= dict(component_dtypes or {})
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
     components = {
@@ -78,6 +80,15 @@ def load_stage(
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
     return loaded
+
+
+def stored_dtypes(folder: Path, layout: PipelineLayout) -> dict[str, torch.dtype | None]:
+    """Of each component, None where its quantiser decides; where its files are not here, that of most of the others."""
+    models = {name: model for name, model in layout.models.items() if not is_quantised(folder / name)}
+    found = {name: stored_dtype(model, folder / name) for name, model in models.items()}
+    known = Counter(dtype for dtype in found.values() if dtype is not None)
+    usual = known.most_common(1)[0][0] if known else None
+    return dict.fromkeys(layout.models) | {name: dtype or usual for name, dtype in found.items()}
 
 
 def weights_needed(folder: Path, stages: tuple[StageName, ...]) -> list[str]:

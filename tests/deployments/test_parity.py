@@ -12,12 +12,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.messages import GenerationRequest, OutputFormat
+from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.denoise_session import DenoiseSession, Result
-from deployments.stage_pipeline.loading import load_stage
+from deployments.stage_pipeline.loading import load_stage, stored_dtypes
+from deployments.stage_pipeline.roles import read_layout
 from tests.deployments.stage_processes import StageProcesses
 from tests.tiny_models import TINY_MODELS, checkpoint, request_arguments, run_unsplit
-from tests.tiny_models.checkpoints import call
+from tests.tiny_models.checkpoints import call, load_unsplit
 
 # What diffusers, torch and numpy deprecate in each other's code, pipeline by pipeline, is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -64,6 +65,41 @@ def test_three_stages_make_the_bytes_of_the_unsplit_pipeline_in_bfloat16(
     truth = run_unsplit(folder, arguments, SEED, torch.bfloat16)
     stages.load(folder, "bfloat16")
     assert_same(stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT)), truth)
+
+
+def test_without_a_dtype_each_component_has_the_one_in_which_it_is_stored(
+    stages: StageProcesses, checkpoints_root: Path, tmp_path: Path
+) -> None:
+    whole = load_unsplit(checkpoint("wan22", checkpoints_root), torch.bfloat16)
+    whole.vae.float()
+    whole.save_pretrained(tmp_path)
+    arguments = request_arguments("wan22")
+    held = stages.load(tmp_path)
+    made = stages.generate(GenerationRequest("parity", "wan22", arguments, SEED, ANY_OUTPUT))
+    assert_same(made, call(whole, arguments, SEED))
+    assert held["denoiser"]["transformer"] <= sum(f.stat().st_size for f in (tmp_path / "transformer").glob("*.safe*"))
+    stored = {"text_encoder": torch.bfloat16, "transformer": torch.bfloat16, "vae": torch.float32}
+    for stage in STAGES:  # also where another process holds the weights
+        pipeline = load_stage(tmp_path, (stage,)).pipeline
+        assert {name: getattr(pipeline, name).dtype for name in stored} == stored
+
+
+def test_a_component_whose_files_another_process_has_takes_the_dtype_of_its_configuration_or_of_the_others(
+    checkpoints_root: Path, tmp_path: Path
+) -> None:
+    load_unsplit(checkpoint("flux", checkpoints_root), torch.bfloat16).save_pretrained(tmp_path)
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        for file in (tmp_path / name).glob("*.safetensors"):
+            file.unlink()
+    config = tmp_path / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace("bfloat16", "float16"))
+    layout = read_layout(tmp_path)
+    assert stored_dtypes(tmp_path, layout) == {
+        "text_encoder": torch.float16,
+        "text_encoder_2": torch.bfloat16,
+        "transformer": torch.bfloat16,
+        "vae": torch.bfloat16,
+    }
 
 
 @pytest.mark.slow
