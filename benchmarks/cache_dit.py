@@ -1,6 +1,10 @@
 """What Cache-DiT saves and costs: each setting against the same request uncached, in one run.
 
-    python -m benchmarks.cache_dit [--model FOLDER] [--steps N] [--prompts N] [--rounds N] [--judged N]
+    python -m benchmarks.cache_dit [--model FOLDER] [--device D] [--steps N] [--prompts N] [--rounds N] [--judged N]
+
+On an accelerator, with a checkpoint of real size (benchmarks/real_size.py):
+
+    python -m benchmarks.cache_dit --model FOLDER --device cuda --size 1024 --judged 0
 
 Uncached and cached requests take turns on one thread and one step engine, so that a noisy machine hits them
 alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.json
@@ -55,6 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji-flux"))
+    parser.add_argument("--device", default="cpu", help="of the model, such as cuda")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=3)
@@ -63,10 +68,11 @@ def main() -> None:
     options = parser.parse_args()
     assert has_preset(options.steps), "cache-dit's presets have no table for this number of steps"
     torch.set_num_threads(1)
-    bench = Bench(options.model, options.steps, options.size)
+    bench = Bench(options.model, options.steps, options.size, options.device)
     runs = [bench.compare(prompt, seed) for seed in range(options.rounds) for prompt in PROMPTS[: options.prompts]]
     rows = [summarize(name, [run[name] for run in runs]) for name in SETTINGS]
-    write({"machine": report.machine(), "model": options.model.name, "steps": options.steps, "size": options.size,
+    write({"machine": report.machine(), "model": options.model.name, "device": options.device,
+           "steps": options.steps, "size": options.size,
            "requests": len(runs), "rows": rows,
            "judged": judged_pictures(options.model, options.judged) if options.judged else None})  # fmt: skip
 
@@ -74,10 +80,11 @@ def main() -> None:
 class Bench:
     """A pipeline in one process, whose denoiser is timed."""
 
-    def __init__(self, model: Path, steps: int, size: int) -> None:
+    def __init__(self, model: Path, steps: int, size: int, device: str = "cpu") -> None:
         self.model, self.steps, self.size = model.name, steps, size
-        self.stage = load_stage(model, STAGES)
-        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1))
+        self.stage = load_stage(model, STAGES, device)
+        synchronize = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
+        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1), synchronize=synchronize)
         self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
 
     def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:
@@ -106,7 +113,7 @@ class Bench:
         inputs, _ = self.denoiser.denoise(request, conditioning)
         seconds = time.perf_counter() - started
         [caches] = [*self.denoiser.recent_caches] or [{}]
-        return decode_output(self.stage, request, inputs).images.float(), seconds, caches.get("transformer", {})
+        return decode_output(self.stage, request, inputs).images.float().cpu(), seconds, caches.get("transformer", {})
 
 
 @torch.no_grad()
@@ -140,7 +147,7 @@ def write(result: dict[str, Any]) -> None:
         "# Cache-DiT: what is saved, and what it costs",
         "",
         f"`python -m benchmarks.cache_dit`: {result['model']}, {result['size']}x{result['size']}, {result['steps']} "
-        f"steps, {result['requests']} requests for each row, one CPU thread, load average "
+        f"steps, {result['requests']} requests for each row, on {result['device']}, one CPU thread, load average "
         f"{result['machine']['load_average'][0]:.1f}. Each cached request is compared with the same request "
         "uncached, run just before it; figures are medians. Error is the mean difference of the decoded picture's "
         "values in 0..1.",

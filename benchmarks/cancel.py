@@ -1,6 +1,6 @@
 """How soon a cancelled request leaves the denoiser, and what a server without cancel would have worked for nobody.
 
-    python -m benchmarks.cancel [--config FILE] [--cancels N] [--steps N] [--port N]
+    python -m benchmarks.cancel [--config FILE] [--model FOLDER] [--cancels N] [--steps N] [--port N]
 
 Callers of the served application hang up (they close their connection) or POST /v1/jobs/{id}/cancel at random
 moments of the denoising. The denoiser's own record of the request (logs/performance.jsonl) says when it left.
@@ -50,12 +50,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("ray_configs/serve_emoji_cpu.yaml"))
     parser.add_argument("--cancels", type=int, default=20, help="of each way")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--model", type=Path, help="a checkpoint folder, in place of that of the config")
     parser.add_argument("--port", type=int, default=0, help="of the application; default: a free one")
     options = parser.parse_args()
     variables = {"SGLANG_DIFFUSION_SERVER_DEV_MODE": "1"}
     with (
         tempfile.TemporaryDirectory(prefix="triptych-cancel-") as folder,
-        served(options.config, Path(folder), options.port, **variables) as application,
+        served(options.config, Path(folder), options.port, options.model, **variables) as application,
     ):
         result = measure(application, options.steps, options.cancels)
     result = {"machine": report.machine(), "config": options.config.name, **result}

@@ -1,6 +1,6 @@
 """How long weights take to load: Run:ai's streamer against safetensors by mmap, cold, warm, and from S3.
 
-    python -m benchmarks.loading [--megabytes N] [--rounds N]
+    python -m benchmarks.loading [--megabytes N] [--device D] [--rounds N]
 
 A FLUX transformer with random weights is written to disk and to a real S3 server (SeaweedFS). Each load runs
 in a process of its own and reads every weight once, since mmap alone reads nothing. Cold: the pages of the
@@ -40,17 +40,19 @@ WAYS = {"streamer": True, "mmap": False}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=800)
+    parser.add_argument("--device", default="cpu", help="to load to, such as cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", nargs=3, metavar=("MODEL", "CACHE", "WAY"), help="one load, in this process")
     options = parser.parse_args()
     if options.load:
-        print(json.dumps(load_once(*options.load)))
+        print(json.dumps(load_once(*options.load, device=options.device)))
         return
     with tempfile.TemporaryDirectory(prefix="triptych-loading-") as folder, s3_server() as server:
         model = Path(folder) / "model"
         num_bytes = write_model(model, options.megabytes)
         upload(server, model)
-        runs = [run_all(model, server, Path(folder) / f"cache-{number}") for number in range(options.rounds)]
+        caches = [Path(folder) / f"cache-{number}" for number in range(options.rounds)]
+        runs = [run_all(model, server, cache, options.device) for cache in caches]
     rows = [
         {
             "source": source,
@@ -61,7 +63,8 @@ def main() -> None:
         for source in SOURCES
         for way in WAYS
     ]
-    write({"machine": report.machine(), "bytes": num_bytes, "rounds": options.rounds, "rows": rows})
+    write({"machine": report.machine(), "bytes": num_bytes, "device": options.device, "rounds": options.rounds,
+           "rows": rows})  # fmt: skip
 
 
 def write_model(folder: Path, megabytes: int) -> int:
@@ -86,30 +89,30 @@ def upload(server: S3Server, model: Path) -> None:
             client.upload_file(str(file), "models", key, Config=TransferConfig(max_concurrency=2))
 
 
-def run_all(model: Path, server: S3Server, cache: Path) -> dict[tuple[str, str], dict[str, float]]:
+def run_all(model: Path, server: S3Server, cache: Path, device: str) -> dict[tuple[str, str], dict[str, float]]:
     found = {}
     for way in WAYS:
         drop_from_page_cache(model)
         for source in ("cold", "warm"):
-            found[source, way] = in_a_process(str(model), cache / way, way, {})
-        found["s3", way] = in_a_process("s3://models/flux", cache / way, way, s3_environment(server))
+            found[source, way] = in_a_process(str(model), cache / way, way, device, {})
+        found["s3", way] = in_a_process("s3://models/flux", cache / way, way, device, s3_environment(server))
     return found
 
 
-def in_a_process(model: str, cache: Path, way: str, environment: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.loading", "--load", model, str(cache), way]
+def in_a_process(model: str, cache: Path, way: str, device: str, environment: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.loading", "--load", model, str(cache), way, "--device", device]
     done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def load_once(model: str, cache: str, way: str) -> dict[str, float]:
+def load_once(model: str, cache: str, way: str, device: str) -> dict[str, float]:
     """From the name of a checkpoint to a module of which every weight has been read."""
     started = time.perf_counter()
     folder = resolve_checkpoint(model, Path(cache), ("transformer",), WAYS[way])
-    module = load_component(FluxTransformer2DModel, folder / "transformer", None, "cpu", WAYS[way])
+    module = load_component(FluxTransformer2DModel, folder / "transformer", None, device, WAYS[way])
     for parameter in module.parameters():
-        parameter.view(torch.uint8).amax()
+        parameter.view(torch.uint8).amax().item()  # waits for the device
     return {"seconds": time.perf_counter() - started, "peak_bytes": psutil.Process().memory_info().rss}
 
 
@@ -141,10 +144,11 @@ def write(result: dict[str, Any]) -> None:
     lines = [
         "# Loading weights: SGLANG_USE_RUNAI_MODEL_STREAMER",
         "",
-        f"`python -m benchmarks.loading`: a transformer of {result['bytes'] / 1e6:.0f} MB in bfloat16, on "
-        f"{result['machine']['cores']} cores, load average {result['machine']['load_average'][0]:.1f}, medians of "
-        f"{result['rounds']} processes. From the name of the checkpoint until every weight has been read; imports "
-        "are not counted. Memory is that of the process at the end, mapped pages of files included.",
+        f"`python -m benchmarks.loading`: a transformer of {result['bytes'] / 1e6:.0f} MB in bfloat16 to "
+        f"{result['device']}, on {result['machine']['cores']} cores, load average "
+        f"{result['machine']['load_average'][0]:.1f}, medians of {result['rounds']} processes. From the name of the "
+        "checkpoint until every weight has been read; imports are not counted. Memory is that of the process at the "
+        "end, mapped pages of files included.",
         "",
         "| from | by | seconds | MB/s | memory of the process |",
         "|---|---|---|---|---|",

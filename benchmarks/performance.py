@@ -65,10 +65,13 @@ to the ingress cost several times that, and on these cores they take it from the
 
 
 def main() -> None:
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in DOCS.glob("*.json")]
+    devices = sorted({str(result.get("device", "cpu")) for result in results})
     lines = [
         "# Performance",
         "",
-        "Made by `python -m benchmarks.performance` from the last run of each benchmark. Nothing here ran on a GPU.",
+        "Made by `python -m benchmarks.performance` from the last run of each benchmark. "
+        + ("Nothing here ran on a GPU." if devices == ["cpu"] else f"Devices: {', '.join(devices)}."),
     ]
     for name, remark in REMARKS.items():
         table = DOCS / f"{name}.md"

@@ -2,6 +2,10 @@
 
     python -m benchmarks.recovery [--rounds N] [--replicas N ...]
 
+On an accelerator, with a checkpoint of real size (benchmarks/real_size.py):
+
+    python -m benchmarks.recovery --model FOLDER --device cuda --side 1024
+
 The denoiser is killed at an early, a middle and a late step, with a spare replica and without one (a fresh one must
 start), and with checkpoints and without (the request starts over, as on a server that has none); the encoder
 and the VAE are killed at their work. The requests go through `serve_app.generation.generate`, as from the
@@ -23,6 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.served import ONE_THREAD
@@ -45,13 +50,13 @@ from deployments.vae import VAE
 from serve_app.generation import Stages, generate
 from tests.test_kill import MOMENTS, RecoveryLog, stages_of
 
-MODEL = ROOT / "checkpoints" / "emoji-flux"
+EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30
-ARGUMENTS = {"height": 128, "width": 128, "max_sequence_length": 128, "num_inference_steps": STEPS}
 NEVER = 1_000_000  # steps between checkpoints
 PATIENCE_S = 300
 POLL_S = 0.002
 TRIES = 10  # to meet an encoder or a VAE at its work
+SHARE = 0.1  # of an accelerator: Ray's bookkeeping, all fit on one
 NUMBERS = itertools.count()  # of requests
 AT_WORK = ("Encoder", "VAE")
 
@@ -62,9 +67,23 @@ class Kill:
     moment: str  # a key of MOMENTS, or "at work"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is served, where, and what is asked for."""
+
+    model: Path
+    device: str
+    side: int  # of the picture, in pixels
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"height": self.side, "width": self.side, "max_sequence_length": 128, "num_inference_steps": STEPS}
+
+
 @dataclass
 class Application:
     name: str
+    setting: Setting
     stages: Stages
     replicas: dict[str, int]
     has_checkpoints: bool
@@ -111,13 +130,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="kills of each kind")
     parser.add_argument("--replicas", type=int, nargs="+", default=[2, 1], help="of each stage that is killed")
+    parser.add_argument("--model", type=Path, default=EMOJI, help="a checkpoint folder of FLUX's kind")
+    parser.add_argument("--device", default="cpu", help="of the stages, such as cuda")
+    parser.add_argument("--side", type=int, default=128, help="of the pictures, in pixels")
     options = parser.parse_args()
+    setting = Setting(options.model.resolve(), options.device, options.side)
     runs: list[Run] = []
-    with own_ray(2 + max(options.replicas)):
+    with own_ray(2 + max(options.replicas), options.device):
         for replicas, has_checkpoints, kills in applications(options.replicas):
-            runs += asyncio.run(kill_all(replicas, has_checkpoints, kills, options.rounds))
+            runs += asyncio.run(kill_all(setting, replicas, has_checkpoints, kills, options.rounds))
             result = {  # written after each application: a run that is ended early leaves what it has measured
                 "machine": report.machine(),
+                "model": setting.model.name,
+                "device": setting.device,
                 "steps": STEPS,
                 "rounds": options.rounds,
                 "rows": summarize(runs),
@@ -135,7 +160,7 @@ def applications(replicas: Sequence[int]) -> Iterator[tuple[dict[str, int], bool
 
 
 @contextmanager
-def own_ray(num_cpus: int) -> Iterator[None]:
+def own_ray(num_cpus: int, device: str) -> Iterator[None]:
     """Ray and Serve with nothing on them, without a proxy."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
     os.environ |= {
@@ -143,7 +168,7 @@ def own_ray(num_cpus: int) -> Iterator[None]:
         "RAY_worker_niceness": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
         "RAY_AUTH_MODE": "disabled",
-        "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
+        "SGLANG_DIFFUSION_TARGET_DEVICE": device,
         "SGLANG_DIFFUSION_CACHE_ROOT": folder,
     }
     try:
@@ -162,9 +187,11 @@ def own_ray(num_cpus: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def kill_all(replicas: dict[str, int], has_checkpoints: bool, kills: list[Kill], rounds: int) -> list[Run]:
+async def kill_all(
+    setting: Setting, replicas: dict[str, int], has_checkpoints: bool, kills: list[Kill], rounds: int
+) -> list[Run]:
     """All `kills` in each of the rounds, at one application that is made for them; `replicas` where not one."""
-    application = await asyncio.to_thread(run_application, replicas, has_checkpoints)
+    application = await asyncio.to_thread(run_application, setting, replicas, has_checkpoints)
     try:
         for seed in (1, 2):
             await undisturbed(application, seed)  # warms up
@@ -178,18 +205,19 @@ async def kill_all(replicas: dict[str, int], has_checkpoints: bool, kills: list[
         await asyncio.to_thread(serve.delete, application.name)
 
 
-def run_application(replicas: dict[str, int], has_checkpoints: bool) -> Application:
-    """The three stages of the embedded model; this process is the caller."""
+def run_application(setting: Setting, replicas: dict[str, int], has_checkpoints: bool) -> Application:
+    """The three stages of the model; this process is the caller."""
     name = "-".join([*(f"{key}{value}" for key, value in replicas.items()), str(has_checkpoints)]).lower()
     denoising = DenoisingArgs(deterministic=True, checkpoint_every=None if has_checkpoints else NEVER)
-    model = ModelArgs(path=str(MODEL), name="emoji-flux", denoising=denoising)
+    model = ModelArgs(path=str(setting.model), name=setting.model.name, denoising=denoising)
+    resources = {} if setting.device == "cpu" else {"ray_actor_options": {"num_gpus": SHARE}}
 
     def bound(deployment: Any, *arguments: Any) -> Any:
-        return deployment.options(num_replicas=replicas.get(deployment.name, 1)).bind(model, *arguments)
+        return deployment.options(num_replicas=replicas.get(deployment.name, 1), **resources).bind(model, *arguments)
 
     encoder, vae = bound(Encoder), bound(VAE)
     serve.run(bound(Denoiser, encoder, vae), name=name, route_prefix=None)
-    return Application(name, stages_of(name), replicas, has_checkpoints)
+    return Application(name, setting, stages_of(name), replicas, has_checkpoints)
 
 
 async def one_kill(application: Application, kill: Kill, seed: int) -> Run:
@@ -197,7 +225,7 @@ async def one_kill(application: Application, kill: Kill, seed: int) -> Run:
     replicas = application.replicas.get(kill.deployment, 1)
     for _ in range(TRIES):
         alone, truth = await undisturbed(application, seed)
-        course = new_course(seed)
+        course = new_course(application.setting, seed)
         with TimedRecoveryLog() as log:
             assert isinstance(log, TimedRecoveryLog)
             task = asyncio.create_task(make(application, course))
@@ -230,15 +258,15 @@ async def one_kill(application: Application, kill: Kill, seed: int) -> Run:
 
 
 async def undisturbed(application: Application, seed: int) -> tuple[Course, bytes]:
-    course = new_course(seed)
+    course = new_course(application.setting, seed)
     return course, await make(application, course)
 
 
-def new_course(seed: int) -> Course:
-    arguments = {"prompt": "a big fox on an orange background", **ARGUMENTS}
+def new_course(setting: Setting, seed: int) -> Course:
+    arguments = {"prompt": "a big fox on an orange background", **setting.arguments}
     name = f"recovery-{next(NUMBERS)}"
     return Course(
-        GenerationRequest(name, "emoji-flux", arguments, seed, OutputFormat("image", "png"), deterministic=True)
+        GenerationRequest(name, setting.model.name, arguments, seed, OutputFormat("image", "png"), deterministic=True)
     )
 
 
@@ -294,7 +322,8 @@ def as_markdown(result: dict[str, Any]) -> list[str]:
     return [
         f"# Kills of replicas (`kill -9`, {machine['cores']} cores, load average {machine['load_average'][0]:.1f})",
         "",
-        f"`python -m benchmarks.recovery`: requests of {result['steps']} steps of the embedded model, medians of "
+        f"`python -m benchmarks.recovery`: requests of {result['steps']} steps of {result['model']} on "
+        f"{result['device']}, medians of "
         f"{result['rounds']}, each against the same request undisturbed just before; the bytes were the same. With "
         "two replicas the other goes on; with one, a fresh one must start (a process, imports of torch and "
         "diffusers, weights). Without checkpoints: the same kills where none are made, so that the request starts "

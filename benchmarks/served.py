@@ -34,6 +34,10 @@ class Served:
         return ROOT / str(self.config["applications"][0]["args"]["model"])
 
     @property
+    def device(self) -> str:
+        return str(self.config["applications"][0]["runtime_env"]["env_vars"]["SGLANG_DIFFUSION_TARGET_DEVICE"])
+
+    @property
     def default_arguments(self) -> dict[str, Any]:
         return dict(self.config["applications"][0]["args"].get("default_arguments", {}))
 
@@ -44,12 +48,16 @@ class Served:
 
 
 @contextmanager
-def served(config_file: Path, folder: Path, port: int = 0, **env_vars: str) -> Iterator[Served]:
-    """Port 0 is a free one. Raises RuntimeError when the application does not become ready."""
+def served(
+    config_file: Path, folder: Path, port: int = 0, model: Path | None = None, **env_vars: str
+) -> Iterator[Served]:
+    """`model` in place of the file's; port 0 is a free one. Raises RuntimeError when it does not become ready."""
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     config["http_options"]["port"] = port = port or free_port()
     application = config["applications"][0]
     application["args"]["output_directory"] = str(folder / "outputs")
+    if model is not None:
+        application["args"]["model"] = str(model.resolve())
     application["runtime_env"]["env_vars"] |= {
         "SGLANG_DIFFUSION_STAGE_LOGGING": "1",
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
