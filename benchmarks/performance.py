@@ -23,21 +23,21 @@ value at each forward (1.1 to 0.3 ms between two forwards without work), seeding
 requests as greenlets of the engine's thread (no thread switch in a step). What did not: user code and
 router in Serve's main loop (`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`,
 `RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides compute, at best of 21 requests of one step.""",
-    "side_by_side": """This run has all ways and all scenarios, on a machine whose host gave a quarter of the
-processor time to others (up to half of it in round 5, and tests ran beside round 3): ways that need both cores, and hops
+    "side_by_side": """This run has all ways and all scenarios, on a machine whose host gave a quarter of the processor
+time to others (up to half of it in round 5, and tests ran beside round 3): ways that need both cores, and hops
 between processes, pay more for that than a single process does. [An earlier run](benchmarks/side_by_side_quieter.md)
-of four ways in a quiet hour found 0.76 (small) and 0.95 (standard pictures) one at a time, and 7.4 times shorter a p95
-under mixed load than (b1), 0.88 times (c)'s; its 8 callers asked twice each, so that the start and the end, in which no
-stage overlaps, were most of it: 1.17.
+of four ways in a quiet hour found 0.76 (small) and 0.95 (standard pictures) one at a time, and 7.4 times shorter a
+p95 under mixed load than (b1), 0.88 times (c)'s; its 8 callers asked twice each, so that the start and the end, in
+which no stage overlaps, were most of it: 1.17.
 One at a time: the added milliseconds are those of "Where the milliseconds go" below, a quarter of so small a picture.
 8 callers: one thread of arithmetic in one denoiser bounds three stages, and a batch of this model gains little on a
-CPU (1.4 for eight forwards of 80 tokens, 1.1 of 528); the encoder and the VAE have the other core. With a denoiser for
-each core (e2) 1.9 of the two cores are busy: a picture costs about as much processor time as in process, of which
+CPU (1.4 for eight forwards of 80 tokens, 1.1 of 528); the encoder and the VAE have the other core. With a denoiser
+for each core (e2) 1.9 of the two cores are busy: a picture costs about as much processor time as in process, of which
 Ray, the ingress and the other stages take what the batches save, so that two cores cannot give much more than 1.5.
 What helped: requests that do not wait for company, and the VAE and encoder working while the denoiser does.
-(c) starts a thread for each request and so uses both cores without any hop: best for long texts, and
-behind a single process with small pictures from 4 callers on. (b) as documented fails most requests that come at once; those that it does answer
-are quick, because the others are gone.""",
+(c) starts a thread for each request and so uses both cores without any hop: best for long texts, and behind a single
+process with small pictures from 4 callers on. (b) as documented fails most requests that come at once; those that it
+does answer are quick, because the others are gone.""",
     "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
 thread that is the overhead of small matrix products, and nothing once they are large. Between two batches each request
 has about 0.4 ms of its pipeline's own Python, one after the other whatever runs them.
