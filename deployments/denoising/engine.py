@@ -45,9 +45,15 @@ def first_come(job: Job, now: float) -> float:
 def smallest_slack(job: Job, now: float) -> float:
     """Seconds to the deadline beyond what the request still needs; a waiting request's slack only shrinks.
 
-    A request without a deadline goes first: its deadline is set when its first forward has been measured.
+    A request without a deadline goes first: its deadline is set when its first forward has been measured. One that is
+    late counts by how much in its own durations: else a long one, late by seconds on a machine that has become slow,
+    would hold up every short one for as many seconds.
     """
-    return -math.inf if job.deadline is None else job.deadline - now - job.step_s * job.remaining_forwards()
+    if job.deadline is None:
+        return -math.inf
+    remaining = job.remaining_forwards()
+    slack = job.deadline - now - job.step_s * remaining
+    return slack if slack >= 0 else slack / max(job.step_s * (job.forwards + remaining), 1e-9)
 
 
 ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}

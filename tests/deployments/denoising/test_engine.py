@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.denoising.engine import Engine
+from deployments.denoising.engine import Engine, smallest_slack
 from deployments.denoising.forward import Job
 from deployments.denoising.measurements import BatchRun, Cancelled, Measurement, engine_measurements
 from deployments.errors import GenerationFailedError
@@ -700,3 +700,15 @@ def test_a_slow_first_forward_does_not_tell_how_long_a_step_takes(make_requests:
     module.gate.set()
     made.result(PATIENCE_S)
     assert job.step_s < job.seconds / 2
+
+
+def test_a_long_request_that_is_late_holds_up_a_short_one_for_no_longer_than_the_short_one_takes() -> None:
+    def job(forwards: int, remaining: int, deadline: float) -> Job:
+        return Job("r", deadline=deadline, remaining_forwards=lambda: remaining, forwards=forwards, step_s=0.25)
+
+    late = job(forwards=20, remaining=20, deadline=-1.0)  # 10 s of its own, 6 s late at the time 0
+    short = job(forwards=0, remaining=2, deadline=1.0)  # 0.5 s of its own
+    assert smallest_slack(late, 0.0) == -0.6
+    assert smallest_slack(short, 0.0) == 0.5
+    assert smallest_slack(short, 0.9) < smallest_slack(late, 0.9)
+    assert smallest_slack(late, 20.0) < smallest_slack(job(0, 2, 21.0), 20.0)  # and it does not starve
