@@ -37,7 +37,10 @@ Ray, the ingress and the other stages take what the batches save, so that two co
 What helped: requests that do not wait for company, and the VAE and encoder working while the denoiser does.
 (c) starts a thread for each request and so uses both cores without any hop: best for long texts, and behind a single
 process with small pictures from 4 callers on. (b) as documented fails most requests that come at once; those that it
-does answer are quick, because the others are gone.""",
+does answer are quick, because the others are gone.
+Mixed load: where the host took half of the machine in the middle of the long request, it was late, and the short ones
+waited for it by seconds; a late request no longer holds up others for longer than they take (changed after this
+run).""",
     "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
 thread that is the overhead of small matrix products, and nothing once they are large. Between two batches each request
 has about 0.4 ms of its pipeline's own Python, one after the other whatever runs them.
