@@ -18,7 +18,7 @@ CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why. Often it 
 .PHONY: serve test lint clean
 
 serve: $(VENV)/installed
-	@exec $(VENV)/bin/python -m serve_app.launch $(CONFIG)
+	@exec $(VENV)/bin/python -m serve_app.tools.launch $(CONFIG)
 
 test: lint
 	@echo "== tests ($(TESTS))"

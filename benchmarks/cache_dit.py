@@ -29,13 +29,13 @@ import torch
 from benchmarks import report
 from checkpoints.train.evaluate import held_out_prompts
 from checkpoints.train.judge import judge
-from deployments.accelerations.cache_plan import has_preset
-from deployments.decoding import decode_output
-from deployments.denoising.stage import DenoiserStage
-from deployments.encoding import encode
+from deployments.features.cache_dit.plan import has_preset
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import load_stage
+from deployments.stages.decode import decode_output
+from deployments.stages.denoise import DenoiserStage
+from deployments.stages.encode import encode
 
 JUDGED_STEPS = 20
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.empty_chain [PORT]
 
-The calls are those of serve_app/generation.py, and 300 kB go from the first to the second, as the text of the
+The calls are those of serve_app/making/generate.py, and 300 kB go from the first to the second, as the text of the
 embedded model does. benchmarks.overhead runs it beside the application.
 """
 

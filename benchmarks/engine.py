@@ -32,14 +32,14 @@ from diffusers import FluxTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks import report
-from deployments.denoising.stage import DenoiserStage, Denoising
-from deployments.encoding import call_arguments, encode, unpack_conditioning
 from deployments.messages import Conditioning, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.denoise_session import DenoiseSession
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
-from deployments.stage_pipeline.session import CancelledStage
-from tests.tiny_models.flux import TRANSFORMER, flux
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession
+from deployments.stage_pipeline.sessions.session import CancelledStage
+from deployments.stages.denoise import DenoiserStage, Denoising
+from deployments.stages.encode import call_arguments, encode, unpack_conditioning
+from tests.support.tiny_models.flux import TRANSFORMER, flux
 
 TEXT_TOKENS = 32
 BATCH = 8

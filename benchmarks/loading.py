@@ -30,8 +30,8 @@ from boto3.s3.transfer import TransferConfig
 from diffusers import FluxTransformer2DModel
 
 from benchmarks import report
-from deployments.weights import load_component, resolve_checkpoint
-from tests.s3_server import S3Server, s3_server
+from deployments.weights.load import load_component, resolve_checkpoint
+from tests.support.s3_server import S3Server, s3_server
 
 SOURCES = ("cold", "warm", "s3")
 WAYS = {"streamer": True, "mmap": False}

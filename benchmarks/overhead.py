@@ -61,7 +61,7 @@ class Application:
         self.config, self.url = config, url
 
     def __enter__(self) -> Application:
-        command = [sys.executable, "-m", "serve_app.launch", str(self.config)]
+        command = [sys.executable, "-m", "serve_app.tools.launch", str(self.config)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for(f"{self.url}/health", self.process)
         return self

@@ -32,7 +32,7 @@ from benchmarks.open_loop import Timed, open_loop, percentile, poisson_times
 from benchmarks.openai_requests import OpenAIServer
 from benchmarks.overhead import Application
 from benchmarks.report import DOCS, machine, table, write
-from serve_app.launch import processes_of_session
+from serve_app.tools.launch import processes_of_session
 
 BODY = {"size": "64x64", "num_inference_steps": 8}
 TIMEOUT_S = 300.0

@@ -29,7 +29,7 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from tests.tiny_models.tokenizers import clip_tokenizer, t5_tokenizer
+from tests.support.tiny_models.tokenizers import clip_tokenizer, t5_tokenizer
 
 SHARD_BYTES = 4_000_000_000
 DTYPE = torch.bfloat16

@@ -8,7 +8,7 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py):
 
 The denoiser is killed at an early, a middle and a late step, with a spare replica and without one (a fresh one must
 start), and with checkpoints and without (the request starts over, as on a server that has none); the encoder
-and the VAE are killed at their work. The requests go through `serve_app.generation.generate`, as from the
+and the VAE are killed at their work. The requests go through `serve_app.making.generate.generate`, as from the
 ingress, on a Ray of their own; each is made undisturbed first, and must have the same bytes after the kill.
 Writes docs/benchmarks/recovery.json and .md.
 """
@@ -42,13 +42,13 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks import report
 from benchmarks.recovery_rows import Run, as_table, summarize
 from benchmarks.scale_validation import ROOT
-from deployments.denoiser import Denoiser
-from deployments.encoder import Encoder
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, ModelArgs
-from deployments.vae import VAE
-from serve_app.generation import Stages, generate
-from tests.test_kill import MOMENTS, RecoveryLog, stages_of
+from deployments.replicas.denoiser import Denoiser
+from deployments.replicas.encoder import Encoder
+from deployments.replicas.vae import VAE
+from serve_app.making.generate import Stages, generate
+from tests.served.test_kill import MOMENTS, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30

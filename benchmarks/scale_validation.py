@@ -106,7 +106,10 @@ def application(folder: Path) -> Iterator[str]:
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "serve_app.launch", str(file)], cwd=folder, env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "serve_app.tools.launch", str(file)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -1,4 +1,4 @@
-"""A config file served as a user serves it (`serve_app.launch`), in a folder of its own, for benchmarks."""
+"""A config file served as a user serves it (`serve_app.tools.launch`), in a folder of its own, for benchmarks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def served(
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     environment = os.environ | ONE_THREAD
     environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
-    command = [sys.executable, "-m", "serve_app.launch", str(file)]
+    command = [sys.executable, "-m", "serve_app.tools.launch", str(file)]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -37,10 +37,10 @@ from PIL import Image
 
 from benchmarks import report
 from benchmarks.request_parts import as_table, attribute, describe, ms
-from deployments.media_files import FileToWrite, write_file
+from deployments.media.files import FileToWrite, write_file
 from deployments.messages import GenerationRequest, OutputFormat
-from serve_app.storage import S3Storage, object_key
-from tests.s3_server import S3Server, s3_server
+from serve_app.storage.s3 import S3Storage, object_key
+from tests.support.s3_server import S3Server, s3_server
 
 PROMPT = "a big fox on an orange background"
 BUCKET = "pictures"

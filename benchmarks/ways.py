@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from benchmarks.openai_requests import checked
-from serve_app.launch import processes_of_session
+from serve_app.tools.launch import processes_of_session
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "ray_configs" / "serve_emoji_cpu.yaml"
@@ -232,7 +232,7 @@ async def application(
     """`serve run` as a user runs it; `prefix` is the route of the first application."""
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    async with python(["serve_app.launch", str(file)], threads, folder) as process:
+    async with python(["serve_app.tools.launch", str(file)], threads, folder) as process:
         for each in config["applications"]:
             await until_ok(http, f"{each['route_prefix']}/health", process, folder)
         yield process

@@ -1,4 +1,4 @@
-"""The tree of errors that Triptych raises; serve_app.error_handlers maps each kind to an HTTP status.
+"""The tree of errors that Triptych raises; serve_app.http.errors maps each kind to an HTTP status.
 
 TriptychError
 ├── InvalidRequestError       the caller's fault: a parameter that the model or a limit does not allow   (400)

@@ -1,6 +1,6 @@
 """All that crosses a replica boundary: GenerationRequest -> Conditioning -> DecodeInputs -> Media.
 
-Messages hold plain values and byte buffers, never an object of torch or diffusers: deployments.packing
+Messages hold plain values and byte buffers, never an object of torch or diffusers: deployments.tensors.packing
 turns tensors and outputs of models into `Packed` and back, so a process without torch can pass them on.
 """
 

@@ -8,16 +8,16 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
-from deployments.combined import EncoderVAE, Pipeline
-from deployments.denoiser import Denoiser
-from deployments.encoder import Encoder
 from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs
-from deployments.vae import VAE
-from serve_app.admission import AdmissionArgs
+from deployments.replicas.combined import EncoderVAE, Pipeline
+from deployments.replicas.denoiser import Denoiser
+from deployments.replicas.encoder import Encoder
+from deployments.replicas.vae import VAE
+from serve_app.http.middleware.limits import RequestLimits
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.jobs.service import JobArgs
-from serve_app.limits import RequestLimits
-from serve_app.storage import URLStyle
+from serve_app.making.admission import AdmissionArgs
+from serve_app.storage.s3 import URLStyle
 
 
 class AppArgs(BaseModel):
@@ -52,7 +52,7 @@ class AppArgs(BaseModel):
         default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
     )
     api_keys_file: Path | None = Field(
-        None, description="lines of `python -m serve_app.auth new LABEL`; without it no key is asked for"
+        None, description="lines of `python -m serve_app.http.middleware.keys new LABEL`; without it none is asked for"
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call this server, such as https://example.com; none by default"

@@ -25,36 +25,37 @@ from deployments.errors import ModelNotFoundError, StageUnavailableError
 from deployments.messages import Checkpoint, GenerationRequest, Media, MediaFile, StageDescription
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.variables import EnvConfig
-from serve_app.admission import Admission, AdmissionArgs, Ticket
-from serve_app.answer_headers import AnswerHeaders, count_compute
-from serve_app.auth import ApiKeys, RequireApiKey
-from serve_app.coalescing import SharedGenerations
-from serve_app.cors import CrossOrigin
-from serve_app.dev_routes import dev_routes
-from serve_app.error_handlers import install_error_handlers
-from serve_app.generation import OnCheckpoint, OnPreview, OnProgress, Stages, generate
-from serve_app.generation_requests import to_generation_requests
-from serve_app.health import describe_stages, read_health
-from serve_app.image_routes import AT_ONCE_OR_STREAMED, check_generation
-from serve_app.image_routes import router as image_routes
-from serve_app.image_streaming import (
+from serve_app.http.errors import install_error_handlers
+from serve_app.http.image_streaming import (
     PartialPictures,
     StreamPrefix,
     picture_events,
     refuse_partial_images,
     without_stream,
 )
-from serve_app.job_routes import answer_by_job
-from serve_app.job_routes import router as job_routes
+from serve_app.http.middleware.cors import CrossOrigin
+from serve_app.http.middleware.keys import ApiKeys, RequireApiKey
+from serve_app.http.middleware.limits import SERVE_MAX_ONGOING_REQUESTS, BodySizeLimit, RequestLimits, RoomForRequests
+from serve_app.http.middleware.prefix import KnowRoutePrefix
+from serve_app.http.middleware.timing import AnswerHeaders, count_compute
+from serve_app.http.openapi import describe_truly
+from serve_app.http.routes.dev import dev_routes
+from serve_app.http.routes.images import AT_ONCE_OR_STREAMED, check_generation
+from serve_app.http.routes.images import router as image_routes
+from serve_app.http.routes.jobs import answer_by_job
+from serve_app.http.routes.jobs import router as job_routes
+from serve_app.http.routes.models import router as model_info_routes
+from serve_app.http.routes.video_edits import router as video_edit_routes
+from serve_app.http.routes.videos import router as video_routes
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.limits import SERVE_MAX_ONGOING_REQUESTS, BodySizeLimit, RequestLimits, RoomForRequests
-from serve_app.model_info import router as model_info_routes
-from serve_app.openapi import describe_truly
-from serve_app.provenance import make_signer
-from serve_app.remote_images import PictureRules, with_pictures
-from serve_app.request_log import RequestLog
-from serve_app.route_prefix import KnowRoutePrefix
-from serve_app.schemas import (
+from serve_app.jobs.webhooks import WebhookRules
+from serve_app.making.admission import Admission, AdmissionArgs, Ticket
+from serve_app.making.generate import OnCheckpoint, OnPreview, OnProgress, Stages, generate
+from serve_app.making.health import describe_stages, read_health
+from serve_app.making.layers.request_log import RequestLog
+from serve_app.making.layers.sharing import SharedGenerations
+from serve_app.making.layers.signing import make_signer
+from serve_app.requests.bodies import (
     GeneratedItem,
     ImageGenerationBody,
     ImagesAnswer,
@@ -63,11 +64,10 @@ from serve_app.schemas import (
     VideoGenerationBody,
     VideosAnswer,
 )
-from serve_app.spool import SpooledStorage, SpoolUploads
-from serve_app.storage import StorageBackend, URLStyle, make_storage, object_key
-from serve_app.video_edit_routes import router as video_edit_routes
-from serve_app.video_routes import router as video_routes
-from serve_app.webhooks import WebhookRules
+from serve_app.requests.input_pictures import PictureRules, with_pictures
+from serve_app.requests.translate import to_generation_requests
+from serve_app.storage.s3 import StorageBackend, URLStyle, make_storage, object_key
+from serve_app.storage.spool import SpooledStorage, SpoolUploads
 
 logger = logging.getLogger(__name__)
 

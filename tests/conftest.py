@@ -15,5 +15,5 @@ import pytest
 
 @pytest.fixture(scope="session")
 def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests.tiny_models.checkpoint builds its folders."""
+    """Where tests.support.tiny_models.checkpoint builds its folders."""
     return tmp_path_factory.mktemp("checkpoints")

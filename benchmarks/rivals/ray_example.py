@@ -7,7 +7,7 @@ makes the picture and returns it to the ingress, which writes the PNG file. Writ
 * a CPU instead of a GPU with autocast; the pipeline of a checkpoint folder instead of Stable Diffusion XL;
 * the request has a seed, steps, and the length of the text, because the requests are the same for all ways;
 * the number of replicas is fixed (the example starts the first when the first request comes, at most two);
-* `/health`, which serve_app.launch waits for.
+* `/health`, which serve_app.tools.launch waits for.
 
 Serve runs a plain method in threads, by default as many as a replica may have requests (5). The example's pipeline
 is then called by several threads at once, which diffusers does not allow. `max_ongoing_requests: 1` mends that.

@@ -2,11 +2,11 @@
 
 from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
 from deployments.accelerations.attention import ATTENTION
-from deployments.accelerations.cache_dit import CACHE_DIT
 from deployments.accelerations.fp4_gemm import FP4_GEMM
 from deployments.accelerations.miopen_autotune import MIOPEN_AUTOTUNE
 from deployments.accelerations.mlx_norms import MLX_NORMS
 from deployments.accelerations.rocm_vae import ROCM_VAE
+from deployments.features.cache_dit.contexts import CACHE_DIT
 from env_config.variables import EnvConfig
 
 # In the order of installation: Cache-DiT keeps the forwards that it finds, so it comes last.

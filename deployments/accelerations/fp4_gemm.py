@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
-from deployments.accelerations.nvfp4 import Gemm, NVFP4Linear
+from deployments.weights.quantization.nvfp4 import Gemm, NVFP4Linear
 from env_config.variables import EnvConfig
 
 VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"

@@ -23,10 +23,10 @@ import torch
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import Checkpoint, GenerationRequest, InputImage, Packed
-from deployments.packing import pack, unpack
-from deployments.stage_pipeline.denoise_session import DenoiseSession
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.values import fill, map_values, without_opaque
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession
+from deployments.tensors.packing import pack, unpack
+from deployments.tensors.values import fill, map_values, without_opaque
 
 FORMAT = 1  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from deployments.stage_pipeline.denoise_session import DenoiseSession, HandOff, Result
-from deployments.values import fill, map_values
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff, Result
+from deployments.tensors.values import fill, map_values
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from deployments.denoising.merging import Axis, BatchAxes, Path
-from deployments.stage_pipeline.denoise_session import DenoiseSession, RunDenoiser
-from deployments.stage_pipeline.encode_session import EncoderCall
+from deployments.engine.merging import Axis, BatchAxes, Path
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.stage_pipeline.session import StopStage
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession, RunDenoiser
+from deployments.stage_pipeline.sessions.encode import EncoderCall
+from deployments.stage_pipeline.sessions.session import StopStage
 
 logger = logging.getLogger(__name__)
 

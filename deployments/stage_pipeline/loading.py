@@ -14,7 +14,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
-from deployments.weights import is_quantised, load_component, stored_dtype
+from deployments.weights.load import is_quantised, load_component, stored_dtype
 
 UNUSED_HALF = {
     "encoder": "decoder",

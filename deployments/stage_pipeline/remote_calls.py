@@ -12,11 +12,11 @@ import torch
 
 from deployments.errors import HandOffError
 from deployments.messages import ComponentAnswer, ComponentCall
-from deployments.packing import pack, unpack
-from deployments.stage_pipeline.component import is_computing_method
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.stage_pipeline.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
-from deployments.values import leaves, with_anything, without_opaque
+from deployments.stage_pipeline.sessions.component import is_computing_method
+from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
+from deployments.tensors.packing import pack, unpack
+from deployments.tensors.values import leaves, with_anything, without_opaque
 
 
 def component_call(component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.values import describe, shape_key, to_meta
+from deployments.tensors.values import describe, shape_key, to_meta
 
 
 def output_description(stage: StagePipeline, skeleton: Any, component: str, method: str, args: Any, kwargs: Any) -> Any:
-    """A description (deployments.values.describe) of the call's output."""
+    """A description (deployments.tensors.values.describe) of the call's output."""
     key = (component, method, shape_key((args, kwargs)))
     if key not in stage.decoder_shapes:
         try:

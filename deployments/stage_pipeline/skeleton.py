@@ -15,7 +15,7 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
-from deployments.weights import read_tensors
+from deployments.weights.load import read_tensors
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from deployments.errors import InvalidRequestError, TriptychError
 from deployments.messages import MediaKind
-from serve_app.admission import Size
-from serve_app.storage import ObjectNotFoundError
+from serve_app.making.admission import Size
+from serve_app.storage.s3 import ObjectNotFoundError
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
@@ -45,7 +45,7 @@ class Job:
     started_at: float | None
     completed_at: float | None  # when it ended, in whatever way
     expires_at: float | None
-    requests: list[dict[str, Any]]  # see serve_app.jobs.requests
+    requests: list[dict[str, Any]]  # see serve_app.jobs.codec
     shown: dict[str, Any]
     timings: dict[str, dict[str, float]]
     error: dict[str, Any] | None  # {"code", "message", ...}

@@ -24,14 +24,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
-from serve_app.coalescing import Generate
-from serve_app.error_handlers import error_answer, original_error
+from serve_app.http.errors import error_answer, original_error
+from serve_app.jobs.codec import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
 from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
-from serve_app.jobs.requests import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
-from serve_app.small_pictures import small_picture
-from serve_app.storage import StorageBackend, object_key
+from serve_app.making.layers.sharing import Generate
+from serve_app.storage.s3 import StorageBackend, object_key
+from serve_app.storage.small_pictures import small_picture
 
 logger = logging.getLogger(__name__)
 

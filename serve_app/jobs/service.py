@@ -16,18 +16,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
-from serve_app.admission import Admission, size_of
-from serve_app.coalescing import Generate
-from serve_app.jobs.books import JobBooks
+from serve_app.jobs.codec import requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import job_events
+from serve_app.jobs.ledger import JobBooks
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
-from serve_app.jobs.requests import requests_from_json, requests_to_json
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
-from serve_app.storage import StorageBackend
-from serve_app.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
+from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
+from serve_app.making.admission import Admission, size_of
+from serve_app.making.layers.sharing import Generate
+from serve_app.storage.s3 import StorageBackend
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serve_app.admission import Size
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
 from serve_app.jobs.records import (
@@ -32,6 +31,7 @@ from serve_app.jobs.records import (
     UnfinishedJob,
     Webhook,
 )
+from serve_app.making.admission import Size
 
 jobs = tables.jobs
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import checkpoint
-from tests.variables.whole_replica import make_replica
+from tests.support.tiny_models import checkpoint
+from tests.support.whole_replica import make_replica
 
 __all__ = ["make_replica"]
 

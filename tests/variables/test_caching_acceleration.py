@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.variables.whole_replica import MakeReplica
+from tests.support.whole_replica import MakeReplica
 
 STEPS = 16
 ALIKE = {"SGLANG_CACHE_DIT_ENABLED": "true", "SGLANG_CACHE_DIT_RDT": "1000"}

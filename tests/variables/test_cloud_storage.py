@@ -13,8 +13,8 @@ import pytest
 from deployments.errors import StorageError
 from env_config.section import EnvConfigError
 from env_config.variables import EnvConfig
-from serve_app.storage import S3Storage, StorageBackend, make_storage
-from tests.s3_server import S3Server, s3_server
+from serve_app.storage.s3 import S3Storage, StorageBackend, make_storage
+from tests.support.s3_server import S3Server, s3_server
 
 KEY = "images/2026/11/21/cat-0.png"
 

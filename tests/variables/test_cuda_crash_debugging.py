@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.variables.whole_replica import MakeReplica
+from tests.support.whole_replica import MakeReplica
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 

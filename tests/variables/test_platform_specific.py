@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deployments.accelerations.convert_to_nvfp4 import convert_checkpoint
-from deployments.accelerations.nvfp4 import NVFP4Linear
-from tests.deployments.accelerations.test_fp4_gemm import StandInFlashInfer
-from tests.deployments.accelerations.test_rocm_vae import StandInGroupNorm
-from tests.variables.whole_replica import MakeReplica, WholeReplica, pretend
+from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint
+from deployments.weights.quantization.nvfp4 import NVFP4Linear
+from tests.model.accelerations.test_fp4_gemm import StandInFlashInfer
+from tests.model.accelerations.test_rocm_vae import StandInGroupNorm
+from tests.support.whole_replica import MakeReplica, WholeReplica, pretend
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 

@@ -29,10 +29,10 @@ from deployments.messages import GenerationRequest, OutputFormat
 from deployments.observability.stage_timing import read_requests
 from env_config.library_caches import LIBRARY_CACHES, set_library_caches
 from env_config.variables import EnvConfig
-from serve_app.dev_routes import dev_routes
-from serve_app.error_handlers import install_error_handlers
-from serve_app.request_log import RequestLog
-from tests.variables.whole_replica import MakeReplica
+from serve_app.http.errors import install_error_handlers
+from serve_app.http.routes.dev import dev_routes
+from serve_app.making.layers.request_log import RequestLog
+from tests.support.whole_replica import MakeReplica
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_sglang_diffusion_target_device_is_where_the_replica_runs(
 def test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device(
     name: str, flux_checkpoint: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.variables.replica_on_simulated_device", name, str(flux_checkpoint)]
+    command = [sys.executable, "-m", "tests.support.replica_on_simulated_device", name, str(flux_checkpoint)]
     run = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     report = json.loads(run.stdout.splitlines()[-1])

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.s3_server import s3_server
-from tests.variables.serve_on_two_nodes import OVERRIDES
+from tests.support.s3_server import s3_server
+from tests.support.serve_on_two_nodes import OVERRIDES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -76,7 +76,7 @@ def served(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             "RAY_raylet_start_wait_time_s": "120",  # two cores that others use too
         }
         environ = os.environ | keys | settings_of_ray | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "tests.variables.serve_on_two_nodes"]
+        command = [sys.executable, "-m", "tests.support.serve_on_two_nodes"]
         run = subprocess.run(
             [*command, str(folder / "settings.json"), str(folder / "report.json")],
             cwd=ROOT,

@@ -1,0 +1,177 @@
+"""Which forwards share a batch, and how a batch runs: merged where that has been seen to be the same, else in turn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from deployments.engine.forward import Forward, Structure, shape_of_sample, tokens_per_sample
+from deployments.engine.measurements import EngineStatistics
+from deployments.engine.merging import BatchAxes, CannotMergeError, Merger, Path
+from deployments.stage_pipeline.sessions.denoise import call_directly
+from deployments.tensors.values import tensors
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the largest value of the lone forward
+HALF_TOLERANCE = 5e-2  # float16 and bfloat16
+STRUCTURES_KEPT = 4096
+
+
+class Batches:
+    """Fills and runs the engine's batches, in its thread; learns which structures merge and how much fits."""
+
+    def __init__(
+        self,
+        max_batch_size: int,
+        max_batch_tokens: int | None,
+        synchronize: Callable[[], None],
+        statistics: EngineStatistics,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_batch_tokens = max_batch_tokens
+        self.synchronize = synchronize
+        self.statistics = statistics
+        self.axes: dict[str, BatchAxes] = {}  # of each denoiser, learned by the probe
+        self._structures: dict[Hashable, Structure] = {}
+        self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
+        self._caps: dict[Structure, int] = {}  # samples that fit into memory, learned
+
+    def classify(self, forward: Forward) -> None:
+        """Notes what the forward may be merged with."""
+        merger = Merger(self.axes.get(forward.component))
+        forward.merger = merger
+        forward.num_samples = merger.num_samples(forward.arguments)
+        context = forward.context[0] if forward.context else None
+        try:
+            if forward.caches is not None:
+                raise CannotMergeError("the request has cache contexts of its own")
+            structure = merger.structure(forward.arguments, forward.num_samples)
+            forward.structure = self._known((forward.component, context, merger.axes is None, structure), forward)
+        except CannotMergeError:
+            forward.structure = Structure(None, shape_of_sample(forward), is_alone=True)
+
+    def _known(self, key: Hashable, forward: Forward) -> Structure:
+        if key not in self._structures:
+            if len(self._structures) >= STRUCTURES_KEPT:
+                for known in (self._structures, self._shares, self._caps):
+                    known.clear()
+            self._structures[key] = Structure(key, shape_of_sample(forward))
+        return self._structures[key]
+
+    def may_share(self, forward: Forward) -> bool:
+        alone = forward.job.deterministic or forward.structure.is_alone
+        return not alone and self._shares.get(forward.structure, frozenset()) is not None
+
+    def is_known(self, structure: Structure) -> bool:
+        """Whether forwards of it have been merged before, or been found not to merge."""
+        return structure in self._shares
+
+    def fill(self, ranked: list[Forward]) -> list[Forward]:
+        """The first forward and as many of the others as share its batch, in their order."""
+        first = ranked[0]
+        cap = self._caps.get(first.structure, self.max_batch_size * first.num_samples)  # in samples
+        if self.max_batch_tokens is not None:
+            cap = min(cap, max(1, self.max_batch_tokens // max(1, tokens_per_sample(first))))
+        batch, samples = [first], first.num_samples
+        if not self.may_share(first):
+            return batch
+        for forward in ranked[1:]:
+            fits = len(batch) < self.max_batch_size and samples + forward.num_samples <= max(cap, first.num_samples)
+            if fits and forward.structure is first.structure and not forward.job.deterministic:
+                batch.append(forward)
+                samples += forward.num_samples
+        return batch
+
+    def run(self, batch: list[Forward]) -> None:
+        """Fills in each forward's output or error; an error in a batch is narrowed down by halving it."""
+        if len(batch) == 1:
+            self._run_alone(batch[0])
+            return
+        try:
+            outputs = self._merged(batch)
+        except Exception as error:  # noqa: BLE001  (whose fault it is shows when the halves run)
+            self._learn_cap(batch, error)
+            self.statistics.bisections += 1
+            middle = len(batch) // 2
+            self.run(batch[:middle])
+            self.run(batch[middle:])
+            return
+        for forward, output in zip(batch, outputs, strict=True):
+            forward.output = output
+
+    def _run_alone(self, forward: Forward) -> None:
+        try:
+            forward.output = self._call(forward, forward.arguments)
+        except BaseException as error:  # noqa: BLE001  (raised in the code of the request)
+            forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
+
+    def _learn_cap(self, batch: list[Forward], error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            self._caps[batch[0].structure] = max(1, sum(f.num_samples for f in batch) // 2)
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+
+    def _merged(self, batch: list[Forward]) -> list[Any]:
+        structure, merger = batch[0].structure, batch[0].merger
+        assert merger is not None
+        if structure not in self._shares:
+            return self._verified_merge(batch, merger)
+        shared = self._shares[structure]
+        if shared is None:
+            return [self._call(f, f.arguments) for f in batch]
+        try:
+            return self._call_merged(batch, merger, shared)
+        except CannotMergeError:  # an argument that was equal before differs this time
+            return [self._call(f, f.arguments) for f in batch]
+
+    def _verified_merge(self, batch: list[Forward], merger: Merger) -> list[Any]:
+        """The first merge of a structure: lone forwards too, and what deviates from them is never merged."""
+        alone = [self._call(f, f.arguments) for f in batch]
+        for shared in merger.shared_guesses([f.arguments for f in batch]):
+            try:
+                merged = self._call_merged(batch, merger, shared)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001  (a wrong guess of the axes)
+                logger.info("%s does not merge so: %s", batch[0].component, error)
+                continue
+            if all(is_close(m, a) for m, a in zip(merged, alone, strict=True)):
+                self._shares[batch[0].structure] = shared
+                return alone
+        logger.warning("forwards of %s run alone: merged ones deviate", batch[0].component)
+        self._shares[batch[0].structure] = None
+        self.statistics.refused_structures += 1
+        return alone
+
+    def _call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
+        counts = [f.num_samples for f in batch]
+        arguments = merger.merge([f.arguments for f in batch], counts, shared)
+        return merger.split(self._call(batch[0], arguments), counts)
+
+    def _call(self, forward: Forward, arguments: dict[str, Any]) -> Any:
+        with forward.caches or nullcontext():
+            output = call_directly(forward.module, forward.component, forward.context, (), arguments)
+            self.synchronize()
+        return output
+
+
+def is_close(merged: Any, alone: Any) -> bool:
+    """Whether a merged forward's output is the lone one's but for rounding."""
+    for a, b in zip(tensors(merged), tensors(alone), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        tolerance = TOLERANCE.get(b.dtype, HALF_TOLERANCE)
+        if not b.is_floating_point():
+            return torch.equal(a, b)
+        # What one request has made NaN of itself stays NaN; it may not spread to others.
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return False
+        a, b = (x.nan_to_num(0.0, 0.0, 0.0).float() for x in (a, b))
+        if not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-12)):
+            return False
+    return True

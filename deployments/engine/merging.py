@@ -1,0 +1,183 @@
+"""How forwards of different requests become one: which axis of each argument is the batch, and is it true.
+
+Batch axes are learned (deployments.denoising.probe) and, where a pipeline cannot make two samples at once,
+guessed. Either way the first merge of every structure of arguments is checked by the engine against lone
+forwards, so a wrong axis costs time and never a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from deployments.stage_pipeline.roles import TIME_PARAMETERS
+from deployments.tensors.values import PLAIN, is_output
+
+Path = tuple[Any, ...]  # from the arguments' root to a value: ("hidden_states",) or ("x", 0)
+Axis = int | Literal["same", "list", "bad"]
+
+MAIN_ARGUMENTS = ("hidden_states", "sample", "x", "latents")  # names that the noisy latents have
+CONSTANT = (*PLAIN, torch.dtype, torch.device)
+
+
+class CannotMergeError(Exception):
+    """These forwards have an argument or an output that cannot be merged; they run alone."""
+
+
+@dataclass(frozen=True)
+class BatchAxes:
+    """The learned axes of one denoiser, by path; a path that is absent is the same for all samples."""
+
+    arguments: dict[Path, Axis]
+    outputs: dict[Path, Axis]
+
+
+class Merger:
+    """Keys, merges and splits the forwards of one denoiser; `axes` None: they are guessed."""
+
+    def __init__(self, axes: BatchAxes | None) -> None:
+        self.axes = axes
+
+    def num_samples(self, arguments: dict[str, Any]) -> int:
+        """Samples in one forward (two where guidance is stacked)."""
+        for name in (*MAIN_ARGUMENTS, *arguments):
+            value = arguments.get(name)
+            axis: Axis = self.axes.arguments.get((name,), "same") if self.axes else 0
+            if isinstance(value, list) and (axis == "list" or self.axes is None):
+                return len(value)
+            if isinstance(value, torch.Tensor) and isinstance(axis, int) and value.ndim:
+                return value.shape[axis]
+        return 1
+
+    def structure(self, arguments: dict[str, Any], num_samples: int) -> Path:
+        """Equal for forwards that may be merged; raises CannotMergeError for those that may not."""
+        return tuple((name, self._structure(v, (name,), num_samples)) for name, v in sorted(arguments.items()))
+
+    def _structure(self, value: Any, path: Path, num_samples: int) -> Any:
+        axis = self._axis(path, value, num_samples, frozenset())
+        if axis == "bad":
+            raise CannotMergeError(f"argument {path} follows no rule")
+        if isinstance(value, torch.Tensor):
+            if axis == "same":
+                return ("one",) if value.numel() == 1 else ("same", tuple(value.shape), value.dtype)
+            assert isinstance(axis, int)
+            others = (*value.shape[:axis], *value.shape[axis + 1 :])
+            rows, rest = divmod(value.shape[axis], num_samples)
+            return axis, others, rows if not rest else ("odd", value.shape[axis]), value.dtype
+        if axis == "list":
+            return ("list",)
+        if isinstance(value, list | tuple):
+            items = tuple(self._structure(x, (*path, i), num_samples) for i, x in enumerate(value))
+            return (type(value).__name__, *items)
+        if isinstance(value, dict):
+            return ("dict", *((n, self._structure(x, (*path, n), num_samples)) for n, x in value.items()))
+        if not isinstance(value, CONSTANT):
+            raise CannotMergeError(f"argument {path} is a {type(value).__name__}, the state of one request")
+        return "constant", repr(value)
+
+    def merge(
+        self, requests: Sequence[dict[str, Any]], counts: Sequence[int], shared: frozenset[Path] = frozenset()
+    ) -> dict[str, Any]:
+        """One set of arguments; `shared` paths are passed once (they must be equal)."""
+        return {n: self._merge([r[n] for r in requests], (n,), counts, shared) for n in requests[0]}
+
+    def _merge(self, values: list[Any], path: Path, counts: Sequence[int], shared: frozenset[Path]) -> Any:
+        first = values[0]
+        axis = self._axis(path, first, counts[0], shared)
+        if isinstance(first, torch.Tensor):
+            return self._merge_tensors(values, axis, path, counts)
+        if axis == "list":
+            return [item for value in values for item in value]
+        if isinstance(first, list | tuple):
+            columns = enumerate(zip(*values, strict=True))
+            return type(first)(self._merge(list(c), (*path, i), counts, shared) for i, c in columns)
+        if isinstance(first, dict):
+            return {n: self._merge([v[n] for v in values], (*path, n), counts, shared) for n in first}
+        return first
+
+    def _merge_tensors(self, values: list[torch.Tensor], axis: Axis, path: Path, counts: Sequence[int]) -> torch.Tensor:
+        first = values[0]
+        if axis != "same":
+            assert isinstance(axis, int)
+            return torch.cat(values, axis)
+        if all(torch.equal(value, first) for value in values):
+            if self.axes is not None or first.ndim:
+                return first
+            return torch.cat([v.expand(n) for v, n in zip(values, counts, strict=True)])
+        if first.numel() == 1:  # a time step that differs: one for each sample
+            return torch.cat([v.reshape(1).expand(n) for v, n in zip(values, counts, strict=True)])
+        raise CannotMergeError(f"{path} differs between the requests and has no batch axis")
+
+    def split(self, output: Any, counts: Sequence[int], path: Path = ()) -> list[Any]:
+        """The output of a merged forward as one output a request; raises CannotMergeError where it cannot be."""
+        total = sum(counts)
+        if isinstance(output, torch.Tensor):
+            axis = self.axes.outputs.get(path, "same") if self.axes else 0
+            if axis == "same":
+                return [output] * len(counts)
+            if not isinstance(axis, int) or output.shape[axis] % total:
+                raise CannotMergeError(f"output {path} follows no rule")
+            rows = output.shape[axis] // total
+            return list(output.split([n * rows for n in counts], axis))
+        if is_output(output):
+            columns = [self.split(v, counts, (*path, n)) for n, v in output.items()]
+            return [type(output)(**dict(zip(output.keys(), c, strict=True))) for c in zip(*columns, strict=True)]
+        if isinstance(output, list | tuple):
+            if self._is_list_of_samples(output, path, total):
+                return _portions(output, counts)
+            columns = [self.split(v, counts, (*path, i)) for i, v in enumerate(output)]
+            return [type(output)(c) for c in zip(*columns, strict=True)]
+        if not isinstance(output, CONSTANT):
+            raise CannotMergeError(f"output {path} is a {type(output).__name__}")
+        return [output] * len(counts)
+
+    def _is_list_of_samples(self, output: Any, path: Path, total: int) -> bool:
+        if self.axes is not None:
+            return self.axes.outputs.get(path) == "list"
+        return isinstance(output, list) and len(output) == total
+
+    def _axis(self, path: Path, value: Any, num_samples: int, shared: frozenset[Path]) -> Axis:
+        if self.axes is not None:
+            return self.axes.arguments.get(path, "same")
+        if path in shared:
+            return "same"
+        if isinstance(value, torch.Tensor):
+            return 0 if value.ndim and value.shape[0] and value.shape[0] % num_samples == 0 else "same"
+        return "list" if isinstance(value, list) and len(value) == num_samples else "same"
+
+    def shared_guesses(self, requests: Sequence[dict[str, Any]]) -> list[frozenset[Path]]:
+        """Sets of arguments to pass once, to be tried in this order; with learned axes there is nothing to guess."""
+        if self.axes is not None:
+            return [frozenset()]
+        flat = [dict(_flat(arguments, ())) for arguments in requests]
+        equal = frozenset(
+            path
+            for path, tensor in flat[0].items()
+            if path[0] not in TIME_PARAMETERS
+            and path[0] not in MAIN_ARGUMENTS
+            and all(path in f and f[path].shape == tensor.shape and torch.equal(f[path], tensor) for f in flat)
+        )
+        narrow = frozenset(p for p in equal if flat[0][p].ndim == 1 or not flat[0][p].is_floating_point())
+        return [frozenset(), narrow, equal]
+
+
+def _portions(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    portions, start, per_sample = [], 0, len(values) // sum(counts)
+    for count in counts:
+        portions.append(list(values[start : start + count * per_sample]))
+        start += count * per_sample
+    return portions
+
+
+def _flat(value: Any, path: Path) -> Iterator[tuple[Path, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for name, child in value.items():
+            yield from _flat(child, (*path, name))
+    elif isinstance(value, list | tuple):
+        for index, child in enumerate(value):
+            yield from _flat(child, (*path, index))

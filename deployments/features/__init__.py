@@ -1,0 +1,1 @@
+"""What a single request may add to its denoising."""

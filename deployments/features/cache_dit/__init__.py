@@ -1,0 +1,1 @@
+"""Cache-DiT for single requests."""

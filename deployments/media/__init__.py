@@ -1,0 +1,1 @@
+"""Pixels, files and the processes that write them."""

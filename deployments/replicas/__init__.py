@@ -1,0 +1,1 @@
+"""The Serve deployments of the stages. Only this room knows Ray."""

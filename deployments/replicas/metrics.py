@@ -1,0 +1,83 @@
+"""What a denoiser measures, as metrics of Ray Serve (Prometheus); each has the tags of its replica beside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.serve.metrics import Counter, Histogram
+
+from deployments.engine.measurements import (
+    BatchRun,
+    CachedSteps,
+    Cancelled,
+    CheckpointMade,
+    Measurement,
+    Resumed,
+)
+
+SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+BYTES = [1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
+SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+
+
+class DenoiserMetrics:
+    """Takes the measurements of a DenoiserStage; made in the constructor of a replica, whose tags it carries."""
+
+    def __init__(self) -> None:
+        component = ("component",)
+        self._batch_size = Histogram(
+            "triptych_batch_size", "Forwards that one turn of the device ran.", SIZES, component
+        )
+        self._forwards = Counter("triptych_forwards", "Forwards of denoisers.", ("component", "merged", "outcome"))
+        self._step_seconds = Histogram(
+            "triptych_step_seconds", "Seconds of one turn of the device.", SECONDS, ("component", "shape", "size")
+        )
+        self._queue_seconds = Histogram(
+            "triptych_step_queue_seconds", "Seconds that a forward waited for the device.", SECONDS, component
+        )
+        self._cached_steps = Counter(
+            "triptych_cached_steps", "Steps under Cache-DiT, computed or reused.", ("component", "kind")
+        )
+        self._checkpoint_bytes = Histogram("triptych_checkpoint_bytes", "Bytes of a checkpoint.", BYTES)
+        self._checkpoint_seconds = Histogram("triptych_checkpoint_seconds", "Seconds to make a checkpoint.", SECONDS)
+        self._resumes = Counter("triptych_resumes", "Requests that went on here from a checkpoint.")
+        self._cancels = Counter("triptych_cancels", "Requests that were cancelled here.")
+
+    def __call__(self, measurement: Measurement) -> None:
+        EXPORTS[type(measurement)](self, measurement)
+
+    def batch_run(self, turn: BatchRun) -> None:
+        component = {"component": turn.component}
+        merged = str(turn.is_merged).lower()
+        self._batch_size.observe(turn.num_forwards, component)
+        for outcome, count in (("ok", turn.num_forwards - turn.num_failed), ("error", turn.num_failed)):
+            if count:
+                self._forwards.inc(count, {**component, "merged": merged, "outcome": outcome})
+        self._step_seconds.observe(turn.seconds, {**component, "shape": turn.shape, "size": str(turn.num_forwards)})
+        for seconds in turn.queue_seconds:
+            self._queue_seconds.observe(seconds, component)
+
+    def checkpoint_made(self, checkpoint: CheckpointMade) -> None:
+        self._checkpoint_bytes.observe(checkpoint.num_bytes)
+        self._checkpoint_seconds.observe(checkpoint.seconds)
+
+    def cached_steps(self, steps: CachedSteps) -> None:
+        for kind, count in (("computed", steps.computed), ("reused", steps.reused)):
+            if count:
+                self._cached_steps.inc(count, {"component": steps.component, "kind": kind})
+
+    def resumed(self, _: Resumed) -> None:
+        self._resumes.inc()
+
+    def cancelled(self, _: Cancelled) -> None:
+        self._cancels.inc()
+
+
+EXPORTS: dict[type, Callable[[DenoiserMetrics, Any], None]] = {
+    BatchRun: DenoiserMetrics.batch_run,
+    CheckpointMade: DenoiserMetrics.checkpoint_made,
+    CachedSteps: DenoiserMetrics.cached_steps,
+    Resumed: DenoiserMetrics.resumed,
+    Cancelled: DenoiserMetrics.cancelled,
+}

@@ -1,0 +1,103 @@
+"""A component as one request sees it: everything passes through to the real one, but calls go to the session."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import ModelMixin
+
+if TYPE_CHECKING:
+    from deployments.stage_pipeline.sessions.session import Session
+
+COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
+# Methods that change or ask for settings; they compute nothing that another stage would need.
+SETTING_PREFIXES = [
+    "enable_",
+    "disable_",
+    "set_",
+    "clear_",
+    "reset_",
+    "fuse_",
+    "unfuse_",
+    "load_",
+    "save_",
+    "add_",
+    "delete_",
+    "use_",
+    "init_",
+    "from_",
+    "get_input_emb",
+    "get_output_emb",
+    "attn_processors",
+]
+INHERITED = frozenset(
+    name
+    for base in (torch.nn.Module, ModelMixin, transformers.PreTrainedModel, diffusers.ConfigMixin)
+    for name in dir(base)
+)
+# Pipelines reset caches of the denoiser at the end of every call, but it is shared by all requests.
+IGNORED_ON_DENOISERS = frozenset({"_reset_stateful_cache"})
+
+
+@functools.cache
+def is_computing_method(cls: Any, name: str) -> bool:
+    """Whether calls of this method are worth recording: the usual ones, and those the model class itself brings."""
+    if name in COMPUTING_METHODS:
+        return True
+    if name.startswith(("_", *SETTING_PREFIXES)) or name in INHERITED:
+        return False
+    attribute = inspect.getattr_static(cls, name, None)
+    if not isinstance(attribute, types.FunctionType | classmethod | staticmethod):
+        return False
+    return any(
+        name in base.__dict__
+        for base in cls.__mro__
+        if base.__module__.startswith(("diffusers.", "transformers.models.")) and "mixin" not in base.__name__.lower()
+    )
+
+
+class RoutedComponent:
+    """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through."""
+
+    def __init__(self, real: Any, name: str, session: Session, is_denoiser: bool) -> None:
+        object.__setattr__(self, "_route", (real, name, session, is_denoiser))
+
+    @property
+    def __class__(self) -> Any:
+        return type(object.__getattribute__(self, "_route")[0])
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        raise AttributeError("the class of a component cannot be changed by a request")
+
+    def __getattr__(self, name: str) -> Any:
+        real, component, session, is_denoiser = object.__getattribute__(self, "_route")
+        if is_denoiser and name in IGNORED_ON_DENOISERS:
+            return lambda *args, **kwargs: None
+        if is_denoiser and name == "cache_context":
+            return functools.partial(session.cache_context, component)
+        value = getattr(real, name)
+        cls: Any = type(real)
+        if callable(value) and is_computing_method(cls, name):
+            return functools.wraps(value)(functools.partial(self._call, name, value))
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_route")[0], name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)
+
+    def _call(self, method: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        real, component, session, is_denoiser = object.__getattribute__(self, "_route")
+        if not is_denoiser:
+            return session.on_component_call(component, method, function, args, kwargs)
+        if method == "forward":
+            return session.on_denoiser_forward(component, real, args, kwargs)
+        return session.on_denoiser_method(component, method, function, args, kwargs)

@@ -1,0 +1,82 @@
+"""The VAE stage: the pipeline runs to its end on NaN, with the true arguments injected at the decoder calls.
+
+Whatever is computed from missing numbers is NaN. The session checks that the events come in the recorded
+order, that every handed-over argument is used, and that nothing decoded or returned contains NaN, so a
+pipeline that does not fit raises an error and never returns a wrong picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deployments.errors import HandOffError, HandOffIncompleteError
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.denoise import HandOff, stage_of_call
+from deployments.stage_pipeline.sessions.session import Session
+from deployments.tensors.values import fill, has_nan, leaves, map_values
+
+
+class DecodeSession(Session):
+    """One request's decoding."""
+
+    def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int, hand_off: HandOff) -> None:
+        super().__init__(stage, arguments, seed)
+        self.to_replay = list(hand_off.encoder_calls)
+        self.events = list(hand_off.events)
+        self.decoder_calls = list(hand_off.decoder_calls)
+        self.descriptions = hand_off.descriptions
+
+    def run(self) -> Any:
+        """The pipeline's output; raises HandOffError or HandOffIncompleteError where it would not be true."""
+        output = self.call_pipeline()
+        if self.to_replay or self.events or self.decoder_calls:
+            raise HandOffError(f"the hand-off was not used up: {len(self.events)} events are left")
+        if has_nan(dict(output) if hasattr(output, "keys") else output):
+            raise HandOffIncompleteError("the result depends on numbers that were not handed over")
+        return output
+
+    def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        if not self.events or self.events[0][:2] != ("denoiser", component):
+            raise HandOffIncompleteError(f"{component} is called again after the hand-off")
+        return fill(self.descriptions[self.events.pop(0)[2]], self.stage.device)
+
+    def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        return self.on_denoiser_forward(f"{component}.{method}", None, args, kwargs)
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        if self._inside:
+            return function(*args, **kwargs)
+        if self.to_replay:
+            return self._replay(component, method)
+        if self.events:
+            args, kwargs = self._injected(component, method, args, kwargs)
+        if has_nan((args, kwargs)):
+            raise HandOffIncompleteError(f"{component}.{method} was not handed over and depends on missing numbers")
+        if stage_of_call(self.stage, component, method) != "vae":
+            raise HandOffError(f"{component}.{method} is needed after the hand-off")
+        return self.call_inside(function, args, kwargs)
+
+    def _replay(self, component: str, method: str) -> Any:
+        call = self.to_replay.pop(0)
+        if (call.component, call.method) != (component, method):
+            raise HandOffError(f"{call.component}.{call.method} was recorded, but {component}.{method} is called")
+        if call.random_states:
+            self.set_random_states(call.random_states)
+        return fill(call.output, self.stage.device)
+
+    def _injected(self, component: str, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        event = self.events.pop(0)
+        if event != ("decoder", component, method):
+            raise HandOffError(f"expected {event}, but {component}.{method} is called")
+        call = self.decoder_calls.pop(0)
+        if call.args is None:
+            return args, kwargs
+        for leaf in leaves((call.args, call.kwargs)):
+            if isinstance(leaf, torch.Generator):
+                self.generator.set_state(leaf.get_state())
+        return map_values(self._own_generator, call.args), map_values(self._own_generator, call.kwargs)
+
+    def _own_generator(self, value: Any) -> Any:
+        return self.generator if isinstance(value, torch.Generator) else value

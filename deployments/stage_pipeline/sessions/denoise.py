@@ -1,0 +1,230 @@
+"""The denoiser stage: recorded encoder calls are replayed, denoisers run, decoder calls are handed over.
+
+A decoder call is not made here. It is noted with its arguments for the VAE stage. With one decoder the
+stage then ends; the complete hand-off answers it with a tensor of the right shape and no numbers and goes
+on, so that several decoders and later rounds of denoising are noted too. If a tensor without numbers
+flows back into a denoiser or an encoder, that is seen and refused: remote calls serve such a pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from deployments.errors import FeedsBackError, HandOffError
+from deployments.messages import StageName
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.encode import EncoderCall
+from deployments.stage_pipeline.sessions.session import PIPELINE, CancelledStage, Session, StopStage
+from deployments.stage_pipeline.shapes import output_description
+from deployments.tensors.values import describe, fill_meta, is_meta, map_values, same_description
+
+RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
+CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
+OnProgress = Callable[[int, int], None]
+
+
+class StepFollower(Protocol):
+    """Sees each scheduler step before and after it is made (previews)."""
+
+    def clean_latents(
+        self, session: DenoiseSession, scheduler: Any, args: Any, kwargs: Any
+    ) -> torch.Tensor | None: ...
+
+    def show(self, session: DenoiseSession, latents: torch.Tensor, step_output: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class DecoderCall:
+    """A call for the VAE stage to make; args None: they depend on an earlier decoder call and are made there."""
+
+    component: str
+    method: str
+    args: Any
+    kwargs: Any
+
+
+@dataclass
+class HandOff:
+    """What the VAE stage needs to run the same `__call__` to its end."""
+
+    encoder_calls: list[EncoderCall]  # outputs described, without numbers
+    events: list[tuple[str, str, Any]] = field(
+        default_factory=list
+    )  # ("denoiser", name, i) | ("decoder", name, method)
+    descriptions: list[Any] = field(default_factory=list)  # of denoiser outputs; events refer to them by index
+    decoder_calls: list[DecoderCall] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pipeline's own output, where nothing is left to decode."""
+
+    output: Any
+
+
+class DenoiseSession(Session):
+    """One request's denoising loop.
+
+    Parameters
+    ----------
+    calls: the encoder stage's record; None where encoders are called as needed (in this process or remotely).
+    run_denoiser: (module, name, cache context, args, kwargs) -> output, called without holding PIPELINE_CODE;
+        None: call the module.
+    call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
+    complete: note every decoder call instead of ending at the first.
+    on_progress: told (steps done, steps of this loop) after each scheduler step.
+    previews: shows some of the steps.
+    """
+
+    def __init__(
+        self,
+        stage: StagePipeline,
+        arguments: dict[str, Any],
+        seed: int,
+        calls: list[EncoderCall] | None,
+        run_denoiser: RunDenoiser | None = None,
+        call_remotely: CallRemotely | None = None,
+        complete: bool = False,
+        on_progress: OnProgress | None = None,
+        previews: StepFollower | None = None,
+    ) -> None:
+        super().__init__(stage, arguments, seed)
+        self.replayed = list(calls or [])
+        self.to_replay = list(calls or [])
+        self.run_denoiser = run_denoiser
+        self.call_remotely = call_remotely
+        self.ends_at_first = not complete and len(stage.layout.decoders) == 1
+        self.on_progress = on_progress
+        self.previews = previews
+        self.cancelled = False
+        self.hand_off = HandOff([])
+
+    def run(self) -> HandOff | Result:
+        """Raises HandOffError where the pipeline does not fit, CancelledStage when told to stop."""
+        try:
+            output = self.call_pipeline()
+        except StopStage:
+            return self._finished_hand_off()
+        except HandOffError:
+            raise
+        except Exception:
+            # After a deferred decoder call the rest is post-processing of a tensor without numbers, which
+            # may fail. The VAE stage checks that nothing was cut off.
+            if not self.hand_off.decoder_calls:
+                raise
+            return self._finished_hand_off()
+        return self._finished_hand_off() if self.hand_off.decoder_calls else Result(output)
+
+    def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        self._refuse_feedback(component, args, kwargs)
+        output = self.forward(component, real, args, kwargs)
+        self.note_denoiser_output(component, output)
+        return output
+
+    def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        """The denoiser's output, computed by `run_denoiser` or here."""
+        if self.cancelled:
+            raise CancelledStage
+        context = self.contexts.get(component)
+        if self.run_denoiser is None:
+            return call_directly(real, component, context, args, kwargs)
+        with self.waiting():
+            return self.run_denoiser(real, component, context, args, kwargs)
+
+    def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        output = function(*args, **kwargs)
+        self.note_denoiser_output(f"{component}.{method}", output)
+        return output
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        if self._inside:
+            return function(*args, **kwargs)
+        if self.to_replay:
+            return self._replay(component, method)
+        stage = stage_of_call(self.stage, component, method)
+        if stage in self.stage.stages:
+            return self.call_inside(function, args, kwargs)
+        if self.call_remotely:
+            return self.call_remotely(self, stage, component, method, args, kwargs)
+        if stage == "encoder":
+            self._refuse_feedback(f"{component}.{method}", args, kwargs)
+            raise FeedsBackError(f"{component}.{method} is called after the denoising has begun")
+        return self._defer(component, method, args, kwargs)
+
+    def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        latents = self.previews.clean_latents(self, scheduler, args, kwargs) if self.previews else None
+        output = super().on_scheduler_step(scheduler, step, args, kwargs)
+        if self.previews and latents is not None:
+            self.previews.show(self, latents, output)
+        if self.on_progress:
+            steps = max(len(getattr(scheduler, "timesteps", ())), self.steps_done)
+            self.on_progress(self.steps_done, steps)
+        return output
+
+    def note_denoiser_output(self, name: str, output: Any) -> None:
+        description = describe(output)
+        known = self.hand_off.descriptions
+        index = next((i for i, d in enumerate(known) if same_description(d, description)), len(known))
+        if index == len(known):
+            known.append(description)
+        self.hand_off.events.append(("denoiser", name, index))
+
+    def _replay(self, component: str, method: str) -> Any:
+        call = self.to_replay.pop(0)
+        if (call.component, call.method) != (component, method):
+            raise HandOffError(
+                f"the encoder stage recorded {call.component}.{call.method}, but {component}.{method} is called"
+            )
+        if call.random_states:
+            self.set_random_states(call.random_states)
+        return call.output
+
+    def _refuse_feedback(self, name: str, args: Any, kwargs: Any) -> None:
+        if self.hand_off.decoder_calls and is_meta((args, kwargs)):
+            first = self.hand_off.decoder_calls[0]
+            raise FeedsBackError(f"the output of {first.component}.{first.method} feeds back into {name}")
+
+    def _defer(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
+        depends = is_meta((args, kwargs))
+        noted = (None, None) if depends else (map_values(_keep, args), map_values(_keep, kwargs))
+        self.hand_off.events.append(("decoder", component, method))
+        self.hand_off.decoder_calls.append(DecoderCall(component, method, *noted))
+        if self.ends_at_first:
+            raise StopStage
+        skeleton = getattr(self.stage.pipeline, component)
+        return fill_meta(output_description(self.stage, skeleton, component, method, args, kwargs))
+
+    def _finished_hand_off(self) -> HandOff:
+        self.hand_off.encoder_calls = [
+            EncoderCall(c.component, c.method, describe(c.output), c.random_states) for c in self.replayed
+        ]
+        return self.hand_off
+
+
+def stage_of_call(stage: StagePipeline, component: str, method: str) -> StageName:
+    """Which stage makes this call of an encoder or a decoder."""
+    encodes = component.startswith(PIPELINE) or method.startswith("encode")
+    return "encoder" if encodes or "vae" not in stage.layout.stages_of[component] else "vae"
+
+
+def call_directly(real: Any, name: str, context: tuple[Any, dict[str, Any]] | None, args: Any, kwargs: Any) -> Any:
+    """The denoiser's forward in the cache context that the pipeline entered."""
+    entered = (
+        real.cache_context(context[0], **context[1])
+        if context and hasattr(real, "cache_context")
+        else contextlib.nullcontext()
+    )
+    with entered:
+        return real(*args, **kwargs)
+
+
+def _keep(value: Any) -> Any:
+    """A copy that the rest of the pipeline cannot change."""
+    if isinstance(value, torch.Generator):
+        return torch.Generator("cpu").set_state(value.get_state())
+    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,243 @@
+"""One request in one stage: a private copy of the pipeline whose component calls are routed to a stage's policy.
+
+The pipeline's own `__call__` runs unchanged. Weights are shared by all requests; schedulers and guiders,
+which keep state, are copied. Nothing that other requests share is patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.guiders import BaseGuidance
+
+from deployments.errors import InvalidRequestError
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.component import RoutedComponent
+
+# Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
+ENCODING_METHODS = ("encode_prompt", "encode_image")
+PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
+
+# Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generator
+# belongs to one request at a time. It is let go of while a request waits for the device or another stage.
+PIPELINE_CODE = threading.Lock()
+
+RandomStates = tuple[torch.Tensor, torch.Tensor]  # of the request's generator and of the global one
+
+
+class StopStage(BaseException):
+    """Ends the pipeline's `__call__` when this stage's part is done (pipelines may catch Exception)."""
+
+
+class CancelledStage(BaseException):
+    """Ends the pipeline's `__call__` because nobody wants the result any more."""
+
+
+class Session:
+    """The parts common to all stages; a subclass decides what happens at each component call."""
+
+    def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
+        self.stage = stage
+        self.arguments = arguments
+        self.seed = seed
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+        self.schedulers: list[Any] = []
+        self.guiders: list[Any] = []
+        self.steps_done = 0
+        self.contexts: dict[str, tuple[Any, dict[str, Any]]] = {}  # denoiser -> its cache_context now
+        self._inside = 0  # depth of component calls; only the outermost is routed
+        self._copies: dict[int, Any] = {}
+        self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
+
+    # -- what a subclass decides ---------------------------------------------------------------------------
+
+    def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        raise AssertionError("every stage decides what a denoiser's forward does")
+
+    def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """For example the post-processing of latents by a prior."""
+        return function(*args, **kwargs)
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        raise AssertionError("every stage decides what a call of an encoder or decoder does")
+
+    def on_round(self, scheduler: Any) -> None:
+        """A scheduler got its time steps: a denoising loop begins."""
+
+    def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.steps_done += 1
+        return step(*args, **kwargs)
+
+    # -- running ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def call_pipeline(self) -> Any:
+        """Runs the pipeline's own `__call__`; tensors come out as tensors (output_type "pt")."""
+        with PIPELINE_CODE:
+            seed_global_generators(self.seed, self.stage.device)  # some pipelines sample from them
+            return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Lets the code of other requests run meanwhile; the global generator's state stays this request's."""
+        state = torch.get_rng_state()
+        PIPELINE_CODE.release()
+        try:
+            yield
+        finally:
+            PIPELINE_CODE.acquire()
+            torch.set_rng_state(state)
+
+    def call_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a real component; the calls that it makes itself are not routed."""
+        self._inside += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._inside -= 1
+
+    def random_states(self) -> RandomStates:
+        return self.generator.get_state(), torch.get_rng_state()
+
+    def set_random_states(self, states: tuple[torch.Tensor | None, torch.Tensor | None]) -> None:
+        if states[0] is not None:
+            self.generator.set_state(states[0])
+        if states[1] is not None:
+            torch.set_rng_state(states[1])
+
+    @contextlib.contextmanager
+    def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> Iterator[None]:
+        """What pipelines enter round a denoiser's forward to name the pass ("cond", "uncond")."""
+        self.contexts[component] = (name, kwargs)
+        try:
+            yield
+        finally:
+            self.contexts.pop(component, None)
+
+    # -- the private copy --------------------------------------------------------------------------------------
+
+    def _private_copy(self, pipeline: Any, path: str) -> Any:
+        private = copy.copy(pipeline)
+        device = self.stage.device
+        members = {
+            "_execution_device": property(lambda _: device),
+            "device": property(lambda _: device),
+            "__module__": type(pipeline).__module__,
+        }
+        private.__class__ = type(type(pipeline).__name__, (type(pipeline),), members)
+        self._copies[id(pipeline)] = private
+        for attribute, value in list(pipeline.__dict__.items()):
+            replacement = self._copies.get(id(value))
+            if replacement is None:
+                replacement = self._replacement(value, f"{path}.{attribute}")
+            if replacement is not None:
+                self._copies[id(value)] = replacement
+                private.__dict__[attribute] = replacement
+        self._route_encoding_methods(private, type(pipeline), path)
+        self._name_the_callers_fault(private)
+        return private
+
+    def _replacement(self, value: Any, path: str) -> Any:
+        if isinstance(value, DiffusionPipeline):
+            return self._private_copy(value, path)
+        if isinstance(value, SchedulerMixin):
+            return self._private_scheduler(value)
+        if isinstance(value, BaseGuidance):
+            self.guiders.append(copy.deepcopy(value))
+            return self.guiders[-1]
+        if isinstance(value, torch.nn.Module):
+            for name, stages in self.stage.layout.stages_of.items():
+                if getattr(self.stage.pipeline, name, None) is value:
+                    return RoutedComponent(value, name, self, "denoiser" in stages)
+        return None
+
+    def _route_encoding_methods(self, private: Any, cls: type, path: str) -> None:
+        for method in ENCODING_METHODS:
+            if callable(getattr(cls, method, None)):
+                function = getattr(private, method)
+                routed = functools.partial(self._on_encoding_method, path, method, function)
+                private.__dict__[method] = functools.wraps(function)(routed)
+
+    def _on_encoding_method(self, path: str, method: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.on_component_call(path, method, function, args, kwargs)
+
+    def _name_the_callers_fault(self, private: Any) -> None:
+        """What `check_inputs` refuses is the caller's fault, and is told apart from a failure of ours."""
+        if not callable(getattr(type(private), "check_inputs", None)):
+            return
+        check = private.check_inputs
+
+        @functools.wraps(check)
+        def check_inputs(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return check(*args, **kwargs)
+            except (ValueError, TypeError) as error:
+                raise InvalidRequestError(str(error)) from error
+
+        private.__dict__["check_inputs"] = check_inputs
+
+    def _private_scheduler(self, scheduler: Any) -> Any:
+        private = copy.deepcopy(scheduler)
+        _hook_scheduler_class(type(scheduler))
+        private.__dict__["_session"] = _SessionReference(self)
+        self.schedulers.append(private)
+        return private
+
+
+def seed_global_generators(seed: int, device: torch.device) -> None:
+    """As torch.manual_seed, which costs a millisecond for devices that this process does not use."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
+class _SessionReference:
+    """Survives the deep copies that pipelines make of schedulers without copying the session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __copy__(self) -> _SessionReference:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> _SessionReference:
+        return self
+
+
+def _hook_scheduler_class(cls: Any) -> None:
+    """Lets schedulers that belong to a session report their steps; others of the class behave as before.
+
+    The signatures are kept, because pipelines inspect them to decide what to pass (the generator, for one).
+    """
+    if "_reports_to_sessions" in cls.__dict__:
+        return
+    original_step = cls.step
+
+    @functools.wraps(original_step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        reference = self.__dict__.get("_session")
+        if reference is None:
+            return original_step(self, *args, **kwargs)
+        return reference.session.on_scheduler_step(self, functools.partial(original_step, self), args, kwargs)
+
+    cls.step = step
+    original_set_timesteps = getattr(cls, "set_timesteps", None)
+    if original_set_timesteps is not None:
+
+        @functools.wraps(original_set_timesteps)
+        def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+            reference = self.__dict__.get("_session")
+            if reference is not None:
+                reference.session.on_round(self)
+            return original_set_timesteps(self, *args, **kwargs)
+
+        cls.set_timesteps = set_timesteps
+    cls._reports_to_sessions = True

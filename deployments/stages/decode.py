@@ -1,0 +1,60 @@
+"""The VAE stage without Ray: the inputs of the decoders in, pixels out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.media.files import FileToWrite
+from deployments.media.pixels import files_to_write
+from deployments.messages import DecodeInputs, GenerationRequest
+from deployments.stage_pipeline.description import call_parameters
+from deployments.stage_pipeline.hand_off import unpack_outcome
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.decode import DecodeSession
+from deployments.stage_pipeline.sessions.denoise import Result
+from deployments.stages.encode import call_arguments
+
+DEFAULT_FPS = 16.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one request made, in pixels; the files are still to be written."""
+
+    files: tuple[FileToWrite, ...]
+    seconds: dict[str, float]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(frame.nbytes for file in self.files for frame in file.frames)
+
+
+def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Decoded:
+    """Raises HandOffError where the picture would not be the pipeline's own."""
+    started = time.perf_counter()
+    output = decode_output(stage, request, inputs)
+    files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage))
+    return Decoded(files, {"decode": time.perf_counter() - started})
+
+
+def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:
+    """What the unsplit pipeline would have returned with output_type "pt"."""
+    outcome = unpack_outcome(inputs, stage)
+    if isinstance(outcome, Result):
+        return outcome.output
+    return DecodeSession(stage, call_arguments(request), request.seed, outcome).run()
+
+
+def default_fps(stage: StagePipeline) -> float:
+    """Frames per second that the pipeline makes its motion for, where it says so; else 16, Wan's."""
+    parameters, _ = call_parameters(type(stage.pipeline))
+    return float(parameters.get("frame_rate") or parameters.get("fps") or DEFAULT_FPS)
+
+
+def audio_sample_rate(stage: StagePipeline) -> int | None:
+    """Samples per second of the sound that comes with the frames, where there is any."""
+    vocoder = getattr(stage.pipeline, "vocoder", None)
+    rate = getattr(getattr(vocoder, "config", None), "output_sampling_rate", None)
+    return int(rate) if rate else None

@@ -1,0 +1,46 @@
+"""The encoder stage without Ray: a request in, its conditioning out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from deployments.media.pixels import decode_input_image
+from deployments.messages import Conditioning, GenerationRequest, InputImage
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
+from deployments.tensors.packing import pack, unpack
+from deployments.tensors.values import with_anything, without_opaque
+
+MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
+
+
+def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
+    """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
+    return pack_conditioning(EncodeSession(stage, call_arguments(request), request.seed).run())
+
+
+def call_arguments(request: GenerationRequest) -> dict[str, Any]:
+    """The request's arguments as the pipeline takes them."""
+    return decode_arguments(request.arguments)
+
+
+def decode_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with decoded pictures in place of files."""
+    return {name: _decoded(value, name) for name, value in arguments.items()}
+
+
+def _decoded(value: Any, name: str) -> Any:
+    if isinstance(value, InputImage):
+        return decode_input_image(value, MAX_INPUT_PIXELS, name)
+    return [_decoded(item, name) for item in value] if isinstance(value, list) else value
+
+
+def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:
+    """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
+    packed = pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls])
+    return Conditioning(packed, time.time())
+
+
+def unpack_conditioning(conditioning: Conditioning, stage: StagePipeline) -> list[EncoderCall]:
+    return [EncoderCall(*call) for call in with_anything(unpack(conditioning.calls, stage.device))]

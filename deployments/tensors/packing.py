@@ -1,0 +1,205 @@
+"""Values of pipelines to and from `Packed`: JSON for the structure, flat bytes for the numbers.
+
+Only classes of diffusers and transformers that are outputs, mappings or distributions are rebuilt by
+name, so a packed message can name no other code. Strides of dense tensors are kept, because kernels
+choose their algorithm by them and a different algorithm gives different bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import UserDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from deployments.messages import JSON, Packed
+from deployments.tensors.values import (
+    LIBRARIES,
+    PLAIN,
+    MissingTensor,
+    Opaque,
+    is_output,
+    is_record,
+    is_record_class,
+    parts,
+)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def pack(value: Any) -> Packed:
+    """Raises TypeError for an object that no message may carry."""
+    buffers: list[Bytes] = []
+    return Packed(_pack(value, buffers), tuple(buffers))
+
+
+def unpack(packed: Packed, device: torch.device) -> Any:
+    """The value, its tensors in memory of their own: those of the sender's accelerator on `device`."""
+    return _unpack(packed.tree, packed.buffers, device)
+
+
+def _pack(value: Any, buffers: list[Bytes]) -> Any:
+    if isinstance(value, PLAIN) and not isinstance(value, bytes):
+        return value
+    if isinstance(value, torch.Tensor):
+        return _pack_tensor(value, buffers)
+    for kind, (cls, write, _) in PLAIN_OBJECTS.items():
+        if isinstance(value, cls):
+            return {"kind": kind, "value": write(value)}
+    for kind, (cls, write, _) in BUFFER_OBJECTS.items():
+        if isinstance(value, cls):
+            header, data = write(value)
+            buffers.append(data)
+            return {"kind": kind, "value": header, "buffer": len(buffers) - 1}
+    opened = parts(value)
+    if opened is None:
+        raise TypeError(f"a {type(value).__module__}.{type(value).__name__} cannot cross a replica boundary")
+    items: list[JSON] = [_pack(child, buffers) for child in opened[0]]
+    if isinstance(value, list):
+        return items
+    if type(value) is tuple:
+        return {"kind": "tuple", "items": items}
+    names: list[JSON] = list(vars(value)) if is_record(value) else list(getattr(value, "keys", list)())
+    if isinstance(value, dict) and not is_output(value):
+        return {"kind": "dict", "names": names, "items": items}
+    return {"kind": "library", "class": _class_path(type(value)), "names": names, "items": items}
+
+
+def _unpack(tree: JSON, buffers: tuple[Bytes, ...], device: torch.device) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(item, buffers, device) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    node: dict[str, Any] = tree
+    kind = node["kind"]
+    if kind == "tensor":
+        return _unpack_tensor(node, buffers[node["buffer"]], device)
+    if kind in PLAIN_OBJECTS:
+        return PLAIN_OBJECTS[kind][2](node["value"])
+    if kind in BUFFER_OBJECTS:
+        return BUFFER_OBJECTS[kind][2](node["value"], buffers[node["buffer"]])
+    children = [_unpack(item, buffers, device) for item in node["items"]]
+    if kind == "tuple":
+        return tuple(children)
+    if kind == "dict":
+        return dict(zip(node["names"], children, strict=True))
+    return _rebuild(_library_class(node["class"]), dict(zip(node["names"], children, strict=True)), children)
+
+
+def _rebuild(cls: type, fields: dict[str, Any], children: list[Any]) -> Any:
+    if hasattr(cls, "_fields"):
+        return cls(*children)
+    if issubclass(cls, UserDict):
+        return cls(fields)
+    if hasattr(cls, "to_tuple"):
+        return cls(**fields)
+    record = object.__new__(cls)
+    record.__dict__.update(fields)
+    return record
+
+
+def _class_path(cls: type) -> str:
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    if not path.startswith(LIBRARIES):
+        raise TypeError(f"a {path} cannot cross a replica boundary")
+    return path
+
+
+def _library_class(path: str) -> type:
+    module, _, name = path.partition(":")
+    cls = getattr(importlib.import_module(module), name) if path.startswith(LIBRARIES) else None
+    allowed = isinstance(cls, type) and (
+        hasattr(cls, "to_tuple") or hasattr(cls, "_fields") or issubclass(cls, UserDict) or is_record_class(cls)
+    )
+    if not allowed:
+        raise TypeError(f"a message names the class {path}, which no message may carry")
+    assert isinstance(cls, type)
+    return cls
+
+
+def _pack_tensor(tensor: torch.Tensor, buffers: list[Bytes]) -> JSON:
+    if tensor.device.type == "meta":
+        raise TypeError("a tensor without numbers (device meta) cannot cross a replica boundary")
+    order = _storage_order(tensor)
+    dense = tensor.detach().permute(order).to("cpu").contiguous()
+    buffers.append(dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8))
+    return {
+        "kind": "tensor",
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(dense.shape),
+        "order": list(order),
+        "on_stage_device": tensor.device.type != "cpu",
+        "buffer": len(buffers) - 1,
+    }
+
+
+def _storage_order(tensor: torch.Tensor) -> list[int]:
+    """The dimensions from the outermost to the innermost in memory."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return list(range(tensor.ndim))
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+
+
+def _unpack_tensor(node: dict[str, Any], data: Bytes, device: torch.device) -> torch.Tensor:
+    # A buffer from the object store is memory shared with other readers: copy before anything is written.
+    raw = torch.empty(data.nbytes, dtype=torch.uint8)
+    raw.numpy()[:] = data
+    tensor = (
+        raw.view(getattr(torch, node["dtype"])).view(node["shape"])
+        if data.nbytes
+        else torch.empty(node["shape"], dtype=getattr(torch, node["dtype"]))
+    )
+    if node["on_stage_device"]:
+        tensor = tensor.to(device)
+    inverse = [node["order"].index(i) for i in range(tensor.ndim)]
+    return tensor.permute(inverse)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read_generator(_: Any, state: Bytes) -> torch.Generator:
+    return torch.Generator("cpu").set_state(torch.from_numpy(state.copy()))
+
+
+def _array(value: npt.NDArray[Any] | np.generic) -> tuple[JSON, Bytes]:
+    array = np.ascontiguousarray(value)
+    if array.dtype.hasobject:
+        raise TypeError("an array of Python objects cannot cross a replica boundary")
+    return {"dtype": array.dtype.str, "shape": list(np.shape(value))}, array.reshape(-1).view(np.uint8)
+
+
+def _read_array(header: Any, data: Bytes) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = data.copy().view(np.dtype(header["dtype"]))
+    return array.reshape(header["shape"])
+
+
+# kind -> (class, to JSON, from JSON)
+PLAIN_OBJECTS: dict[str, tuple[Any, Any, Any]] = {
+    "dtype": (torch.dtype, _dtype_name, lambda v: getattr(torch, v)),
+    "device": (torch.device, lambda v: v.type, torch.device),
+    "size": (torch.Size, list, torch.Size),
+    "slice": (slice, lambda v: [v.start, v.stop, v.step], lambda v: slice(*v)),
+    "missing": (
+        MissingTensor,
+        lambda v: [list(v.shape), _dtype_name(v.dtype), v.on_stage_device],
+        lambda v: MissingTensor(tuple(v[0]), getattr(torch, v[1]), v[2]),
+    ),
+    "opaque": (Opaque, lambda v: v.type_name, Opaque),
+}
+# kind -> (class, to (JSON, bytes), from (JSON, bytes))
+BUFFER_OBJECTS: dict[str, tuple[Any, Any, Any]] = {
+    "bytes": (bytes, lambda v: (None, np.frombuffer(v, np.uint8)), lambda _, data: data.tobytes()),
+    "array": ((np.ndarray, np.generic), _array, _read_array),
+    "image": (
+        Image.Image,
+        lambda v: ([v.mode, *v.size], np.frombuffer(v.tobytes(), np.uint8)),
+        lambda h, data: Image.frombytes(h[0], (h[1], h[2]), data.tobytes()),
+    ),
+    "generator": (torch.Generator, lambda v: (None, v.get_state().numpy()), _read_generator),
+}

@@ -1,0 +1,1 @@
+"""The only code that knows HTTP: bodies come in, answers go out."""

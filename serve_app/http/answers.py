@@ -1,0 +1,196 @@
+"""Jobs as callers read them: OpenAI's video object, our job object, and the answers of the synchronous routes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from deployments.messages import GenerationRequest, StageDescription
+from serve_app.jobs.records import Job
+from serve_app.requests.bodies import GeneratedItem, ImagesAnswer, VideosAnswer
+from serve_app.requests.translate import DEFAULT_FPS
+from serve_app.storage.s3 import StorageBackend
+
+MIN_POLL_MS, MAX_POLL_MS = 250, 10_000
+VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {
+    "queued": "queued",
+    "in_progress": "in_progress",
+    "completed": "completed",
+    "failed": "failed",
+    "cancelled": "failed",  # OpenAI's videos know no other word; the error's code says it
+}
+
+
+class JobError(BaseModel):
+    """Why a job failed, with the codes of synchronous errors."""
+
+    code: str | None
+    message: str
+
+
+class VideoObject(BaseModel):
+    """A video as OpenAI's client knows it, and a little more."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int = Field(description="0..100, never less than before; 100 if and only if completed")
+    created_at: int  # Unix time in seconds
+    completed_at: int | None
+    expires_at: int | None
+    prompt: str | None
+    seconds: str
+    size: str
+    remixed_from_video_id: str | None
+    error: JobError | None
+    seed: int
+    urls: list[str] = Field(description="of the files, when it is completed")
+    upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+
+
+class VideoObjects(BaseModel):
+    """A page of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedVideo(BaseModel):
+    """The answer to DELETE /v1/videos/{id}."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class DeletedJob(BaseModel):
+    """The answer to DELETE /v1/jobs/{id}."""
+
+    id: str
+    object: Literal["job.deleted"] = "job.deleted"
+    deleted: Literal[True] = True
+
+
+class JobObject(BaseModel):
+    """Any request as a job."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: Literal["image", "video"]
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    progress: int = Field(description="0..100, never less than before; 100 if and only if completed")
+    queue_position: int | None = Field(description="how many are before it, while it is queued")
+    created_at: int  # Unix time in seconds
+    started_at: int | None
+    completed_at: int | None
+    expires_at: int | None
+    error: JobError | None
+    upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+    result: VideosAnswer | ImagesAnswer | None = Field(description="the synchronous answer, with URLs")
+
+
+def video_object(job: Job, storage: StorageBackend) -> VideoObject:
+    shown = job.shown
+    made = job.outputs[0] if job.outputs else None
+    return VideoObject(
+        id=job.id,
+        model=job.requests[0]["model"],
+        status=VIDEO_STATUS[job.status],
+        progress=job.progress,
+        created_at=int(job.created_at),
+        completed_at=_seconds(job.completed_at if job.status == "completed" else None),
+        expires_at=_seconds(job.expires_at),
+        prompt=shown.get("prompt"),
+        seconds=shown.get("seconds") or (f"{made.num_frames / made.fps:g}" if made and made.fps else ""),
+        size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
+        remixed_from_video_id=shown.get("remixed_from_video_id"),
+        error=_error(job),
+        seed=job.requests[0]["seed"],
+        urls=_urls(job, storage),
+        upload=_upload(job),
+    )
+
+
+def job_object(job: Job, storage: StorageBackend, queue_position: int | None) -> JobObject:
+    return JobObject(
+        id=job.id,
+        kind=job.kind,
+        model=job.requests[0]["model"],
+        status=job.status,
+        progress=job.progress,
+        queue_position=queue_position,
+        created_at=int(job.created_at),
+        started_at=_seconds(job.started_at),
+        completed_at=_seconds(job.completed_at),
+        expires_at=_seconds(job.expires_at),
+        error=_error(job),
+        upload=_upload(job),
+        result=result_of(job, _items(job, storage)) if job.status == "completed" else None,
+    )
+
+
+def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnswer:
+    """What the synchronous route would have answered; the job is completed."""
+    first = job.outputs[0]
+    answer = ImagesAnswer(
+        created=int(job.completed_at or job.created_at),
+        model=job.requests[0]["model"],
+        data=items,
+        output_format=job.requests[0]["output"]["format"],
+        size=f"{first.width}x{first.height}",
+        timings=[job.timings[str(number)] for number in range(len(job.requests))],
+    )
+    if job.kind == "image":
+        return answer
+    return VideosAnswer(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+
+
+def poll_after_ms(job: Job, now: float) -> int:
+    """When to ask again: a tenth of the time that is left, if the rest goes as it went."""
+    if not job.progress or job.started_at is None:
+        return 1000
+    left_s = (now - job.started_at) / job.progress * (100 - job.progress)
+    return round(min(MAX_POLL_MS, max(MIN_POLL_MS, 100 * left_s)))
+
+
+def shown_of_video(request: GenerationRequest, description: StageDescription) -> dict[str, Any]:
+    """What a video object repeats of its request before there is a file to ask."""
+
+    def argument(name: str, default: Any = None) -> Any:
+        return request.arguments.get(name) or description.parameters.get(name) or default
+
+    width, height = argument("width", description.default_width), argument("height", description.default_height)
+    num_frames = argument("num_frames")
+    return {
+        "prompt": request.arguments.get("prompt"),
+        "size": f"{width}x{height}" if width and height else "",
+        "seconds": f"{num_frames / (request.output.fps or DEFAULT_FPS):g}" if num_frames else "",
+    }
+
+
+def _items(job: Job, storage: StorageBackend) -> list[GeneratedItem]:
+    return [GeneratedItem(url=storage.url_of(output.key), seed=output.seed) for output in job.outputs]
+
+
+def _urls(job: Job, storage: StorageBackend) -> list[str]:
+    return [storage.url_of(output.key) for output in job.outputs] if job.status == "completed" else []
+
+
+def _error(job: Job) -> JobError | None:
+    return None if job.error is None else JobError(code=job.error["code"], message=job.error["message"])
+
+
+def _upload(job: Job) -> Literal["pending", "done"] | None:
+    if not job.outputs:
+        return None
+    return "pending" if any(output.upload_pending for output in job.outputs) else "done"
+
+
+def _seconds(time: float | None) -> int | None:
+    return None if time is None else int(time)

@@ -1,0 +1,1 @@
+"""What surrounds every request, before a route sees it."""

@@ -1,0 +1,102 @@
+"""Bodies that come as JSON or as a form: both become the same model, with the same refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from serve_app.http.middleware.limits import MAX_BODY_BYTES
+
+Body = TypeVar("Body", bound=BaseModel)
+
+MAX_FILES = 20
+MAX_FIELDS = 200
+FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+TEXT_FIELDS = ("prompt", "negative_prompt")  # taken as they are, whatever they look like
+
+
+async def read_body(request: Request, body_type: type[Body]) -> Body:
+    """The body of `request` as a `body_type`.
+
+    Raises RequestValidationError for a value that does not fit (as FastAPI does), HTTPException 400 for a form
+    that is broken and 415 for a type of content that is neither.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type in FORM_TYPES:
+        values: Any = await _read_form(request)
+    elif content_type == "application/json" or content_type.endswith("+json"):
+        values = await _read_json(request)
+    else:
+        raise HTTPException(415, "the body must be application/json or multipart/form-data")
+    return validated(values, body_type)
+
+
+def validated(values: Any, body_type: type[Body]) -> Body:
+    """Raises RequestValidationError with the places of errors as FastAPI names them."""
+    try:
+        return body_type.model_validate(values)
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+        raise RequestValidationError(problems) from error
+
+
+def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body with `read_body`; `files` may be uploaded."""
+    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # the routes that FastAPI reads the body of have put them into the components
+    form = json.loads(json.dumps(schema))
+    for name in files:
+        description = form["properties"][name].get("description", "")
+        form["properties"][name] = {"type": "string", "format": "binary", "description": description}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read_json(request: Request) -> Any:
+    body = await request.body()
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "input": {}, "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise HTTPException(400, "the body is not valid JSON") from error
+
+
+async def _read_form(request: Request) -> dict[str, Any]:
+    """A form's fields: `a` and repeated `a` or `a[]` (a list), `a[key]` (an object), files as bytes.
+
+    Names of files are read nowhere: they are the caller's, and say nothing that the bytes do not.
+    """
+    values: dict[str, Any] = {}
+    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_BODY_BYTES) as form:
+        for given_name, field in form.multi_items():
+            value = await field.read() if isinstance(field, UploadFile) else field
+            name, bracket, key = given_name.partition("[")
+            key = key.removesuffix("]")
+            if bracket and key and not key.isdecimal():
+                members = values.setdefault(name, {})
+                if not isinstance(members, dict):
+                    raise HTTPException(400, f"the form has {name!r} both as a value and as an object")
+                members[key] = _plain_value(value)
+            elif name in values:
+                several = values[name] if isinstance(values[name], list) else [values[name]]
+                values[name] = [*several, value]
+            elif isinstance(value, str) and value.lstrip().startswith("{") and name not in TEXT_FIELDS:
+                values[name] = _plain_value(value)
+            else:
+                values[name] = value
+    return values
+
+
+def _plain_value(value: str | bytes) -> Any:
+    """Forms have no types: what reads as JSON is meant so."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -1,0 +1,83 @@
+"""The application's jobs in the books of this replica's admission: what they will cost counts until they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from deployments.messages import Media
+from serve_app.jobs.records import Job
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.threads import StoreThreads
+from serve_app.making.admission import Admission, Size, Ticket
+
+PAUSE_S = 1.0  # between looks at what other replicas have taken, begun or ended
+
+
+class JobBooks:
+    """The tickets of every job that has not ended, whichever replica took it or runs it, from one start to the next."""
+
+    def __init__(self, admission: Admission, store: JobStore, threads: StoreThreads, runner: str) -> None:
+        self.admission = admission
+        self._store = store
+        self._threads = threads
+        self._runner = runner  # the name of this replica's
+        self._tickets: dict[str, list[Ticket]] = {}
+        self._being_stored: set[str] = set()
+        self._running_elsewhere: set[str] = set()
+
+    @contextmanager
+    def entering(self, job_id: str, sizes: Sequence[Size], owner: str, is_awaited: bool) -> Iterator[None]:
+        """Around the storing of a new job, which does not begin where there is no room.
+
+        Raises OverloadedError, and InvalidRequestError for a job that no empty queue could take.
+        """
+        self._tickets[job_id] = self.admission.admit_job(sizes, owner, is_awaited)
+        self._being_stored.add(job_id)
+        try:
+            yield
+        except BaseException:
+            self.close(job_id)
+            raise
+        finally:
+            self._being_stored.remove(job_id)
+
+    def close(self, job_id: str) -> None:
+        """It has ended, or was never stored; `look` forgets it."""
+        for ticket in self._tickets.get(job_id, ()):
+            ticket.close()
+
+    def made(self, job: Job, request: int, media: Media) -> None:
+        """One of the job's requests was made by this replica."""
+        tickets = self._tickets_of(job.id, job.sizes, job.owner)
+        if request < len(tickets):
+            tickets[request].learn(media)
+            tickets[request].close()
+
+    async def keep(self) -> None:
+        """To be repeated without end."""
+        await self.look()
+        await asyncio.sleep(PAUSE_S)
+
+    async def look(self) -> None:
+        """Bring the books to what the store says."""
+        known = self._tickets.keys() - self._being_stored
+        unfinished = {job.id: job for job in await self._threads.run(self._store.unfinished)}
+        for job_id in known - unfinished.keys():
+            tickets = [ticket for ticket in self._tickets.pop(job_id) if ticket.is_open]
+            if job_id in self._running_elsewhere:  # what it took is not known here, so the prediction stands for it
+                self.admission.count_work(sum(ticket.cost_s for ticket in tickets))
+            for ticket in tickets:
+                ticket.close()
+        for job in unfinished.values():
+            for ticket in self._tickets_of(job.id, job.sizes, job.owner):
+                ticket.is_waiting = job.runner is None
+        self._running_elsewhere = {
+            job.id for job in unfinished.values() if job.runner is not None and job.runner != self._runner
+        }
+
+    def _tickets_of(self, job_id: str, sizes: Sequence[Size], owner: str) -> list[Ticket]:
+        if job_id not in self._tickets:
+            self._tickets[job_id] = self.admission.enter_job(sizes, owner)
+        return self._tickets[job_id]

@@ -1,0 +1,1 @@
+"""What is made: a GenerationRequest becomes Media."""

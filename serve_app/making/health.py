@@ -1,0 +1,75 @@
+"""Whether every stage can serve, asked of the stages themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.errors import StageUnavailableError
+from deployments.messages import StageDescription
+from serve_app.making.generate import Stages, first_line
+
+TIMEOUT_S = 2.0
+NO_ANSWER = "no replica answered in time: it is still loading, or it is down"
+
+
+async def read_health(stages: Stages) -> dict[str, Any]:
+    """The content of GET /health: each deployment, and which of them cannot serve."""
+    answers = await describe_stages(stages)
+    details = {name: _detail(answer) for name, answer in answers.items()}
+    silent = {name for name, answer in answers.items() if answer == NO_ANSWER}
+    if silent:
+        running = await asyncio.to_thread(running_deployments, stages.encoder.app_name)
+        for name in silent & running:
+            details[name] = {"ready": True, "detail": "its replicas are busy"}
+    missing = [name for name, detail in details.items() if not detail["ready"]]
+    return {"status": "loading" if missing else "ok", "stages": details, "missing": missing}
+
+
+def _detail(answer: StageDescription | str) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"ready": False, "detail": answer}
+    return {
+        "ready": True,
+        "detail": f"{answer.pipeline_class} on {answer.device}",
+        "process_id": answer.process_id,
+        "weight_bytes": answer.weight_bytes,
+    }
+
+
+def running_deployments(application: str) -> set[str]:
+    """Those with a replica that Serve's controller has found healthy; empty when the controller cannot be asked.
+
+    A question to a replica waits behind the requests that wait for it, so under load it says nothing.
+    """
+    try:
+        deployments = serve.status().applications[application].deployments
+    except (RayError, RayServeException, KeyError):
+        return set()
+    return {name for name, deployment in deployments.items() if deployment.replica_states.get("RUNNING", 0)}
+
+
+async def describe_stages(stages: Stages, timeout_s: float = TIMEOUT_S) -> dict[str, StageDescription | str]:
+    """What each deployment holds, or why it cannot answer within `timeout_s`; asked at the same time."""
+    handles = stages.deployments()
+    answers = await asyncio.gather(*(_describe(handle, timeout_s) for handle in handles.values()))
+    return dict(zip(handles, answers, strict=True))
+
+
+async def _describe(handle: DeploymentHandle, timeout_s: float) -> StageDescription | str:
+    try:
+        answer: StageDescription = await asyncio.wait_for(_ask(handle), timeout_s)
+        return answer
+    except TimeoutError:
+        return NO_ANSWER
+    except (RayActorError, StageUnavailableError) as error:
+        return f"a replica died: {first_line(error)}"
+
+
+async def _ask(handle: DeploymentHandle) -> Any:
+    return await handle.describe.remote()

@@ -1,0 +1,1 @@
+"""What wraps the making of media; each layer is one file and one row."""

@@ -1,0 +1,1 @@
+"""What was asked: a body becomes GenerationRequests."""

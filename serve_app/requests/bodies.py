@@ -1,0 +1,297 @@
+"""The bodies that callers send, in OpenAI's words and ours, and the answers."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic.functional_validators import AfterValidator, PlainValidator
+from pydantic.json_schema import WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from deployments.messages import GenerationRequest, InputImage, Media, MediaKind
+
+T = TypeVar("T")
+
+# Names that people try, and what is meant; also arguments of pipelines that have a field of another name.
+FIELD_INSTEAD = {
+    "width": "size",
+    "height": "size",
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "num_images": "n",
+    "num_images_per_prompt": "n",
+    "num_videos_per_prompt": "n",
+    "frame_rate": "fps",
+}
+SIZE_PATTERN = r"(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})"
+_IMAGE_SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """A picture to be fetched before the request is made: serve_app.requests.input_pictures."""
+
+    url: str
+
+
+def _input_image(value: Any) -> InputImage | RemoteImage:
+    """From a data URL, base64, a URL, OpenAI's {"image_url": ...}, or the bytes of an uploaded file."""
+    if isinstance(value, dict):
+        value = value.get("image_url")
+    if isinstance(value, str):
+        if re.match(r"https?:", value):
+            return RemoteImage(value)
+        try:
+            encoded = value.partition(",")[2] if value.startswith("data:") else value
+            value = base64.b64decode(encoded, validate=True)
+        except ValueError as error:
+            raise PydanticCustomError("input_image", "a picture must be a data URL or base64") from error
+    if isinstance(value, InputImage):
+        return value
+    if not isinstance(value, bytes) or not _IMAGE_SIGNATURES.match(value):
+        raise PydanticCustomError("input_image", "a picture must be a PNG, JPEG or WebP file")
+    return InputImage(value)
+
+
+Picture = InputImage | RemoteImage
+
+
+def _input_images(value: Any) -> Picture | list[Picture] | None:
+    if value is None:
+        return None
+    if isinstance(value, list):
+        images = [_input_image(item) for item in value]
+        return images[0] if len(images) == 1 else images
+    return _input_image(value)
+
+
+def _encodable(value: T) -> T:
+    """JSON can hold halves of characters (lone surrogates), which no tokenizer and no file can."""
+    if "\\ud" in json.dumps(value) and re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise PydanticCustomError("not_unicode", "must be valid Unicode, it has a lone surrogate")
+    return value
+
+
+def _size(value: str) -> str:
+    if re.fullmatch(SIZE_PATTERN, value, re.ASCII) is None:
+        raise PydanticCustomError("size", "must be WIDTHxHEIGHT, such as 1024x1024, or auto")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Size = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE_PATTERN}$"})]
+InputImages = Annotated[
+    Picture | list[Picture] | None,
+    PlainValidator(_input_images),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def _with_extra_body(values: dict[str, Any]) -> dict[str, Any]:
+    """The body with the fields of `extra_body` beside the others: who writes HTTP by hand after the OpenAI client's
+    argument of this name sends them nested."""
+    extra = values.get("extra_body")
+    if extra is None:
+        return values
+    if not isinstance(extra, dict):
+        raise PydanticCustomError("extra_body", "extra_body must be an object: its fields are those of the body")
+    twice = next((name for name in extra if name in values), None)
+    if twice is not None:
+        context = {"field": repr(twice)[1:-1][:80]}
+        raise PydanticCustomError("extra_body", "extra_body: '{field}' is given twice", context)
+    return {name: value for name, value in values.items() if name != "extra_body"} | extra
+
+
+def closest(name: str, known: list[str]) -> str:
+    """A hint for an unknown name."""
+    if FIELD_INSTEAD.get(name) in known:
+        return f"use {FIELD_INSTEAD[name]!r}"
+    close = difflib.get_close_matches(name[:80], known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+class GenerationBody(BaseModel):
+    """What pictures and videos are asked for with."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    media_kind: ClassVar[MediaKind]
+
+    prompt: Text | None = Field(None, description="what to make; required by every model that reads text")
+    model: str | None = Field(None, description="the served model's name, see /v1/models")
+    n: int = Field(
+        1,
+        ge=1,
+        validation_alias=AliasChoices("n", "num_outputs_per_prompt"),
+        description="how many; seeds count up from `seed`",
+    )
+    size: Size | None = Field(
+        None,
+        description="WIDTHxHEIGHT in pixels, or auto: the model's own, or that of the picture sent along",
+    )
+    user: str | None = Field(None, max_length=512, description="an id of your end user; no effect on the output")
+    seed: int | None = Field(None, ge=0, lt=2**62, description="same seed, same bytes; chosen if not given")
+    negative_prompt: Text | None = None
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0)
+    true_cfg_scale: float | None = Field(None, ge=0)
+    strength: float | None = Field(None, ge=0, le=1, description="how far to go from `image`")
+    max_sequence_length: int | None = Field(None, ge=1, description="tokens of the prompt")
+    mask_image: InputImages = Field(None, description="white where `image` is to be repainted")
+    cache_dit: dict[str, JsonValue] | None = Field(
+        None, description="Cache-DiT for this request: `enable`, and knobs such as `residual_diff_threshold`"
+    )
+    enable_cache_dit: bool | None = Field(None, description="SGLang's name of `cache_dit.enable`")
+    cache_dit_params: dict[str, JsonValue] | None = Field(None, description="SGLang's name of the knobs in `cache_dit`")
+    webhook_url: Text | None = Field(
+        None, max_length=2000, description="the end of a job is told there in a signed POST; for jobs only"
+    )
+    deterministic: bool = Field(False, description="its forwards run alone: same seed, same bytes under any load")
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds after its arrival at the denoiser; who has least time to spare goes first, and past it "
+        "the request ends with an error",
+    )
+    extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
+        default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_the_closest_field(cls, values: Any) -> Any:
+        """Raises a validation error of type `unknown_field`."""
+        if isinstance(values, dict):
+            values = _with_extra_body(values)
+            known = cls.field_names()
+            for name in values:
+                if name not in known:
+                    hint = closest(str(name), known)
+                    hint += " (other arguments of the pipeline go into 'extra_args')"
+                    shown = repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
+                    context = {"field": shown, "hint": hint}
+                    raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)
+        return values
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        names = []
+        for name, field in cls.model_fields.items():
+            aliases = field.validation_alias
+            names += [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
+        return names
+
+
+class ImageGenerationBody(GenerationBody):
+    """The body of POST /v1/images/generations: OpenAI's fields, and arguments of pipelines by their names."""
+
+    media_kind: ClassVar[MediaKind] = "image"
+
+    response_format: Literal["b64_json", "url"] = Field(
+        "b64_json", description="the file in the answer (as OpenAI's newer models answer), or a URL of it"
+    )
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
+    quality: str | None = Field(None, description="auto or standard: steps decide the quality of a diffusion model")
+    style: str | None = Field(None, description="auto: the prompt decides the style")
+    background: bool | str | None = Field(
+        None, description="true: answer with a job at once; auto or opaque: the model decides what it paints"
+    )
+    moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
+    stream: bool | None = Field(None, description="true: the answer is a stream of events")
+    partial_images: int | None = Field(
+        None,
+        ge=0,
+        le=3,
+        description="pictures to show on the way, in the stream or as events of the job; few models show none",
+    )
+    image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
+
+
+class VideoGenerationBody(GenerationBody):
+    """The body that a video is asked for with."""
+
+    media_kind: ClassVar[MediaKind] = "video"
+
+    response_format: Literal["b64_json", "url"] = Field("url", description="a URL of the file, or the file itself")
+    seconds: float | None = Field(None, gt=0, description="length; frames = seconds x fps; not with num_frames")
+    num_frames: int | None = Field(None, ge=1, description="the model may round it to what its VAE can pack")
+    fps: float | None = Field(None, gt=0, le=240, description="frames per second; default: the model's own")
+    guidance_scale_2: float | None = Field(None, ge=0, description="of the second denoiser, where there are two")
+    image: InputImages = Field(
+        None,
+        validation_alias=AliasChoices("image", "input_reference"),
+        description="the picture that the video starts from, as a data URL or base64",
+    )
+    last_image: InputImages = Field(None, description="the picture that the video ends with")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="first frames to show on the way, as events of the job; some models show none"
+    )
+
+
+class GeneratedItem(BaseModel):
+    """One file: its bytes or where they are."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: None = None
+    seed: int
+
+
+class ImagesAnswer(BaseModel):
+    """What the OpenAI client reads as ImagesResponse, and a little more."""
+
+    created: int  # Unix time in seconds
+    model: str
+    data: list[GeneratedItem]
+    output_format: str
+    size: str
+    timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
+
+    @classmethod
+    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+        first = media[0].files[0]
+        return cls(
+            created=int(time.time()),
+            model=requests[0].model,
+            data=items,
+            output_format=requests[0].output.format,
+            size=f"{first.width}x{first.height}",
+            timings=[made.seconds for made in media],
+        )
+
+
+class VideosAnswer(ImagesAnswer):
+    """The same for videos, with their length."""
+
+    num_frames: int
+    fps: float | None
+
+    @classmethod
+    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+        first = media[0].files[0]
+        answer = ImagesAnswer.of(items, requests, media)
+        return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+
+
+class ModelCard(BaseModel):
+    """A served model, as OpenAI lists it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int  # Unix time in seconds
+    owned_by: str = "triptych"
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

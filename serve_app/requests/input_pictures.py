@@ -1,0 +1,135 @@
+"""The pictures that came with a body: those given as URLs are fetched, and the sizes of all are checked."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiohttp
+from PIL import Image
+from yarl import URL
+
+from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.messages import InputImage
+from serve_app.http.middleware.limits import RequestLimits
+from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
+from serve_app.requests.bodies import GenerationBody, RemoteImage
+
+Body = TypeVar("Body", bound=GenerationBody)
+
+PICTURE_FIELDS = ("image", "mask_image", "last_image")
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_BYTES = 20_000_000
+MAX_REDIRECTS = 3
+TIMEOUT_S = 10.0  # for one picture, from the look-up of its host to its last byte
+MAX_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """What pictures may be; `fetch` allows URLs, `allow_private` also those inside our own network."""
+
+    limits: RequestLimits
+    fetch: bool = False
+    allow_private: bool = False
+    max_bytes: int = MAX_BYTES
+    timeout_s: float = TIMEOUT_S
+
+
+async def with_pictures(body: Body, rules: PictureRules) -> Body:
+    """The body with every picture at hand.
+
+    Raises NotSupportedError where pictures are not fetched, InvalidRequestError for what cannot be fetched or
+    has too many pixels; `param` is the field.
+    """
+    changes: dict[str, Any] = {}
+    at_once = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def picture(given: InputImage | RemoteImage, field: str) -> InputImage:
+        if isinstance(given, RemoteImage):
+            async with at_once:
+                given = await fetch_picture(given.url, field, rules)
+        check_picture(given.data, field, rules.limits.max_input_pixels)
+        return given
+
+    for field in PICTURE_FIELDS:
+        value = getattr(body, field, None)
+        if isinstance(value, list):
+            if len(value) > rules.limits.max_input_images:
+                raise InvalidRequestError(
+                    f"{field}: at most {rules.limits.max_input_images} pictures, got {len(value)}",
+                    field,
+                    "limit_exceeded",
+                )
+            changes[field] = list(await asyncio.gather(*(picture(each, field) for each in value)))
+        elif value is not None:
+            changes[field] = await picture(value, field)
+    return body.model_copy(update=changes)
+
+
+def check_picture(data: bytes, field: str, max_pixels: int) -> None:
+    """Reads the header only: no pixel is unpacked. Raises InvalidRequestError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise _too_large(field, "far more", max_pixels) from error
+    except Image.DecompressionBombWarning as error:
+        raise _too_large(field, "more", max_pixels) from error
+    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error) as error:
+        # What Pillow raises for a broken file: each of its readers has its own.
+        raise InvalidRequestError(f"{field} must be a PNG, JPEG or WebP file that can be read", field) from error
+    if width * height > max_pixels:
+        raise _too_large(field, f"{width}x{height}", max_pixels)
+
+
+def _too_large(field: str, size: str, max_pixels: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{field}: at most {max_pixels} pixels (width x height), it has {size}", field, "limit_exceeded"
+    )
+
+
+async def fetch_picture(url: str, field: str, rules: PictureRules) -> InputImage:
+    """GET `url`, with the target of each redirect checked like the first.
+
+    The errors do not tell what was found at an address: they would make this server a scanner.
+    """
+    if not rules.fetch:
+        raise NotSupportedError(f"{field}: pictures are not fetched from a URL here: send a data URL or base64", field)
+    try:
+        async with client_session(rules.allow_private, rules.timeout_s) as session:
+            data = await asyncio.wait_for(_get(session, url, field, rules), rules.timeout_s)
+    except ForbiddenTargetError as error:
+        raise InvalidRequestError(f"{field}: this URL is not fetched: {error}", field) from error
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        raise InvalidRequestError(f"{field}: no picture could be fetched from its URL", field) from error
+    return InputImage(data)
+
+
+async def _get(session: aiohttp.ClientSession, url: str | URL, field: str, rules: PictureRules) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        target = checked_url(url, rules.allow_private)
+        async with session.get(target, allow_redirects=False) as response:
+            if response.status in (301, 302, 303, 307, 308) and "location" in response.headers:
+                url = target.join(URL(response.headers["location"]))
+                continue
+            response.raise_for_status()
+            if response.status != 200:
+                raise ValueError(f"status {response.status}")
+            return await _read(response, field, rules.max_bytes)
+    raise InvalidRequestError(f"{field}: its URL redirects more than {MAX_REDIRECTS} times", field)
+
+
+async def _read(response: aiohttp.ClientResponse, field: str, max_bytes: int) -> bytes:
+    """Read on only while the body is within `max_bytes`, whatever it announces."""
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(65_536):
+        data += chunk
+        if len(data) > max_bytes:
+            raise InvalidRequestError(
+                f"{field}: a fetched picture may have at most {max_bytes} bytes", field, "limit_exceeded"
+            )
+    return bytes(data)

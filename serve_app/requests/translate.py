@@ -1,0 +1,268 @@
+"""A body that a caller sent becomes the requests that go to the stages: checked against the model and the limits.
+
+A field is either passed on to the pipeline's own `__call__` or refused: nothing is silently ignored. The few
+fields of OpenAI's that mean nothing to a diffusion model are accepted with the values that ask for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any
+
+from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
+from deployments.messages import GenerationRequest, OutputFormat, StageDescription
+from serve_app.http.middleware.limits import RequestLimits
+from serve_app.requests.bodies import (
+    FIELD_INSTEAD,
+    GenerationBody,
+    ImageGenerationBody,
+    RemoteImage,
+    VideoGenerationBody,
+    closest,
+)
+
+DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
+SEED_BITS = 32  # of a seed that we choose: short enough to be written down
+
+# Values of OpenAI's fields that ask for nothing that a diffusion model would have to do.
+NO_REQUEST: dict[str, tuple[Any, ...]] = {
+    "quality": (None, "auto", "standard"),
+    "style": (None, "auto"),
+    "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
+    "moderation": (None, "auto", "low"),
+    "stream": (None, False),
+}
+
+# Passed on under the same name when they are set.
+ARGUMENT_FIELDS = (
+    "prompt",
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_scale_2",
+    "true_cfg_scale",
+    "strength",
+    "max_sequence_length",
+    "image",
+    "mask_image",
+    "last_image",
+    "video",
+)
+
+RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
+_NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|generator|processor")
+
+
+def to_generation_requests(
+    body: ImageGenerationBody | VideoGenerationBody,
+    description: StageDescription,
+    limits: RequestLimits,
+    request_id: str,
+    model_name: str,
+    default_arguments: dict[str, Any] | None = None,
+) -> list[GenerationRequest]:
+    """The `n` requests that a body stands for, with the seeds seed, seed + 1 ...
+
+    Arguments are those of the body over `default_arguments`; what neither says is left to the pipeline's own
+    defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
+    Raises ModelNotFoundError, NotSupportedError or InvalidRequestError, with the field in `param`.
+    """
+    if body.model not in (None, model_name):
+        raise ModelNotFoundError(f"the model {body.model!r} is not served here, {model_name!r} is")
+    if body.media_kind != description.media_kind:
+        raise NotSupportedError(
+            f"{model_name!r} ({description.pipeline_class}) makes {description.media_kind}s, "
+            f"it cannot make {body.media_kind}s",
+            "model",
+        )
+    _refuse_requests_without_effect(body)
+    if body.n > limits.max_images:
+        raise _above("n", body.n, limits.max_images)
+    defaults = dict(default_arguments or {})
+    steps = description.parameters.get("num_inference_steps")
+    if steps is not None:  # said explicitly, so that the file can say it
+        defaults.setdefault("num_inference_steps", steps)
+    arguments = defaults | _arguments(body, description, limits)
+    if isinstance(body, ImageGenerationBody):
+        output = _picture_output(body)
+    else:
+        model_fps = _model_fps(description, defaults)
+        arguments |= _length_arguments(body, description, limits, model_fps)
+        output = _video_output(body, model_fps)
+    _check_required(arguments, description)
+    seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
+    ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
+    cache_dit = _cache_dit(body)
+    return [
+        GenerationRequest(
+            id,
+            model_name,
+            dict(arguments),
+            seed + index,
+            output,
+            deterministic=body.deterministic,
+            deadline_s=body.deadline_s,
+            cache_dit=cache_dit,
+            previews=body.partial_images or 0,
+        )
+        for index, id in enumerate(ids)
+    ]
+
+
+def _refuse_requests_without_effect(body: GenerationBody) -> None:
+    for name, harmless in NO_REQUEST.items():
+        value = getattr(body, name, None)
+        if value not in harmless:
+            allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
+            raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+
+
+def _cache_dit(body: GenerationBody) -> dict[str, Any] | None:
+    """What the request says of Cache-DiT, in our words; the denoiser checks the knobs."""
+    if body.enable_cache_dit is None and body.cache_dit_params is None:
+        return body.cache_dit
+    if body.cache_dit is not None:
+        given = "enable_cache_dit" if body.enable_cache_dit is not None else "cache_dit_params"
+        raise InvalidRequestError(f"give cache_dit or {given}, not both", given)
+    enable = {} if body.enable_cache_dit is None else {"enable": body.enable_cache_dit}
+    return {**(body.cache_dit_params or {}), **enable}
+
+
+def _arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    """The arguments that the caller set, checked."""
+    arguments = _extra_arguments(body, description, limits)
+    for name in ARGUMENT_FIELDS:
+        value = getattr(body, name, None)
+        if value is None:
+            continue
+        _check_accepted(name, name, description)
+        if isinstance(value, str) and len(value) > limits.max_prompt_chars:
+            raise _above(name, len(value), limits.max_prompt_chars, " characters")
+        if isinstance(value, list) and name != "video" and len(value) > limits.max_input_images:
+            raise _above(name, len(value), limits.max_input_images, " pictures")
+        if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
+            raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)
+        arguments[name] = value
+    if "prompt" in description.parameters and not (body.prompt or "").strip():
+        raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")
+    if body.num_inference_steps is not None and body.num_inference_steps > limits.max_steps:
+        raise _above("num_inference_steps", body.num_inference_steps, limits.max_steps)
+    if body.size not in (None, "auto"):
+        _check_accepted("size", "width", description)
+        arguments |= _width_and_height(str(body.size), description, limits)
+    return arguments
+
+
+def _width_and_height(size: str, description: StageDescription, limits: RequestLimits) -> dict[str, int]:
+    sides = dict(zip(("width", "height"), map(int, size.split("x")), strict=True))
+    multiple = description.size_multiple
+    for name, value in sides.items():
+        if value > limits.max_side:
+            raise _above("size", value, limits.max_side, f" pixels of {name}")
+        if value % multiple:
+            below = value - value % multiple
+            nearest = " or ".join(str(side) for side in (below, below + multiple) if side)
+            raise InvalidRequestError(
+                f"size: {name} must be a multiple of {multiple}, got {value}; the nearest are {nearest}",
+                "size",
+            )
+    pixels = sides["width"] * sides["height"]
+    if pixels > limits.max_pixels:
+        raise _above("size", pixels, limits.max_pixels, " pixels (width x height)")
+    return sides
+
+
+def _picture_output(body: ImageGenerationBody) -> OutputFormat:
+    if body.output_compression is not None and body.output_format == "png":
+        raise NotSupportedError("output_compression is for jpeg and webp, png is lossless", "output_compression")
+    return OutputFormat("image", body.output_format, body.output_compression)
+
+
+def _video_output(body: VideoGenerationBody, model_fps: float | None) -> OutputFormat:
+    fps = body.fps or model_fps
+    return OutputFormat("video", "mp4", fps=None if fps is None else float(fps))
+
+
+def _length_arguments(
+    body: VideoGenerationBody, description: StageDescription, limits: RequestLimits, model_fps: float | None
+) -> dict[str, Any]:
+    """The arguments that make a video as long as asked; the rate too, where the model conditions on it."""
+    arguments: dict[str, Any] = {}
+    if body.fps is not None:
+        rate = int(body.fps) if body.fps.is_integer() else body.fps  # some pipelines ask for an int
+        arguments |= {name: rate for name in RATE_ARGUMENTS if name in description.parameters}
+    field, num_frames = "num_frames", body.num_frames
+    if body.seconds is not None:
+        if num_frames is not None:
+            raise InvalidRequestError("give seconds or num_frames, not both", "seconds")
+        field, num_frames = "seconds", max(1, round(body.seconds * (body.fps or model_fps or DEFAULT_FPS)))
+    if num_frames is not None:
+        _check_accepted(field, "num_frames", description)
+        if num_frames > limits.max_frames:
+            raise _above(field, num_frames, limits.max_frames, " frames")
+        arguments["num_frames"] = num_frames
+    return arguments
+
+
+def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float | None:
+    rates = [arguments.get(name) for arguments in (defaults, description.parameters) for name in RATE_ARGUMENTS]
+    return next((float(rate) for rate in rates if rate), None)
+
+
+def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    known = [*body.field_names(), *FIELD_INSTEAD]
+    for name, value in body.extra_args.items():
+        param = f"extra_args.{name[:80]}"
+        if name in known:
+            raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
+        if _NO_JSON.search(name):
+            raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
+        if name not in description.parameters:
+            hint = closest(name, [each for each in description.parameters if each not in known])
+            raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
+        _check_extra_value(param, value, description.parameters[name], limits)
+    return dict(body.extra_args)
+
+
+_TYPES_LIKE: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int, float, list), "a number"),
+    float: ((int, float, list), "a number"),
+    str: ((str, list), "a text"),
+}
+
+
+def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimits) -> None:
+    types, needed = _TYPES_LIKE.get(type(default), ((object,), ""))
+    if not isinstance(value, types) or (isinstance(value, bool) and type(default) in (int, float)):
+        raise InvalidRequestError(f"{param} must be {needed}, got {_shown(value)}", param)
+    if "num_inference_steps" in param and isinstance(value, int | float) and not 1 <= value <= limits.max_steps:
+        raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
+    if isinstance(value, str) and len(value) > limits.max_prompt_chars:
+        raise _above(param, len(value), limits.max_prompt_chars, " characters")
+    if isinstance(value, list) and len(value) > limits.max_steps:
+        raise _above(param, len(value), limits.max_steps, " entries")
+
+
+def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
+    if argument not in description.parameters and argument not in description.required:
+        raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
+
+
+def _check_required(arguments: dict[str, Any], description: StageDescription) -> None:
+    for name in description.required:
+        if arguments.get(name) is None:
+            field = FIELD_INSTEAD.get(name, name)
+            raise InvalidRequestError(
+                f"{field} is required by {description.pipeline_class}", field, "missing_required_parameter"
+            )
+
+
+def _above(field: str, value: int, limit: int, unit: str = "") -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: at most {limit}{unit}, got {value}", field, "limit_exceeded")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."

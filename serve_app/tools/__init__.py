@@ -1,0 +1,1 @@
+"""Command lines; no other module imports them."""

@@ -1,0 +1,287 @@
+"""Check a Serve config file strictly, before anything starts: Serve itself accepts misspelt keys."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.runtime_env import RuntimeEnv
+from ray.serve import Application
+from ray.serve._private.build_app import build_app as serve_build_app
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+from env_config.serve_config import check_serve_config, serve_configs_of
+from serve_app.autoscaling import ReplicaRatio
+
+# Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
+READ_AS: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
+    (ServeApplicationSchema, "autoscaling_policy"): AutoscalingPolicy,
+}
+OUR_POLICY = "serve_app.autoscaling:ReplicaRatio"
+RUNTIME_ENV_KEYS = frozenset(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
+RUNTIME_ENV_OWNERS = (ServeApplicationSchema, RayActorOptionsSchema)
+
+
+def main(arguments: list[str]) -> int:
+    """Check the files named on the command line; 1 when one of them has a problem."""
+    if not arguments:
+        print("usage: python -m serve_app.tools.check_config FILE...", file=sys.stderr)
+        return 2
+    problems = {file: check_config(file) for file in arguments}
+    for file, lines in problems.items():
+        print("\n".join(lines) or f"{file}: ok")
+    return 1 if any(problems.values()) else 0
+
+
+def check_config(file: Path | str) -> list[str]:
+    """What is wrong with a Serve config or KubeRay RayService file, one sentence each; empty if nothing is.
+
+    Looks at every key of Serve's schema, the builder and its `args`, the deployments' names, the `env_vars`.
+    """
+    try:
+        documents = list(yaml.load_all(Path(file).read_text(encoding="utf-8"), StrictLoader))
+        configs = [config for document in documents for config in serve_configs_of(document)]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return [f"{file}: {error}"]
+    problems = [problem for config in configs for problem in check_serve_config_schema(config)]
+    return [f"{file}: {problem}" for problem in problems] + check_serve_config(file)
+
+
+def check_serve_config_schema(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the mapping that a Serve config file holds, its `env_vars` apart."""
+    problems = unknown_keys(ServeDeploySchema, config, "") + refused_values(ServeDeploySchema, config, "")
+    if "host" not in mapping_or_empty(config.get("http_options")):
+        problems.append("http_options.host: must be written: Serve's own default is every interface, 0.0.0.0")
+    applications = config.get("applications")
+    for application in applications if isinstance(applications, list) else []:
+        if isinstance(application, Mapping):
+            problems += check_application(application)
+    return problems
+
+
+def check_application(application: Mapping[str, Any]) -> list[str]:
+    """Build the application as Serve will, and hold the names under `deployments` against it."""
+    where = f"applications[{application.get('name', 'default')}]"
+    import_path, args = application.get("import_path"), application.get("args") or {}
+    if not isinstance(import_path, str) or not isinstance(args, Mapping):
+        return []  # refused by Serve's schema
+    try:
+        builder = import_builder(import_path)
+        model = args_model(builder)
+    except BuilderError as error:
+        return [f"{where}.import_path: {import_path!r}: {error}"]
+    problems = unknown_keys(model, args, f"{where}.args") or refused_values(model, args, f"{where}.args")
+    if problems:
+        return problems
+    try:
+        known = deployment_names(builder(model.model_validate(args)))
+    except ValueError as error:
+        return [f"{where}.args: {error}"]
+    deployments = application.get("deployments")
+    deployments = [mapping_or_empty(each) for each in (deployments if isinstance(deployments, list) else [])]
+    names = [deployment.get("name") for deployment in deployments]
+    problems += [
+        f"{where}.deployments: no deployment is named {name!r}{closest(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
+    return problems + check_autoscaling(application, deployments, where)
+
+
+def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str) -> list[str]:
+    """Make our policy as Serve's controller would, which tells nobody but its log when that fails."""
+    configs = {
+        f"{where}.deployments[{each.get('name')}].autoscaling_config": each["autoscaling_config"]
+        for each in deployments
+        if isinstance(each.get("autoscaling_config"), Mapping)
+    }
+    problems = [
+        f"{place}.policy: {OUR_POLICY} is for `autoscaling_policy` of the application: it decides for all stages"
+        for place, config in configs.items()
+        if is_our_policy(config.get("policy"))
+    ]
+    if not is_our_policy(application.get("autoscaling_policy")):
+        return problems
+    place = f"{where}.autoscaling_policy"
+    if not configs:
+        problems.append(f"{place}: no deployment has an autoscaling_config, so none would scale")
+    problems += check_our_policy(application["autoscaling_policy"].get("policy_kwargs") or {}, configs, place)
+    return problems + [
+        f"{place}.{delay}: must be 0: the policy itself starts replicas at once and takes them away after cooldown_s"
+        for place, config in configs.items()
+        for delay in ("upscale_delay_s", "downscale_delay_s")
+        if config.get(delay, AutoscalingConfig.model_fields[delay].default) != 0
+    ]
+
+
+def is_our_policy(policy: Any) -> bool:
+    return str(mapping_or_empty(policy).get("policy_function")).replace(":", ".") == OUR_POLICY.replace(":", ".")
+
+
+def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+    if not isinstance(settings, Mapping):
+        return [f"{where}.policy_kwargs: must be a mapping, got {settings!r}"]
+    known = inspect.signature(ReplicaRatio).parameters
+    unknown = [f"{where}.policy_kwargs.{key}: unknown key{closest(key, known)}" for key in settings if key not in known]
+    if unknown:
+        return unknown
+    try:
+        policy = ReplicaRatio(**settings)
+    except ValueError as error:
+        return [f"{where}.policy_kwargs: {error}"]
+    try:
+        least = sum(AutoscalingConfig(**config).min_replicas for config in configs.values())
+    except ValidationError:  # Serve's own schema names it
+        return []
+    if policy.max_replicas_in_all is not None and policy.max_replicas_in_all < least:
+        return [
+            f"{where}.policy_kwargs.max_replicas_in_all: {policy.max_replicas_in_all} is less than the "
+            f"min_replicas of the deployments, {least} together"
+        ]
+    return []
+
+
+def deployment_names(application: Application) -> list[str]:
+    return [deployment.name for deployment in serve_build_app(application, name="").deployments]
+
+
+class BuilderError(ValueError):
+    """`import_path` does not name an application builder with typed arguments."""
+
+
+def import_builder(import_path: str) -> Callable[..., Any]:
+    module_name, _, name = import_path.rpartition(":" if ":" in import_path else ".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise BuilderError(f"{error}") from error
+    builder: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(builder):
+        raise BuilderError(f"{module_name} has no function {name}{closest(name, vars(module))}")
+    return builder
+
+
+def args_model(builder: Callable[..., Any]) -> type[BaseModel]:
+    """The type of the builder's one parameter, read as Serve reads it: a type written as text is none."""
+    annotations = [parameter.annotation for parameter in inspect.signature(builder).parameters.values()]
+    match annotations:
+        case [type() as model] if issubclass(model, BaseModel):
+            return model
+    raise BuilderError("must take one argument whose type is a pydantic model, not its name as text")
+
+
+def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[str]:
+    """Every key of `values`, at any depth, that `model` does not have, with the closest name it has.
+
+    Says also what is wrong with the values of the mappings that validating `model` does not look into.
+    """
+    known = {field.alias or name: name for name, field in model.model_fields.items()}
+    problems = [f"{join(where, key)}: unknown key{closest(key, known)}" for key in values if key not in known]
+    for key in [key for key in values if key in known]:
+        annotation = annotation_of(model, known[key])
+        for nested, mapping, place in nested_models(annotation, values[key], join(where, key)):
+            problems += unknown_keys(nested, mapping, place)
+            if allows_plain_mapping(annotation):
+                problems += refused_values(nested, mapping, place)
+    if model in RUNTIME_ENV_OWNERS:
+        problems += unknown_runtime_env_keys(mapping_or_empty(values.get("runtime_env")), where)
+    return problems
+
+
+def unknown_runtime_env_keys(runtime_env: Mapping[str, Any], where: str) -> list[str]:
+    return [
+        f"{join(where, 'runtime_env', key)}: unknown key{closest(key, RUNTIME_ENV_KEYS)}"
+        for key in runtime_env
+        if key not in RUNTIME_ENV_KEYS
+    ]
+
+
+def refused_values(model: type[BaseModel], values: Mapping[str, Any], where: str) -> list[str]:
+    """What pydantic says of `values`; keys it does not know are left to `unknown_keys`."""
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return [
+            f"{join(where, *entry['loc'])}: {entry['msg'].removeprefix('Value error, ')}"
+            for entry in error.errors()
+            if entry["type"] != "extra_forbidden"
+        ]
+    except (ImportError, AttributeError, TypeError) as error:  # Serve imports the functions named here
+        return [f"{where or 'the config'}: {error}"]
+    return []
+
+
+def annotation_of(model: type[BaseModel], field: str) -> Any:
+    annotation = model.model_fields[field].annotation
+    return annotation | READ_AS[model, field] if (model, field) in READ_AS else annotation
+
+
+def nested_models(annotation: Any, value: Any, where: str) -> Iterator[tuple[type[BaseModel], Mapping[str, Any], str]]:
+    """The mappings in `value` that are read as pydantic models, each with its model and its place.
+
+    An item of a list is called by its `name`, if it has one.
+    """
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if is_model(annotation) and isinstance(value, Mapping):
+        yield annotation, value, where
+    elif kind is list and arguments and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from nested_models(arguments[0], item, f"{where}[{mapping_or_empty(item).get('name', index)}]")
+    elif kind is dict and arguments and isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from nested_models(arguments[1], item, join(where, key))
+    elif kind in (Union, UnionType):
+        for choice in arguments:
+            yield from nested_models(choice, value, where)
+
+
+def allows_plain_mapping(annotation: Any) -> bool:
+    """Whether pydantic may take a mapping as it is, although a model stands beside it: `dict | Model`."""
+    choices = [annotation, *get_args(annotation)]
+    return any(choice is dict or get_origin(choice) is dict for choice in choices)
+
+
+def is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def mapping_or_empty(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def join(*parts: object) -> str:
+    return ".".join(str(part) for part in parts if part != "")
+
+
+def closest(name: object, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known: {', '.join(sorted(known))}"
+
+
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error; plain YAML keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE_TAG]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice in one mapping", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,292 @@
+"""Serve one config file on this machine: check it, start `serve run`, show progress, leave nothing behind."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+LOG_FILE = Path("outputs/serve.log")
+WHAT_TO_DO = (
+    "What to do: correct the value named above, or choose a config that this machine can serve (`make serve "
+    f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
+)
+SERVE = [sys.executable, "-m", "ray.serve.scripts"]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HEALTH_PERIOD_S = 0.5
+STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
+REPEAT_PERIOD_S = 20.0  # the same line of progress again, so that a long load is not taken for a hang
+GRACE_S = 30.0  # for `serve run` to end by itself after SIGINT
+LISTENING_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class LaunchError(Exception):
+    """The application cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the application listens, and the route of its ingress there."""
+
+    host: str
+    port: int
+    route_prefix: str  # "" or "/name"
+
+    @property
+    def url(self) -> str:
+        host = LISTENING_EVERYWHERE.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.route_prefix}"
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m serve_app.tools.launch CONFIG`: 0 if ended by Ctrl-C or SIGTERM, 1 if it failed, 2 on misuse."""
+    if len(arguments) != 1:
+        print("usage: python -m serve_app.tools.launch CONFIG", file=sys.stderr)
+        return 2
+    for stop_signal in STOP_SIGNALS:
+        signal.signal(stop_signal, signal.default_int_handler)
+    try:
+        launch(Path(arguments[0]))
+    except LaunchError as error:
+        print(f"\nTriptych is not running: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def launch(config: Path) -> None:
+    """Serve `config` until a signal raises KeyboardInterrupt.
+
+    Raises LaunchError when the file or its port is no good, the application fails to deploy, or Serve ends.
+    """
+    print(f"Checking {config} ...", flush=True)
+    address = checked_address(config)
+    print(f"Starting Ray and Serve; the log is {LOG_FILE}.", flush=True)
+    with running_serve(config) as serve:
+        wait_until_ready(serve, address)
+        print(ready_message(address, makes_videos(address)), flush=True)
+        serve.wait()
+        raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
+
+
+def checked_address(config: Path) -> Address:
+    """Where `config` will listen; LaunchError for a file with mistakes or a port that is taken."""
+    # In a process of its own: the check loads what the application loads, torch included.
+    check = subprocess.run(
+        [sys.executable, "-m", "serve_app.tools.check_config", str(config)], capture_output=True, text=True
+    )
+    if check.returncode != 0:
+        raise LaunchError(f"correct {config} first:\n{check.stdout or last_lines(check.stderr)}")
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
+    prefix = schema.applications[0].route_prefix or ""
+    address = Address(schema.http_options.host, schema.http_options.port, prefix.rstrip("/"))
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address.host, address.port))
+            listener.listen()
+    except OSError as error:
+        raise LaunchError(
+            f"cannot listen on {address.host}, port {address.port} ({error.strerror}). Stop the program that "
+            f"uses the port, or write another one under `http_options` in {config}."
+        ) from error
+    return address
+
+
+@contextlib.contextmanager
+def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run` on a Ray of its own, in a session of its own; all its processes are gone afterwards."""
+    LOG_FILE.parent.mkdir(parents=True, exist_ok=True)
+    with LOG_FILE.open("wb") as log:
+        serve = subprocess.Popen(
+            # `local`: never join, and so never end, another Ray that runs on this machine.
+            [*SERVE, "run", "--address", "local", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield serve
+    finally:
+        stop(serve)
+
+
+def stop(serve: subprocess.Popen[bytes]) -> None:
+    """Ask `serve run` to end, wait for GRACE_S at most (a second signal: no longer), end what is left."""
+    if serve.poll() is None:
+        print("\nStopping (again Ctrl-C: at once) ...", flush=True)
+        serve.send_signal(signal.SIGINT)
+    with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+        serve.wait(GRACE_S)
+        psutil.wait_procs(processes_of_session(serve.pid), timeout=5)
+    for stop_signal in STOP_SIGNALS:
+        signal.signal(stop_signal, signal.SIG_IGN)
+    left = processes_of_session(serve.pid)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+    serve.wait()
+    print("Stopped.", flush=True)
+
+
+def processes_of_session(session: int) -> list[psutil.Process]:
+    """Every process that descends from the session's first one, wherever Ray has moved it since."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def wait_until_ready(serve: subprocess.Popen[bytes], address: Address) -> None:
+    """Print progress until GET /health answers 200; LaunchError if Serve ends or gives an application up."""
+    progress = Progress()
+    next_status_at = time.monotonic() + STATUS_PERIOD_S
+    while True:
+        health_status, health = get_json(f"{address.url}/health")
+        if health_status == 200:
+            return
+        if serve.poll() is not None:
+            raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
+        progress.show(stage_progress(health_status, health))
+        if time.monotonic() >= next_status_at:
+            applications, no_answer = serve_status()
+            for line in filter(None, [no_answer, *deployment_messages(applications)]):
+                progress.show(line)
+            next_status_at = time.monotonic() + STATUS_PERIOD_S
+        time.sleep(HEALTH_PERIOD_S)
+
+
+class Progress:
+    """Prints a line when it is news, or when nothing was printed for a while."""
+
+    def __init__(self) -> None:
+        self.started_at = time.monotonic()
+        self.printed_at = -REPEAT_PERIOD_S
+        self.seen: set[str] = set()
+
+    def show(self, line: str) -> None:
+        now = time.monotonic()
+        if line in self.seen and now - self.printed_at < REPEAT_PERIOD_S:
+            return
+        print(f"[{now - self.started_at:4.0f} s] {line}", flush=True)
+        self.seen.add(line)
+        self.printed_at = now
+
+
+def stage_progress(health_status: int | None, health: Mapping[str, Any] | None) -> str:
+    """One line from what GET /health answered: nothing yet, not the application, or its stages."""
+    if health_status is None:
+        return "waiting for Ray and Serve to answer"
+    if health is None or "stages" not in health:
+        return "Serve is up, the application is being built"
+    stages = [
+        f"{name} {'ready' if stage['ready'] else stage['detail'] or 'loading'}"
+        for name, stage in health["stages"].items()
+    ]
+    return ", ".join(stages)
+
+
+def serve_status() -> tuple[Mapping[str, Any], str]:
+    """The applications that `serve status` lists, and why it gave no answer, if it gave none."""
+    log = plain_log()
+    dashboard = re.search(r"View the dashboard at (http\S+)", log)
+    if dashboard is None:
+        return {}, ""
+    # Ray turns its token on in the process that starts a local Ray, but not in its own command line tools.
+    token_mode = ["env", "RAY_AUTH_MODE=token"] if "Token authentication is enabled" in log else []
+    command = [*token_mode, *SERVE, "status", "--address", dashboard[1]]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except subprocess.CalledProcessError as error:
+        return {}, f"`serve status` failed: {last_lines(error.stderr, 1)}"
+    except subprocess.TimeoutExpired:
+        return {}, "`serve status` did not answer within a minute"
+    return yaml.safe_load(answer.stdout)["applications"], ""
+
+
+def deployment_messages(applications: Mapping[str, Any]) -> list[str]:
+    """What Serve says about deployments that are not up; LaunchError when it has given an application up."""
+    all_messages = []
+    for name, application in applications.items():
+        messages = [
+            f"{deployment_name}: {last_lines(deployment['message'])}"
+            for deployment_name, deployment in application["deployments"].items()
+            if deployment["message"]
+        ]
+        if application["status"] == "DEPLOY_FAILED":
+            causes = messages or [last_lines(application["message"])]
+            raise LaunchError("\n".join([f"application {name!r} failed to deploy.", *causes, WHAT_TO_DO]))
+        all_messages += messages
+    return all_messages
+
+
+def get_json(url: str) -> tuple[int | None, Any]:
+    """The status and the JSON of an answer, None for what there is not."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            status, body = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        status, body = error.code, error.read()
+    except OSError:
+        return None, None
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, None
+
+
+def makes_videos(address: Address) -> bool:
+    _, answer = get_json(f"{address.url}/v1/model_info")  # with API keys it tells nothing: pictures are the rule
+    return isinstance(answer, dict) and answer.get("is_image_gen") is False
+
+
+def ready_message(address: Address, videos: bool = False) -> str:
+    what, route, name = ("video", "videos", "video.mp4") if videos else ("picture", "images", "picture.png")
+    prompt = "a fox moving left on a blue background" if videos else "a red apple"
+    body = json.dumps({"prompt": prompt, "response_format": "b64_json"})
+    request = f"curl -sS {address.url}/v1/{route}/generations -H 'Content-Type: application/json' -d '{body}'"
+    made = 'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"])'
+    to_file = f'python3 -c \'import base64, json, sys; open("{name}", "wb").write({made})\''
+    return f"""
+Ready: {address.url} (all routes: {address.url}/docs; Ctrl-C stops it)
+
+Make a {what}, {name}:
+  {request} | {to_file}
+
+OpenAI client:
+  OpenAI(base_url="{address.url}/v1", api_key="none")
+"""
+
+
+def plain_log() -> str:
+    """The log of `serve run` without terminal colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", LOG_FILE.read_text(encoding="utf-8", errors="replace"))
+
+
+def last_lines(text: str, count: int = 12) -> str:
+    return "\n".join(text.strip().splitlines()[-count:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""Checkpoints that are not this request's are refused, and they are made as often as they are cheap."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from deployments.denoising import checkpoint as checkpoint_module
+from deployments.denoising.checkpoint import CheckpointInterval
+from deployments.errors import InvalidRequestError
+from deployments.messages import Checkpoint, GenerationRequest
+from tests.parity.test_engine_parity import Stages
+from tests.support.tiny_models import checkpoint as checkpoint_folder
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def stages(checkpoints_root: Path) -> Iterator[Stages]:
+    stages = Stages(checkpoint_folder("flux", checkpoints_root))
+    yield stages
+    stages.close()
+
+
+@pytest.fixture(scope="module")
+def request_(stages: Stages) -> GenerationRequest:
+    return stages.request(0, deterministic=True, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def half(stages: Stages, request_: GenerationRequest) -> Checkpoint:
+    return stages.alone(request_)[1][STEPS // 2]
+
+
+def resume(stages: Stages, request: GenerationRequest, checkpoint: Checkpoint) -> int:
+    """The step that it went on from."""
+    _, denoising = stages.denoiser.denoise(request, stages.encode(request), checkpoint)
+    return denoising.session.resumed_at
+
+
+def damaged(half: Checkpoint) -> Checkpoint:
+    buffers = [buffer.copy() for buffer in half.content.buffers]
+    largest = max(buffers, key=len)
+    largest[len(largest) // 2] ^= 1
+    return dataclasses.replace(half, content=dataclasses.replace(half.content, buffers=tuple(buffers)))
+
+
+def with_another_tree(half: Checkpoint) -> Checkpoint:
+    tree: Any = half.content.tree
+    return dataclasses.replace(half, content=dataclasses.replace(half.content, tree={**tree, "names": []}))
+
+
+def cut_off(half: Checkpoint) -> Checkpoint:
+    buffers = (*half.content.buffers[:-1], np.empty(0, np.uint8))
+    return dataclasses.replace(half, content=dataclasses.replace(half.content, buffers=buffers))
+
+
+@pytest.mark.parametrize("damage", [damaged, with_another_tree, cut_off])
+def test_a_damaged_checkpoint_is_refused(
+    damage: Callable[[Checkpoint], Checkpoint], stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    resume(stages, request_, half)
+    with pytest.raises(InvalidRequestError, match="damaged") as refused:
+        resume(stages, request_, damage(half))
+    assert refused.value.param == "checkpoint"
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 5},
+    "number of steps": {"num_inference_steps": STEPS + 1},
+    "prompt": {"prompt": "another cat"},
+    "guidance": {"guidance_scale": 7.0},
+    "caching": {"cache_dit": {"enable": True}},
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_checkpoint_of_another_request_is_refused(
+    changed: str, stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    change = CHANGES[changed]
+    own = {name: value for name, value in change.items() if name in ("seed", "cache_dit")}
+    arguments = request_.arguments | {name: value for name, value in change.items() if name not in own}
+    other = dataclasses.replace(request_, arguments=arguments, **own)
+    with pytest.raises(InvalidRequestError, match="another model, version or request"):
+        resume(stages, other, half)
+
+
+def test_the_name_of_a_request_does_not_bind_its_checkpoint(
+    stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    other = dataclasses.replace(request_, request_id="a second attempt", report_progress=True)
+    assert resume(stages, other, half) == half.step
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"SGLANG_CACHE_DIT_ENABLED": "true"}, {"SGLANG_CACHE_DIT_ENABLED": "true", "SGLANG_CACHE_DIT_RDT": "0.5"}],
+)
+def test_a_checkpoint_of_a_replica_with_other_settings_is_refused(
+    variables: dict[str, str], stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    others = Stages(stages.stage.layout.folder, variables)
+    with pytest.raises(InvalidRequestError, match="other settings"):
+        resume(others, request_, half)
+    others.close()
+
+
+def test_a_checkpoint_of_other_weights_is_refused(
+    stages: Stages, request_: GenerationRequest, half: Checkpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "flux"
+    shutil.copytree(stages.stage.layout.folder, folder)
+    [weights] = (folder / "transformer").glob("*.safetensors")
+    save_file({name: tensor * 1.001 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    others = Stages(folder)
+    with pytest.raises(InvalidRequestError, match="another model"):
+        others.denoiser.denoise(request_, stages.encode(request_), half)
+    others.close()
+
+
+def test_a_checkpoint_takes_a_few_latents(half: Checkpoint, stages: Stages, request_: GenerationRequest) -> None:
+    [latents] = stages.plain(request_)
+    one = latents.numel() * latents.element_size()
+    generators_bytes = 2 * 5056  # the states of the request's generator and of the global one
+    assert half.content.num_bytes <= 3 * one + 2 * generators_bytes + 4096
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_s", "step_s", "expected"),
+    [(0.001, 1.0, 1), (0.009, 1.0, 1), (0.011, 1.0, 2), (0.1, 1.0, 10), (0.0999, 0.02, 500), (0.0, 1.0, 1)],
+)
+def test_checkpoints_are_as_frequent_as_one_percent_of_the_time_allows(
+    checkpoint_s: float, step_s: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(checkpoint_module.time, "perf_counter", lambda: clock[0])
+    interval = CheckpointInterval(None)
+    clock[0] += 4 * step_s
+    interval.note(checkpoint_s, 4)
+    due = [steps for steps in range(1, expected + 2) if interval.is_due(steps)]
+    assert due == [expected, expected + 1]
+    assert checkpoint_s / (expected * step_s) <= 0.01 + 1e-9
+
+
+def test_the_first_checkpoint_whose_cost_nobody_knows_waits_until_it_can_be_afforded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(checkpoint_module.time, "perf_counter", lambda: clock[0])
+    interval = CheckpointInterval(None)
+    clock[0] += 0.9 * checkpoint_module.FIRST_AFTER_S
+    assert not interval.is_due(5)
+    clock[0] += 0.2 * checkpoint_module.FIRST_AFTER_S
+    assert interval.is_due(6)
+
+
+def test_a_given_interval_is_kept_whatever_checkpoints_cost() -> None:
+    interval = CheckpointInterval(3)
+    interval.note(100.0, 1)
+    assert [steps for steps in range(1, 5) if interval.is_due(steps)] == [3, 4]
+
+
+def test_the_given_interval_is_that_of_the_checkpoints_made(stages: Stages) -> None:
+    request = stages.request(0, deterministic=True, steps=7)
+    every_second = Stages(stages.stage.layout.folder)
+    every_second.denoiser.args = every_second.denoiser.args.model_copy(update={"checkpoint_every": 2})
+    assert [made.step for made in every_second.alone(request)[1]] == [2, 4, 6]
+    every_second.close()

@@ -1,0 +1,307 @@
+"""Nothing accepted is lost: replicas of all stages are killed under load, and every request ends with the bytes
+of an undisturbed run.
+
+Two applications (pictures, and videos made by two transformers) run on one Ray, started by this process. The
+load goes through `serve_app.making.generate.generate`, as the ingress calls it, because its progress tells when a
+denoiser is at an early, a middle or a late step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import time
+import urllib.request
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.replicas.denoiser import Denoiser
+from deployments.replicas.encoder import Encoder
+from deployments.replicas.owner_watch import CHECK_EVERY_S
+from deployments.replicas.vae import VAE
+from serve_app.making.generate import Stages, generate
+from serve_app.making.health import describe_stages
+from tests.support.tiny_models import checkpoint
+
+# Ray warns of its own affairs (sockets, forks) in the process that starts it.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
+
+CHECKPOINT_EVERY = 1
+STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
+SIZES = {"flux": {"height": 32, "width": 32, "max_sequence_length": 32}, "wan22": {"height": 16, "width": 16}}
+OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4", fps=8.0)}
+ENDLESS = {"prompt": "a cat", "num_inference_steps": 200_000, **SIZES["flux"]}
+MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a request
+PATIENCE_S = 300
+FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
+KILLS = [*(("Denoiser", moment) for moment in MOMENTS), ("Encoder", "any"), ("VAE", "any")]  # of one round
+
+
+@dataclass
+class Application:
+    """One served model, its load, and what was seen of it."""
+
+    name: str
+    stages: Stages
+    truths: dict[int, bytes] = field(default_factory=dict)  # by seed
+    under_way: dict[str, int] = field(default_factory=dict)  # request -> its last step
+    finished: int = 0
+    steps_run: int = 0
+    passed: asyncio.Event = field(default_factory=asyncio.Event)  # a request has done a step
+
+    def request(self, seed: int, attempt: int) -> GenerationRequest:
+        arguments = {"prompt": f"a small cat {seed}", "num_inference_steps": STEPS[self.name], **SIZES[self.name]}
+        if self.name == "wan22":
+            arguments["num_frames"] = 5
+        return GenerationRequest(
+            f"{self.name}-{seed}-{attempt}", self.name, arguments, seed, OUTPUTS[self.name], deterministic=True
+        )
+
+    async def make(self, seed: int, attempt: int) -> bytes:
+        request = self.request(seed, attempt)
+
+        def note(progress: DenoisingProgress) -> None:
+            self.steps_run += 1
+            self.under_way[request.request_id] = progress.step
+            self.passed.set()
+
+        try:
+            media = await generate(self.stages, request, note)
+        finally:
+            self.under_way.pop(request.request_id, None)
+        return media.files[0].data
+
+    async def load(self, seeds: tuple[int, ...], stopped: asyncio.Event) -> None:
+        """One request after another, each compared with the undisturbed run."""
+        attempt = 0
+        while not stopped.is_set():
+            attempt += 1
+            seed = seeds[attempt % len(seeds)]
+            made = await self.make(seed, attempt)
+            assert made == self.truths[seed], f"{self.name}: seed {seed} has other bytes"
+            self.finished += 1
+
+    async def until_a_request_passes(self, share: float) -> None:
+        """Returns when a request is at that share of its steps, and not far beyond it."""
+        first, last = share * STEPS[self.name], (share + 0.08) * STEPS[self.name]
+        while not any(first <= step <= last for step in self.under_way.values()):
+            self.passed.clear()
+            await asyncio.wait_for(self.passed.wait(), PATIENCE_S)
+
+    async def describe(self, deployment: str) -> StageDescription:
+        """What the deployment holds, when all of the application is there."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            answers = await describe_stages(self.stages, timeout_s=10)
+            answer = answers[deployment]
+            if all(isinstance(each, StageDescription) for each in answers.values()):
+                assert isinstance(answer, StageDescription)
+                return answer
+            assert time.monotonic() < give_up, answers
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def metrics_port() -> Iterator[int]:
+    """Ray and Serve with nothing on them; Ray's workers are not nice here, or they would starve beside the tests."""
+    before = dict(os.environ)
+    ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
+    port = free_port()
+    os.environ |= {
+        "RAY_worker_niceness": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
+        "RAY_AUTH_MODE": "disabled",
+        "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
+        "SGLANG_DIFFUSION_CACHE_ROOT": ray_folder,
+    }
+    try:
+        ray.init(
+            num_cpus=6,  # one for each stage of both; Ray starts as many workers in advance
+            include_dashboard=False,
+            log_to_driver=False,
+            _metrics_export_port=port,
+            _temp_dir=ray_folder,
+            object_store_memory=200_000_000,
+        )
+        serve.start(proxy_location="Disabled")
+        yield port
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def run_application(name: str, folder: Path) -> Application:
+    """The three stages without an ingress: this process is the caller."""
+    model = ModelArgs(
+        path=str(folder),
+        name=name,
+        denoising=DenoisingArgs(deterministic=True, checkpoint_every=CHECKPOINT_EVERY),
+    )
+    encoder, vae = Encoder.bind(model), VAE.bind(model)
+    serve.run(Denoiser.bind(model, encoder, vae), name=name, route_prefix=None)
+    return Application(name, stages_of(name))
+
+
+def stages_of(name: str, owner: str = "") -> Stages:
+    encoder, denoiser, vae = (serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE"))
+    return Stages(encoder, denoiser, vae, owner)
+
+
+@pytest.fixture(scope="module")
+def applications(metrics_port: int, checkpoints_root: Path) -> list[Application]:
+    return [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
+
+
+# Twenty kills in CI, and where they are asked for; five elsewhere.
+@pytest.mark.parametrize("rounds", [4] if os.environ.get("CI") else [1, pytest.param(4, marks=pytest.mark.stress)])
+def test_no_request_is_lost_or_changed_by_kills(
+    rounds: int, applications: list[Application], metrics_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready = time.monotonic()
+    kills = KILLS * rounds
+    hits = asyncio.run(kill_under_load(applications, kills, random.Random(0)))
+    figures = [
+        f"{len(kills)} kills in {time.monotonic() - ready:.0f} s",
+        *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
+    ]
+    metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
+    figures += [f"{name}: {value:g}" for name, value in {**hits, **metrics}.items()]
+    with capsys.disabled():
+        print("\n" + "\n".join(figures))
+    assert all(app.finished >= 3 for app in applications)
+    assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
+    assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
+
+
+def test_a_denoising_ends_when_the_actor_that_asked_for_it_dies(applications: list[Application]) -> None:
+    caller = Caller.options(name="caller", namespace="serve").remote()  # type: ignore[attr-defined]
+    caller.ask.remote("flux", dataclasses.replace(applications[0].request(1, 0), arguments=ENDLESS))
+    wait_for_jobs(applications[0], 1)
+    time.sleep(4 * CHECK_EVERY_S)
+    wait_for_jobs(applications[0], 1)  # who lives is left alone
+    ray.kill(caller)
+    wait_for_jobs(applications[0], 0)
+
+
+@ray.remote
+class Caller:
+    """In the place of an ingress."""
+
+    async def ask(self, name: str, request: GenerationRequest) -> None:
+        await generate(stages_of(name, ray.get_runtime_context().get_actor_name()), request)
+
+
+def wait_for_jobs(application: Application, number: int) -> None:
+    """Until the denoiser has so many."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        described = asyncio.run(inspected(application))
+        if len(described["requests"]) == number:
+            return
+        assert time.monotonic() < give_up, described
+        time.sleep(0.5)
+
+
+async def inspected(application: Application) -> dict[str, Any]:
+    answer: dict[str, Any] = await application.stages.denoiser.inspect.remote()
+    return answer
+
+
+async def kill_under_load(
+    applications: list[Application], moments: list[tuple[str, str]], choice: random.Random
+) -> dict[str, int]:
+    for application in applications:
+        for seed in (1, 2):
+            application.truths[seed] = await application.make(seed, 0)
+    watched = RecoveryLog()
+    stopped = asyncio.Event()
+    loads = [asyncio.create_task(app.load((1, 2), stopped)) for app in applications for _ in range(2)]
+    kills = [(deployment, moment, applications[i % 2]) for i, (deployment, moment) in enumerate(moments)]
+    choice.shuffle(kills)
+    with watched:
+        for deployment, moment, application in kills:
+            process_id = (await application.describe(deployment)).process_id
+            if moment in MOMENTS:
+                await wait_beside(loads, application.until_a_request_passes(MOMENTS[moment]))
+            else:
+                await asyncio.sleep(choice.uniform(0, 0.5))
+            os.kill(process_id, signal.SIGKILL)
+            assert not any(load.done() for load in loads), [load.exception() for load in loads if load.done()]
+        stopped.set()
+        await asyncio.wait_for(asyncio.gather(*loads), PATIENCE_S)
+    return {"recoveries": watched.recoveries, "extra_steps": watched.lost_steps}
+
+
+async def wait_beside(loads: list[asyncio.Task[None]], waiting: Coroutine[Any, Any, None]) -> None:
+    """Waits, but not if the load has failed meanwhile."""
+    wait = asyncio.create_task(waiting)
+    await asyncio.wait([wait, *loads], return_when=asyncio.FIRST_COMPLETED)
+    for load in loads:
+        if load.done():
+            load.result()
+    await wait
+
+
+class RecoveryLog(logging.Handler):
+    """Counts what the path of a request logs when a replica dies under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recoveries = 0
+        self.lost_steps = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost = re.search(r"going on from step \d+ \((\d+) steps lost\)", record.getMessage())
+        if lost:
+            self.recoveries += 1
+            self.lost_steps += int(lost[1])
+
+    def __enter__(self) -> RecoveryLog:
+        logging.getLogger("serve_app.making.generate").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("serve_app.making.generate").removeHandler(self)
+
+
+def wait_for_metrics(port: int, names: tuple[str, ...]) -> dict[str, float]:
+    """The sums of these metrics over all processes, as Prometheus would read them."""
+    give_up = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        sums = {
+            name: sum(
+                float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"ray_{name}(_total|_count)?[{{ ]", line)
+            )
+            for name in names
+        }
+        if all(sums.values()):
+            return sums
+        assert time.monotonic() < give_up, sums
+        time.sleep(1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

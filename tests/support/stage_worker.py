@@ -1,0 +1,71 @@
+"""What runs in a stage's process: the plain classes of the stages, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableAudioPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from deployments.media.pixels import files_to_write
+from deployments.messages import (
+    ComponentAnswer,
+    ComponentCall,
+    Conditioning,
+    DecodeInputs,
+    GenerationRequest,
+    OutputFormat,
+    StageName,
+)
+from deployments.stage_pipeline.description import media_kind
+from deployments.stage_pipeline.loading import load_stage
+from deployments.stage_pipeline.remote_calls import answer_call
+from deployments.stages.decode import audio_sample_rate, decode_output, default_fps
+from deployments.stages.denoise import AskStage, DenoiserStage
+from deployments.stages.encode import encode
+from tests.support.tiny_models import TINY_MODELS, tiny_patches
+
+OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
+
+
+class StageWorker:
+    """One stage of one pipeline at a time."""
+
+    def __init__(self, stage: StageName, ask_stage: AskStage) -> None:
+        self.name = stage
+        self.ask_stage = ask_stage
+        tiny_patches()
+        for library in (diffusers_logging, transformers_logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+
+    def load(self, folder: Path, dtype: str | None) -> dict[str, int]:
+        self.stage = load_stage(folder, (self.name,), dtype=getattr(torch, dtype) if dtype else None)
+        model = TINY_MODELS.get(folder.name)
+        if model is not None and model.after_load is not None:
+            model.after_load(self.stage.pipeline)
+        self.denoiser = DenoiserStage(self.stage, ask_stage=self.ask_stage)
+        return self.stage.weight_bytes()
+
+    def encode(self, request: GenerationRequest) -> Conditioning:
+        return encode(self.stage, request)
+
+    def denoise(self, request: GenerationRequest, conditioning: Conditioning) -> DecodeInputs:
+        return self.denoiser.denoise(request, conditioning)[0]
+
+    def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> list[Any]:
+        """The numbers of the output, of which the files that a served request ends in can be made."""
+        output = decode_output(self.stage, request, inputs)
+        pipeline = type(self.stage.pipeline)
+        if pipeline is not StableAudioPipeline:  # sound alone is not served
+            output_format = OUTPUTS[media_kind(pipeline)]
+            request = dataclasses.replace(request, output=output_format)
+            assert files_to_write(output, request, default_fps(self.stage), audio_sample_rate(self.stage))
+        return torch.utils._pytree.tree_leaves(dict(output))
+
+    def call_component(self, call: ComponentCall) -> ComponentAnswer:
+        return answer_call(self.stage, call)

@@ -1,0 +1,115 @@
+"""A real replica of the deployment `Pipeline` in this process, constructed from environment variables."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray import serve
+
+from deployments.devices import Device
+from deployments.messages import DecodeInputs, GenerationRequest, Media, OutputFormat
+from deployments.model import DType, ModelArgs
+from deployments.replicas.combined import Pipeline
+from env_config.library_caches import LIBRARY_CACHES
+from env_config.variables import BY_VARIABLE
+from tests.support.tiny_models import tiny_patches
+
+MakeReplica = Callable[..., "WholeReplica"]
+ARGUMENTS = {
+    "flux": {"prompt": "a small cat", "height": 32, "width": 32, "max_sequence_length": 32, "guidance_scale": 3.5},
+    "wan22": {"prompt": "a small cat", "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1.0},
+}
+OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4")}
+
+
+class WholeReplica:
+    """A replica of all three stages, and how to ask it for a picture."""
+
+    def __init__(self, checkpoint: Path, dtype: DType = "auto") -> None:
+        self.model = checkpoint.name
+        self.latents = b""  # of the last request, finer than the pixels of a file
+        self.replica = Pipeline.func_or_class(ModelArgs(path=str(checkpoint), name=self.model, dtype=dtype))
+
+    def generate(self, steps: int = 4, request_id: str = "r", seed: int = 0, **changes: Any) -> Media:
+        """The files for the tiny model's usual request; `changes` are fields of the GenerationRequest."""
+        output = OUTPUTS[self.model]
+        arguments = {**ARGUMENTS[self.model], "num_inference_steps": steps}
+        request = GenerationRequest(request_id, self.model, arguments, seed, output, **changes)
+        return asyncio.run(self._generate(request))
+
+    async def _generate(self, request: GenerationRequest) -> Media:
+        conditioning = await self.replica.encode(request)
+        async for item in self.replica.denoise(request, conditioning):
+            if isinstance(item, DecodeInputs):
+                self.latents = b"".join(buffer.tobytes() for buffer in item.content.buffers)
+                return await self.replica.decode(request, item)
+        raise AssertionError("the denoiser sent no decode inputs")
+
+    def cache_summary(self, component: str = "transformer") -> dict[str, Any]:
+        """Of the last request: steps and blocks that Cache-DiT computed and reused."""
+        summary: dict[str, Any] = self.replica.denoiser.recent_caches[-1][component]
+        return summary
+
+    def close(self) -> None:
+        self.replica.denoiser.engine.close()
+        self.replica.media_pool.close()
+        self.replica._worker.shutdown()
+        self.replica.request_threads.shutdown()
+
+
+@pytest.fixture
+def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MakeReplica]:
+    """Builds replicas from a checkpoint and variables by their full names; the CPU unless said otherwise."""
+    tiny_patches()
+    with ExitStack() as cleaning:
+        cleaning.enter_context(loggers_restored())
+
+        def make(checkpoint: Path, dtype: DType = "auto", **variables: str) -> WholeReplica:
+            replica_id = SimpleNamespace(unique_id="replica-1")
+            monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
+            monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
+            set_variables(monkeypatch, tmp_path, variables)
+            whole = WholeReplica(checkpoint, dtype)
+            cleaning.callback(whole.close)
+            return whole
+
+        yield make
+
+
+def set_variables(monkeypatch: pytest.MonkeyPatch, folder: Path, variables: dict[str, str]) -> None:
+    """Exactly these of the 45 are set, beside a cache root below `folder`, the CPU, and a quiet log."""
+    for name in (*BY_VARIABLE, *LIBRARY_CACHES):
+        monkeypatch.delenv(name, raising=False)
+    defaults = {
+        "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
+        "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
+        "SGLANG_DIFFUSION_LOGGING_LEVEL": "ERROR",
+    }
+    for name, value in (defaults | variables).items():
+        assert name in BY_VARIABLE
+        monkeypatch.setenv(name, value)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """The replica believes that it runs on this device; its tensors stay on the CPU."""
+    monkeypatch.setattr("deployments.replicas.replica.select_device", lambda name: Device(device, torch.device("cpu")))
+    monkeypatch.setattr("deployments.replicas.replica.synchronize", lambda device: None)
+
+
+@contextmanager
+def loggers_restored() -> Iterator[None]:
+    loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate

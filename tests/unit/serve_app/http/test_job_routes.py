@@ -1,0 +1,242 @@
+"""The routes of jobs and videos in this process: headers, refusals, pages, whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.errors import GenerationFailedError, InvalidRequestError
+from deployments.messages import GenerationRequest, Media
+from serve_app.http.middleware.keys import hash_of
+from serve_app.http.routes.jobs import how_asked
+from serve_app.ingress import app
+from serve_app.jobs import runner
+from serve_app.jobs.service import JobArgs, Jobs
+from serve_app.making.admission import AdmissionArgs
+from tests.support.in_process import Server, description, make_at_once, serving
+
+IMAGES = "/v1/images/generations"
+VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
+
+
+@asynccontextmanager
+async def server_with_jobs(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
+    with serving(folder) as server:
+        server.configure(**settings)
+        ingress = server.ingress
+        ingress.jobs = Jobs(
+            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
+        )
+        ingress.jobs.start()
+        try:
+            async with server.client(timeout=60) as client:
+                yield server, client
+        finally:
+            ingress.jobs.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POLL_S", 0.02)
+
+
+async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while True:
+            job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
+            if job["status"] not in ("queued", "in_progress"):
+                return job
+            await asyncio.sleep(0.02)
+
+
+async def test_background_and_a_preference_both_make_a_job(tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {"json": {"prompt": "x", "background": True}},
+        {"json": {"prompt": "x"}, "headers": {"Prefer": "wait=5, respond-async"}},
+    ]
+    async with server_with_jobs(tmp_path) as (_, client):
+        for way in ways:
+            answer = await client.post(IMAGES, **way)
+            assert (answer.status_code, answer.json()["object"]) == (202, "job")
+            job = await ended(client, answer.json()["id"])
+            assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+            assert (job["status"], job["progress"], job["upload"]) == ("completed", 100, "done")
+            picture = await client.get(job["result"]["data"][0]["url"])
+            assert picture.content.startswith(b"\x89PNG")
+
+
+async def test_a_key_on_the_synchronous_route_is_answered_once_and_for_all(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        headers = {"Idempotency-Key": "k"}
+        answers = await asyncio.gather(*(client.post(IMAGES, json={"prompt": "x"}, headers=headers) for _ in range(5)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.text for answer in answers}) == 1
+        assert base64.b64decode(answers[0].json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
+        assert len(server.requests) == 1
+
+
+async def test_a_failed_job_answers_a_synchronous_caller_as_the_failure_would_have(tmp_path: Path) -> None:
+    async def fail(request: GenerationRequest) -> Media:
+        raise GenerationFailedError("the replicas died")
+
+    async with server_with_jobs(tmp_path) as (server, client):
+        server.make = fail
+        plain = await client.post(IMAGES, json={"prompt": "x"})
+        keyed = await client.post(IMAGES, json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
+        assert (keyed.status_code, keyed.json()) == (plain.status_code, plain.json())
+        assert plain.status_code == 500
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "param"),
+    [
+        ({"background": True, "stream": True}, {}, "background"),
+        ({"stream": True}, {"Idempotency-Key": "k"}, "Idempotency-Key"),
+        ({}, {"Idempotency-Key": "k" * 256}, "Idempotency-Key"),
+        ({"webhook_url": "https://a.example/"}, {}, "webhook_url"),
+        ({"webhook_url": "https://a.example/", "background": True}, {}, "webhook_url"),
+        ({"background": "transparent"}, {}, "background"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(
+    tmp_path: Path, body: dict[str, Any], headers: dict[str, str], param: str
+) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        answer = await client.post(IMAGES, json={"prompt": "x"} | body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert server.requests == []
+
+
+async def test_first_frames_on_the_way_are_refused_where_there_is_no_job(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        server.configure(VIDEO)
+        answer = await client.post("/v1/videos/generations", json={"prompt": "x", "partial_images": 2})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "partial_images")
+        assert "Prefer: respond-async" in answer.json()["error"]["message"]
+        assert server.requests == []
+
+
+def test_a_key_of_other_characters_is_refused() -> None:
+    assert how_asked({"idempotency-key": "a-Z_9"}).idempotency_key == "a-Z_9"
+    for key in ("", "a b", "ä", "a\n"):
+        with pytest.raises(InvalidRequestError):
+            how_asked({"idempotency-key": key})
+
+
+async def test_a_form_of_strings_makes_the_video_that_json_makes(tmp_path: Path) -> None:
+    fields = {"prompt": "x", "seconds": "2", "fps": "4", "size": "32x32", "seed": "5", "num_inference_steps": "3"}
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        form_parts = {name: (None, value) for name, value in fields.items()}
+        by_form = (await client.post("/v1/videos", files=form_parts)).json()
+        by_json = (await client.post("/v1/videos", json={**fields, "seconds": 2, "fps": 4, "seed": 5})).json()
+        await ended(client, by_form["id"])
+        await ended(client, by_json["id"])
+        form, plain = (
+            next(each for each in server.requests if each.request_id == video["id"]) for video in (by_form, by_json)
+        )
+    assert (form.arguments, form.seed, form.output) == (plain.arguments, plain.seed, plain.output)
+    assert (by_form["seconds"], by_form["size"], by_form["seed"]) == ("2", "32x32", 5)
+
+
+async def test_pages_of_videos_are_those_of_their_owner(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f"{name}:{hash_of(name)}\n" for name in ("ann", "bob")))
+    ann, bob = ({"Authorization": f"Bearer {name}"} for name in ("ann", "bob"))
+    async with server_with_jobs(tmp_path, describing=VIDEO, api_keys_file=keys) as (_, client):
+        made = [(await client.post("/v1/videos", json={"prompt": "x"}, headers=ann)).json()["id"] for _ in range(3)]
+        page = (await client.get("/v1/videos", params={"limit": 2, "order": "asc"}, headers=ann)).json()
+        rest = (await client.get("/v1/videos", params={"after": page["last_id"], "order": "asc"}, headers=ann)).json()
+        others = (await client.get("/v1/videos", headers=bob)).json()
+        stolen = await client.get(f"/v1/videos/{made[0]}", headers=bob)
+        deleted = await client.delete(f"/v1/jobs/{made[0]}", headers=bob)
+        events = await client.get(f"/v1/jobs/{made[0]}/events", headers=bob)
+    assert [video["id"] for video in page["data"]] == made[:2]
+    assert ([video["id"] for video in rest["data"]], rest["has_more"]) == (made[2:], False)
+    assert (page["has_more"], page["first_id"]) == (True, made[0])
+    assert (others["data"], others["first_id"], others["last_id"]) == ([], None, None)
+    assert [answer.status_code for answer in (stolen, deleted, events)] == [404, 404, 404]
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "video_unknown"}])
+async def test_a_page_that_cannot_be_is_refused(tmp_path: Path, query: dict[str, Any]) -> None:
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (_, client):
+        answer = await client.get("/v1/videos", params=query)
+    assert answer.status_code == (404 if "after" in query else 400)
+    assert answer.json()["error"]["param"] == next(iter(query))
+
+
+async def test_two_callers_who_ask_the_same_at_once_share_one_generation(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def wait(request: GenerationRequest) -> Media:
+        await go.wait()
+        return await make_at_once(request)
+
+    async with server_with_jobs(tmp_path) as (server, client):
+        server.make = wait
+        body = {"prompt": "x", "seed": 3}
+        asked = [asyncio.ensure_future(client.post(IMAGES, json=body)) for _ in range(3)]
+        async with asyncio.timeout(60):
+            while server.ingress.admission.num_pending < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        go.set()
+        answers = await asyncio.gather(*asked)
+        assert len(server.requests) == 1
+    assert len({answer.json()["data"][0]["b64_json"] for answer in answers}) == 1
+
+
+async def test_jobs_beyond_the_queue_get_429_with_the_time_that_it_needs(tmp_path: Path) -> None:
+    let_go = asyncio.Event()
+
+    async def make_later(given: GenerationRequest) -> Media:
+        await let_go.wait()
+        return await make_at_once(given)
+
+    async with server_with_jobs(
+        tmp_path, describing=VIDEO, admission=AdmissionArgs(max_job_queue_s=12, first_guess_s=5)
+    ) as (server, client):
+        server.make = make_later
+        accepted = [await client.post("/v1/videos", json={"prompt": str(number)}) for number in range(2)]
+        assert [answer.status_code for answer in accepted] == [200, 200]
+        refused = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "3")
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert (await client.delete(f"/v1/videos/{accepted[0].json()['id']}")).status_code == 200
+        late = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        again = await client.post("/v1/videos", json={"prompt": "2"}, headers={"Idempotency-Key": "k"})
+        assert late.status_code == again.status_code == 200
+        assert late.json()["id"] == again.json()["id"], "who asks again for what there is needs no room"
+        let_go.set()
+
+
+async def test_urls_lead_to_where_the_application_is_served(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (_, _):
+        transport = httpx.ASGITransport(app, root_path="/pictures")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/pictures") as client:
+            stored = await client.post(IMAGES, json={"prompt": "x", "response_format": "url"})
+            url = stored.json()["data"][0]["url"]
+            assert url.startswith("/pictures/v1/files/images/")
+            assert (await client.get(url.removeprefix("/pictures"))).headers["content-type"] == "image/png"
+            job = await client.post(IMAGES, json={"prompt": "x", "background": True})
+            assert job.headers["location"] == f"/pictures/v1/jobs/{job.json()['id']}"
+            done = await ended(client, job.json()["id"])
+            assert done["result"]["data"][0]["url"].startswith("/pictures/v1/files/images/")
+
+
+async def test_a_video_is_asked_for_as_sglangs_benchmark_does(tmp_path: Path) -> None:
+    fields = {"prompt": "x", "size": "32x32", "num_frames": "4", "fps": "4", "num_outputs_per_prompt": "2"}
+    form = {**fields, "extra_body": '{"seed": 5, "num_inference_steps": 3}'}
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        info = (await client.get("/v1/model_info")).json()
+        assert (info["model_path"], info["is_image_gen"], info["output_types"]) == ("flux", False, ["video"])
+        parts = {name: (None, value) for name, value in form.items()}
+        job = (await client.post("/v1/videos", files={**parts, "model": (None, info["model_path"])})).json()
+        await ended(client, job["id"])
+    assert [(request.seed, request.arguments["num_inference_steps"]) for request in server.requests] == [(5, 3), (6, 3)]

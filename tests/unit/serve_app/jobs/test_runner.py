@@ -1,0 +1,683 @@
+"""Running jobs with stages that the test plays: takeover at the checkpoint, cancel, failures, progress, events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import io
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from ray.exceptions import RaySystemError
+from ray.serve.exceptions import RayServeException
+
+from deployments.errors import (
+    GenerationFailedError,
+    InvalidRequestError,
+    NotSupportedError,
+    StageUnavailableError,
+)
+from deployments.messages import (
+    Checkpoint,
+    DenoisingProgress,
+    GenerationRequest,
+    InputImage,
+    Media,
+    MediaFile,
+    OutputFormat,
+    Packed,
+    StageDescription,
+)
+from serve_app.jobs import ledger as books
+from serve_app.jobs import runner, service
+from serve_app.jobs.codec import (
+    checkpoint_from_bytes,
+    checkpoint_to_bytes,
+    requests_from_json,
+    requests_to_json,
+    work_digest,
+)
+from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFoundError
+from serve_app.jobs.service import JobArgs, Jobs
+from serve_app.jobs.webhooks import WebhookRules
+from serve_app.making.admission import Admission, AdmissionArgs, OverloadedError
+from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError
+from tests.support.in_process import TEXT_TO_IMAGE, picture
+from tests.unit.serve_app.http.test_safety import web_server
+from tests.unit.serve_app.jobs.test_webhooks import Receiver
+
+WAIT_S = 60
+STEPS = 10
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POLL_S", 0.02)
+    monkeypatch.setattr(books, "PAUSE_S", 0.02)
+    monkeypatch.setattr(runner, "WRITE_PAUSE_S", 0.0)
+    monkeypatch.setattr(runner, "WRITE_SHARE", 1.0)
+
+
+def request_of(job_id: str, seed: int = 7, prompt: str = "a cat") -> GenerationRequest:
+    arguments = {"prompt": prompt, "num_inference_steps": STEPS}
+    return GenerationRequest(job_id, "wan", arguments, seed, OutputFormat("video", "mp4"))
+
+
+class Done:
+    """What a reference to a finished object is to those who await it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Any:
+        return self.value
+        yield
+
+
+class Stages:
+    """Plays the stages: makes the file of a request in STEPS steps, with a checkpoint after each."""
+
+    def __init__(self) -> None:
+        self.began_at: list[int] = []  # the first step of each generation
+        self.hold_at: int | None = None  # the step at which a generation waits until `held` is set
+        self.held = asyncio.Event()
+        self.reached = asyncio.Event()
+        self.failures: list[Exception] = []  # raised by the next generations, one each
+        self.cancelled = 0
+        self.seconds = {"denoise": 1.5}
+
+    async def generate(
+        self,
+        request: GenerationRequest,
+        on_progress: Callable[[DenoisingProgress], None] | None = None,
+        on_checkpoint: Callable[[Any, int], None] | None = None,
+        resume_from: Checkpoint | None = None,
+        on_preview: Callable[[int, Media], None] | None = None,
+    ) -> Media:
+        start = resume_from.step if resume_from else 0
+        self.began_at.append(start)
+        if self.failures:
+            raise self.failures.pop(0)
+        state = int(resume_from.content.buffers[0][0]) if resume_from else request.seed
+        try:
+            for step in range(start + 1, STEPS + 1):
+                await asyncio.sleep(0.005)
+                state = (state * 5 + step) % 256
+                assert on_progress is not None
+                assert on_checkpoint is not None
+                on_progress(DenoisingProgress(step, STEPS, 0.1))
+                content = Packed({"kind": "state"}, (np.array([state], np.uint8),))
+                on_checkpoint(Done(Checkpoint(request.request_id, step, "print", "digest", content)), step)
+                if step <= request.previews:
+                    assert on_preview is not None
+                    on_preview(step, Media((MediaFile(picture(width=512, height=128)),)))
+                if step == self.hold_at:
+                    self.reached.set()
+                    await self.held.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Media((MediaFile(bytes([state]) * 100, "video/mp4", 32, 32, 9, 16.0),), self.seconds)
+
+
+async def describe() -> StageDescription:
+    return TEXT_TO_IMAGE
+
+
+class Folder:
+    """A cache root and an output folder, that several runners share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.storage = LocalStorage(path / "outputs")
+        self.admission: Admission | None = None  # of the next runner; by default one with a lot of room
+
+    @asynccontextmanager
+    async def runner(
+        self, stages: Stages, webhook_rules: WebhookRules | None = None, **args: Any
+    ) -> AsyncIterator[Jobs]:
+        job_args = JobArgs(lease_s=1, **args)
+        admission = self.admission or Admission(AdmissionArgs())
+        jobs = Jobs(job_args, self.path, "app", stages.generate, self.storage, admission, describe, webhook_rules)
+        jobs.start()
+        try:
+            yield jobs
+        finally:
+            jobs.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+async def submit(jobs: Jobs, job_id: str = "video_1", n: int = 1, **how: Any) -> Job:
+    requests = [request_of(job_id if n == 1 else f"{job_id}-{index}", seed=7 + index) for index in range(n)]
+    return await jobs.submit("video", job_id, requests, {"prompt": "a cat"}, "", **how)
+
+
+async def ended(jobs: Jobs, job_id: str = "video_1") -> Job:
+    return await asyncio.wait_for(jobs.end_of(job_id, ""), WAIT_S)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def file_of(folder: Folder, job: Job) -> bytes:
+    data, _ = await folder.storage.load(job.outputs[0].key)
+    return data
+
+
+async def truth() -> bytes:
+    media = await Stages().generate(request_of("x"), lambda _: None, lambda *_: None)
+    return media.files[0].data
+
+
+# --- from beginning to end ---
+
+
+async def test_a_job_is_made_stored_and_completed(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs)
+        job = await ended(jobs)
+    assert (job.status, job.progress, job.error) == ("completed", 100, None)
+    assert job.timings == {"0": {"denoise": 1.5}}
+    assert await file_of(folder, job) == await truth()
+
+
+async def test_each_of_n_requests_has_its_file_and_its_seed(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs, n=3)
+        job = await ended(jobs)
+    assert [output.seed for output in job.outputs] == [7, 8, 9]
+    assert len({output.sha256 for output in job.outputs}) == 3
+
+
+async def test_no_more_jobs_run_at_a_time_than_allowed(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 1
+    async with folder.runner(stages, max_running=2) as jobs:
+        for number in range(4):
+            await submit(jobs, f"video_{number}")
+        await until(lambda: len(stages.began_at) == 2)
+        await asyncio.sleep(0.2)
+        assert len(stages.began_at) == 2
+        assert jobs.store.count("queued") == 2
+        stages.held.set()
+        for number in range(4):
+            assert (await ended(jobs, f"video_{number}")).status == "completed"
+
+
+# --- takeover ---
+
+
+async def test_a_job_goes_on_from_its_checkpoint_when_its_runner_dies(folder: Folder) -> None:
+    dead, alive = Stages(), Stages()
+    dead.hold_at = 6
+    async with folder.runner(dead) as first:
+        await submit(first)
+        await dead.reached.wait()
+        await until(lambda: checkpoint_step(first) == 6)
+        for loop in first.runner._loops:  # the process is gone: no heartbeat, no end
+            loop.cancel()
+        async with folder.runner(alive) as second:
+            job = await ended(second)
+        assert job.takeovers == 0, "getting further clears the count"
+    assert (dead.began_at, alive.began_at) == ([0], [6])
+    assert await file_of(folder, job) == await truth()
+
+
+def checkpoint_step(jobs: Jobs) -> int:
+    saved = jobs.store.checkpoints("video_1")
+    return checkpoint_from_bytes(saved[0]).step if saved else 0
+
+
+async def test_what_was_stored_before_a_takeover_is_not_made_again(folder: Folder) -> None:
+    dead, alive = Stages(), Stages()
+    async with folder.runner(dead) as first:
+        make = dead.generate
+
+        async def first_only(request: GenerationRequest, *hooks: Any) -> Media:
+            if request.seed == 8:
+                await asyncio.Event().wait()
+            return await make(request, *hooks)
+
+        first.runner.generate = first_only
+        await submit(first, n=2)
+        await until(lambda: first.store.get("video_1").outputs)
+        for loop in first.runner._loops:
+            loop.cancel()
+        async with folder.runner(alive) as second:
+            job = await ended(second)
+    assert len(alive.began_at) == 1
+    assert [(output.request, output.seed) for output in job.outputs] == [(0, 7), (1, 8)]
+
+
+async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages, lifetime_s=5) as first:
+        await submit(first)
+        await stages.reached.wait()
+    async with folder.runner(Stages()) as second:
+        assert second.store.get("video_1").takeovers == 0
+        assert (await ended(second)).status == "completed"
+
+
+async def test_a_checkpoint_that_does_not_fit_is_dropped_and_the_job_begins_anew(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages) as first:
+        await submit(first)
+        await stages.reached.wait()
+        await until(lambda: checkpoint_step(first) == 3)
+    other_model = Stages()
+    other_model.failures = [InvalidRequestError("made by another model", "checkpoint")]
+    async with folder.runner(other_model) as second:
+        job = await ended(second)
+    assert other_model.began_at == [3, 0]
+    assert job.status == "completed"
+    assert await file_of(folder, job) == await truth()
+
+
+async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
+    stages = Stages()
+    stages.failures = [RaySystemError("no memory") for _ in range(50)]
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        job = await ended(jobs)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "generation_failed"
+    assert len(stages.began_at) == runner.MAX_TAKEOVERS + 1
+
+
+@pytest.mark.parametrize("times", [1, runner.MAX_TAKEOVERS + 5])
+async def test_a_job_whose_stages_are_away_is_tried_again_however_long_that_is(
+    times: int, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
+    monkeypatch.setattr(runner, "LONGEST_PAUSE_S", 0.02)
+    stages = Stages()
+    stages.failures = [RayServeException("no replica") for _ in range(times)]
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+    assert len(stages.began_at) == times + 1
+
+
+async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_grow(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.2)
+    stages = Stages()
+    stages.failures = [RayServeException("no replica") for _ in range(2)]
+    began: list[float] = []
+    async with folder.runner(stages, max_running=1) as jobs:
+        generate = jobs.runner.generate
+
+        async def timed(*arguments: Any) -> Media:
+            began.append(time.monotonic())
+            return await generate(*arguments)
+
+        jobs.runner.generate = timed
+        for job_id in ("video_1", "video_2"):
+            await submit(jobs, job_id)
+        for job_id in ("video_1", "video_2"):
+            assert (await ended(jobs, job_id)).status == "completed"
+    assert len(began) == 4
+    assert began[1] - began[0] >= 0.2
+    assert began[2] - began[1] >= 0.4
+
+
+async def test_jobs_are_still_claimed_after_an_error_that_nobody_thought_of(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        claim, errors = jobs.store.claim, [RuntimeError("something else")]
+
+        def fail_once(*args: Any) -> Job | None:
+            if errors:
+                raise errors.pop()
+            return claim(*args)
+
+        jobs.store.claim = fail_once  # type: ignore[method-assign]
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+    assert errors == []
+
+
+# --- the end of a replica ---
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_replica_ends_its_work_when_a_change_comes_at_the_same_moment(folder: Folder, turns: int) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await asyncio.sleep(0.1)  # nothing to do: it waits for a change
+        jobs.changes.notify()
+        for _ in range(turns):  # of the event loop, in which the change is on its way
+            await asyncio.sleep(0)
+    done, pending = await asyncio.wait(jobs.runner._loops, timeout=5)
+    assert (pending, [task.cancelled() for task in done]) == (set(), [True] * len(done))
+
+
+async def test_a_job_that_is_being_claimed_when_its_replica_ends_is_given_back(folder: Folder) -> None:
+    stages, is_claiming = Stages(), threading.Event()
+    async with folder.runner(stages) as jobs:
+        claim = jobs.store.claim
+
+        def claim_slowly(*args: Any) -> Job | None:
+            is_claiming.set()
+            time.sleep(0.3)
+            return claim(*args)
+
+        jobs.store.claim = claim_slowly  # type: ignore[method-assign]
+        await submit(jobs)
+        await until(is_claiming.is_set)
+    assert jobs.store.get("video_1").status == "queued"
+
+
+async def test_what_is_asked_of_a_replica_that_has_ended_is_answered_with_503(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs)
+    with pytest.raises(StageUnavailableError, match="try again"):
+        await jobs.get("video_1", "")
+
+
+# --- ends ---
+
+
+async def test_a_failure_says_the_sentence_and_the_code_of_the_synchronous_route(folder: Folder) -> None:
+    stages = Stages()
+    stages.failures = [GenerationFailedError("the replicas died 3 times"), InvalidRequestError("too wide", "size")]
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs)
+        await submit(jobs, "video_2")
+        first, second = await ended(jobs), await ended(jobs, "video_2")
+    assert first.error is not None
+    assert second.error is not None
+    assert (first.status, first.error["code"], first.error["status"]) == ("failed", "generation_failed", 500)
+    assert (second.error["code"], second.error["message"], second.error["status"]) == ("invalid_value", "too wide", 400)
+
+
+async def test_an_unexpected_error_gives_nothing_of_the_inside_away(folder: Folder) -> None:
+    stages = Stages()
+    stages.failures = [RuntimeError("/secret/path")]
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        job = await ended(jobs)
+    assert job.error is not None
+    assert job.error["code"] == "internal_error"
+    assert "secret" not in json.dumps(job.error)
+
+
+async def test_cancelling_stops_the_work_and_leaves_no_file(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 2
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await stages.reached.wait()
+        job = await jobs.cancel("video_1", "")
+        await until(lambda: stages.cancelled == 1 and not jobs.runner.running)
+    assert job.status == "cancelled"
+    assert not list((folder.path / "outputs").rglob("*.mp4"))
+
+
+async def test_a_job_cancelled_through_another_replica_stops_too(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 2
+    async with folder.runner(stages) as first, folder.runner(Stages(), max_running=1) as second:
+        second.runner._loops[0].cancel()  # claims nothing
+        await submit(first)
+        await stages.reached.wait()
+        await second.cancel("video_1", "")
+        await until(lambda: stages.cancelled == 1)
+
+
+async def test_deleting_removes_the_file_and_the_record(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs)
+        job = await ended(jobs)
+        await jobs.delete("video_1", "")
+        with pytest.raises(JobNotFoundError):
+            await jobs.get("video_1", "")
+        with pytest.raises(ObjectNotFoundError):
+            await folder.storage.load(job.outputs[0].key)
+
+
+async def test_an_expired_job_is_removed_with_its_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "CLEANING_S", 0.02)
+    async with folder.runner(Stages(), lifetime_s=0.01) as jobs:
+        await submit(jobs)
+        await until(lambda: jobs.runner.storage and not jobs.store.page("", None, None, 1, "asc")[0])
+    assert not list((folder.path / "outputs").rglob("*.mp4"))
+
+
+# --- progress and events ---
+
+
+async def read_events(jobs: Jobs, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+    events = []
+    async with asyncio.timeout(WAIT_S):
+        async for block in jobs.events("video_1", after):
+            lines = dict(line.split(": ", 1) for line in block.decode().splitlines() if ": " in line and line[0] != ":")
+            if "id" in lines:
+                events.append((int(lines["id"]), lines["event"], json.loads(lines["data"])))
+    return events
+
+
+async def test_events_tell_the_whole_story_with_progress_that_never_falls(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        await submit(jobs, n=2)
+        events = await read_events(jobs)
+    kinds = [kind for _, kind, _ in events]
+    steps = [data["progress"] for _, kind, data in events if kind == "step"]
+    assert [number for number, _, _ in events] == list(range(1, len(events) + 1))
+    assert [kinds[0], kinds[1], kinds[-1]] == ["queued", "in_progress", "completed"]
+    assert kinds.count("stored") == 2
+    assert steps == sorted(steps)
+    assert steps
+    assert max(steps) < 100
+    assert events[0][2]["position"] == 0
+
+
+async def test_previews_are_small_pictures_among_the_events(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        request = dataclasses.replace(request_of("video_1"), previews=2)
+        await jobs.submit("video", "video_1", [request], {"prompt": "a cat"}, "")
+        previews = [data for _, kind, data in await read_events(jobs) if kind == "preview"]
+    assert [preview["step"] for preview in previews] == [1, 2]
+    for preview in previews:
+        shown = Image.open(io.BytesIO(base64.b64decode(preview["b64_json"])))
+        assert (shown.format, shown.size, preview["size"]) == ("JPEG", (256, 64), "256x64")
+
+
+async def test_a_reader_who_comes_back_gets_what_was_missed_and_nothing_twice(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 5
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await stages.reached.wait()
+        seen = 0
+        async for block in jobs.events("video_1", 0):
+            if block.startswith(b"id: "):
+                seen = int(block.split(b"\n")[0][4:])
+            if seen == 2:
+                break
+        stages.held.set()
+        await ended(jobs)
+        rest, whole = await read_events(jobs, seen), await read_events(jobs)
+    assert rest == whole[2:]
+
+
+async def test_a_waiting_jobs_reader_hears_when_it_moves_up(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 1
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs, "video_0")
+        await stages.reached.wait()
+        await submit(jobs, "video_between")
+        await submit(jobs, "video_1")
+        positions = []
+        async for block in jobs.events("video_1", 0):
+            if b"event: queued" in block:
+                positions.append(json.loads(block.split(b"data: ")[1])["position"])
+                if positions == [1]:
+                    await jobs.cancel("video_between", "")
+                else:
+                    break
+        stages.held.set()
+    assert positions == [1, 0]
+
+
+# --- idempotency ---
+
+
+async def test_the_same_key_makes_one_job_and_another_body_a_conflict(folder: Folder) -> None:
+    stages = Stages()
+    async with folder.runner(stages) as jobs:
+        first = await submit(jobs, "video_1", key=IdempotencyKey("key", "a" * 64))
+        again = await submit(jobs, "video_2", key=IdempotencyKey("key", "a" * 64))
+        with pytest.raises(ConflictError):
+            await submit(jobs, "video_3", key=IdempotencyKey("key", "b" * 64))
+        await ended(jobs)
+    assert (first.id, again.id, len(stages.began_at)) == ("video_1", "video_1", 1)
+
+
+# --- webhooks ---
+
+
+async def test_the_end_of_a_job_is_told_to_the_callers_address(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WEBHOOK_PAUSE_S", 0.02)
+    receiver = Receiver(500, 200)
+    async with web_server(receiver.answer) as url:
+        rules = WebhookRules(allow_private=True, first_wait_s=0)
+        async with folder.runner(Stages(), webhook_secret="secret", webhook_rules=rules) as jobs:
+            await submit(jobs, webhook_url=f"{url}/hook")
+            await ended(jobs)
+            await until(lambda: len(receiver.received) == 2)
+    headers, body = receiver.received[-1]
+    client = openai.OpenAI(api_key="none", webhook_secret="secret")
+    event = client.webhooks.unwrap(body, headers)
+    assert (event.type, event.data.id) == ("video.completed", "video_1")
+
+
+async def test_a_webhook_is_refused_where_nothing_signs_it(folder: Folder) -> None:
+    async with folder.runner(Stages()) as jobs:
+        with pytest.raises(NotSupportedError, match="webhook_secret"):
+            await submit(jobs, webhook_url="https://a.example/")
+    async with folder.runner(Stages(), webhook_secret="secret") as jobs:
+        with pytest.raises(InvalidRequestError, match="webhook_url"):
+            await submit(jobs, webhook_url="http://127.0.0.1/")
+
+
+# --- requests and checkpoints as bytes ---
+
+
+# --- the books of admission ---
+
+
+async def test_jobs_count_in_the_books_of_every_replica_until_they_end(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    folder.admission = here = Admission(AdmissionArgs())
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs, "video_1", n=2)
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+        assert here.num_pending == 3
+        folder.admission = there = Admission(AdmissionArgs())
+        async with folder.runner(Stages(), max_running=1):
+            await until(lambda: there.num_pending >= 2)
+            await until(lambda: here.num_pending == there.num_pending == 2)  # video_2 was made there
+            stages.held.set()
+            await ended(jobs)
+            await until(lambda: here.num_pending == there.num_pending == 0)
+
+
+async def test_jobs_of_before_a_restart_still_count(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages, max_running=1) as jobs:
+        await submit(jobs, "video_1")
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+    later = Stages()
+    later.hold_at = 5
+    folder.admission = Admission(AdmissionArgs(max_job_queue_s=12, first_guess_s=5))
+    async with folder.runner(later, max_running=1) as jobs:
+        await later.reached.wait()
+        await until(lambda: jobs.books.admission.queue_s(with_waiting_jobs=False) == 5)
+        assert jobs.books.admission.queue_s() == 10
+        with pytest.raises(OverloadedError) as refused:
+            await submit(jobs, "video_3")
+        assert refused.value.retry_after_s == 3
+
+
+async def test_what_jobs_took_is_learned(folder: Folder) -> None:
+    folder.admission = Admission(AdmissionArgs(first_guess_s=5))
+    stages = Stages()
+    stages.seconds = {"denoiser_forwards": 20.0, "decode": 1.0}
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await ended(jobs)
+        assert folder.admission.costs.predict((32, 32, 1), STEPS) == pytest.approx(21)
+
+
+async def test_a_cancelled_job_makes_room_at_once(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    folder.admission = Admission(AdmissionArgs())
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await stages.reached.wait()
+        await jobs.cancel("video_1", "")
+        assert folder.admission.num_pending == 0
+        await asyncio.sleep(0.1)
+        assert folder.admission.num_pending == 0
+
+
+def test_requests_come_back_as_they_were() -> None:
+    picture, other = InputImage(b"png"), InputImage(b"jpeg")
+    arguments = {"image": picture, "references": [picture, other], "prompt": ["a", "b"], "scale": 1.5, "flag": None}
+    request = GenerationRequest(
+        "a", "flux", arguments, 2**61, OutputFormat("image", "webp", 80), deterministic=True, cache_dit={"enable": True}
+    )
+    rows, pictures = requests_to_json([request])
+    assert pictures == [b"png", b"jpeg"]
+    assert requests_from_json(json.loads(json.dumps(rows)), pictures) == [request]
+
+
+def test_a_request_that_a_caller_dressed_up_as_a_picture_stays_a_value() -> None:
+    request = GenerationRequest("a", "flux", {"x": {"image": 0}}, 1, OutputFormat("image", "png"))
+    rows, pictures = requests_to_json([request])
+    assert requests_from_json(rows, pictures) == [request]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [({"request_id": "other"}, True), ({"seed": 8}, False), ({"arguments": {"prompt": "a dog"}}, False)],
+)
+def test_work_is_the_same_if_only_the_id_differs(change: dict[str, Any], is_same: bool) -> None:
+    request = request_of("a")
+    assert (work_digest(request) == work_digest(GenerationRequest(**vars(request) | change))) is is_same
+
+
+def test_a_checkpoint_comes_back_as_it_was() -> None:
+    buffers = (np.arange(7, dtype=np.uint8), np.empty(0, np.uint8), np.frombuffer(bytes(range(100)), np.uint8))
+    checkpoint = Checkpoint("a", 3, "print", "digest", Packed({"kind": "dict", "names": ["x"], "n": [1.5]}, buffers))
+    back = checkpoint_from_bytes(checkpoint_to_bytes(checkpoint))
+    assert (back.step, back.fingerprint, back.content.tree) == (3, "print", checkpoint.content.tree)
+    assert [b.tobytes() for b in back.content.buffers] == [b.tobytes() for b in buffers]

@@ -1,0 +1,293 @@
+"""Who may import whom: the rules of the design as data, held against the syntax tree of every file."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("serve_app", "deployments", "env_config")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules that match may import of our own packages, and which libraries they never import."""
+
+    modules: tuple[str, ...]
+    may_import: tuple[str, ...]
+    never: tuple[str, ...] = ()
+
+
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "cache_dit",
+    "runai_model_streamer",
+)
+HTTP = ("fastapi", "starlette", "uvicorn")
+
+
+def room(name: str) -> tuple[str, ...]:
+    """A folder and all that is in it."""
+    return name, f"{name}.*"
+
+
+ENV_CONFIG = room("env_config")
+MESSAGES = ("deployments.messages", "deployments.errors")
+ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
+DEVICES = ("deployments.devices",)
+TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
+ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
+DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
+ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
+STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
+
+# The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
+RULES = (
+    Rule(("serve_app.app",), ("serve_app.*", "deployments.*", *ENV_CONFIG), never=HEAVY),
+    Rule(
+        ("serve_app", "serve_app.*"),
+        ("serve_app.*", "deployments.observability.logging_setup", *MESSAGES, *ENV_CONFIG),
+        never=HEAVY,
+    ),
+    Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule(
+        REPLICAS,
+        (
+            *REPLICAS,
+            *STAGES,
+            *STAGE_PIPELINE,
+            *ENGINE,
+            *DENOISING,
+            *FEATURES,
+            *ACCELERATIONS,
+            *OBSERVABILITY,
+            *WEIGHTS,
+            *MEDIA,
+            *DEVICES,
+            *ARGUMENTS,
+            *MESSAGES,
+            *ENV_CONFIG,
+        ),
+        never=("diffusers", "transformers", *HTTP),
+    ),
+    Rule(
+        STAGES,
+        (
+            *STAGES,
+            *STAGE_PIPELINE,
+            *ENGINE,
+            *DENOISING,
+            *FEATURES,
+            *ACCELERATIONS,
+            *WEIGHTS,
+            *MEDIA,
+            *TENSORS,
+            *DEVICES,
+            *ARGUMENTS,
+            *MESSAGES,
+            *ENV_CONFIG,
+        ),
+        never=("ray", *HTTP),
+    ),
+    Rule(
+        DENOISING,
+        (*DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MESSAGES),
+        never=("ray", *HTTP),
+    ),
+    Rule(
+        FEATURES,
+        (*FEATURES, *ACCELERATIONS, *DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MESSAGES, *ENV_CONFIG),
+        never=("ray", *HTTP),
+    ),
+    Rule(
+        ENGINE,
+        (*ENGINE, *STAGE_PIPELINE, *DENOISING, *TENSORS, "deployments.errors"),
+        never=("ray", "diffusers", *HTTP),
+    ),
+    Rule(
+        STAGE_PIPELINE,
+        (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, *MESSAGES),
+        never=("ray", *HTTP),
+    ),
+    Rule(ACCELERATIONS, (*ACCELERATIONS, *FEATURES, *WEIGHTS, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
+    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES, *ENV_CONFIG, *ACCELERATIONS), never=("ray", *HTTP)),
+    Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
+    Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
+)
+
+# A library that not every machine has, or that one room wraps: the only modules that may import it.
+WRAPPED_BY = {
+    "alembic": ("serve_app.jobs.database", "serve_app.jobs.migrations.*"),
+    "av": ("deployments.media.files", "serve_app.storage.previews", "serve_app.requests.input_videos"),
+    "boto3": ("serve_app.storage.s3", "deployments.weights.*"),
+    "cache_dit": ("deployments.features.cache_dit.*",),
+    "flash_attn": ("deployments.accelerations.*",),
+    "flash_attn_interface": ("deployments.accelerations.*",),
+    "mlx": ("deployments.accelerations.*",),
+    "runai_model_streamer": ("deployments.weights.*",),
+    "sqlalchemy": ("serve_app.jobs.*",),
+    "torch_musa": ("deployments.devices",),
+    "torch_npu": ("deployments.devices",),
+}
+
+MAY_READ_THE_ENVIRONMENT = ("env_config", "tests", "benchmarks", "checkpoints")
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+
+
+def test_every_import_of_the_project_keeps_the_rules() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_rule_speaks_of_a_module_that_exists() -> None:
+    modules = modules_of(ROOT)
+    unused = [rule.modules for rule in RULES if not any(matches(module, rule.modules) for module in modules)]
+    assert unused == []
+
+
+PLANTED = {
+    "serve_app/ingress.py": ("import torch", "serve_app.ingress imports torch"),
+    "serve_app/storage/s3.py": (
+        "from deployments import devices",
+        "serve_app.storage.s3 imports deployments.devices",
+    ),
+    "serve_app/jobs.py": (
+        "def late():\n    from deployments.weights.load import load",
+        "serve_app.jobs imports deployments.weights.load",
+    ),
+    "deployments/stage_pipeline/sessions/session.py": (
+        "import ray.serve as serve",
+        "deployments.stage_pipeline.sessions.session imports ray.serve",
+    ),
+    "deployments/engine/engine.py": ("from ray import serve", "deployments.engine.engine imports ray"),
+    "deployments/messages.py": ("from torch import Tensor", "deployments.messages imports torch"),
+    "deployments/weights/load.py": (
+        "import deployments.features.cache_dit.contexts",
+        "deployments.weights.load imports deployments.features.cache_dit.contexts",
+    ),
+    "deployments/replicas/encoder.py": (
+        "from serve_app import jobs",
+        "deployments.replicas.encoder imports serve_app.jobs",
+    ),
+    "deployments/media/pixels.py": ("import mlx.core as mx", "deployments.media.pixels imports mlx.core"),
+    "deployments/replicas/vae.py": ("from . import media", "deployments.replicas.vae: relative import"),
+    "env_config/section.py": ("import torch", "env_config.section imports torch"),
+    "deployments/misplaced.py": ("", "deployments.misplaced: no rule"),
+    "deployments/devices.py": ("import os\nos.environ['A']", "deployments.devices reads os.environ"),
+    "deployments/replicas/denoiser.py": ("from os import getenv", "deployments.replicas.denoiser reads os.getenv"),
+    "benchmarks/overhead.py": ("import os\nos.environ['A']", None),
+    "env_config/parsing.py": ("import os\nos.environ['A']", None),
+}
+
+
+@pytest.mark.parametrize("file", PLANTED)
+def test_a_planted_violation_is_found_and_nothing_else(file: str, tmp_path: Path) -> None:
+    for name in PLANTED:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "deployments/misplaced.py").unlink()
+    code, expected = PLANTED[file]
+    (tmp_path / file).write_text(code)
+
+    found = violations(tmp_path)
+
+    assert len(found) == (1 if expected else 0)
+    assert all(violation.startswith(expected or "") for violation in found)
+
+
+def test_the_ingress_replica_loads_no_torch() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import serve_app.ingress, sys; print(*sorted(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout.split()
+    assert "serve_app.ingress" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def violations(root: Path) -> list[str]:
+    """Every broken rule in the tree at `root`, one sentence each, with the line where it stands."""
+    modules = modules_of(root)
+    found = []
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [
+            f"{violation} ({path.relative_to(root)}:{line})"
+            for line, violation in [
+                *import_violations(module, tree, set(modules)),
+                *environment_reads(module, tree),
+            ]
+        ]
+    return found
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """The dotted name of every Python file below `root`, tests and virtual environments apart."""
+    files = [
+        path.relative_to(root)
+        for path in sorted(root.rglob("*.py"))
+        if not path.relative_to(root).parts[0].startswith(".")
+        and path.relative_to(root).parts[0] not in ("tests", "build", "dist")
+    ]
+    return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): root / file for file in files}
+
+
+def import_violations(module: str, tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
+    if module.split(".")[0] not in PACKAGES:
+        return
+    rule = next((rule for rule in RULES if matches(module, rule.modules)), None)
+    if rule is None:
+        yield 1, f"{module}: no rule says what it may import; add one to {Path(__file__).name}"
+        return
+    for line, imported in imports_in(tree, modules):
+        library = imported.split(".")[0]
+        refused = library in rule.never or not matches(module, WRAPPED_BY.get(library, ("*",)))
+        if imported == "":
+            yield line, f"{module}: relative import"
+        elif refused or (library in PACKAGES and not matches(imported, rule.may_import)):
+            yield line, f"{module} imports {imported}"
+
+
+def imports_in(tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """The modules that a file imports anywhere in it, with their lines; "" for a relative import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, ""
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((node.lineno, name) for name in sorted({n if n in modules else node.module for n in names}))
+
+
+def environment_reads(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    if module.split(".")[0] in MAY_READ_THE_ENVIRONMENT:
+        return
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in ENVIRONMENT:
+                yield node.lineno, f"{module} reads os.{name}"
+            case ast.ImportFrom(module="os", names=names):
+                yield from (
+                    (node.lineno, f"{module} reads os.{alias.name}") for alias in names if alias.name in ENVIRONMENT
+                )
+
+
+def matches(module: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns)

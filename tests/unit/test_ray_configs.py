@@ -1,0 +1,174 @@
+"""The files of ray_configs/: each builds its application, and a mistake in one is refused by name."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from serve_app.app import AppArgs, build_app
+from serve_app.tools.check_config import check_config, deployment_names
+
+FOLDER = Path(__file__).resolve().parents[2] / "ray_configs"
+SERVE_FILES = sorted(FOLDER.glob("serve_*.yaml"))
+KUBERAY_FILES = sorted(FOLDER.glob("kuberay_*.yaml"))
+CLUSTER_FILES = sorted(FOLDER.glob("cluster_*.yaml"))
+DEPLOYMENTS = {
+    "three_stage": {"Ingress", "Encoder", "Denoiser", "VAE"},
+    "two_stage": {"Ingress", "EncoderVAE", "Denoiser"},
+    "one_stage": {"Ingress", "Pipeline"},
+}
+PIPELINES = {  # what `model_index.json` of each checkpoint names
+    "checkpoints/emoji-flux": "FluxPipeline",
+    "checkpoints/emoji-wan": "WanPipeline",
+    "black-forest-labs/FLUX.1-dev": "FluxPipeline",
+    "Qwen/Qwen-Image": "QwenImagePipeline",
+    "Tongyi-MAI/Z-Image-Turbo": "ZImagePipeline",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "WanPipeline",
+}
+
+
+def file_name(file: Path) -> str:
+    return file.name
+
+
+def load(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def application_of(file: Path) -> Any:
+    [application] = load(file)["applications"]
+    return application
+
+
+def test_the_promised_models_are_there() -> None:
+    assert {application_of(file)["args"]["model"] for file in SERVE_FILES} == set(PIPELINES)
+
+
+def test_every_placement_has_an_example() -> None:
+    assert {placement_of(application_of(file)) for file in SERVE_FILES} == set(DEPLOYMENTS)
+
+
+@pytest.mark.parametrize("file", SERVE_FILES + KUBERAY_FILES, ids=file_name)
+def test_a_file_has_no_problems(file: Path) -> None:
+    assert check_config(file) == []
+
+
+@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
+def test_a_file_builds_the_deployments_of_its_placement(file: Path) -> None:
+    application = application_of(file)
+    built = deployment_names(build_app(AppArgs(**application["args"])))
+    assert set(built) == DEPLOYMENTS[placement_of(application)]
+
+
+@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
+def test_a_file_opens_its_port_to_this_machine_only(file: Path) -> None:
+    assert load(file)["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
+def test_the_defaults_are_within_the_limits(file: Path) -> None:
+    args = AppArgs(**application_of(file)["args"])
+    defaults, limits = args.default_arguments, args.limits
+    assert defaults["width"] * defaults["height"] <= limits.max_pixels
+    assert max(defaults["width"], defaults["height"]) <= limits.max_side
+    assert defaults["num_inference_steps"] <= limits.max_steps
+    assert defaults.get("num_frames", 1) <= limits.max_frames
+
+
+@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
+def test_the_pipeline_takes_the_defaults(file: Path) -> None:
+    """The replica would refuse them too, but only after the weights were downloaded."""
+    args = AppArgs(**application_of(file)["args"])
+    pipeline_class = getattr(diffusers, PIPELINES[args.model])
+    assert set(args.default_arguments) <= set(inspect.signature(pipeline_class.__call__).parameters)
+
+
+@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
+def test_the_stages_of_one_replica_each_fit_into_whole_gpus(file: Path) -> None:
+    """Shares that cannot be laid out on the GPUs that they add up to would leave a replica pending for ever."""
+    options = [each.get("ray_actor_options", {}) for each in application_of(file)["deployments"]]
+    shares = [option["num_gpus"] for option in options if "num_gpus" in option]
+    free: list[float] = []
+    for share in sorted(shares, reverse=True):
+        fitting = next((index for index, left in enumerate(free) if left + 1e-6 >= share), None)
+        if fitting is None:
+            free.append(1 - share)
+        else:
+            free[fitting] -= share
+    assert len(free) == math.ceil(sum(shares)), f"{shares} take {len(free)} GPUs"
+
+
+MISTAKES: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
+    "key": (("applications", 0, "rout_prefix"), "/", "rout_prefix: unknown key; did you mean 'route_prefix'?"),
+    "deployment's key": (
+        ("applications", 0, "deployments", 0, "graceful_shutdown_timeout"),
+        60,
+        "did you mean 'graceful_shutdown_timeout_s'?",
+    ),
+    "actor option": (
+        ("applications", 0, "deployments", 1, "ray_actor_options", "num_gpu"),
+        1,
+        "did you mean 'num_gpus'?",
+    ),
+    "argument": (("applications", 0, "args", "default_argument"), {}, "did you mean 'default_arguments'?"),
+    "limit": (("applications", 0, "args", "limits", "max_pixel"), 1, "did you mean 'max_pixels'?"),
+    "placement": (("applications", 0, "args", "placement"), "3_stage", "'three_stage', 'two_stage' or 'one_stage'"),
+    "deployment": (("applications", 0, "deployments", 1, "name"), "Encoders", "did you mean 'Encoder'?"),
+    "variable": (
+        ("applications", 0, "runtime_env", "env_vars", "SGLANG_DIFFUSION_TARGET_DEVISE"),
+        "cpu",
+        "the closest name is SGLANG_DIFFUSION_TARGET_DEVICE",
+    ),
+    "value of a variable": (
+        ("applications", 0, "runtime_env", "env_vars", "SGLANG_DIFFUSION_TARGET_DEVICE"),
+        "gpu",
+        "SGLANG_DIFFUSION_TARGET_DEVICE = 'gpu': must be one of cuda, rocm, xpu, npu, musa, mps, cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_refused_with_what_was_meant(mistake: str, tmp_path: Path) -> None:
+    path, value, meant = MISTAKES[mistake]
+    config = load(FOLDER / "serve_flux1_dev_h100.yaml")
+    place = config
+    for part in path[:-1]:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+    place[path[-1]] = value
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    [problem] = check_config(file)
+    assert meant in problem
+
+
+@pytest.mark.parametrize("file", KUBERAY_FILES, ids=file_name)
+def test_a_ray_service_serves_what_its_serve_file_does(file: Path) -> None:
+    """The file for Kubernetes repeats the Serve config: this keeps the two from drifting apart."""
+    service = load(file)
+    served = yaml.safe_load(service["spec"]["serveConfigV2"])
+    original = FOLDER / file.name.replace("kuberay_", "serve_")
+    assert served["applications"] == load(original)["applications"]
+
+
+@pytest.mark.parametrize("file", CLUSTER_FILES, ids=file_name)
+def test_ray_accepts_a_cluster_file(file: Path) -> None:
+    validate_config(prepare_config(load(file)))
+
+
+@pytest.mark.parametrize("file", CLUSTER_FILES + KUBERAY_FILES, ids=file_name)
+def test_a_cluster_runs_the_pinned_ray(file: Path) -> None:
+    """Ray refuses to join machines of different versions."""
+    [pinned] = re.findall(r"^ray==(.+)$", (FOLDER.parent / "constraints.txt").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:rayproject/ray:|rayVersion: )([\d.]+)", file.read_text())
+    assert set(named) == {pinned}
+
+
+def placement_of(application: Any) -> str:
+    placement: str = application["args"].get("placement", "three_stage")
+    return placement

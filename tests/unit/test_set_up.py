@@ -1,0 +1,215 @@
+"""Setting up: constraints.txt pins what pyproject.toml asks for, and `make` does what it says."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PACKAGES = ("serve_app", "deployments", "env_config")
+
+# Libraries that are there only beside their hardware; the file that wraps one says so when it is asked for.
+ONLY_WITH_THEIR_HARDWARE = {"flash_attn", "flash_attn_interface", "mlx", "torch_musa", "torch_npu"}
+
+
+def constraints() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line) for line in lines]
+    assert None not in pins, "every line is `name==version`, without a local version, a path or an address"
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+def requirements() -> list[Requirement]:
+    asked = [
+        *PROJECT["dependencies"],
+        *(line for name in EXTRAS if name != "flash-attn" for line in EXTRAS[name]),
+    ]
+    return [requirement for requirement in map(Requirement, asked) if requirement.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_the_pinned_version_is_one_that_the_project_asks_for(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(constraints()[canonicalize_name(requirement.name)])
+
+
+def test_no_other_extra_installs_flash_attn() -> None:
+    others = [line for name, lines in EXTRAS.items() if name != "flash-attn" for line in lines]
+    assert [line for line in [*PROJECT["dependencies"], *others] if "flash" in line] == []
+
+
+def test_every_imported_library_is_a_dependency() -> None:
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    distributions = packages_distributions() | {"pydantic_core": ["pydantic"]}
+    missing = {
+        name
+        for name in imported_names() - sys.stdlib_module_names - set(PACKAGES) - ONLY_WITH_THEIR_HARDWARE
+        if not declared & {canonicalize_name(distribution) for distribution in distributions.get(name, [])}
+    }
+    assert missing == set()
+
+
+def imported_names() -> set[str]:
+    names = set()
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module.split(".")[0])
+    return names
+
+
+# The tests below run the real Makefile and .ci/run with programs that only write down how they were called.
+STAND_IN_PYTHON = """#!/bin/sh
+case "$*" in
+    "-c "*) exit 0 ;;
+    "--version") echo "Python 3.12.0" ;;
+    "-m venv "*)
+        mkdir -p .venv/bin
+        for name in python pip ruff mypy; do cp {programs}/tool .venv/bin/$name; done ;;
+esac
+"""
+STAND_IN_TOOL = """#!/bin/sh
+echo "${0##*/} $*" >> called
+case "$*" in *"$FAILS"*) test -n "$FAILS" && exit 1 ;; esac
+exit 0
+"""
+PIP = "python -m pip install --disable-pip-version-check --constraint constraints.txt"
+INSTALL = [f"{PIP} torch", f"{PIP} --editable ."]
+INSTALL_FOR_TESTS = [*INSTALL, f"{PIP} --editable .[dev]"]
+LINT = ["ruff check .", "mypy "]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone's set-up files, and beside them the programs that are found on the PATH."""
+    clone, programs = tmp_path / "clone", tmp_path / "programs"
+    (clone / ".ci").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run"):
+        shutil.copy(ROOT / name, clone / name)
+    programs.mkdir()
+    for name in ("bash", "cp", "dirname", "env", "make", "mkdir", "rm", "sh", "touch"):
+        found = shutil.which(name)
+        assert found
+        (programs / name).symlink_to(found)
+    write_program(programs / "tool", STAND_IN_TOOL)
+    write_program(programs / "python3", STAND_IN_PYTHON.format(programs=programs))
+    return clone
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def run(clone: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=clone,
+        env={"PATH": str(clone.parent / "programs"), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def called(clone: Path) -> list[str]:
+    """What was called since the last time this was asked."""
+    file = clone / "called"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def test_make_serve_installs_torch_first_and_then_serves_the_config(clone: Path) -> None:
+    done = run(clone, "make", "serve", "CONFIG=ray_configs/mine.yaml")
+    assert done.returncode == 0, done.stdout
+    assert called(clone) == [*INSTALL, "python -m serve_app.tools.launch ray_configs/mine.yaml"]
+    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
+        "== 1 of 3: .venv with Python 3.12.0",
+        "== 2 of 3: torch, the largest download",
+        "== 3 of 3: Ray Serve, diffusers and the rest",
+    ]
+
+
+def test_the_second_make_serve_installs_nothing(clone: Path) -> None:
+    run(clone, "make", "serve")
+    called(clone)
+    run(clone, "make", "serve")
+    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_cpu.yaml"]
+
+
+def test_new_pins_are_installed_at_the_next_make_serve(clone: Path) -> None:
+    run(clone, "make", "serve")
+    called(clone)
+    stamp = (clone / ".venv/installed").stat().st_mtime
+    os.utime(clone / "constraints.txt", (stamp + 1, stamp + 1))
+    run(clone, "make", "serve")
+    assert called(clone)[:-1] == INSTALL
+
+
+def test_an_install_that_failed_says_what_to_do_and_is_tried_again(clone: Path) -> None:
+    failed = run(clone, "make", "serve", FAILS="--editable")
+    assert failed.returncode != 0
+    assert "make clean" in failed.stdout
+    assert called(clone) == INSTALL
+    assert run(clone, "make", "serve").returncode == 0
+    assert called(clone)[:-1] == INSTALL
+
+
+def test_without_a_python_make_says_which_one_is_needed(clone: Path) -> None:
+    write_program(clone.parent / "programs/python3", "#!/bin/sh\nexit 1\n")
+    failed = run(clone, "make", "serve")
+    assert failed.returncode != 0
+    assert "No Python 3.11 to 3.14 with the venv module was found on the PATH." in failed.stdout
+    assert "apt-get install python3 python3-venv" in failed.stdout
+
+
+def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
+    programs = clone.parent / "programs"
+    (programs / "python3").rename(programs / "python3.12")
+    write_program(programs / "python3", "#!/bin/sh\nexit 1\n")
+    assert run(clone, "make", "serve").returncode == 0
+    assert called(clone)[:-1] == INSTALL
+
+
+def test_make_test_leaves_the_slow_tests_out_by_default(clone: Path) -> None:
+    assert run(clone, "make", "test").returncode == 0
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m pytest -m not slow"]
+
+
+def test_ci_runs_every_test_but_the_stress_tests(clone: Path) -> None:
+    assert run(clone, ".ci/run").returncode == 0
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, *LINT, "python -m pytest -m not stress"]
+
+
+def test_make_test_runs_the_slow_tests_too_where_ci_is_set(clone: Path) -> None:
+    run(clone, "make", "test", CI="true")
+    assert called(clone)[-1] == "python -m pytest -m not stress"
+
+
+@pytest.mark.parametrize("step", ["ruff", "mypy", "pytest"])
+def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
+    write_program(
+        clone.parent / "programs/tool",
+        STAND_IN_TOOL.replace("exit 0", f'case "$0 $*" in *{step}*) exit 1 ;; esac'),
+    )
+    assert run(clone, ".ci/run").returncode != 0
+
+
+def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
+    failed = run(clone, "make", "test", "TESTS=some")
+    assert failed.returncode != 0
+    assert "TESTS must be quick, all or stress, got some" in failed.stdout
