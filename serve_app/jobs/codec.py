@@ -59,7 +59,7 @@ def requests_from_json(rows: Sequence[dict[str, Any]], pictures: Sequence[bytes]
 
 def work_digest(request: GenerationRequest) -> str:
     """Equal for requests that ask for the same work: all is the same but their ids and how they are followed."""
-    plain = dataclasses.replace(request, request_id="", complete_hand_off=False, report_progress=False)
+    plain = dataclasses.replace(request, request_id="")
     [row], pictures = requests_to_json([plain])
     sha = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
     for picture in pictures:

@@ -18,7 +18,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, OutputFormat, PayloadFollows
+from deployments.messages import (
+    Checkpoint,
+    DenoisingProgress,
+    Envelope,
+    GenerationRequest,
+    Media,
+    OutputFormat,
+    PayloadFollows,
+)
 from serve_app.making.metrics import generation_metrics
 
 logger = logging.getLogger(__name__)
@@ -109,18 +117,17 @@ async def generate(
     deaths, furthest_at_last_death = 0, (-1, 0)
     metrics = generation_metrics()
     while True:
-        request = dataclasses.replace(
-            request,
-            complete_hand_off=stages.complete_hand_off,
-            report_progress=on_progress is not None,
+        envelope = Envelope(
             owner=stages.owner,
+            report_progress=on_progress is not None,
+            complete_hand_off=stages.complete_hand_off,
             refused_before=stages.take_refused(),
         )
         metrics.attempts.inc()
         try:
-            return await run_stages(stages, request, denoising, on_progress, on_preview)
+            return await run_stages(stages, request, envelope, denoising, on_progress, on_preview)
         except HandOffIncompleteError as error:
-            if request.complete_hand_off:
+            if envelope.complete_hand_off:
                 raise
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
@@ -152,16 +159,19 @@ async def generate(
 async def run_stages(
     stages: Stages,
     request: GenerationRequest,
+    envelope: Envelope,
     denoising: Denoising,
     on_progress: OnProgress | None,
     on_preview: OnPreview | None,
 ) -> Media:
     """Encoder, denoiser, VAE; what `denoising` already holds is not done again."""
     if denoising.decode_inputs is None:
-        conditioning = stages.encoder.encode.remote(request)  # not awaited: the denoiser gets it by reference
+        conditioning = stages.encoder.encode.remote(request, envelope)  # not awaited: the denoiser gets it by reference
         previews = Previews(stages, request, on_preview, denoising.shown)
         try:
-            denoising.decode_inputs = await denoise(stages, request, conditioning, denoising, on_progress, previews)
+            denoising.decode_inputs = await denoise(
+                stages, request, envelope, conditioning, denoising, on_progress, previews
+            )
         finally:
             previews.stop()
     try:
@@ -175,6 +185,7 @@ async def run_stages(
 async def denoise(
     stages: Stages,
     request: GenerationRequest,
+    envelope: Envelope,
     conditioning: Any,
     denoising: Denoising,
     on_progress: OnProgress | None,
@@ -185,7 +196,7 @@ async def denoise(
     Both are references: the items of the stream belong to this process, so they outlive the replica that made
     them, and their bytes are never read here.
     """
-    stream = stages.denoiser.options(stream=True).denoise.remote(request, conditioning, denoising.checkpoint)
+    stream = stages.denoiser.options(stream=True).denoise.remote(request, envelope, conditioning, denoising.checkpoint)
     announced: PayloadFollows | None = None
     unread: ray.ObjectRef[Any] | None = None  # a payload, or the error of a replica that died: they look alike
     try:

@@ -103,8 +103,7 @@ def to_generation_requests(
             output,
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
-            cache_dit=cache_dit,
-            previews=body.partial_images or 0,
+            features={} if cache_dit is None else {"cache_dit": cache_dit},
         )
         for index, id in enumerate(ids)
     ]
