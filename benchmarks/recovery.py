@@ -47,7 +47,8 @@ from deployments.model import DenoisingArgs, ModelArgs
 from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.vae import VAE
-from serve_app.making.generate import Stages, generate
+from serve_app.making.generate import generate
+from serve_app.making.stages import Stages
 from tests.served.test_kill import MOMENTS, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"

@@ -35,8 +35,9 @@ from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.owner_watch import CHECK_EVERY_S
 from deployments.replicas.vae import VAE
-from serve_app.making.generate import Stages, generate
+from serve_app.making.generate import generate
 from serve_app.making.health import describe_stages
+from serve_app.making.stages import Stages
 from tests.support.tiny_models import checkpoint
 
 # Ray warns of its own affairs (sockets, forks) in the process that starts it.

@@ -19,13 +19,13 @@ from PIL import Image
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from env_config.variables import EnvConfig
 from serve_app.http.middleware.keys import ApiKeys
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.ingress import Ingress, IngressArgs, app
 from serve_app.jobs.service import JobArgs
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.layers.sharing import SharedGenerations
 from serve_app.making.layers.signing import make_signer
 from serve_app.requests.input_pictures import PictureRules
+from serve_app.requests.limits import RequestLimits
 from serve_app.storage.s3 import LocalStorage
 
 IngressClass = Ingress.func_or_class.__mro__[1]  # as it is written, without Serve's wrapper

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.http.errors import _VALIDATION_CODES, ERROR_KINDS, HTTP_CODES
+from serve_app.errors import ERROR_KINDS
+from serve_app.http.errors import _VALIDATION_CODES, HTTP_CODES
 
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = [*(ROOT / "serve_app").rglob("*.py"), *(ROOT / "deployments").rglob("*.py")]

@@ -21,10 +21,11 @@ from aiohttp import web
 from PIL import Image
 
 import serve_app.outbound
-from serve_app.http.middleware.limits import BodySizeLimit, RequestLimits
+from serve_app.http.middleware.limits import BodySizeLimit
 from serve_app.jobs.webhooks import WebhookRules, deliver
 from serve_app.outbound import CheckedResolver, ForbiddenTargetError, checked_url
 from serve_app.requests.input_pictures import PictureRules
+from serve_app.requests.limits import RequestLimits
 from tests.support.in_process import Server, description, picture, serving
 
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "safety.md"

@@ -19,11 +19,11 @@ from PIL import Image
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, InputImage, Media, MediaFile
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.http.routes.video_edits import EDITING, EXTENDING
 from serve_app.ingress import app
 from serve_app.jobs import runner
 from serve_app.requests.input_videos import read_video
+from serve_app.requests.limits import RequestLimits
 from tests.support.in_process import Server, description
 from tests.unit.serve_app.http.test_job_routes import ended, server_with_jobs
 

@@ -38,6 +38,7 @@ from deployments.messages import (
     Packed,
     StageDescription,
 )
+from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.jobs import ledger as books
 from serve_app.jobs import runner, service
 from serve_app.jobs.codec import (
@@ -47,11 +48,11 @@ from serve_app.jobs.codec import (
     requests_to_json,
     work_digest,
 )
-from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFoundError
+from serve_app.jobs.records import IdempotencyKey, Job
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks import WebhookRules
-from serve_app.making.admission import Admission, AdmissionArgs, OverloadedError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError
+from serve_app.making.admission import Admission, AdmissionArgs
+from serve_app.storage.s3 import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 from tests.unit.serve_app.http.test_safety import web_server
 from tests.unit.serve_app.jobs.test_webhooks import Receiver

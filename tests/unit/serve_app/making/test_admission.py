@@ -12,10 +12,11 @@ import pytest
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, OutputFormat
+from serve_app.errors import OverloadedError
 from serve_app.http.middleware.keys import new_key
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.ingress import app
-from serve_app.making.admission import Admission, AdmissionArgs, CostModel, OverloadedError, size_of
+from serve_app.making.admission import Admission, AdmissionArgs, CostModel, size_of
 from tests.support.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving, until
 
 SMALL, LARGE = (64, 64, 1), (128, 128, 1)

@@ -11,7 +11,8 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError
 from deployments.messages import DenoisingProgress, GenerationRequest, Media, MediaFile, OutputFormat, PayloadFollows
-from serve_app.making.generate import MAX_DEATHS, Stages, generate
+from serve_app.making.generate import MAX_DEATHS, generate
+from serve_app.making.stages import Stages
 
 REQUEST = GenerationRequest("request", "model", {}, 0, OutputFormat("image", "png"))
 CHECKPOINT = PayloadFollows("checkpoint", 1)
