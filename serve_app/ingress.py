@@ -33,6 +33,7 @@ class Ingress:
         owner = ray.get_runtime_context().get_actor_name() or ""
         stages = Stages(encoder, denoiser, vae, owner)
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
+        self.service.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return http_app(self.service)

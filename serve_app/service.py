@@ -79,7 +79,7 @@ class Service:
     storage: StorageBackend
     pictures: PictureRules
     keys: ApiKeys | None
-    uploads: asyncio.Task[None] | None = field(default=None, repr=False)  # held here, or it would be collected
+    _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
 
     async def parse(
         self, body: ImageGenerationBody | VideoGenerationBody, request_id: str | None = None
@@ -89,11 +89,17 @@ class Service:
         description = await self.model.describe()
         return await parse(body, description, self.pictures, self.model.name, self.model.default_arguments, request_id)
 
+    def start(self) -> None:
+        """Begin to run jobs and to upload what waits in the spool; from the event loop."""
+        self.jobs.start()
+        if isinstance(self.storage, SpooledStorage):
+            self._uploads.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+
     def close(self) -> None:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
         self.jobs.close()
-        if self.uploads is not None:
-            self.uploads.cancel()
+        for task in self._uploads:
+            task.cancel()
 
 
 async def open_service(
@@ -117,10 +123,6 @@ async def open_service(
     make = wrapped(through_the_stages, context, layers)
     webhooks = WebhookRules(allow_private=args.private_targets)
     jobs = Jobs(args.jobs, env.runtime.cache_root, owner, make, storage, admission, model.describe, webhooks)
-    jobs.start()
-    uploads = None
-    if isinstance(storage, SpooledStorage):
-        uploads = asyncio.create_task(SpoolUploads(storage, jobs.mark_uploaded).run())
     return Service(
         args=args,
         env=env,
@@ -132,7 +134,6 @@ async def open_service(
         storage=storage,
         pictures=PictureRules(args.limits, args.remote_images, args.private_targets),
         keys=keys,
-        uploads=uploads,
     )
 
 

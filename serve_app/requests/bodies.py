@@ -35,7 +35,7 @@ _IMAGE_SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", 
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """A picture to be fetched before the request is made: serve_app.requests.input_pictures."""
+    """A picture to be fetched before the request is made."""
 
     url: str
 

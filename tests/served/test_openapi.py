@@ -20,8 +20,6 @@ import pytest
 import uvicorn
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
-from serve_app.ingress import app
-from serve_app.jobs.service import JobArgs, Jobs
 from tests.support.in_process import Server, description, serving
 from tests.support.served_application import free_port
 
@@ -40,20 +38,13 @@ MODELS = {
 def listening(server: Server) -> Iterator[str]:
     """The application behind a real HTTP server in a thread, with its jobs running; its URL."""
     port = free_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
+    config = uvicorn.Config(server, host="127.0.0.1", port=port, log_level="error", lifespan="off")
     http_server = uvicorn.Server(config)
 
     async def run() -> None:
-        ingress, folder = server.ingress, server.folder
-        jobs = Jobs(
-            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
-        )
-        ingress.jobs = jobs
-        jobs.start()
-        try:
-            await http_server.serve()
-        finally:
-            jobs.close()
+        await server.open()
+        server.service.start()
+        await http_server.serve()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
