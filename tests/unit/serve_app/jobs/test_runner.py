@@ -233,14 +233,14 @@ def checkpoint_step(jobs: Jobs) -> int:
 async def test_what_was_stored_before_a_takeover_is_not_made_again(folder: Folder) -> None:
     dead, alive = Stages(), Stages()
     async with folder.runner(dead) as first:
-        make = dead.generate
+        make = dead.make
 
-        async def first_only(request: GenerationRequest, *hooks: Any) -> Media:
+        async def first_only(request: GenerationRequest, follower: Follower) -> Media:
             if request.seed == 8:
                 await asyncio.Event().wait()
-            return await make(request, *hooks)
+            return await make(request, follower)
 
-        first.runner.generate = first_only
+        first.runner.make = first_only
         await submit(first, n=2)
         await until(lambda: first.store.get("video_1").outputs)
         for loop in first.runner._loops:
