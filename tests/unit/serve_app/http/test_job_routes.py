@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,17 @@ from serve_app.http.middleware.keys import hash_of
 from serve_app.http.routes.jobs import how_asked
 from serve_app.ingress import app
 from serve_app.jobs import runner
-from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import Server, description, make_at_once, serving
+from tests.support.in_process import description, make_at_once
+from tests.support.jobs_in_process import ended, server_with_jobs
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
 
 
-@asynccontextmanager
-async def server_with_jobs(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    with serving(folder) as server:
-        server.configure(**settings)
-        ingress = server.ingress
-        ingress.jobs = Jobs(
-            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
-        )
-        ingress.jobs.start()
-        try:
-            async with server.client(timeout=60) as client:
-                yield server, client
-        finally:
-            ingress.jobs.close()
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
-
-
-async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while True:
-            job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
-            if job["status"] not in ("queued", "in_progress"):
-                return job
-            await asyncio.sleep(0.02)
 
 
 async def test_background_and_a_preference_both_make_a_job(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from serve_app.jobs.records import (
     Webhook,
 )
 from serve_app.jobs.store import JobStore
-from tests.unit.serve_app.jobs.conftest import Clock, MakeStore
+from tests.support.job_stores import Clock, MakeStore
 
 
 def new_job(job_id: str, owner: str = "", kind: str = "video") -> NewJob:
