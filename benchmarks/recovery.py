@@ -48,7 +48,7 @@ from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.vae import VAE
 from serve_app.making.generate import Stages, generate
-from tests.served.test_kill import MOMENTS, RecoveryLog, stages_of
+from tests.support.kills import MOMENTS, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30

@@ -1,4 +1,4 @@
-"""Previews of the models that show every mechanism: they decode to pictures like the last one, and change no bit of it."""
+"""Previews: they decode to pictures like the last one, and change no bit of it."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
-from tests.support.parity_models import CORE
+from tests.support.parity_models import PREVIEWED
 from tests.support.preview_parity import check_previews
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 EMOJI = Path(__file__).resolve().parents[3] / "checkpoints" / "emoji-flux"
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", PREVIEWED)
 def test_previews_decode_and_change_nothing(name: str, checkpoints_root: Path) -> None:
     check_previews(name, checkpoints_root)
 
