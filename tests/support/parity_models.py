@@ -2,7 +2,6 @@
 
 from itertools import product
 
-from tests.support.engine_parity import CACHE_SETTINGS
 from tests.support.tiny_models import TINY_MODELS
 
 # For each mechanism of the split and the engine, two models of different families where two have it.
@@ -31,5 +30,7 @@ REST = [name for name in TINY_MODELS if name not in CORE]
 PREVIEWED = [name for name in TINY_MODELS if any(name == models[0] for models in MECHANISMS.values())]
 NOT_PREVIEWED = [name for name in TINY_MODELS if name not in PREVIEWED]
 
-CACHED_CORE = [("flux", "threshold"), ("wan22", "taylorseer"), ("qwenimage", "static_mask")]
-CACHED_REST = [pair for pair in product(("flux", "wan22", "qwenimage"), CACHE_SETTINGS) if pair not in CACHED_CORE]
+CACHED = ("flux", "wan22", "qwenimage")
+CACHE_SETTINGS = ("threshold", "taylorseer", "static_mask")  # of tests.support.engine_parity
+CACHED_CORE = list(zip(CACHED, CACHE_SETTINGS, strict=True))
+CACHED_REST = [pair for pair in product(CACHED, CACHE_SETTINGS) if pair not in CACHED_CORE]
