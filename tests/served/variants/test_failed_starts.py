@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from serve_app.tools.launch import LaunchError, deployment_messages
 from tests.support.served_application import ServedApplication
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,6 +24,10 @@ def test_serve_status_says_why_an_application_cannot_start(
     while (status := variants.status()[name])["status"] != "DEPLOY_FAILED":
         assert time.monotonic() < give_up, status
     assert sentence in status["deployments"][deployment]["message"]
+    with pytest.raises(LaunchError, match=f"application '{name}' failed to deploy") as error:
+        deployment_messages({name: status})
+    assert f"{deployment}: " in str(error.value)
+    assert sentence in str(error.value)
 
 
 def test_the_first_application_serves_on(variants: ServedApplication) -> None:
