@@ -47,9 +47,10 @@ from deployments.model import DenoisingArgs, ModelArgs
 from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.vae import VAE
+from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.stages import Stages
-from tests.served.test_kill import MOMENTS, RecoveryLog, stages_of
+from tests.support.kills import MOMENTS, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30
@@ -94,8 +95,10 @@ class Application:
 
 
 @dataclass
-class Course:
+class Course(Follower):
     """One request as its caller sees it; times are time.perf_counter()."""
+
+    wants_progress = True
 
     request: GenerationRequest
     began: float = field(default_factory=time.perf_counter)
@@ -103,7 +106,7 @@ class Course:
     steps: list[tuple[float, int]] = field(default_factory=list)
     passed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def note(self, progress: DenoisingProgress) -> None:
+    def on_progress(self, progress: DenoisingProgress) -> None:
         self.steps.append((time.perf_counter(), progress.step))
         self.passed.set()
 
@@ -272,7 +275,7 @@ def new_course(setting: Setting, seed: int) -> Course:
 
 
 async def make(application: Application, course: Course) -> bytes:
-    media = await generate(application.stages, course.request, course.note)
+    media = await generate(application.stages, course.request, course)
     course.ended = time.perf_counter()
     return media.files[0].data
 

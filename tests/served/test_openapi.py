@@ -72,7 +72,6 @@ def tiny_video() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_request_finds_an_answer_that_is_not_documented(kind: str, tmp_path: Path) -> None:

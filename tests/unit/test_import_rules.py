@@ -221,6 +221,24 @@ def test_the_ingress_replica_loads_no_torch() -> None:
     assert [name for name in HEAVY if name in loaded] == []
 
 
+def test_nothing_is_imported_from_a_test_module(tmp_path: Path) -> None:
+    assert imports_from_tests(ROOT) == []
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_a.py").write_text("from tests.support.toy import A\nfrom tests.unit.test_b import B")
+    assert imports_from_tests(tmp_path) == ["tests/test_a.py:2 imports tests.unit.test_b"]
+
+
+def imports_from_tests(root: Path) -> list[str]:
+    """What is imported from tests but from tests.support, whose modules hold what tests share."""
+    files = [file for folder in ("tests", "benchmarks") for file in sorted((root / folder).rglob("*.py"))]
+    return [
+        f"{file.relative_to(root)}:{line} imports {module}"
+        for file in files
+        for line, module in imports_in(ast.parse(file.read_text(encoding="utf-8")), set())
+        if module.startswith("tests.") and not module.startswith(("tests.support", "tests.side_by_side"))
+    ]
+
+
 def violations(root: Path) -> list[str]:
     """Every broken rule in the tree at `root`, one sentence each, with the line where it stands."""
     modules = modules_of(root)

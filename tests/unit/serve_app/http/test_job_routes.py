@@ -16,7 +16,8 @@ from serve_app.api_keys import hash_of
 from serve_app.http.asked import how_asked
 from serve_app.jobs import runner
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import description, make_at_once, server_with_jobs
+from tests.support.in_process import description, make_at_once
+from tests.support.jobs_in_process import ended, server_with_jobs
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
@@ -25,15 +26,6 @@ VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
-
-
-async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while True:
-            job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
-            if job["status"] not in ("queued", "in_progress"):
-                return job
-            await asyncio.sleep(0.02)
 
 
 async def test_background_and_a_preference_both_make_a_job(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import re
 import socket
 import struct
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from serve_app.outbound import CheckedResolver, ForbiddenTargetError, checked_ur
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from tests.support.in_process import Server, description, picture, serving
+from tests.support.web_server import web_server
 
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "safety.md"
 EDITS = "/v1/images/edits"
 GENERATIONS = "/v1/images/generations"
 KONTEXT = description("FluxKontextPipeline", "image")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
@@ -40,22 +39,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     with serving(tmp_path / "outputs") as server:
         server.configure(KONTEXT, remote_images=True)
         yield server
-
-
-@asynccontextmanager
-async def web_server(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """A real server elsewhere in the network, as it were; its URL."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, host, 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
 
 
 def allow_only(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

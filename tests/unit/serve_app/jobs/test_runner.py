@@ -55,8 +55,7 @@ from serve_app.making.follower import Follower
 from serve_app.making.layers.digest import work_digest
 from serve_app.storage.s3 import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
-from tests.unit.serve_app.http.test_safety import web_server
-from tests.unit.serve_app.jobs.test_webhooks import Receiver
+from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
 STEPS = 10

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from benchmarks.open_loop import Timed
 from benchmarks.overload import WATCHED, Outcome, Watch, capacity, overload, processes_of
-from tests.support.served_application import ServedApplication, application, picture_of
+from tests.support.served_application import ServedApplication, picture_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 BODY = {"size": "32x32", "num_inference_steps": 60}
 CONCURRENCY = 8
@@ -21,18 +19,12 @@ CAPACITY_S = 4
 TIMES = 5
 SECONDS = 12
 MOST_GROWTH_MB = 100  # of a process; a request that waits holds a few KB
-NAME = "small_queue"
 
 
 @pytest.fixture(scope="module")
-def url(served: ServedApplication, flux_checkpoint: Path) -> Iterator[str]:
-    """An application whose queue is short, at /small_queue."""
-    app = application(
-        NAME, flux_checkpoint, ("Pipeline",), served.folder, placement="one_stage", admission={"max_queue_s": 2}
-    )
-    with served.beside(app):
-        served.wait_until_healthy(f"/{NAME}")
-        yield f"{served.url}/{NAME}"
+def url(variants: ServedApplication) -> str:
+    """The application whose queue is short."""
+    return f"{variants.url}/one_stage"
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,10 @@
-"""Requests through the engine against the plain loop, for every family: the same bytes alone, close when merged,
-and the same bytes again when another process goes on from a checkpoint."""
+"""Requests through the engine against the plain loop: the same bytes alone, close when merged, and the same bytes
+again when another process goes on from a checkpoint."""
 
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 from deployments.messages import Checkpoint, Conditioning, DecodeInputs, GenerationRequest, OutputFormat
@@ -22,9 +19,6 @@ from env_config.variables import EnvConfig
 from tests.support.resuming_process import ResumingProcess, load_denoiser
 from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
 
-# Pipelines use what diffusers and torch have deprecated.
-pytestmark = pytest.mark.filterwarnings("default")
-
 ANY_OUTPUT = OutputFormat("image", "png")
 PROMPTS = (None, "a red sun bright", "dance monkey dance")  # None: the model's own
 MORE_STEPS = (0, 2, 1)
@@ -36,12 +30,67 @@ NEVER_MERGED = {
     "bria_fibo": "its layers' text embeddings come as a list with no batch axis of its own",
 }
 
+CACHE_DIT = {
+    "SGLANG_CACHE_DIT_ENABLED": "true",
+    "SGLANG_CACHE_DIT_WARMUP": "2",
+    "SGLANG_CACHE_DIT_RDT": "0.5",
+    "SGLANG_CACHE_DIT_MC": "2",
+}
+CACHE_SETTINGS: dict[str, dict[str, str]] = {
+    "threshold": CACHE_DIT,
+    "taylorseer": CACHE_DIT | {"SGLANG_CACHE_DIT_TAYLORSEER": "true", "SGLANG_CACHE_DIT_TS_ORDER": "1"},
+    "static_mask": CACHE_DIT
+    | {
+        "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": "3,1,1,1",
+        "SGLANG_CACHE_DIT_SCM_CACHE_BINS": "1,2,2,2",
+        "SGLANG_CACHE_DIT_SCM_POLICY": "static",
+    },
+}
+CACHED_STEPS = 12
 
-@pytest.fixture(scope="module")
-def other_process() -> Iterator[ResumingProcess]:
-    process = ResumingProcess()
-    yield process
-    process.stop()
+
+def check_engine(name: str, checkpoints_root: Path, other_process: ResumingProcess) -> None:
+    """The engine changes no bit alone, little when it merges, and none by a resume elsewhere."""
+    folder = checkpoint(name, checkpoints_root)
+    stages = Stages(folder)
+    requests = [stages.request(index, deterministic=True) for index in range(3)]
+    truths = [stages.plain(request) for request in requests]
+
+    checkpoints: list[list[Checkpoint]] = []
+    for request, truth in zip(requests, truths, strict=True):
+        numbers, made = stages.alone(request)
+        assert_same_bits(numbers, truth)
+        checkpoints.append(made)
+
+    merging = [stages.request(index, deterministic=False) for index in range(3)]
+    stages.together(merging)  # the first merges are checked against lone forwards, and those are handed out
+    stages.denoiser.engine.statistics.batch_sizes.clear()
+    for numbers, truth in zip(stages.together(merging), truths, strict=True):
+        assert deviation(numbers, truth) <= MERGED_DEVIATION
+    shared = any(size > 1 for size in stages.denoiser.engine.statistics.batch_sizes)
+    assert shared == (name not in NEVER_MERGED), stages.denoiser.engine.statistics
+
+    assert_resumes_elsewhere(stages, folder, requests[0], truths[0], checkpoints[0], other_process)
+    stages.close()
+
+
+def check_cached_resume(name: str, settings: str, checkpoints_root: Path, other_process: ResumingProcess) -> None:
+    """A cached request resumes elsewhere with the same bits, whatever runs beside it."""
+    folder, variables = checkpoint(name, checkpoints_root), CACHE_SETTINGS[settings]
+    stages = Stages(folder, variables)
+    requests = [stages.request(index, deterministic=True, steps=CACHED_STEPS) for index in range(3)]
+    alone = [stages.alone(request) for request in requests]
+    summaries = [s for s in stages.denoiser.recent_caches[0].values() if isinstance(s, dict)]
+    assert len(summaries) == (2 if name == "wan22" else 1), "one for each transformer"
+    assert sum(summary["reused_steps"] for summary in summaries) > 0, "something was reused"
+    assert any(not same_bits(numbers, stages.plain(request)) for request, (numbers, _) in zip(requests, alone))  # noqa: B905
+
+    for numbers, (truth, _) in zip(stages.together(requests), alone, strict=True):
+        assert_same_bits(numbers, truth)
+
+    truth, checkpoints = alone[0]
+    assert_resumes_elsewhere(stages, folder, requests[0], truth, checkpoints, other_process, variables)
+    stages.close()
 
 
 class Stages:
@@ -99,82 +148,6 @@ class Stages:
 
     def close(self) -> None:
         self.denoiser.engine.close()
-
-
-def engine_cases() -> list[Any]:
-    return [
-        pytest.param(name, id=name, marks=[] if model.quick else [pytest.mark.slow])
-        for name, model in TINY_MODELS.items()
-    ]
-
-
-@pytest.mark.parametrize("name", engine_cases())
-def test_the_engine_changes_no_bit_alone_little_merged_and_none_by_a_resume_elsewhere(
-    name: str, checkpoints_root: Path, other_process: ResumingProcess
-) -> None:
-    folder = checkpoint(name, checkpoints_root)
-    stages = Stages(folder)
-    requests = [stages.request(index, deterministic=True) for index in range(3)]
-    truths = [stages.plain(request) for request in requests]
-
-    checkpoints: list[list[Checkpoint]] = []
-    for request, truth in zip(requests, truths, strict=True):
-        numbers, made = stages.alone(request)
-        assert_same_bits(numbers, truth)
-        checkpoints.append(made)
-
-    merging = [stages.request(index, deterministic=False) for index in range(3)]
-    stages.together(merging)  # the first merges are checked against lone forwards, and those are handed out
-    stages.denoiser.engine.statistics.batch_sizes.clear()
-    for numbers, truth in zip(stages.together(merging), truths, strict=True):
-        assert deviation(numbers, truth) <= MERGED_DEVIATION
-    shared = any(size > 1 for size in stages.denoiser.engine.statistics.batch_sizes)
-    assert shared == (name not in NEVER_MERGED), stages.denoiser.engine.statistics
-
-    assert_resumes_elsewhere(stages, folder, requests[0], truths[0], checkpoints[0], other_process)
-    stages.close()
-
-
-CACHE_DIT = {
-    "SGLANG_CACHE_DIT_ENABLED": "true",
-    "SGLANG_CACHE_DIT_WARMUP": "2",
-    "SGLANG_CACHE_DIT_RDT": "0.5",
-    "SGLANG_CACHE_DIT_MC": "2",
-}
-CACHE_SETTINGS: dict[str, dict[str, str]] = {
-    "threshold": CACHE_DIT,
-    "taylorseer": CACHE_DIT | {"SGLANG_CACHE_DIT_TAYLORSEER": "true", "SGLANG_CACHE_DIT_TS_ORDER": "1"},
-    "static_mask": CACHE_DIT
-    | {
-        "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS": "3,1,1,1",
-        "SGLANG_CACHE_DIT_SCM_CACHE_BINS": "1,2,2,2",
-        "SGLANG_CACHE_DIT_SCM_POLICY": "static",
-    },
-}
-CACHED_STEPS = 12
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", CACHE_SETTINGS)
-@pytest.mark.parametrize("name", ["flux", "wan22", "qwenimage"])
-def test_a_cached_request_resumes_elsewhere_with_the_same_bits_whatever_runs_beside_it(
-    name: str, settings: str, checkpoints_root: Path, other_process: ResumingProcess
-) -> None:
-    folder, variables = checkpoint(name, checkpoints_root), CACHE_SETTINGS[settings]
-    stages = Stages(folder, variables)
-    requests = [stages.request(index, deterministic=True, steps=CACHED_STEPS) for index in range(3)]
-    alone = [stages.alone(request) for request in requests]
-    summaries = [s for s in stages.denoiser.recent_caches[0].values() if isinstance(s, dict)]
-    assert len(summaries) == (2 if name == "wan22" else 1), "one for each transformer"
-    assert sum(summary["reused_steps"] for summary in summaries) > 0, "something was reused"
-    assert any(not same_bits(numbers, stages.plain(request)) for request, (numbers, _) in zip(requests, alone))  # noqa: B905
-
-    for numbers, (truth, _) in zip(stages.together(requests), alone, strict=True):
-        assert_same_bits(numbers, truth)
-
-    truth, checkpoints = alone[0]
-    assert_resumes_elsewhere(stages, folder, requests[0], truth, checkpoints, other_process, variables)
-    stages.close()
 
 
 def assert_resumes_elsewhere(

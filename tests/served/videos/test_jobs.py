@@ -1,132 +1,37 @@
-"""Videos and jobs of a served model over HTTP: OpenAI's client, replicas and an S3 server that are killed."""
+"""Videos and jobs of a served model over HTTP: OpenAI's client, and an S3 server that is killed."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-import av
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 from botocore.exceptions import ClientError
 from PIL import Image
 
-from tests.support.s3_server import S3Server, s3_server
-from tests.support.served_application import (
-    ServedApplication,
-    application,
-    error_of,
-    picture_of,
-    serve_run,
+from tests.support.s3_server import S3Server
+from tests.support.served_application import ServedApplication, error_of, picture_of
+from tests.support.served_fixtures import BUCKET
+from tests.support.video_jobs import (
+    PROMPT,
+    SMALL,
+    WAIT_S,
+    create,
+    events_of,
+    frames_of,
+    wait_for_end,
 )
-from tests.support.tiny_models import checkpoint
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # OpenAI's own videos end; the client says so
 ]
-
-BUCKET = "videos"
-PROMPT = "a small cat"
-WAIT_S = 600  # two cores that others use too
-SMALL = {"size": "32x32", "extra_body": {"num_frames": 5, "num_inference_steps": 2, "seed": 3}}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket(BUCKET)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def wan(served: ServedApplication, checkpoints_root: Path, s3: S3Server) -> Iterator[ServedApplication]:
-    """A tiny Wan 2.2 in one stage that stores in S3, at /wan."""
-    app = application(
-        "wan",
-        checkpoint("wan22", checkpoints_root),
-        ("Pipeline",),
-        served.folder,
-        placement="one_stage",
-        url_style="path",
-        jobs={"lease_s": 5},
-    )
-    settings = {"ENDPOINT_URL": s3.endpoint, "ACCESS_KEY_ID": s3.access_key, "SECRET_ACCESS_KEY": s3.secret_key}
-    variables = {f"SGLANG_S3_{name}": value for name, value in settings.items()}
-    variables |= {"SGLANG_S3_BUCKET_NAME": BUCKET, "SGLANG_CLOUD_STORAGE_TYPE": "s3"}
-    app["runtime_env"]["env_vars"] |= variables
-    with served.beside(app):
-        served.wait_until_healthy("/wan")
-        yield served
-
-
-@pytest.fixture
-def client(wan: ServedApplication) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{wan.url}/wan/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def http(wan: ServedApplication) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{wan.url}/wan", timeout=WAIT_S) as client:
-        yield client
-
-
-def frames_of(video: bytes) -> list[Image.Image]:
-    with av.open(io.BytesIO(video)) as container:
-        return [frame.to_image() for frame in container.decode(video=0)]
-
-
-def wait_for_end(http: httpx.Client, job_id: str) -> dict[str, Any]:
-    give_up = time.monotonic() + WAIT_S
-    while True:
-        answer = http.get(f"/v1/jobs/{job_id}")
-        if answer.status_code == 200 and answer.json()["status"] in ("completed", "failed", "cancelled"):
-            return answer.json()
-        assert time.monotonic() < give_up, answer.text
-        time.sleep(0.3)
-
-
-def wait_for_progress(http: httpx.Client, ids: list[str]) -> None:
-    """Until one of the jobs is on its way."""
-    give_up = time.monotonic() + WAIT_S
-    while True:
-        jobs = [http.get(f"/v1/jobs/{job_id}").json() for job_id in ids]
-        if any(job["progress"] > 10 for job in jobs):
-            return
-        assert time.monotonic() < give_up, jobs
-        time.sleep(0.1)
-
-
-def create(http: httpx.Client, **fields: Any) -> str:
-    body = {"prompt": PROMPT, "size": "32x32", "num_frames": 5, "num_inference_steps": 2} | fields
-    answer = http.post("/v1/videos", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["id"]
-
-
-def events_of(http: httpx.Client, job_id: str, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
-    """Number, kind and data of the numbered events until the stream ends."""
-    events = []
-    with http.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": str(after)}) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        text = "".join(answer.iter_text())
-    for block in text.split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        if "id" in lines:
-            events.append((int(lines["id"]), lines["event"], json.loads(lines["data"])))
-    return events
 
 
 # --- OpenAI's client ---
@@ -267,37 +172,6 @@ def test_the_same_key_and_form_give_the_same_video(client: openai.OpenAI) -> Non
 # --- what dies ---
 
 
-def ingress_of(served: ServedApplication) -> psutil.Process:
-    return served.process_of("Ingress", "wan")
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("killed", [("Ingress",), ("Ingress", "Pipeline")], ids=["the ingress", "every replica"])
-def test_every_job_completes_with_the_same_bytes_when_replicas_are_killed(
-    wan: ServedApplication, http: httpx.Client, killed: tuple[str, ...]
-) -> None:
-    seeds = range(20)
-    settings = {"num_inference_steps": 60, "deterministic": True}
-    ids = [create(http, seed=seed, **settings) for seed in seeds]
-    wait_for_progress(http, ids)
-    for process in [wan.process_of(deployment, "wan") for deployment in killed]:
-        process.kill()
-    wan.wait_until_healthy("/wan")
-    survivors = [content_of(http, video_id) for video_id in ids]
-    undisturbed = [content_of(http, twin) for twin in [create(http, seed=seed, **settings) for seed in seeds]]
-    assert survivors == undisturbed
-    assert len(set(survivors)) == len(ids)
-
-
-def content_of(http: httpx.Client, video_id: str) -> bytes:
-    """The file of a video that must be completed."""
-    job = wait_for_end(http, video_id)
-    assert job["status"] == "completed", job
-    answer = http.get(f"/v1/videos/{video_id}/content")
-    assert answer.status_code == 200, answer.text
-    return answer.content
-
-
 def test_an_output_is_kept_and_uploaded_when_s3_is_killed_and_comes_back(
     wan: ServedApplication, http: httpx.Client, s3: S3Server
 ) -> None:
@@ -311,7 +185,7 @@ def test_an_output_is_kept_and_uploaded_when_s3_is_killed_and_comes_back(
         direct = http.post("/v1/videos/generations", json=body | {"response_format": "b64_json"})
         assert direct.status_code == 200, direct.text
         assert base64.b64decode(direct.json()["data"][0]["b64_json"]) == served
-        ingress_of(wan).kill()  # what waits in the spool outlives it, and it starts without S3
+        wan.process_of("Ingress", "wan").kill()  # what waits in the spool outlives it, and it starts without S3
         wan.wait_until_healthy("/wan")
         assert http.get(f"/v1/videos/{job['id']}/content").content == served
     finally:
@@ -328,39 +202,3 @@ def test_an_output_is_kept_and_uploaded_when_s3_is_killed_and_comes_back(
         assert http.delete(f"/v1/videos/{job['id']}").status_code == 200
         with pytest.raises(ClientError, match="NoSuchKey"):
             bucket.get_object(Bucket=BUCKET, Key=key)
-
-
-@pytest.mark.stress
-def test_jobs_outlive_the_end_of_everything_and_complete_after_a_restart(
-    checkpoints_root: Path, tmp_path: Path
-) -> None:
-    flux = checkpoint("flux", checkpoints_root)
-    seeds = range(20)
-    with serve_run(flux, tmp_path) as first, httpx.Client(base_url=first.url, timeout=WAIT_S) as http:
-        ids = [create_picture(http, seed) for seed in seeds]
-        wait_for_progress(http, ids)
-        assert not all(http.get(f"/v1/jobs/{job_id}").json()["status"] == "completed" for job_id in ids)
-        for process in first.processes():
-            process.kill()
-        first.serve_run.wait()
-    with serve_run(flux, tmp_path) as second, httpx.Client(base_url=second.url, timeout=WAIT_S) as http:
-        survivors = [picture_of_job(http, job_id) for job_id in ids]
-        undisturbed = [picture_of_job(http, twin) for twin in [create_picture(http, seed) for seed in seeds]]
-    assert survivors == undisturbed
-    assert len(set(survivors)) == len(ids)
-
-
-def create_picture(http: httpx.Client, seed: int) -> str:
-    """A job that takes a while; its id."""
-    body = {"prompt": PROMPT, "num_inference_steps": 150, "deterministic": True, "background": True, "seed": seed}
-    answer = http.post("/v1/images/generations", json=body)
-    assert answer.status_code == 202, answer.text
-    return answer.json()["id"]
-
-
-def picture_of_job(http: httpx.Client, job_id: str) -> bytes:
-    """The file of a job that must complete."""
-    job = wait_for_end(http, job_id)
-    assert job["status"] == "completed", job
-    [item] = job["result"]["data"]
-    return http.get(item["url"]).content

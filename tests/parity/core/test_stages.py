@@ -1,70 +1,39 @@
-"""Three processes that hold one stage each make the same bytes as the unsplit pipeline, for every family."""
-
-from __future__ import annotations
+"""The few models that show every mechanism of the split, through three processes, and what the stages hold."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.messages import STAGES, GenerationRequest, OutputFormat
+from deployments.messages import STAGES, GenerationRequest
 from deployments.stage_pipeline.loading import load_stage, stored_dtypes
 from deployments.stage_pipeline.roles import read_layout
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, Result
+from tests.support.parity_models import CORE
+from tests.support.stage_parity import ANY_OUTPUT, SEED, assert_same, check_bfloat16, check_stages
 from tests.support.stage_processes import StageProcesses
-from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments, run_unsplit
+from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments
 from tests.support.tiny_models.checkpoints import call, load_unsplit
 
 # What diffusers, torch and numpy deprecate in each other's code, pipeline by pipeline, is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")
 
-SEED = 0
-ANY_OUTPUT = OutputFormat("image", "png")  # the comparison is made before files are written
 
-
-@pytest.fixture(scope="module")
-def stages() -> Iterator[StageProcesses]:
-    processes = StageProcesses()
-    yield processes
-    processes.stop()
-
-
-def parity_cases() -> list[Any]:
-    return [
-        pytest.param(name, id=name, marks=[] if model.quick else [pytest.mark.slow])
-        for name, model in TINY_MODELS.items()
-    ]
-
-
-@pytest.mark.parametrize("name", parity_cases())
+@pytest.mark.parametrize("name", CORE)
 def test_three_stages_make_the_bytes_of_the_unsplit_pipeline(
     name: str, stages: StageProcesses, checkpoints_root: Path
 ) -> None:
-    folder = checkpoint(name, checkpoints_root)
-    arguments = request_arguments(name)
-    truth = run_unsplit(folder, arguments, SEED)
-    held = stages.load(folder)
-    made = stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT))
-    assert_same(made, truth)
-    assert all(held["denoiser"]), "the denoiser's process holds the denoiser"
-    assert not set(held["denoiser"]) & (set(held["encoder"]) | set(held["vae"])), "no weights are held twice"
+    check_stages(name, stages, checkpoints_root)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux", "wan22", "sdxl", "qwenimage"])
+@pytest.mark.parametrize("name", ["flux", "wan22"])
 def test_three_stages_make_the_bytes_of_the_unsplit_pipeline_in_bfloat16(
     name: str, stages: StageProcesses, checkpoints_root: Path
 ) -> None:
-    folder = checkpoint(name, checkpoints_root)
-    arguments = request_arguments(name)
-    truth = run_unsplit(folder, arguments, SEED, torch.bfloat16)
-    stages.load(folder, "bfloat16")
-    assert_same(stages.generate(GenerationRequest("parity", name, arguments, SEED, ANY_OUTPUT)), truth)
+    check_bfloat16(name, stages, checkpoints_root)
 
 
 def test_without_a_dtype_each_component_has_the_one_in_which_it_is_stored(
@@ -102,7 +71,6 @@ def test_a_component_whose_files_another_process_has_takes_the_dtype_of_its_conf
     }
 
 
-@pytest.mark.slow
 def test_a_component_of_another_dtype_gives_what_diffusers_gives(checkpoints_root: Path) -> None:
     folder = checkpoint("wan22", checkpoints_root)
     arguments = request_arguments("wan22")
@@ -152,20 +120,3 @@ class WithoutDocstrings(ast.NodeTransformer):
 
 def total(held: dict[Any, dict[str, int]]) -> int:
     return sum(sum(components.values()) for components in held.values())
-
-
-def assert_same(made: list[Any], truth: list[Any]) -> None:
-    assert len(made) == len(truth)
-    compared = 0
-    for a, b in zip(made, truth, strict=True):
-        if isinstance(b, torch.Tensor):
-            assert a.dtype == b.dtype
-            assert torch.isfinite(b).all()
-            assert torch.equal(a, b), f"differs by {(a - b).abs().max()}"
-            compared += 1
-        elif isinstance(b, np.ndarray):
-            assert np.array_equal(a, b)
-            compared += 1
-        else:
-            assert a == b or (a is None and b is None)
-    assert compared, "the output holds pictures, frames or sound"

@@ -22,7 +22,7 @@ from tests.support.served_application import ServedApplication, application, err
 from tests.support.tiny_models import checkpoint
 from tests.support.unsplit import unsplit_picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(600)
 
 PROMPT = "a small cat"
 KEY, KEY_LINE = new_key("anna")

@@ -1,53 +1,35 @@
-"""Nothing accepted is lost: replicas of all stages are killed under load, and every request ends with the bytes
-of an undisturbed run.
+"""Replicas of all stages are killed under load, and every request ends with the bytes of an undisturbed run.
 
-Two applications (pictures, and videos made by two transformers) run on one Ray, started by this process. The
-load goes through `serve_app.making.generate.generate`, as the ingress calls it, because its progress tells when a
-denoiser is at an early, a middle or a late step.
+The load on served applications goes through `serve_app.making.generate.generate`, as the ingress calls it, because
+its progress tells when a denoiser is at an early, a middle or a late step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import random
 import re
-import shutil
 import signal
-import socket
-import tempfile
 import time
 import urllib.request
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pytest
-import ray
 from ray import serve
 
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
-from deployments.model import DenoisingArgs, ModelArgs
-from deployments.replicas.denoiser import Denoiser
-from deployments.replicas.encoder import Encoder
-from deployments.replicas.owner_watch import CHECK_EVERY_S
-from deployments.replicas.vae import VAE
+from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.health import describe_stages
 from serve_app.making.stages import Stages
-from tests.support.tiny_models import checkpoint
+from tests.support.served_application import CHECKPOINT_EVERY
 
-# Ray warns of its own affairs (sockets, forks) in the process that starts it.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
-
-CHECKPOINT_EVERY = 1
 STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
 SIZES = {"flux": {"height": 32, "width": 32, "max_sequence_length": 32}, "wan22": {"height": 16, "width": 16}}
 OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4", fps=8.0)}
-ENDLESS = {"prompt": "a cat", "num_inference_steps": 200_000, **SIZES["flux"]}
 MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a request
 PATIENCE_S = 300
 FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
@@ -58,7 +40,7 @@ KILLS = [*(("Denoiser", moment) for moment in MOMENTS), ("Encoder", "any"), ("VA
 class Application:
     """One served model, its load, and what was seen of it."""
 
-    name: str
+    name: str  # of the model
     stages: Stages
     truths: dict[int, bytes] = field(default_factory=dict)  # by seed
     under_way: dict[str, int] = field(default_factory=dict)  # request -> its last step
@@ -76,14 +58,8 @@ class Application:
 
     async def make(self, seed: int, attempt: int) -> bytes:
         request = self.request(seed, attempt)
-
-        def note(progress: DenoisingProgress) -> None:
-            self.steps_run += 1
-            self.under_way[request.request_id] = progress.step
-            self.passed.set()
-
         try:
-            media = await generate(self.stages, request, note)
+            media = await generate(self.stages, request, _Steps(self, request.request_id))
         finally:
             self.under_way.pop(request.request_id, None)
         return media.files[0].data
@@ -118,113 +94,41 @@ class Application:
             await asyncio.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def metrics_port() -> Iterator[int]:
-    """Ray and Serve with nothing on them; Ray's workers are not nice here, or they would starve beside the tests."""
-    before = dict(os.environ)
-    ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
-    port = free_port()
-    os.environ |= {
-        "RAY_worker_niceness": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
-        "RAY_AUTH_MODE": "disabled",
-        "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
-        "SGLANG_DIFFUSION_CACHE_ROOT": ray_folder,
-    }
-    try:
-        ray.init(
-            num_cpus=6,  # one for each stage of both; Ray starts as many workers in advance
-            include_dashboard=False,
-            log_to_driver=False,
-            _metrics_export_port=port,
-            _temp_dir=ray_folder,
-            object_store_memory=200_000_000,
-        )
-        serve.start(proxy_location="Disabled")
-        yield port
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(ray_folder, ignore_errors=True)
+class _Steps(Follower):
+    """Notes the steps of one request for its application."""
+
+    wants_progress = True
+
+    def __init__(self, application: Application, request_id: str) -> None:
+        self.application = application
+        self.request_id = request_id
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        self.application.steps_run += 1
+        self.application.under_way[self.request_id] = progress.step
+        self.application.passed.set()
 
 
-def run_application(name: str, folder: Path) -> Application:
-    """The three stages without an ingress: this process is the caller."""
-    model = ModelArgs(
-        path=str(folder),
-        name=name,
-        denoising=DenoisingArgs(deterministic=True, checkpoint_every=CHECKPOINT_EVERY),
-    )
-    encoder, vae = Encoder.bind(model), VAE.bind(model)
-    serve.run(Denoiser.bind(model, encoder, vae), name=name, route_prefix=None)
-    return Application(name, stages_of(name))
+def check_kills(applications: list[Application], rounds: int, metrics_port: int) -> list[str]:
+    """So many rounds of KILLS; every request ends with the bytes of an undisturbed run. Returns lines of figures."""
+    began = time.monotonic()
+    kills = KILLS * rounds
+    hits = asyncio.run(kill_under_load(applications, kills, random.Random(0)))
+    figures = [
+        f"{len(kills)} kills in {time.monotonic() - began:.0f} s",
+        *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
+    ]
+    metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
+    figures += [f"{name}: {value:g}" for name, value in {**hits, **metrics}.items()]
+    assert all(app.finished >= 3 for app in applications)
+    assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
+    assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
+    return figures
 
 
 def stages_of(name: str, owner: str = "") -> Stages:
     encoder, denoiser, vae = (serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE"))
     return Stages(encoder, denoiser, vae, owner)
-
-
-@pytest.fixture(scope="module")
-def applications(metrics_port: int, checkpoints_root: Path) -> list[Application]:
-    return [run_application(name, checkpoint(name, checkpoints_root)) for name in ("flux", "wan22")]
-
-
-# Twenty kills in CI, and where they are asked for; five elsewhere.
-@pytest.mark.parametrize("rounds", [4] if os.environ.get("CI") else [1, pytest.param(4, marks=pytest.mark.stress)])
-def test_no_request_is_lost_or_changed_by_kills(
-    rounds: int, applications: list[Application], metrics_port: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ready = time.monotonic()
-    kills = KILLS * rounds
-    hits = asyncio.run(kill_under_load(applications, kills, random.Random(0)))
-    figures = [
-        f"{len(kills)} kills in {time.monotonic() - ready:.0f} s",
-        *(f"{app.name}: {app.finished} requests, {app.steps_run} steps seen" for app in applications),
-    ]
-    metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
-    figures += [f"{name}: {value:g}" for name, value in {**hits, **metrics}.items()]
-    with capsys.disabled():
-        print("\n" + "\n".join(figures))
-    assert all(app.finished >= 3 for app in applications)
-    assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
-    assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
-
-
-def test_a_denoising_ends_when_the_actor_that_asked_for_it_dies(applications: list[Application]) -> None:
-    caller = Caller.options(name="caller", namespace="serve").remote()  # type: ignore[attr-defined]
-    caller.ask.remote("flux", dataclasses.replace(applications[0].request(1, 0), arguments=ENDLESS))
-    wait_for_jobs(applications[0], 1)
-    time.sleep(4 * CHECK_EVERY_S)
-    wait_for_jobs(applications[0], 1)  # who lives is left alone
-    ray.kill(caller)
-    wait_for_jobs(applications[0], 0)
-
-
-@ray.remote
-class Caller:
-    """In the place of an ingress."""
-
-    async def ask(self, name: str, request: GenerationRequest) -> None:
-        await generate(stages_of(name, ray.get_runtime_context().get_actor_name()), request)
-
-
-def wait_for_jobs(application: Application, number: int) -> None:
-    """Until the denoiser has so many."""
-    give_up = time.monotonic() + PATIENCE_S
-    while True:
-        described = asyncio.run(inspected(application))
-        if len(described["requests"]) == number:
-            return
-        assert time.monotonic() < give_up, described
-        time.sleep(0.5)
-
-
-async def inspected(application: Application) -> dict[str, Any]:
-    answer: dict[str, Any] = await application.stages.denoiser.inspect.remote()
-    return answer
 
 
 async def kill_under_load(
@@ -300,9 +204,3 @@ def wait_for_metrics(port: int, names: tuple[str, ...]) -> dict[str, float]:
             return sums
         assert time.monotonic() < give_up, sums
         time.sleep(1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
