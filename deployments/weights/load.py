@@ -31,6 +31,7 @@ from deployments.weights.files import (
     read_json,
     weight_files,
 )
+from deployments.weights.quantization.table import register_method
 from deployments.weights.stream import STREAMER_VARIABLE, stream_tensors
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def load_component(
 
     With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise
     from_pretrained maps the files into memory. Both leave the same numbers in the same dtypes. A quantised
-    component is always read by its own quantiser. `dtype` None means what it means to from_pretrained.
+    component is always read by its own quantiser: a row of QUANTIZERS, or one that the library has. `dtype` None
+    means what it means to from_pretrained.
 
     Raises CheckpointError, naming the folder and the cause.
     """
@@ -67,16 +69,24 @@ def load_component(
         raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
     load = library.stream if streams else library.map_files
     try:
+        if quantised:
+            register_method(stored_method(folder))
         with one_load_at_a_time:
             module = load(cls, folder, dtype, torch.device(device))
         refuse_missing_weights(module)
         return module.to(device).eval()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 
 def is_quantised(folder: Path | str) -> bool:
     return "quantization_config" in read_json(Path(folder) / "config.json")
+
+
+def stored_method(folder: Path | str) -> str | None:
+    """The method of quantisation that a component's configuration names."""
+    stored = read_json(Path(folder) / "config.json").get("quantization_config")
+    return stored.get("quant_method") if isinstance(stored, dict) else None
 
 
 def stored_dtype(cls: type[torch.nn.Module], folder: Path | str) -> torch.dtype | None:

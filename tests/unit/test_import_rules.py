@@ -187,6 +187,10 @@ PLANTED = {
         "from deployments.weights import load\nimport torch",
         "deployments.weights.locate imports torch",
     ),
+    "deployments/weights/quantization/nvfp4.py": (
+        "from deployments.accelerations import fp4_gemm",
+        "deployments.weights.quantization.nvfp4 imports deployments.accelerations",
+    ),
     "deployments/replicas/encoder.py": (
         "from serve_app import jobs",
         "deployments.replicas.encoder imports serve_app.jobs",

@@ -18,7 +18,7 @@ from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.fp4_gemm import FP4_GEMM, default_backend
 from deployments.devices import Device
 from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint, main, quantizable_layers
-from deployments.weights.quantization.nvfp4 import NVFP4Linear, quantized_tensors
+from deployments.weights.quantization.nvfp4 import NVFP4Linear, quantized_tensors, register
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env
 from tests.support.tiny_models.flux import TRANSFORMER, flux
@@ -29,6 +29,12 @@ VARIABLE = "DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 ROOT = Path(__file__).parents[3]
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    """These tests call from_pretrained themselves."""
+    register()
 
 
 @pytest.fixture(autouse=True)
