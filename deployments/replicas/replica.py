@@ -52,7 +52,7 @@ from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.decode import Decoded, decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
-from deployments.weights.load import resolve_checkpoint
+from deployments.weights.locate import resolve_checkpoint
 from env_config.effective import effective_values
 from env_config.library_caches import set_library_caches
 from env_config.variables import EnvConfig

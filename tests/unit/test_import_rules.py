@@ -123,7 +123,12 @@ RULES = (
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
-    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES, *ENV_CONFIG, *ACCELERATIONS), never=("ray", *HTTP)),
+    Rule(
+        ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),
+        (*WEIGHTS, *MESSAGES),
+        never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
@@ -177,6 +182,14 @@ PLANTED = {
     "deployments/weights/load.py": (
         "import deployments.features.cache_dit.contexts",
         "deployments.weights.load imports deployments.features.cache_dit.contexts",
+    ),
+    "deployments/weights/locate.py": (
+        "from deployments.weights import load\nimport torch",
+        "deployments.weights.locate imports torch",
+    ),
+    "deployments/weights/quantization/nvfp4.py": (
+        "from deployments.accelerations import fp4_gemm",
+        "deployments.weights.quantization.nvfp4 imports deployments.accelerations",
     ),
     "deployments/replicas/encoder.py": (
         "from serve_app import jobs",
