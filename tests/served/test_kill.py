@@ -31,10 +31,8 @@ from ray import serve
 
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
 from deployments.model import DenoisingArgs, ModelArgs
-from deployments.replicas.denoiser import Denoiser
-from deployments.replicas.encoder import Encoder
 from deployments.replicas.owner_watch import CHECK_EVERY_S
-from deployments.replicas.vae import VAE
+from deployments.replicas.table import bind_stages
 from serve_app.making.generate import Stages, generate
 from serve_app.making.health import describe_stages
 from tests.support.tiny_models import checkpoint
@@ -156,8 +154,8 @@ def run_application(name: str, folder: Path) -> Application:
         name=name,
         denoising=DenoisingArgs(deterministic=True, checkpoint_every=CHECKPOINT_EVERY),
     )
-    encoder, vae = Encoder.bind(model), VAE.bind(model)
-    serve.run(Denoiser.bind(model, encoder, vae), name=name, route_prefix=None)
+    _, denoiser, _ = bind_stages(model, ("Encoder", "Denoiser", "VAE"))
+    serve.run(denoiser, name=name, route_prefix=None)
     return Application(name, stages_of(name))
 
 
