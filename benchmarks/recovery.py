@@ -44,9 +44,7 @@ from benchmarks.recovery_rows import Run, as_table, summarize
 from benchmarks.scale_validation import ROOT
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, ModelArgs
-from deployments.replicas.denoiser import Denoiser
-from deployments.replicas.encoder import Encoder
-from deployments.replicas.vae import VAE
+from deployments.replicas.table import bind_stages
 from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.stages import Stages
@@ -216,11 +214,10 @@ def run_application(setting: Setting, replicas: dict[str, int], has_checkpoints:
     model = ModelArgs(path=str(setting.model), name=setting.model.name, denoising=denoising)
     resources = {} if setting.device == "cpu" else {"ray_actor_options": {"num_gpus": SHARE}}
 
-    def bound(deployment: Any, *arguments: Any) -> Any:
-        return deployment.options(num_replicas=replicas.get(deployment.name, 1), **resources).bind(model, *arguments)
-
-    encoder, vae = bound(Encoder), bound(VAE)
-    serve.run(bound(Denoiser, encoder, vae), name=name, route_prefix=None)
+    names = ("Encoder", "Denoiser", "VAE")
+    options = {each: {"num_replicas": replicas.get(each, 1), **resources} for each in names}
+    _, denoiser, _ = bind_stages(model, names, options)
+    serve.run(denoiser, name=name, route_prefix=None)
     return Application(name, setting, stages_of(name), replicas, has_checkpoints)
 
 

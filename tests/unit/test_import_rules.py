@@ -191,16 +191,16 @@ PLANTED = {
         "from deployments.accelerations import fp4_gemm",
         "deployments.weights.quantization.nvfp4 imports deployments.accelerations",
     ),
-    "deployments/replicas/encoder.py": (
+    "deployments/replicas/table.py": (
         "from serve_app import jobs",
-        "deployments.replicas.encoder imports serve_app.jobs",
+        "deployments.replicas.table imports serve_app.jobs",
     ),
     "deployments/media/pixels.py": ("import mlx.core as mx", "deployments.media.pixels imports mlx.core"),
-    "deployments/replicas/vae.py": ("from . import media", "deployments.replicas.vae: relative import"),
+    "deployments/replicas/replica.py": ("from . import media", "deployments.replicas.replica: relative import"),
     "env_config/section.py": ("import torch", "env_config.section imports torch"),
     "deployments/misplaced.py": ("", "deployments.misplaced: no rule"),
     "deployments/devices.py": ("import os\nos.environ['A']", "deployments.devices reads os.environ"),
-    "deployments/replicas/denoiser.py": ("from os import getenv", "deployments.replicas.denoiser reads os.getenv"),
+    "deployments/replicas/dev.py": ("from os import getenv", "deployments.replicas.dev reads os.getenv"),
     "benchmarks/overhead.py": ("import os\nos.environ['A']", None),
     "env_config/parsing.py": ("import os\nos.environ['A']", None),
 }
