@@ -17,7 +17,7 @@ from serve_app.http.middleware.limits import RequestLimits
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.jobs.service import JobArgs
 from serve_app.making.admission import AdmissionArgs
-from serve_app.storage.s3 import URLStyle
+from serve_app.storage.base import URLStyle
 
 
 class AppArgs(BaseModel):

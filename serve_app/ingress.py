@@ -66,8 +66,10 @@ from serve_app.requests.bodies import (
 )
 from serve_app.requests.input_pictures import PictureRules, with_pictures
 from serve_app.requests.translate import to_generation_requests
-from serve_app.storage.s3 import StorageBackend, URLStyle, make_storage, object_key
+from serve_app.storage.base import StorageBackend, URLStyle
+from serve_app.storage.keys import object_key
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
+from serve_app.storage.table import make_storage
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from deployments.messages import GenerationRequest, StageDescription
 from serve_app.jobs.records import Job
 from serve_app.requests.bodies import GeneratedItem, ImagesAnswer, VideosAnswer
 from serve_app.requests.translate import DEFAULT_FPS
-from serve_app.storage.s3 import StorageBackend
+from serve_app.storage.base import StorageBackend
 
 MIN_POLL_MS, MAX_POLL_MS = 250, 10_000
 VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {

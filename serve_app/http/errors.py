@@ -31,7 +31,7 @@ from deployments.errors import (
 )
 from serve_app.jobs.records import ConflictError
 from serve_app.making.admission import OverloadedError
-from serve_app.storage.s3 import ObjectNotFoundError
+from serve_app.storage.base import ObjectNotFoundError
 
 logger = logging.getLogger(__name__)
 

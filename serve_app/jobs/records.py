@@ -8,7 +8,7 @@ from typing import Any, Literal
 from deployments.errors import InvalidRequestError, TriptychError
 from deployments.messages import MediaKind
 from serve_app.making.admission import Size
-from serve_app.storage.s3 import ObjectNotFoundError
+from serve_app.storage.base import ObjectNotFoundError
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")

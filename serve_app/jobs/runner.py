@@ -30,8 +30,9 @@ from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.layers.sharing import Generate
-from serve_app.storage.s3 import StorageBackend, object_key
-from serve_app.storage.small_pictures import small_picture
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.keys import object_key
+from serve_app.storage.previews import small_picture
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,9 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import ObjectNotFoundError, StorageBackend, StoredObject, file_url, write_whole
+from serve_app.storage.base import ObjectNotFoundError, StorageBackend, StoredObject
+from serve_app.storage.keys import file_url
+from serve_app.storage.local import write_whole
 
 logger = logging.getLogger(__name__)
 

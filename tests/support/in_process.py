@@ -26,7 +26,7 @@ from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.layers.sharing import SharedGenerations
 from serve_app.making.layers.signing import make_signer
 from serve_app.requests.input_pictures import PictureRules
-from serve_app.storage.s3 import LocalStorage
+from serve_app.storage.local import LocalStorage
 
 IngressClass = Ingress.func_or_class.__mro__[1]  # as it is written, without Serve's wrapper
 

@@ -19,3 +19,8 @@ class KnowRoutePrefix:
         if scope["type"] == "http":
             route_prefix.set(scope.get("root_path", ""))
         await self.app(scope, receive, send)
+
+
+def under_prefix(url: str) -> str:
+    """A path of this server as the caller of the request at hand reaches it; a whole URL stays as it is."""
+    return f"{route_prefix.get()}{url}" if url.startswith("/") else url

@@ -24,7 +24,7 @@ from serve_app.jobs.records import IdempotencyKey, Job, JobNotFoundError
 from serve_app.jobs.service import Jobs, body_digest, new_job_id
 from serve_app.making.admission import caller
 from serve_app.requests.bodies import GeneratedItem, ImageGenerationBody, ImagesAnswer, VideoGenerationBody
-from serve_app.storage.s3 import StorageBackend
+from serve_app.storage.base import StorageBackend
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 

@@ -30,7 +30,7 @@ from deployments.errors import (
 from serve_app.http.errors import error_answer, install_error_handlers
 from serve_app.http.middleware.limits import BodySizeLimit
 from serve_app.requests.bodies import ImageGenerationBody
-from serve_app.storage.s3 import ObjectNotFoundError
+from serve_app.storage.base import ObjectNotFoundError
 
 SECRET = "/srv/secret/path.py"
 TRACEBACK = f'Traceback (most recent call last):\n  File "{SECRET}", line 1'

@@ -51,7 +51,8 @@ from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFou
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs, OverloadedError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError
+from serve_app.storage.base import ObjectNotFoundError
+from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 from tests.unit.serve_app.http.test_safety import web_server
 from tests.unit.serve_app.jobs.test_webhooks import Receiver

@@ -20,8 +20,8 @@ from deployments.messages import MediaFile
 from serve_app.app import AppArgs
 from serve_app.making.layers.signing import MADE_BY_A_MODEL, ProvenanceError, make_signer
 from tests.support.in_process import picture, serving
+from tests.support.stored_files import generation
 from tests.unit.serve_app.http.test_video_edit_routes import make_video, video_file
-from tests.unit.serve_app.storage.test_storage import generation
 
 c2pa: Any = pytest.importorskip("c2pa")
 

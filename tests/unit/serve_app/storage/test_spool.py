@@ -12,7 +12,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError, S3Storage, StoredObject
+from serve_app.storage.base import ObjectNotFoundError, StoredObject
+from serve_app.storage.local import LocalStorage
+from serve_app.storage.s3 import S3Storage
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from tests.support.s3_server import S3Server, s3_server
 
