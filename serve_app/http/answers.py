@@ -100,7 +100,7 @@ def video_object(job: Job, storage: StorageBackend) -> VideoObject:
     made = job.outputs[0] if job.outputs else None
     return VideoObject(
         id=job.id,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=VIDEO_STATUS[job.status],
         progress=job.progress,
         created_at=int(job.created_at),
@@ -111,7 +111,7 @@ def video_object(job: Job, storage: StorageBackend) -> VideoObject:
         size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
         remixed_from_video_id=shown.get("remixed_from_video_id"),
         error=_error(job),
-        seed=job.requests[0]["seed"],
+        seed=job.asked.seed,
         urls=_urls(job, storage),
         upload=_upload(job),
     )
@@ -121,7 +121,7 @@ def job_object(job: Job, storage: StorageBackend, queue_position: int | None) ->
     return JobObject(
         id=job.id,
         kind=job.kind,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=job.status,
         progress=job.progress,
         queue_position=queue_position,
@@ -140,9 +140,9 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
     first = job.outputs[0]
     answer = ImagesAnswer(
         created=int(job.completed_at or job.created_at),
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         data=items,
-        output_format=job.requests[0]["output"]["format"],
+        output_format=job.asked.output_format,
         size=f"{first.width}x{first.height}",
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from deployments.errors import InvalidRequestError, TriptychError
 from deployments.messages import MediaKind
+from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
 from serve_app.storage.base import ObjectNotFoundError
 
@@ -56,6 +57,10 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def asked(self) -> Asked:
+        return asked_from_json(self.requests)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ def known_shape(key: str) -> str:
     return key
 
 
+def content_type_of(key: str) -> str:
+    """As its ending says; raises ObjectNotFoundError for what is no key."""
+    return CONTENT_TYPES[known_shape(key).rpartition(".")[2]]
+
+
 def file_url(base_url: str, key: str) -> str:
     """The address of an object that leaves through this server; without `base_url` relative to its host."""
     return under_prefix(f"{base_url}/v1/files/{key}")

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from deployments.errors import StorageError
-from serve_app.storage.base import CHECK_KEY, CONTENT_TYPES, ObjectNotFoundError, StoredObject
-from serve_app.storage.keys import file_url, known_shape
+from serve_app.storage.base import CHECK_KEY, ObjectNotFoundError, StoredObject
+from serve_app.storage.keys import content_type_of, file_url, known_shape
 
 
 class LocalStorage:
@@ -51,7 +51,7 @@ class LocalStorage:
             raise ObjectNotFoundError(f"there is no file {key!r}") from error
         except OSError as error:
             raise StorageError(f"the file {key!r} could not be read: {error.strerror}") from error
-        return data, CONTENT_TYPES[path.suffix[1:]]
+        return data, content_type_of(key)
 
     async def delete(self, key: str) -> None:
         path = self.folder / known_shape(key)

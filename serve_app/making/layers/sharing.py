@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from ray import ObjectRef
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
-from serve_app.jobs.codec import work_digest
 from serve_app.making.generate import OnCheckpoint, OnPreview, OnProgress
+from serve_app.making.layers.digest import work_digest
 
 
 class Generate(Protocol):
