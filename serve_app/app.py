@@ -1,6 +1,5 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,6 +12,7 @@ from deployments.replicas.combined import EncoderVAE, Pipeline
 from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.vae import VAE
+from env_config.closest import did_you_mean
 from serve_app.http.middleware.limits import RequestLimits
 from serve_app.ingress import Ingress, IngressArgs
 from serve_app.jobs.service import JobArgs
@@ -75,8 +75,7 @@ class AppArgs(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    close = difflib.get_close_matches(str(key), list(cls.model_fields), 1)
-                    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                    hint = did_you_mean(key, cls.model_fields, f"known: {', '.join(cls.model_fields)}")
                     raise ValueError(f"unknown argument {key!r}: {hint}")
         return values
 

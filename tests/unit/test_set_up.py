@@ -170,8 +170,9 @@ def test_on_a_terminal_the_seconds_of_a_step_count_up(clone: Path) -> None:
     write_program(programs / "sleep", "#!/bin/sh\nexit 0\n")
     write_program(programs / "tool", STAND_IN_TOOL.replace("exit 0", "until [ -e go_on ]; do :; done"))
     terminal, inside = pty.openpty()
+    env = {"PATH": str(programs)}
     make = subprocess.Popen(
-        ["make", "serve"], cwd=clone, env={"PATH": str(programs)}, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside
+        ["make", "serve"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside
     )
     os.close(inside)
     printed = b""
