@@ -52,7 +52,7 @@ class AppArgs(BaseModel):
         default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
     )
     api_keys_file: Path | None = Field(
-        None, description="lines of `python -m serve_app.http.middleware.keys new LABEL`; without it none is asked for"
+        None, description="lines of `python -m serve_app.tools.keys new LABEL`; without it none is asked for"
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may call this server, such as https://example.com; none by default"

@@ -25,6 +25,7 @@ from deployments.errors import ModelNotFoundError, StageUnavailableError
 from deployments.messages import Checkpoint, GenerationRequest, Media, MediaFile, StageDescription
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.variables import EnvConfig
+from serve_app.api_keys import ApiKeys
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.image_streaming import (
     PartialPictures,
@@ -34,7 +35,7 @@ from serve_app.http.image_streaming import (
     without_stream,
 )
 from serve_app.http.middleware.cors import CrossOrigin
-from serve_app.http.middleware.keys import ApiKeys, RequireApiKey
+from serve_app.http.middleware.keys import RequireApiKey
 from serve_app.http.middleware.limits import SERVE_MAX_ONGOING_REQUESTS, BodySizeLimit, RequestLimits, RoomForRequests
 from serve_app.http.middleware.prefix import KnowRoutePrefix
 from serve_app.http.middleware.timing import AnswerHeaders, count_compute

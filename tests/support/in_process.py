@@ -18,7 +18,7 @@ from PIL import Image
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from env_config.variables import EnvConfig
-from serve_app.http.middleware.keys import ApiKeys
+from serve_app.api_keys import ApiKeys
 from serve_app.http.middleware.limits import RequestLimits
 from serve_app.ingress import Ingress, IngressArgs, app
 from serve_app.jobs.service import JobArgs

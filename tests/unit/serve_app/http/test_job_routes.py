@@ -14,7 +14,7 @@ import pytest
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.messages import GenerationRequest, Media
-from serve_app.http.middleware.keys import hash_of
+from serve_app.api_keys import hash_of
 from serve_app.http.routes.jobs import how_asked
 from serve_app.ingress import app
 from serve_app.jobs import runner

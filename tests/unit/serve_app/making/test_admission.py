@@ -12,7 +12,7 @@ import pytest
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, OutputFormat
-from serve_app.http.middleware.keys import new_key
+from serve_app.api_keys import new_key
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.ingress import app
 from serve_app.making.admission import Admission, AdmissionArgs, CostModel, OverloadedError, size_of
