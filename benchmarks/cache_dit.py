@@ -106,7 +106,8 @@ class Bench:
     def run(self, prompt: str, seed: int, cache_dit: dict[str, Any]) -> tuple[torch.Tensor, float, dict[str, Any]]:
         """The picture [B, C, H, W] in 0..1, the seconds of its denoising, and what was computed and reused."""
         arguments = {"prompt": prompt, "height": self.size, "width": self.size, "num_inference_steps": self.steps}
-        request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), cache_dit=cache_dit)
+        features = {"cache_dit": cache_dit}
+        request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), features=features)
         conditioning = encode(self.stage, request)
         self.denoiser.recent_caches.clear()
         started = time.perf_counter()

@@ -47,8 +47,9 @@ from deployments.model import DenoisingArgs, ModelArgs
 from deployments.replicas.denoiser import Denoiser
 from deployments.replicas.encoder import Encoder
 from deployments.replicas.vae import VAE
-from serve_app.making.generate import Stages, generate
-from tests.support.kills import MOMENTS, RecoveryLog, stages_of
+from serve_app.making.generate import generate
+from serve_app.making.stages import Stages
+from tests.support.kills import MOMENTS, EachStep, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30
@@ -271,7 +272,7 @@ def new_course(setting: Setting, seed: int) -> Course:
 
 
 async def make(application: Application, course: Course) -> bytes:
-    media = await generate(application.stages, course.request, course.note)
+    media = await generate(application.stages, course.request, EachStep(course.note))
     course.ended = time.perf_counter()
     return media.files[0].data
 

@@ -8,9 +8,11 @@ from ray import serve
 
 from deployments.messages import (
     STAGES,
+    UNFOLLOWED,
     Checkpoint,
     Conditioning,
     DecodeInputs,
+    Envelope,
     GenerationRequest,
     Media,
 )
@@ -31,8 +33,8 @@ class EncoderVAE(StageReplica):
     def __init__(self, model: ModelArgs) -> None:
         super().__init__(model, ("encoder", "vae"))
 
-    async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.run_stage("encoder", request, encode)
+    async def encode(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> Conditioning:
+        return await self.encode_for(request, envelope)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         return await self.decode_and_write(request, inputs)
@@ -54,14 +56,18 @@ class Pipeline(StageReplica):
             measure=DenoiserMetrics(),
         )
 
-    async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.run_stage("encoder", request, encode)
+    async def encode(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> Conditioning:
+        return await self.encode_for(request, envelope)
 
     async def denoise(
-        self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
+        self,
+        request: GenerationRequest,
+        envelope: Envelope,
+        conditioning: Conditioning,
+        checkpoint: Checkpoint | None = None,
     ) -> AsyncIterator[StreamItem]:
-        with self._owners.bound_to(request.owner):
-            async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
+        with self._owners.bound_to(envelope.owner):
+            async for item in denoising_stream(self, self.denoiser, request, envelope, conditioning, checkpoint):
                 yield item
 
     async def check_health(self) -> None:

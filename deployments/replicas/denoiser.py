@@ -14,6 +14,7 @@ from deployments.messages import (
     ComponentAnswer,
     ComponentCall,
     Conditioning,
+    Envelope,
     GenerationRequest,
     StageName,
 )
@@ -46,12 +47,16 @@ class Denoiser(StageReplica):
         )
 
     async def denoise(
-        self, request: GenerationRequest, conditioning: Conditioning, checkpoint: Checkpoint | None = None
+        self,
+        request: GenerationRequest,
+        envelope: Envelope,
+        conditioning: Conditioning,
+        checkpoint: Checkpoint | None = None,
     ) -> AsyncIterator[StreamItem]:
         """Progress and checkpoints as they come, at last the inputs of the VAE stage."""
         self._loop = asyncio.get_running_loop()
-        with self._owners.bound_to(request.owner):
-            async for item in denoising_stream(self, self.denoiser, request, conditioning, checkpoint):
+        with self._owners.bound_to(envelope.owner):
+            async for item in denoising_stream(self, self.denoiser, request, envelope, conditioning, checkpoint):
                 yield item
 
     async def check_health(self) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from ray import serve
 
-from deployments.messages import Conditioning, GenerationRequest
+from deployments.messages import UNFOLLOWED, Conditioning, Envelope, GenerationRequest
 from deployments.model import ModelArgs
 from deployments.replicas.replica import StageReplica
-from deployments.stages.encode import encode
 
 
 @serve.deployment(name="Encoder", max_ongoing_requests=32, health_check_period_s=2)
@@ -17,5 +16,5 @@ class Encoder(StageReplica):
     def __init__(self, model: ModelArgs) -> None:
         super().__init__(model, ("encoder",))
 
-    async def encode(self, request: GenerationRequest) -> Conditioning:
-        return await self.run_stage("encoder", request, encode)
+    async def encode(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> Conditioning:
+        return await self.encode_for(request, envelope)

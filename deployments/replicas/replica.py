@@ -27,6 +27,7 @@ from deployments.messages import (
     ComponentCall,
     Conditioning,
     DecodeInputs,
+    Envelope,
     GenerationRequest,
     Media,
     StageDescription,
@@ -50,6 +51,7 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage, weight
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.decode import Decoded, decode
 from deployments.stages.denoise import DenoiserStage
+from deployments.stages.encode import encode
 from deployments.weights.load import resolve_checkpoint
 from env_config.effective import effective_values
 from env_config.library_caches import set_library_caches
@@ -126,8 +128,6 @@ class StageReplica:
         """Runs `work(pipeline, request, *inputs)` in the worker thread, observed; the event loop stays free."""
         arrived = time.time()
         self.present.wait(request.request_id, stage, arrived)
-        if stage == "encoder":
-            self.loads[stage].note_refused(request.refused_before)
 
         def observed() -> T:
             with self.observed(stage, request, arrived, *inputs) as (timing, _):
@@ -137,6 +137,11 @@ class StageReplica:
 
         with self.loads[stage].request():
             return await self.in_worker(observed)
+
+    async def encode_for(self, request: GenerationRequest, envelope: Envelope) -> Conditioning:
+        """The encoder stage; its load is told of the requests that were refused before this one."""
+        self.loads["encoder"].note_refused(envelope.refused_before)
+        return await self.run_stage("encoder", request, encode)
 
     async def decode_and_write(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""

@@ -14,6 +14,7 @@ from deployments.messages import (
     Conditioning,
     DecodeInputs,
     DenoisingProgress,
+    Envelope,
     GenerationRequest,
     PayloadFollows,
     StageName,
@@ -37,6 +38,7 @@ async def denoising_stream(
     replica: Observer,
     stage: DenoiserStage,
     request: GenerationRequest,
+    envelope: Envelope,
     conditioning: Conditioning,
     checkpoint: Checkpoint | None = None,
 ) -> AsyncIterator[StreamItem]:
@@ -70,11 +72,11 @@ async def denoising_stream(
 
             def on_progress(progress: DenoisingProgress) -> None:
                 trace.step()
-                if request.report_progress:
+                if envelope.report_progress:
                     emit(progress)
 
             inputs, denoising = stage.denoise(
-                request, conditioning, checkpoint, on_progress, on_checkpoint, on_start, on_preview
+                request, conditioning, checkpoint, envelope, on_progress, on_checkpoint, on_start, on_preview
             )
             timing.steps = denoising.session.steps_done - denoising.session.resumed_at
             timing.bytes_out = inputs.content.num_bytes

@@ -14,15 +14,17 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
 
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
-from serve_app.making.generate import Stages, generate
+from serve_app.making.follower import Follower
+from serve_app.making.generate import generate
 from serve_app.making.health import describe_stages
+from serve_app.making.stages import Stages
 from tests.support.served_application import CHECKPOINT_EVERY
 
 STEPS = {"flux": 60, "wan22": 40}  # long enough to be hit at a chosen step
@@ -32,6 +34,18 @@ MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a reques
 PATIENCE_S = 300
 FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
 KILLS = [*(("Denoiser", moment) for moment in MOMENTS), ("Encoder", "any"), ("VAE", "any")]  # of one round
+
+
+class EachStep(Follower):
+    """Tells of every step."""
+
+    wants_progress = True
+
+    def __init__(self, note: Callable[[DenoisingProgress], None]) -> None:
+        self.note = note
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        self.note(progress)
 
 
 @dataclass
@@ -63,7 +77,7 @@ class Application:
             self.passed.set()
 
         try:
-            media = await generate(self.stages, request, note)
+            media = await generate(self.stages, request, EachStep(note))
         finally:
             self.under_way.pop(request.request_id, None)
         return media.files[0].data

@@ -12,13 +12,11 @@ import pytest
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.messages import GenerationRequest, Media
-from serve_app.http.middleware.keys import hash_of
-from serve_app.http.routes.jobs import how_asked
-from serve_app.ingress import app
+from serve_app.api_keys import hash_of
+from serve_app.http.asked import how_asked
 from serve_app.jobs import runner
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import description, make_at_once
-from tests.support.jobs_in_process import ended, server_with_jobs
+from tests.support.in_process import description, ended, make_at_once, server_with_jobs
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
@@ -90,6 +88,8 @@ async def test_what_cannot_be_is_refused_by_name(
 async def test_first_frames_on_the_way_are_refused_where_there_is_no_job(tmp_path: Path) -> None:
     async with server_with_jobs(tmp_path) as (server, client):
         server.configure(VIDEO)
+        await server.open()
+        server.service.start()
         answer = await client.post("/v1/videos/generations", json={"prompt": "x", "partial_images": 2})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "partial_images")
         assert "Prefer: respond-async" in answer.json()["error"]["message"]
@@ -157,7 +157,7 @@ async def test_two_callers_who_ask_the_same_at_once_share_one_generation(tmp_pat
         body = {"prompt": "x", "seed": 3}
         asked = [asyncio.ensure_future(client.post(IMAGES, json=body)) for _ in range(3)]
         async with asyncio.timeout(60):
-            while server.ingress.admission.num_pending < 3:  # noqa: ASYNC110
+            while server.service.admission.num_pending < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         go.set()
         answers = await asyncio.gather(*asked)
@@ -190,8 +190,8 @@ async def test_jobs_beyond_the_queue_get_429_with_the_time_that_it_needs(tmp_pat
 
 
 async def test_urls_lead_to_where_the_application_is_served(tmp_path: Path) -> None:
-    async with server_with_jobs(tmp_path) as (_, _):
-        transport = httpx.ASGITransport(app, root_path="/pictures")
+    async with server_with_jobs(tmp_path) as (server, _):
+        transport = httpx.ASGITransport(server, root_path="/pictures")
         async with httpx.AsyncClient(transport=transport, base_url="http://test/pictures") as client:
             stored = await client.post(IMAGES, json={"prompt": "x", "response_format": "url"})
             url = stored.json()["data"][0]["url"]

@@ -18,13 +18,11 @@ from PIL import Image
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, InputImage, Media
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.http.routes.video_edits import EDITING, EXTENDING
-from serve_app.ingress import app
 from serve_app.jobs import runner
 from serve_app.requests.input_videos import read_video
-from tests.support.in_process import Server, description
-from tests.support.jobs_in_process import ended, server_with_jobs
+from serve_app.requests.limits import RequestLimits
+from tests.support.in_process import Server, description, ended, server_with_jobs
 from tests.support.videos import make_video, video_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # OpenAI's own videos end; the client says so
@@ -114,10 +112,10 @@ async def test_a_video_that_was_made_here_is_meant_by_its_id(tmp_path: Path) -> 
 
 
 async def test_the_openai_client_edits_and_extends(tmp_path: Path) -> None:
-    http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app))
-    client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
     both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video")
     async with server_with_jobs(tmp_path, describing=both) as (server, _):
+        http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(server))
+        client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
         server.make = make_video
         edited = await client.videos.edit(prompt="at night", video=("x.mp4", video_file()))
         extended = await client.videos.extend(prompt="on", seconds="4", video=("x.mp4", video_file()))

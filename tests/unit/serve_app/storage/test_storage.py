@@ -19,14 +19,8 @@ import pytest
 
 from deployments.errors import StorageError
 from env_config.variables import CloudStorage
-from serve_app.storage.s3 import (
-    STORAGE_BACKENDS,
-    LocalStorage,
-    ObjectNotFoundError,
-    S3Storage,
-    make_storage,
-    object_key,
-)
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.s3 import STORAGE_BACKENDS, LocalStorage, S3Storage, make_storage, object_key
 from tests.support.generation_requests import generation
 from tests.support.s3_server import S3Server, free_ports, s3_server
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.errors import NotSupportedError
 from deployments.messages import GenerationRequest, Media, MediaFile
-from serve_app.http.errors import error_answer
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.errors import report_error
+from serve_app.http.errors import error_content
+from serve_app.http.sse import KEEP_ALIVE, sse_event
+from serve_app.making.at_once import Tasks
+from serve_app.making.follower import Follower
+from serve_app.requests.bodies import ImageGenerationBody
 
 StreamPrefix = Literal["image_generation", "image_edit"]
-Tasks = dict[asyncio.Task[Media], GenerationRequest]
 
 KEEP_ALIVE_S = 15.0  # between comments that keep proxies from closing a quiet connection
 NO_TOKENS = {
@@ -34,15 +36,6 @@ def without_stream(body: ImageGenerationBody) -> ImageGenerationBody:
     return body.model_copy(update={"stream": None})
 
 
-def refuse_partial_images(body: ImageGenerationBody | VideoGenerationBody) -> None:
-    """Raises InvalidRequestError: an answer at once has no place for them."""
-    if body.partial_images:
-        needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
-        raise InvalidRequestError(
-            f"partial_images={body.partial_images} needs {needed} (for events of a job)", "partial_images"
-        )
-
-
 class PartialPictures:
     """Pictures that are not done, until somebody has the time to send them."""
 
@@ -51,10 +44,22 @@ class PartialPictures:
         self.arrived = asyncio.Event()
         self._made: Counter[str] = Counter()
 
-    def add(self, request: GenerationRequest, step: int, media: Media) -> None:
+    def add(self, request: GenerationRequest, media: Media) -> None:
         self.waiting.append((request, self._made[request.request_id], media))
         self._made[request.request_id] += 1
         self.arrived.set()
+
+
+class PartialPictureFollower(Follower):
+    """Adds the previews of one request to the partial pictures."""
+
+    def __init__(self, partials: PartialPictures, request: GenerationRequest, previews: int) -> None:
+        self.partials = partials
+        self.request = request
+        self.previews = previews
+
+    def on_preview(self, step: int, media: Media) -> None:
+        self.partials.add(self.request, media)
 
 
 async def picture_events(
@@ -72,19 +77,19 @@ async def picture_events(
             arrival.cancel()
             partials.arrived.clear()
             if not done:
-                yield b": still working\n\n"
+                yield KEEP_ALIVE
             while partials.waiting:
                 request, number, media = partials.waiting.popleft()
                 for event in _partial(prefix, request, number, media):
-                    yield _event(event["type"], event)
+                    yield sse_event(event["type"], event)
             for task in pending & done:
                 pending.discard(task)
                 failure = task.exception()
                 if isinstance(failure, Exception):
-                    yield _event("error", json.loads(bytes(error_answer(failure).body)))
+                    yield sse_event("error", error_content(report_error(failure)))
                     return
                 for event in _completed(prefix, tasks[task], task.result()):
-                    yield _event(event["type"], event)
+                    yield sse_event(event["type"], event)
     finally:
         for task in tasks:
             task.cancel()  # of no effect on those that are done
@@ -115,7 +120,3 @@ def _picture(kind: str, request: GenerationRequest, file: MediaFile) -> dict[str
         "background": "opaque",
         "seed": request.seed,
     }
-
-
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

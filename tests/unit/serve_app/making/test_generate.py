@@ -2,34 +2,35 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError
-from deployments.messages import DenoisingProgress, GenerationRequest, Media, MediaFile, OutputFormat, PayloadFollows
-from serve_app.making.generate import MAX_DEATHS, Stages, generate
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingProgress,
+    GenerationRequest,
+    Media,
+    MediaFile,
+    OutputFormat,
+    Packed,
+    PayloadFollows,
+)
+from serve_app.making.follower import Follower
+from serve_app.making.generate import MAX_DEATHS, generate
+from serve_app.making.stages import Stages
+from tests.support.played_stages import Reference, Stream
 
 REQUEST = GenerationRequest("request", "model", {}, 0, OutputFormat("image", "png"))
 CHECKPOINT = PayloadFollows("checkpoint", 1)
 INPUTS = PayloadFollows("decode_inputs", 2)
+DECODE_INPUTS = DecodeInputs("result", Packed(None))
 DEATH = RayActorError()
-
-
-class Reference:
-    """An item of a stream: a value or, as Ray does it, the error that a replica died of."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __await__(self) -> Any:
-        yield from asyncio.sleep(0).__await__()
-        if isinstance(self.value, BaseException):
-            raise self.value
-        return self.value
 
 
 class Stage:
@@ -50,22 +51,18 @@ class Stage:
         for argument in arguments:  # Ray does not make a call one of whose arguments is an error
             if isinstance(argument, Reference) and isinstance(argument.value, Exception):
                 failure = Reference(RayTaskError("call", "an argument could not be computed", argument.value))
-                return Stream([failure.value]) if isinstance(self.answers[0], list) else failure
+                return stream([failure.value]) if isinstance(self.answers[0], list) else failure
         self.calls.append(arguments)
         answer = self.answers.pop(0)
-        return Stream(answer) if isinstance(answer, list) else Reference(answer)
+        return stream(answer) if isinstance(answer, list) else Reference(answer)
 
 
-class Stream:
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
+def stream(items: list[Any]) -> Stream:
+    async def each() -> AsyncIterator[Any]:
+        for item in items:
+            yield item
 
-    async def _to_object_ref_gen(self) -> AsyncIterator[Awaitable[Any]]:
-        async def references() -> AsyncIterator[Awaitable[Any]]:
-            for item in self.items:
-                yield Reference(item)
-
-        return references()
+    return Stream(each())
 
 
 def run(denoiser: Stage, vae: Stage) -> Media:
@@ -78,21 +75,25 @@ def media() -> Media:
     return Media((MediaFile(b"picture"),))
 
 
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint("request", step, "fingerprint", "digest", Packed(None))
+
+
 def checkpoints_sent(denoiser: Stage) -> list[Any]:
-    return [call[2].value if call[2] is not None else None for call in denoiser.calls]
+    return [call[3] for call in denoiser.calls]
 
 
-COMPLETE = [CHECKPOINT, "checkpoint 1", INPUTS, "inputs"]
+COMPLETE = [CHECKPOINT, checkpoint(1), INPUTS, DECODE_INPUTS]
 DYING = {
     "before anything": ([DEATH], None),
     "before a checkpoint is announced": ([DenoisingProgress(1, 2), DEATH], None),
     "between an announcement and its checkpoint": ([CHECKPOINT, DEATH], None),
-    "after a checkpoint": ([CHECKPOINT, "checkpoint 1", DEATH], "checkpoint 1"),
+    "after a checkpoint": ([CHECKPOINT, checkpoint(1), DEATH], checkpoint(1)),
     "between the announcement and a later checkpoint": (
-        [CHECKPOINT, "checkpoint 1", PayloadFollows("checkpoint", 2), DEATH],
-        "checkpoint 1",
+        [CHECKPOINT, checkpoint(1), PayloadFollows("checkpoint", 2), DEATH],
+        checkpoint(1),
     ),
-    "before the inputs of the VAE": ([CHECKPOINT, "checkpoint 1", INPUTS, DEATH], "checkpoint 1"),
+    "before the inputs of the VAE": ([CHECKPOINT, checkpoint(1), INPUTS, DEATH], checkpoint(1)),
 }
 
 
@@ -103,11 +104,11 @@ def test_a_request_goes_on_from_the_last_checkpoint_that_arrived(moment: str) ->
     assert run(denoiser, vae).files == media().files
     assert checkpoints_sent(denoiser) == [None, known]
     [(_, inputs)] = vae.calls
-    assert inputs.value == "inputs"
+    assert inputs.value == DECODE_INPUTS
 
 
 def test_a_replica_that_dies_after_the_inputs_of_the_vae_costs_nothing() -> None:
-    denoiser, vae = Stage([INPUTS, "inputs", DEATH]), Stage(media())
+    denoiser, vae = Stage([INPUTS, DECODE_INPUTS, DEATH]), Stage(media())
     assert run(denoiser, vae).files == media().files
     assert len(denoiser.calls) == 1
 
@@ -149,7 +150,7 @@ def test_a_request_that_kills_its_replicas_is_given_up() -> None:
 
 
 def test_a_request_that_gets_further_each_time_is_not_given_up() -> None:
-    dying = [[PayloadFollows("checkpoint", step), f"checkpoint {step}", DEATH] for step in range(1, 3 * MAX_DEATHS)]
+    dying = [[PayloadFollows("checkpoint", step), checkpoint(step), DEATH] for step in range(1, 3 * MAX_DEATHS)]
     denoiser = Stage(*dying, COMPLETE)
     assert run(denoiser, Stage(media())).files == media().files
 
@@ -159,26 +160,47 @@ def test_the_encoder_is_told_once_how_many_requests_there_was_no_room_for() -> N
     refused = [3, 0]
     stages = Stages(encoder, denoiser, vae, take_refused=lambda: refused.pop(0))  # type: ignore[arg-type]
     asyncio.run(generate(stages, REQUEST))
-    assert [request.refused_before for (request,) in encoder.calls] == [3, 0]
+    assert [envelope.refused_before for (_, envelope) in encoder.calls] == [3, 0]
 
 
 def test_a_stream_that_ends_without_an_error_and_without_inputs_is_a_failure() -> None:
     with pytest.raises(GenerationFailedError, match="ended without"):
-        run(Stage([CHECKPOINT, "checkpoint 1"]), Stage())
+        run(Stage([CHECKPOINT, checkpoint(1)]), Stage())
 
 
 def test_the_preview_of_a_video_is_asked_for_as_a_picture() -> None:
     shown: list[int] = []
-    items = [PayloadFollows("preview", 1), "latents", DenoisingProgress(1, 2), INPUTS, "inputs"]
+    items = [PayloadFollows("preview", 1), DECODE_INPUTS, DenoisingProgress(1, 2), INPUTS, DECODE_INPUTS]
     vae: Any = Stage(media(), media())
     stages = Stages(Stage("conditioning"), Stage(items), vae)  # type: ignore[arg-type]
-    request = dataclasses.replace(REQUEST, output=OutputFormat("video", "mp4"), previews=1)
+    request = dataclasses.replace(REQUEST, output=OutputFormat("video", "mp4"))
+
+    class Looks(Follower):
+        previews = 1
+
+        def on_preview(self, step: int, media: Media) -> None:
+            shown.append(step)
 
     async def run_it() -> None:
-        await generate(stages, request, on_preview=lambda step, _: shown.append(step))
+        await generate(stages, request, Looks())
         await asyncio.sleep(0.01)
 
     asyncio.run(run_it())
     asked = [(call[0].output.kind, call[0].output.format) for call in vae.calls]
     assert sorted(asked) == [("image", "jpeg"), ("video", "mp4")]
     assert shown == [1]
+
+
+def test_inputs_that_are_lost_with_their_node_are_sent_from_here_and_nothing_is_denoised_again() -> None:
+    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+    denoiser, vae = Stage(COMPLETE), Stage(lost, media())
+    assert run(denoiser, vae).files == media().files
+    assert len(denoiser.calls) == 1
+    assert [type(inputs) for _, inputs in vae.calls] == [Reference, DecodeInputs]
+
+
+def test_a_checkpoint_outlives_the_node_of_the_denoiser_that_made_it() -> None:
+    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+    denoiser = Stage([CHECKPOINT, checkpoint(1), PayloadFollows("checkpoint", 2), lost], COMPLETE)
+    assert run(denoiser, Stage(media())).files == media().files
+    assert checkpoints_sent(denoiser) == [None, checkpoint(1)]

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 
 from deployments.errors import GenerationFailedError
-from deployments.messages import DenoisingProgress, GenerationRequest, Media, MediaFile, OutputFormat
+from deployments.messages import (
+    Checkpoint,
+    DenoisingProgress,
+    GenerationRequest,
+    Media,
+    MediaFile,
+    OutputFormat,
+    Packed,
+)
+from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.layers.sharing import SharedGenerations
 
 REQUEST = GenerationRequest("a", "flux", {"prompt": "a cat"}, 7, OutputFormat("image", "png"))
+CHECKPOINT = Checkpoint("a", 1, "fingerprint", "digest", Packed(None))
 
 
 class Stages:
@@ -23,18 +33,11 @@ class Stages:
         self.cancelled: list[str] = []
         self.go = asyncio.Event()
         self.failure: Exception | None = None
-        self.hooks: list[tuple[Any, Any]] = []
+        self.followers: list[Follower] = []
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        on_progress: Any = None,
-        on_checkpoint: Any = None,
-        resume_from: Any = None,
-        on_preview: Any = None,
-    ) -> Media:
+    async def make(self, request: GenerationRequest, follower: Follower) -> Media:
         self.began.append(request.request_id)
-        self.hooks.append((on_progress, on_checkpoint))
+        self.followers.append(follower)
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -42,18 +45,35 @@ class Stages:
             raise
         if self.failure:
             raise self.failure
-        if on_progress is not None:
-            on_progress(DenoisingProgress(1, 2))
-            on_checkpoint("reference", 1)
+        if follower.wants_progress:
+            follower.on_progress(DenoisingProgress(1, 2))
+            follower.on_checkpoint(CHECKPOINT)
         return Media((MediaFile(request.request_id.encode()),))
+
+
+class Hears(Follower):
+    """Follows with all that it can ask for."""
+
+    wants_progress = True
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        self.heard.append(progress)
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.heard.append(checkpoint)
 
 
 def named(name: str, **changes: Any) -> GenerationRequest:
     return dataclasses.replace(REQUEST, request_id=name, **changes)
 
 
-async def start(shared: SharedGenerations, *requests: GenerationRequest, **hooks: Any) -> list[asyncio.Task[Media]]:
-    tasks = [asyncio.create_task(shared.generate(request, **hooks)) for request in requests]
+async def start(
+    shared: SharedGenerations, *requests: GenerationRequest, follower: Follower = NOBODY
+) -> list[asyncio.Task[Media]]:
+    tasks = [asyncio.create_task(shared.make(request, follower)) for request in requests]
     await asyncio.sleep(0.01)
     return tasks
 
@@ -65,7 +85,7 @@ def stages() -> Stages:
 
 @pytest.fixture
 def shared(stages: Stages) -> SharedGenerations:
-    return SharedGenerations(stages.generate)
+    return SharedGenerations(stages.make)
 
 
 async def test_the_same_work_is_done_once_for_all(stages: Stages, shared: SharedGenerations) -> None:
@@ -82,7 +102,7 @@ async def test_the_same_work_is_done_once_for_all(stages: Stages, shared: Shared
         {"seed": 8},
         {"arguments": {"prompt": "a dog"}},
         {"output": OutputFormat("image", "webp")},
-        {"cache_dit": {"enable": True}},
+        {"features": {"cache_dit": {"enable": True}}},
     ],
 )
 async def test_other_work_is_not_shared(stages: Stages, shared: SharedGenerations, changes: dict[str, Any]) -> None:
@@ -129,21 +149,33 @@ async def test_all_of_them_hear_of_a_failure(stages: Stages, shared: SharedGener
 
 
 async def test_steps_and_checkpoints_reach_all_who_follow(stages: Stages, shared: SharedGenerations) -> None:
-    heard: list[Any] = []
-    hooks = {"on_progress": heard.append, "on_checkpoint": lambda reference, step: heard.append((reference, step))}
-    tasks = await start(shared, named("a"), named("b"), **hooks)
+    anna, berta = Hears(), Hears()
+    tasks = [*await start(shared, named("a"), follower=anna), *await start(shared, named("b"), follower=berta)]
     stages.go.set()
     await asyncio.gather(*tasks)
-    assert heard == [DenoisingProgress(1, 2)] * 2 + [("reference", 1)] * 2
+    assert stages.began == ["a"]
+    assert anna.heard == berta.heard == [DenoisingProgress(1, 2), CHECKPOINT]
 
 
 async def test_a_generation_that_reports_nothing_does_not_serve_those_who_follow(
     stages: Stages, shared: SharedGenerations
 ) -> None:
     tasks = await start(shared, named("a"))
-    tasks += await start(shared, named("b"), on_progress=lambda _: None, on_checkpoint=lambda *_: None)
+    tasks += await start(shared, named("b"), follower=Hears())
     tasks += await start(shared, named("c"))
     stages.go.set()
     await asyncio.gather(*tasks)
     assert stages.began == ["a", "b"]
-    assert stages.hooks[0] == (None, None)
+    assert [follower.wants_progress for follower in stages.followers] == [False, True]
+
+
+async def test_a_generation_without_previews_does_not_serve_one_who_wants_some(
+    stages: Stages, shared: SharedGenerations
+) -> None:
+    class Looks(Follower):
+        previews = 2
+
+    tasks = [*await start(shared, named("a")), *await start(shared, named("b"), follower=Looks())]
+    stages.go.set()
+    await asyncio.gather(*tasks)
+    assert [follower.previews for follower in stages.followers] == [0, 2]
