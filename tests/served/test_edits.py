@@ -17,7 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
-from serve_app.http.middleware.keys import new_key
+from serve_app.api_keys import new_key
 from tests.support.served_application import ServedApplication, application, error_of
 from tests.support.tiny_models import checkpoint
 from tests.support.unsplit import unsplit_picture
