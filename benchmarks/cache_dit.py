@@ -29,13 +29,15 @@ import torch
 from benchmarks import report
 from checkpoints.train.evaluate import held_out_prompts
 from checkpoints.train.judge import judge
+from deployments.devices import select_device, synchronize
 from deployments.features.cache_dit.plan import has_preset
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
-from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.loading import load_stage
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.stages.build import build_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
+from env_config.variables import EnvConfig
 
 JUDGED_STEPS = 20
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
@@ -82,9 +84,11 @@ class Bench:
 
     def __init__(self, model: Path, steps: int, size: int, device: str = "cpu") -> None:
         self.model, self.steps, self.size = model.name, steps, size
-        self.stage = load_stage(model, STAGES, device)
-        synchronize = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
-        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1), synchronize=synchronize)
+        self.device = select_device(device)
+        self.stage = build_stage(ModelArgs(path=str(model), name=model.name), STAGES, EnvConfig(), self.device)
+        self.denoiser = DenoiserStage(
+            self.stage, DenoisingArgs(max_batch_size=1), synchronize=lambda: synchronize(self.device)
+        )
         self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
 
     def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:

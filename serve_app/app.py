@@ -1,7 +1,6 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,10 +8,7 @@ from pydantic import Field, model_validator
 from ray.serve import Application
 
 from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs
-from deployments.replicas.combined import EncoderVAE, Pipeline
-from deployments.replicas.denoiser import Denoiser
-from deployments.replicas.encoder import Encoder
-from deployments.replicas.vae import VAE
+from deployments.replicas.table import bind_stages
 from serve_app.ingress import Ingress
 from serve_app.service import ServiceArgs
 
@@ -65,7 +61,7 @@ def build_app(args: AppArgs) -> Application:
         denoising=args.denoising,
     )
     service = {name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name}
-    return Ingress.bind(ServiceArgs(**service), *PLACEMENTS[args.placement](model))
+    return Ingress.bind(ServiceArgs(**service), *bind_stages(model, PLACEMENTS[args.placement]))
 
 
 def locate(model: str) -> str:
@@ -76,23 +72,9 @@ def locate(model: str) -> str:
     return model
 
 
-def three_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
-    encoder, vae = Encoder.bind(model), VAE.bind(model)
-    return encoder, Denoiser.bind(model, encoder, vae), vae
-
-
-def two_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
-    ends = EncoderVAE.bind(model)
-    return ends, Denoiser.bind(model, ends, ends), ends
-
-
-def one_stage(model: ModelArgs) -> tuple[Application, Application, Application]:
-    whole = Pipeline.bind(model)
-    return whole, whole, whole
-
-
-PLACEMENTS: dict[str, Callable[[ModelArgs], tuple[Application, Application, Application]]] = {
-    "three_stage": three_stage,
-    "two_stage": two_stage,
-    "one_stage": one_stage,
+# The deployments that run the encoder, the denoiser and the VAE: names of deployments.replicas.table.
+PLACEMENTS: dict[str, tuple[str, str, str]] = {
+    "three_stage": ("Encoder", "Denoiser", "VAE"),
+    "two_stage": ("EncoderVAE", "Denoiser", "EncoderVAE"),
+    "one_stage": ("Pipeline", "Pipeline", "Pipeline"),
 }

@@ -14,7 +14,7 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,18 +34,6 @@ MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.8}  # of the steps of a reques
 PATIENCE_S = 300
 FEWEST_HITS = 0.7  # of the kills of a denoiser, each of which waits until a request is at its moment
 KILLS = [*(("Denoiser", moment) for moment in MOMENTS), ("Encoder", "any"), ("VAE", "any")]  # of one round
-
-
-class EachStep(Follower):
-    """Tells of every step."""
-
-    wants_progress = True
-
-    def __init__(self, note: Callable[[DenoisingProgress], None]) -> None:
-        self.note = note
-
-    def on_progress(self, progress: DenoisingProgress) -> None:
-        self.note(progress)
 
 
 @dataclass
@@ -70,14 +58,8 @@ class Application:
 
     async def make(self, seed: int, attempt: int) -> bytes:
         request = self.request(seed, attempt)
-
-        def note(progress: DenoisingProgress) -> None:
-            self.steps_run += 1
-            self.under_way[request.request_id] = progress.step
-            self.passed.set()
-
         try:
-            media = await generate(self.stages, request, EachStep(note))
+            media = await generate(self.stages, request, _Steps(self, request.request_id))
         finally:
             self.under_way.pop(request.request_id, None)
         return media.files[0].data
@@ -110,6 +92,21 @@ class Application:
                 return answer
             assert time.monotonic() < give_up, answers
             await asyncio.sleep(0.2)
+
+
+class _Steps(Follower):
+    """Notes the steps of one request for its application."""
+
+    wants_progress = True
+
+    def __init__(self, application: Application, request_id: str) -> None:
+        self.application = application
+        self.request_id = request_id
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        self.application.steps_run += 1
+        self.application.under_way[self.request_id] = progress.step
+        self.application.passed.set()
 
 
 def check_kills(applications: list[Application], rounds: int, metrics_port: int) -> list[str]:

@@ -123,7 +123,12 @@ RULES = (
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
-    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES, *ENV_CONFIG, *ACCELERATIONS), never=("ray", *HTTP)),
+    Rule(
+        ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),
+        (*WEIGHTS, *MESSAGES),
+        never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
@@ -178,16 +183,24 @@ PLANTED = {
         "import deployments.features.cache_dit.contexts",
         "deployments.weights.load imports deployments.features.cache_dit.contexts",
     ),
-    "deployments/replicas/encoder.py": (
+    "deployments/weights/locate.py": (
+        "from deployments.weights import load\nimport torch",
+        "deployments.weights.locate imports torch",
+    ),
+    "deployments/weights/quantization/nvfp4.py": (
+        "from deployments.accelerations import fp4_gemm",
+        "deployments.weights.quantization.nvfp4 imports deployments.accelerations",
+    ),
+    "deployments/replicas/table.py": (
         "from serve_app import jobs",
-        "deployments.replicas.encoder imports serve_app.jobs",
+        "deployments.replicas.table imports serve_app.jobs",
     ),
     "deployments/media/pixels.py": ("import mlx.core as mx", "deployments.media.pixels imports mlx.core"),
-    "deployments/replicas/vae.py": ("from . import media", "deployments.replicas.vae: relative import"),
+    "deployments/replicas/replica.py": ("from . import media", "deployments.replicas.replica: relative import"),
     "env_config/section.py": ("import torch", "env_config.section imports torch"),
     "deployments/misplaced.py": ("", "deployments.misplaced: no rule"),
     "deployments/devices.py": ("import os\nos.environ['A']", "deployments.devices reads os.environ"),
-    "deployments/replicas/denoiser.py": ("from os import getenv", "deployments.replicas.denoiser reads os.getenv"),
+    "deployments/replicas/dev.py": ("from os import getenv", "deployments.replicas.dev reads os.getenv"),
     "benchmarks/overhead.py": ("import os\nos.environ['A']", None),
     "env_config/parsing.py": ("import os\nos.environ['A']", None),
 }

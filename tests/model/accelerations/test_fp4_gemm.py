@@ -17,7 +17,7 @@ from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.fp4_gemm import FP4_GEMM, default_backend
 from deployments.devices import Device
 from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint, main, quantizable_layers
-from deployments.weights.quantization.nvfp4 import NVFP4Linear, quantized_tensors
+from deployments.weights.quantization.nvfp4 import NVFP4Linear, quantized_tensors, register
 from env_config.variables import EnvConfig
 from tests.support.flashinfer_stand_in import StandInFlashInfer, interleave
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env
@@ -27,6 +27,12 @@ from tests.support.tiny_models.random_weights import diffusers_model
 CUDA = Device("cuda", torch.device("cpu"))  # tensors stay on the CPU; the replica believes it has a GPU
 VARIABLE = "DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    """These tests call from_pretrained themselves."""
+    register()
 
 
 @pytest.fixture(autouse=True)

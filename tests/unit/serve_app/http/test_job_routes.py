@@ -16,7 +16,8 @@ from serve_app.api_keys import hash_of
 from serve_app.http.asked import how_asked
 from serve_app.jobs import runner
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import description, ended, make_at_once, server_with_jobs
+from tests.support.in_process import description, make_at_once
+from tests.support.jobs_in_process import ended, server_with_jobs
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")

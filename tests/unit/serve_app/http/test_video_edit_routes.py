@@ -22,7 +22,8 @@ from serve_app.http.routes.video_edits import EDITING, EXTENDING
 from serve_app.jobs import runner
 from serve_app.requests.input_videos import read_video
 from serve_app.requests.limits import RequestLimits
-from tests.support.in_process import Server, description, ended, server_with_jobs
+from tests.support.in_process import Server, description
+from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video, video_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # OpenAI's own videos end; the client says so
