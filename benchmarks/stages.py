@@ -39,7 +39,8 @@ from benchmarks import report
 from benchmarks.request_parts import as_table, attribute, describe, ms
 from deployments.media.files import FileToWrite, write_file
 from deployments.messages import GenerationRequest, OutputFormat
-from serve_app.storage.s3 import S3Storage, object_key
+from serve_app.storage.keys import object_key
+from serve_app.storage.s3 import S3Storage
 from tests.support.s3_server import S3Server, s3_server
 
 PROMPT = "a big fox on an orange background"

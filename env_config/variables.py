@@ -1,6 +1,5 @@
 """The 45 documented variables: one class per heading of the document, in its order."""
 
-import difflib
 import logging
 import os.path
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from env_config.closest import closest
 from env_config.parsing import (
     absolute_path,
     flag,
@@ -581,8 +581,8 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
 def describe_unknown(name: str) -> str:
     if any(fnmatchcase(name, pattern) for pattern in UNDOCUMENTED_UPSTREAM):
         return f"{name} is an undocumented variable of SGLang and is not supported here"
-    closest = difflib.get_close_matches(name.upper(), BY_VARIABLE, n=1)
-    return f"{name} is not a known variable" + (f"; the closest name is {closest[0]}" if closest else "")
+    meant = closest(name.upper(), BY_VARIABLE)
+    return f"{name} is not a known variable" + (f"; the closest name is {meant}" if meant else "")
 
 
 def xdg_roots(texts: Mapping[str, str]) -> dict[str, str]:

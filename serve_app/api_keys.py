@@ -1,4 +1,4 @@
-"""API keys, held against hashes in a file; `python -m serve_app.tools.keys new LABEL` makes one."""
+"""API keys as a file holds them: a label and the SHA-256 of the key in each line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -9,6 +8,7 @@ from ray.serve import Application
 
 from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs
 from deployments.replicas.table import bind_stages
+from env_config.closest import did_you_mean
 from serve_app.ingress import Ingress
 from serve_app.service import ServiceArgs
 
@@ -36,8 +36,7 @@ class AppArgs(ServiceArgs):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    close = difflib.get_close_matches(str(key), list(cls.model_fields), 1)
-                    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(cls.model_fields)}"
+                    hint = did_you_mean(key, cls.model_fields, f"known: {', '.join(cls.model_fields)}")
                     raise ValueError(f"unknown argument {key!r}: {hint}")
         return values
 

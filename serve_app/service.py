@@ -26,8 +26,9 @@ from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.parse import parse
-from serve_app.storage.s3 import StorageBackend, URLStyle, make_storage
+from serve_app.storage.base import StorageBackend, URLStyle
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
+from serve_app.storage.table import make_storage
 
 
 class ServiceArgs(BaseModel):

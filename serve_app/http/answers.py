@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from deployments.messages import GenerationRequest, Media, StageDescription
 from serve_app.jobs.records import Job
 from serve_app.requests.translate import DEFAULT_FPS
+from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import store_media
-from serve_app.storage.s3 import StorageBackend
 
 MIN_POLL_MS, MAX_POLL_MS = 250, 10_000
 VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {
@@ -212,7 +212,7 @@ def video_object(job: Job, urls: OutputURLs) -> VideoObject:
     made = job.outputs[0] if job.outputs else None
     return VideoObject(
         id=job.id,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=VIDEO_STATUS[job.status],
         progress=job.progress,
         created_at=int(job.created_at),
@@ -223,7 +223,7 @@ def video_object(job: Job, urls: OutputURLs) -> VideoObject:
         size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
         remixed_from_video_id=shown.get("remixed_from_video_id"),
         error=_error(job),
-        seed=job.requests[0]["seed"],
+        seed=job.asked.seed,
         urls=[urls.of(output.key) for output in job.outputs] if job.status == "completed" else [],
         upload=_upload(job),
     )
@@ -234,7 +234,7 @@ def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObj
     return JobObject(
         id=job.id,
         kind=job.kind,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=job.status,
         progress=job.progress,
         queue_position=queue_position,
@@ -253,9 +253,9 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
     first = job.outputs[0]
     answer = ImagesAnswer(
         created=int(job.completed_at or job.created_at),
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         data=items,
-        output_format=job.requests[0]["output"]["format"],
+        output_format=job.asked.output_format,
         size=f"{first.width}x{first.height}",
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.messages import MediaKind
+from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -54,6 +55,10 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def asked(self) -> Asked:
+        return asked_from_json(self.requests)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ from serve_app.jobs.records import Job, Output
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.follower import Follower, Make
+from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import store_media
-from serve_app.storage.s3 import StorageBackend
-from serve_app.storage.small_pictures import small_picture
+from serve_app.storage.previews import small_picture
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
-from serve_app.storage.s3 import StorageBackend
+from serve_app.storage.base import StorageBackend
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from deployments.messages import InputImage, MediaKind
+from env_config.closest import did_you_mean
 
 T = TypeVar("T")
 
@@ -114,8 +114,7 @@ def closest(name: str, known: list[str]) -> str:
     """A hint for an unknown name."""
     if FIELD_INSTEAD.get(name) in known:
         return f"use {FIELD_INSTEAD[name]!r}"
-    close = difflib.get_close_matches(name[:80], known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return did_you_mean(name, known, f"known are {', '.join(known)}")
 
 
 class GenerationBody(BaseModel):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from deployments.messages import GenerationRequest, Media, MediaFile
-from serve_app.storage.s3 import StorageBackend, object_key
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.keys import object_key
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Makes API keys: `python -m serve_app.tools.keys new LABEL` prints the line for `api_keys_file`, and the key once."""
+"""Make an API key: `new LABEL` prints the line for the file of `api_keys_file`, and the key once."""
 
 from __future__ import annotations
 

@@ -54,6 +54,11 @@ STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 RULES = (
     Rule(("serve_app.app",), ("serve_app.*", "deployments.*", *ENV_CONFIG), never=HEAVY),
     Rule(
+        room("serve_app.storage"),
+        (*room("serve_app.storage"), "serve_app.http.middleware.prefix", *MESSAGES, *ENV_CONFIG),
+        never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(
         ("serve_app", "serve_app.*"),
         ("serve_app.*", "deployments.observability.logging_setup", *MESSAGES, *ENV_CONFIG),
         never=HEAVY,

@@ -1,7 +1,9 @@
 """Setting up: constraints.txt pins what pyproject.toml asks for, and `make` does what it says."""
 
 import ast
+import contextlib
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -83,6 +85,7 @@ esac
 """
 STAND_IN_TOOL = """#!/bin/sh
 echo "${0##*/} $*" >> called
+test -z "$SAYS" || echo "$SAYS"
 case "$*" in *"$FAILS"*) test -n "$FAILS" && exit 1 ;; esac
 exit 0
 """
@@ -100,7 +103,7 @@ def clone(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run"):
         shutil.copy(ROOT / name, clone / name)
     programs.mkdir()
-    for name in ("bash", "cp", "dirname", "env", "make", "mkdir", "rm", "sh", "touch"):
+    for name in ("bash", "cp", "date", "dirname", "env", "make", "mkdir", "rm", "sh", "tail", "touch"):
         found = shutil.which(name)
         assert found
         (programs / name).symlink_to(found)
@@ -137,11 +140,51 @@ def test_make_serve_installs_torch_first_and_then_serves_the_config(clone: Path)
     done = run(clone, "make", "serve", "CONFIG=ray_configs/mine.yaml")
     assert done.returncode == 0, done.stdout
     assert called(clone) == [*INSTALL, "python -m serve_app.tools.launch ray_configs/mine.yaml"]
-    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
-        "== 1 of 3: .venv with Python 3.12.0",
-        "== 2 of 3: torch, the largest download",
-        "== 3 of 3: Ray Serve, diffusers and the rest",
+    assert without_seconds(done.stdout) == [
+        "[1/3] .venv with Python 3.12.0 ... N s",
+        "[2/3] torch, the largest download ... N s",
+        "[3/3] Ray Serve, diffusers and the rest ... N s",
     ]
+
+
+def without_seconds(printed: str) -> list[str]:
+    return [re.sub(r"\d+ s$", "N s", line) for line in printed.splitlines()]
+
+
+def test_a_step_says_one_line_and_its_program_speaks_to_the_log(clone: Path) -> None:
+    done = run(clone, "make", "test", SAYS="Collecting everything")
+    assert without_seconds(done.stdout)[:5] == [
+        "[1/4] .venv with Python 3.12.0 ... N s",
+        "[2/4] torch, the largest download ... N s",
+        "[3/4] Ray Serve, diffusers and the rest ... N s",
+        "[4/4] tools for the tests ... N s",
+        "== ruff",
+    ]
+    log = (clone / ".venv/set-up.log").read_text()
+    assert log.count("Collecting everything") == 3
+    assert "[4/4] tools for the tests" in log
+
+
+def test_on_a_terminal_the_seconds_of_a_step_count_up(clone: Path) -> None:
+    programs = clone.parent / "programs"
+    write_program(programs / "sleep", "#!/bin/sh\nexit 0\n")
+    write_program(programs / "tool", STAND_IN_TOOL.replace("exit 0", "until [ -e go_on ]; do :; done"))
+    terminal, inside = pty.openpty()
+    env = {"PATH": str(programs)}
+    make = subprocess.Popen(
+        ["make", "serve"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside
+    )
+    os.close(inside)
+    printed = b""
+    while printed.count(b"\r[2/3] torch, the largest download ... 0 s") < 2:
+        printed += os.read(terminal, 1000)
+    (clone / "go_on").touch()
+    with contextlib.suppress(OSError):  # the other end is closed
+        while text := os.read(terminal, 1000):
+            printed += text
+    os.close(terminal)
+    assert make.wait() == 0
+    assert re.search(rb"\r\[3/3\] Ray Serve, diffusers and the rest \.\.\. \d+ s\r\n$", printed)
 
 
 def test_the_second_make_serve_installs_nothing(clone: Path) -> None:
@@ -161,9 +204,12 @@ def test_new_pins_are_installed_at_the_next_make_serve(clone: Path) -> None:
 
 
 def test_an_install_that_failed_says_what_to_do_and_is_tried_again(clone: Path) -> None:
-    failed = run(clone, "make", "serve", FAILS="--editable")
+    failed = run(clone, "make", "serve", FAILS="--editable", SAYS="No space left on device")
     assert failed.returncode != 0
-    assert "make clean" in failed.stdout
+    for told in ("[3/3] Ray Serve, diffusers and the rest ... failed after", "make clean", ".venv/set-up.log"):
+        assert told in failed.stdout
+    assert "No space left on device" in failed.stdout
+    assert failed.stdout.index("failed after") < failed.stdout.index("No space left on device")
     assert called(clone) == INSTALL
     assert run(clone, "make", "serve").returncode == 0
     assert called(clone)[:-1] == INSTALL

@@ -13,7 +13,9 @@ import pytest
 from deployments.errors import StorageError
 from env_config.section import EnvConfigError
 from env_config.variables import EnvConfig
-from serve_app.storage.s3 import S3Storage, StorageBackend, make_storage
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.s3 import S3Storage
+from serve_app.storage.table import make_storage
 from tests.support.s3_server import S3Server, s3_server
 
 KEY = "images/2026/11/21/cat-0.png"

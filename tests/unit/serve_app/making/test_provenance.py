@@ -19,8 +19,8 @@ from PIL import Image, ImageChops
 from deployments.messages import MediaFile
 from serve_app.app import AppArgs
 from serve_app.making.layers.signing import MADE_BY_A_MODEL, ProvenanceError, make_signer
-from tests.support.generation_requests import generation
 from tests.support.in_process import picture, serving
+from tests.support.stored_files import generation
 from tests.support.videos import make_video, video_file
 
 c2pa: Any = pytest.importorskip("c2pa")

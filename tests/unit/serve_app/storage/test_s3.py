@@ -1,4 +1,4 @@
-"""Storages against a real folder and a real S3 server; what they stored is read by other means."""
+"""The storage in a bucket, against a real S3 server; what it stored is read by other means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,15 +19,9 @@ import pytest
 from deployments.errors import StorageError
 from env_config.variables import CloudStorage
 from serve_app.errors import ObjectNotFoundError
-from serve_app.storage.s3 import STORAGE_BACKENDS, LocalStorage, S3Storage, make_storage, object_key
-from tests.support.generation_requests import generation
+from serve_app.storage.s3 import S3Storage
 from tests.support.s3_server import S3Server, free_ports, s3_server
-
-NOW = datetime(2026, 11, 21, 23, 59, tzinfo=UTC)
-
-
-KEY = object_key(generation("req_1-x"), 0, "image/png", NOW)
-DATA = bytes(range(256)) * 500
+from tests.support.stored_files import DATA, KEY
 
 
 @pytest.fixture(scope="module")
@@ -58,108 +51,6 @@ def status_of(url: str) -> int:
         read_url(url)
     with caught.value as answer:
         return answer.status
-
-
-# --- keys ---
-
-
-def test_a_key_says_the_kind_the_day_and_the_request():
-    assert KEY == "images/2026/11/21/req_1-x-0.png"
-    assert object_key(generation("abc", "video"), 3, "video/mp4", NOW) == "videos/2026/11/21/abc-3.mp4"
-
-
-@pytest.mark.parametrize("request_id", ["../../etc", "a/b", "a b", "", "ä", "x" * 129, "a\n"])
-def test_a_request_id_that_could_lead_elsewhere_makes_no_key(request_id):
-    with pytest.raises(ValueError, match="is no key"):
-        object_key(generation(request_id), 0, "image/png", NOW)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "../secret.png",
-        "images/../../secret-0.png",
-        "images/2026/11/21/../../../../secret-0.png",
-        "/etc/passwd",
-        "images/2026/11/21/a-0.txt",
-        "images/2026/11/21/a-0.png\n",
-        "images/2026/11/21/.a-0.png.part",
-        "images/2026/11/２１/a-0.png",
-        "triptych-startup-check",
-        "",
-    ],
-)
-async def test_nothing_but_our_own_keys_can_be_loaded_or_deleted(tmp_path, key):
-    (tmp_path / "secret-0.png").write_bytes(b"secret")
-    storage = LocalStorage(tmp_path / "outputs")
-    with pytest.raises(ObjectNotFoundError):
-        await storage.load(key)
-    with pytest.raises(ObjectNotFoundError):
-        await storage.delete(key)
-
-
-# --- local folder ---
-
-
-async def test_a_local_file_is_stored_whole_loaded_and_deleted(tmp_path):
-    storage = LocalStorage(tmp_path / "outputs", "https://pictures.example/")
-
-    stored = await storage.store(KEY, DATA, "image/png", {"seed": "1"})
-
-    assert stored.url == f"https://pictures.example/v1/files/{KEY}"
-    assert (stored.key, stored.num_bytes) == (KEY, len(DATA))
-    assert stored.sha256 == hashlib.sha256(DATA).hexdigest()
-    assert [path.name for path in (tmp_path / "outputs").rglob("*") if path.is_file()] == ["req_1-x-0.png"]
-    assert (tmp_path / "outputs" / KEY).read_bytes() == DATA
-    assert await storage.load(KEY) == (DATA, "image/png")
-    await storage.delete(KEY)
-    with pytest.raises(ObjectNotFoundError, match="there is no file"):
-        await storage.load(KEY)
-    await storage.delete(KEY)
-
-
-async def test_without_a_public_address_the_url_is_relative(tmp_path):
-    stored = await LocalStorage(tmp_path).store(KEY, DATA, "image/png", {})
-    assert stored.url == f"/v1/files/{KEY}"
-
-
-async def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
-    storage = LocalStorage(tmp_path)
-    await storage.store(KEY, b"old", "image/png", {})
-
-    def full(handle: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device") as caught:
-        await storage.store(KEY, b"new", "image/png", {})
-    assert str(tmp_path) not in str(caught.value)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / KEY]
-    assert (tmp_path / KEY).read_bytes() == b"old"
-
-
-async def test_the_check_of_a_folder_leaves_nothing_behind(tmp_path):
-    await LocalStorage(tmp_path / "outputs").check()
-    assert list((tmp_path / "outputs").iterdir()) == []
-
-
-async def test_a_folder_that_cannot_be_written_is_named_with_its_variable(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match=r"file/outputs.*SGLANG_DIFFUSION_CACHE_ROOT"):
-        await LocalStorage(tmp_path / "file" / "outputs").check()
-
-
-def test_the_variable_chooses_the_storage(tmp_path):
-    local = make_storage(CloudStorage(), tmp_path)
-    assert isinstance(local, LocalStorage)
-    assert not local.is_shared
-    s3 = make_storage(CloudStorage(type="s3", bucket_name="b"), tmp_path)
-    assert isinstance(s3, S3Storage)
-    assert s3.is_shared
-    assert set(STORAGE_BACKENDS) == {"local", "s3"}
-
-
-# --- S3 ---
 
 
 async def test_an_s3_object_has_its_type_its_checksum_and_its_metadata(server, bucket):
