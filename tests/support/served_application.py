@@ -82,7 +82,7 @@ class ServedApplication:
     def ray_address(self) -> str:
         """Where Ray listens for a driver."""
         [raylet] = [each for each in self.processes() if each.name() == "raylet"]
-        [address] = re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline()))
+        [address] = set(re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline())))
         return str(address)
 
     def dashboard(self) -> str:
