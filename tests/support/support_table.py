@@ -1,6 +1,6 @@
 """Which pipelines are served, and how well: the tables of docs/models.md and README.md, made from the tests' models.
 
-    python -m tests.support.support_table
+python -m tests.support.support_table
 """
 
 from __future__ import annotations
@@ -151,10 +151,13 @@ def tasks_table(rows: Sequence[Row]) -> list[str]:
     lines = [line(heads), line(["---"] * len(heads))]
     for task in sorted({row.task for row in rows}, key=lambda task: (task.rsplit(" to ")[1], task)):
         of_task = [row for row in sorted_rows(rows) if row.task == task]
-        can = [sum(getattr(row, name) for row in of_task) for name in ("is_merged", "is_cached", "is_previewed")]
-        families = ", ".join(dict.fromkeys(row.family for row in of_task))
-        lines.append(line([task, f"{len(of_task)}", f"{len(of_task)}", *map(str, can), families]))
-    return lines
+        lines.append(counted(task, of_task, ", ".join(dict.fromkeys(row.family for row in of_task))))
+    return [*lines, counted("all", rows, f"{len({row.family for row in rows})} families")]
+
+
+def counted(task: str, rows: Sequence[Row], families: str) -> str:
+    can = [sum(getattr(row, name) for row in rows) for name in ("is_merged", "is_cached", "is_previewed")]
+    return line([task, *map(str, (len(rows), len(rows), *can)), families])
 
 
 def line(cells: Sequence[str]) -> str:
