@@ -1,13 +1,16 @@
 # make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
-# make test  [TESTS=quick|all|stress]       set up, then lint and test (all when CI is set; stress: kills, outages)
+# make test  [TESTS=quick|all|parity|stress]
+#                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
+#                                           every model against its unsplit pipeline; kills and outages for minutes
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
-PYTEST_quick := -m "not slow"
-PYTEST_all := -m "not stress"
-PYTEST_stress := -m stress
-ifeq ($(filter quick all stress,$(TESTS)),)
-$(error TESTS must be quick, all or stress, got $(TESTS))
+TESTS_quick := pytest tests/unit
+TESTS_all := tests.side_by_side
+TESTS_parity := pytest tests/parity
+TESTS_stress := pytest tests/stress
+ifeq ($(filter quick all parity stress,$(TESTS)),)
+$(error TESTS must be quick, all, parity or stress, got $(TESTS))
 endif
 
 VENV := .venv
@@ -22,7 +25,7 @@ serve: $(VENV)/installed
 
 test: lint
 	@echo "== tests ($(TESTS))"
-	@exec $(VENV)/bin/python -m pytest $(PYTEST_$(TESTS))
+	@exec $(VENV)/bin/python -m $(TESTS_$(TESTS))
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff"

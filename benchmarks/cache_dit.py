@@ -28,13 +28,15 @@ import torch
 from benchmarks import report
 from checkpoints.train.evaluate import held_out_prompts
 from checkpoints.train.judge import judge
+from deployments.devices import select_device, synchronize
 from deployments.features.cache_dit.plan import has_preset
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
-from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.loading import load_stage
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.stages.build import build_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
+from env_config.variables import EnvConfig
 
 JUDGED_STEPS = 20
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
@@ -81,9 +83,11 @@ class Bench:
 
     def __init__(self, model: Path, steps: int, size: int, device: str = "cpu") -> None:
         self.model, self.steps, self.size = model.name, steps, size
-        self.stage = load_stage(model, STAGES, device)
-        synchronize = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
-        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1), synchronize=synchronize)
+        self.device = select_device(device)
+        self.stage = build_stage(ModelArgs(path=str(model), name=model.name), STAGES, EnvConfig(), self.device)
+        self.denoiser = DenoiserStage(
+            self.stage, DenoisingArgs(max_batch_size=1), synchronize=lambda: synchronize(self.device)
+        )
         self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
 
     def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:
@@ -105,7 +109,8 @@ class Bench:
     def run(self, prompt: str, seed: int, cache_dit: dict[str, Any]) -> tuple[torch.Tensor, float, dict[str, Any]]:
         """The picture [B, C, H, W] in 0..1, the seconds of its denoising, and what was computed and reused."""
         arguments = {"prompt": prompt, "height": self.size, "width": self.size, "num_inference_steps": self.steps}
-        request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), cache_dit=cache_dit)
+        features = {"cache_dit": cache_dit}
+        request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), features=features)
         conditioning = encode(self.stage, request)
         self.denoiser.recent_caches.clear()
         started = time.perf_counter()

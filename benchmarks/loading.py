@@ -30,7 +30,8 @@ from boto3.s3.transfer import TransferConfig
 from diffusers import FluxTransformer2DModel
 
 from benchmarks import report
-from deployments.weights.load import load_component, resolve_checkpoint
+from deployments.weights.load import load_component
+from deployments.weights.locate import resolve_checkpoint
 from tests.support.s3_server import S3Server, s3_server
 
 SOURCES = ("cold", "warm", "s3")

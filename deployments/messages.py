@@ -50,21 +50,30 @@ class OutputFormat:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One picture or one video to make: the arguments of the pipeline's own `__call__`."""
+    """The work: one picture or one video to make, by the arguments of the pipeline's own `__call__`."""
 
     request_id: str
     model: str
     arguments: dict[str, Any]  # plain values, InputImage or lists of them, by the pipeline's parameter names
     seed: int
     output: OutputFormat
-    complete_hand_off: bool = False  # defer every decoder call instead of ending at the first
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
-    cache_dit: dict[str, Any] | None = None  # overrides of the SGLANG_CACHE_DIT_* settings
-    report_progress: bool = False  # somebody listens: an event after each step
-    previews: int = 0  # pictures to show on the way
+    features: dict[str, Any] = field(default_factory=dict)  # by name, what it asks of deployments.features
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """How a request is followed on its way. Nothing in it changes what is made."""
+
     owner: str = ""  # name of the Ray actor that asks; when it is gone the denoising ends
+    report_progress: bool = False  # an event after each step
+    previews: int = 0  # pictures to show on the way
+    complete_hand_off: bool = False  # defer every decoder call instead of ending at the first
     refused_before: int = 0  # requests that its ingress had no room for since the last: for the autoscaling
+
+
+UNFOLLOWED = Envelope()
 
 
 @dataclass(frozen=True)

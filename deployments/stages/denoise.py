@@ -28,12 +28,14 @@ from deployments.engine.measurements import CachedSteps, CheckpointMade, Measure
 from deployments.errors import FeedsBackError, NotSupportedError
 from deployments.features.cache_dit.request import RequestCaches
 from deployments.messages import (
+    UNFOLLOWED,
     Checkpoint,
     ComponentAnswer,
     ComponentCall,
     Conditioning,
     DecodeInputs,
     DenoisingProgress,
+    Envelope,
     GenerationRequest,
     Packed,
     StageName,
@@ -109,6 +111,7 @@ class DenoiserStage:
         request: GenerationRequest,
         conditioning: Conditioning,
         checkpoint: Checkpoint | None = None,
+        envelope: Envelope = UNFOLLOWED,
         on_progress: Callable[[DenoisingProgress], None] | None = None,
         on_checkpoint: Callable[[Checkpoint], None] | None = None,
         on_start: Callable[[Denoising], None] | None = None,
@@ -121,7 +124,7 @@ class DenoiserStage:
         """
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint, request)
-        run = _Run(self, request, conditioning, fingerprint, on_progress, on_checkpoint, on_start, on_preview)
+        run = _Run(self, request, envelope, conditioning, fingerprint, on_progress, on_checkpoint, on_start, on_preview)
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not self.needs_remote_calls:
             try:
@@ -183,6 +186,7 @@ class _Run:
         self,
         owner: DenoiserStage,
         request: GenerationRequest,
+        envelope: Envelope,
         conditioning: Conditioning,
         fingerprint: str,
         on_progress: Callable[[DenoisingProgress], None] | None,
@@ -192,6 +196,7 @@ class _Run:
     ) -> None:
         self.owner = owner
         self.request = request
+        self.envelope = envelope
         self.conditioning = conditioning
         self.fingerprint = fingerprint
         self.on_progress = on_progress
@@ -233,7 +238,7 @@ class _Run:
             calls,
             run_denoiser=self.run_denoiser,
             call_remotely=call_remotely,
-            complete=self.request.complete_hand_off,
+            complete=self.envelope.complete_hand_off,
             on_progress=self.note_progress,
             on_checkpoint=self.note_checkpoint if self.on_checkpoint else None,
             every=self.owner.args.checkpoint_every,
@@ -251,11 +256,11 @@ class _Run:
     def previews(self) -> Previews | None:
         """Of pipelines that need other stages in their loop there are none."""
         on_preview = self.on_preview
-        if on_preview is None or not self.request.previews:
+        if on_preview is None or not self.envelope.previews:
             return None
         is_video = self.request.output.kind == "video"
         return Previews(
-            self.request.previews,
+            self.envelope.previews,
             lambda step, outcome: on_preview(step, pack_outcome(first_frame(outcome) if is_video else outcome)),
         )
 
@@ -315,4 +320,4 @@ def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]
 
 
 def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0, "refused_before": 0})
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})

@@ -7,36 +7,46 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from deployments.messages import (
     Checkpoint,
     Conditioning,
     DecodeInputs,
     DenoisingProgress,
+    Envelope,
     GenerationRequest,
     PayloadFollows,
-    StageName,
 )
 from deployments.stages.denoise import DenoiserStage, Denoising
 
 StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
 
-class Observer(Protocol):
-    """The replica: it owns the threads of requests, times and traces."""
+class Work(Protocol):
+    """What the replica's observers are told of the request while it runs."""
+
+    steps: int
+    bytes_out: int
+
+    def step(self) -> None: ...
+
+
+class Threads(Protocol):
+    """The threads of requests, and what observes the work in them."""
 
     request_threads: Executor
 
-    def observed(
-        self, stage: StageName, request: GenerationRequest, arrived: float, *inputs: Any
-    ) -> AbstractContextManager[tuple[Any, Any]]: ...
+    def observed_denoising(
+        self, request: GenerationRequest, envelope: Envelope, arrived: float, conditioning: Conditioning
+    ) -> AbstractContextManager[Work]: ...
 
 
 async def denoising_stream(
-    replica: Observer,
+    threads: Threads,
     stage: DenoiserStage,
     request: GenerationRequest,
+    envelope: Envelope,
     conditioning: Conditioning,
     checkpoint: Checkpoint | None = None,
 ) -> AsyncIterator[StreamItem]:
@@ -65,19 +75,19 @@ async def denoising_stream(
             stage.engine.cancel(denoising.job)
 
     def work() -> tuple[DecodeInputs, Denoising, dict[str, float]]:
-        with replica.observed("denoiser", request, arrived, conditioning) as (timing, trace):
+        with threads.observed_denoising(request, envelope, arrived, conditioning) as observed:
             began = time.time()
 
             def on_progress(progress: DenoisingProgress) -> None:
-                trace.step()
-                if request.report_progress:
+                observed.step()
+                if envelope.report_progress:
                     emit(progress)
 
             inputs, denoising = stage.denoise(
-                request, conditioning, checkpoint, on_progress, on_checkpoint, on_start, on_preview
+                request, conditioning, checkpoint, envelope, on_progress, on_checkpoint, on_start, on_preview
             )
-            timing.steps = denoising.session.steps_done - denoising.session.resumed_at
-            timing.bytes_out = inputs.content.num_bytes
+            observed.steps = denoising.session.steps_done - denoising.session.resumed_at
+            observed.bytes_out = inputs.content.num_bytes
             seconds = {
                 "denoiser_queue": began - arrived,
                 "denoise": time.time() - began,
@@ -85,7 +95,7 @@ async def denoising_stream(
             }
             return inputs, denoising, seconds
 
-    task = loop.run_in_executor(replica.request_threads, work)
+    task = loop.run_in_executor(threads.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (items := await events.get()) is not None:

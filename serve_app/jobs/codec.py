@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,18 @@ from typing import Any
 import numpy as np
 
 from deployments.messages import Checkpoint, GenerationRequest, InputImage, OutputFormat, Packed
+from serve_app.errors import ErrorReport
 
 _LENGTH_BYTES = 8  # of the number in front of a checkpoint's header
 
 
-def requests_to_json(requests: Sequence[GenerationRequest]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The requests as JSON, and the pictures sent along, each once; the JSON has their numbers."""
+def requests_to_json(
+    requests: Sequence[GenerationRequest], previews: int = 0
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The requests as JSON, and the pictures sent along, each once; the JSON has their numbers.
+
+    `previews`: how many pictures each is to show on its way.
+    """
     pictures: dict[bytes, int] = {}
 
     def argument(value: Any) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def requests_to_json(requests: Sequence[GenerationRequest]) -> tuple[list[dict[s
         row = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
         row["arguments"] = {name: argument(value) for name, value in request.arguments.items()}
         row["output"] = dataclasses.asdict(request.output)
+        row["previews"] = previews
         rows.append(row)
     return rows, list(pictures)
 
@@ -47,7 +53,7 @@ def requests_from_json(rows: Sequence[dict[str, Any]], pictures: Sequence[bytes]
 
     return [
         GenerationRequest(
-            **row
+            **{name: field for name, field in row.items() if name != "previews"}
             | {
                 "arguments": {name: value(argument) for name, argument in row["arguments"].items()},
                 "output": OutputFormat(**row["output"]),
@@ -57,14 +63,9 @@ def requests_from_json(rows: Sequence[dict[str, Any]], pictures: Sequence[bytes]
     ]
 
 
-def work_digest(request: GenerationRequest) -> str:
-    """Equal for requests that ask for the same work: all is the same but their ids and how they are followed."""
-    plain = dataclasses.replace(request, request_id="", complete_hand_off=False, report_progress=False)
-    [row], pictures = requests_to_json([plain])
-    sha = hashlib.sha256(json.dumps(row, sort_keys=True).encode())
-    for picture in pictures:
-        sha.update(hashlib.sha256(picture).digest())
-    return sha.hexdigest()
+def previews_from_json(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """How many pictures each request is to show on its way."""
+    return [int(row.get("previews", 0)) for row in rows]
 
 
 def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
@@ -91,3 +92,19 @@ def checkpoint_from_bytes(data: bytes) -> Checkpoint:
         buffers.append(np.frombuffer(data, np.uint8, num_bytes, end))
         end += num_bytes
     return Checkpoint(content=Packed(header.pop("tree"), tuple(buffers)), **header)
+
+
+def error_to_json(report: ErrorReport) -> dict[str, Any]:
+    """Why a job failed, as the store keeps it."""
+    error = dataclasses.asdict(report)
+    del error["retry_after_s"]  # of the moment, not of the job
+    return error
+
+
+def error_from_json(error: dict[str, Any] | None) -> ErrorReport | None:
+    """The same report again; of what earlier versions wrote, parts may be missing."""
+    if error is None:
+        return None
+    status = error.get("status", 409)  # 409: it was cancelled
+    kind = error.get("type") or ("server_error" if status >= 500 else "invalid_request_error")
+    return ErrorReport(status, kind, error["message"], error["code"], error.get("param"))

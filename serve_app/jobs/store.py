@@ -15,22 +15,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
-from serve_app.jobs.records import (
-    ENDED,
-    ConflictError,
-    Event,
-    IdempotencyKey,
-    Job,
-    JobNotFoundError,
-    LeaseLostError,
-    NewJob,
-    Output,
-    Status,
-    UnfinishedJob,
-    Webhook,
-)
+from serve_app.jobs.records import ENDED, Event, IdempotencyKey, Job, NewJob, Output, Status, UnfinishedJob, Webhook
 from serve_app.making.admission import Size
 
 jobs = tables.jobs

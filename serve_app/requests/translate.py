@@ -12,7 +12,6 @@ from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest, OutputFormat, StageDescription
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
@@ -21,6 +20,7 @@ from serve_app.requests.bodies import (
     VideoGenerationBody,
     closest,
 )
+from serve_app.requests.limits import RequestLimits
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
 SEED_BITS = 32  # of a seed that we choose: short enough to be written down
@@ -103,8 +103,7 @@ def to_generation_requests(
             output,
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
-            cache_dit=cache_dit,
-            previews=body.partial_images or 0,
+            features={} if cache_dit is None else {"cache_dit": cache_dit},
         )
         for index, id in enumerate(ids)
     ]

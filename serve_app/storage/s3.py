@@ -27,10 +27,10 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from deployments.errors import InvalidRequestError, StorageError
+from deployments.errors import StorageError
 from deployments.messages import GenerationRequest, MediaKind
 from env_config.variables import CloudStorage
-from serve_app.http.middleware.prefix import route_prefix
+from serve_app.errors import ObjectNotFoundError
 
 URLStyle = Literal["presigned", "public", "path"]
 
@@ -83,13 +83,6 @@ class StorageBackend(Protocol):
     async def delete(self, key: str) -> None:
         """Remove the object; an object that is not there is no error. Raises StorageError."""
         ...
-
-
-class ObjectNotFoundError(InvalidRequestError):
-    """No object has this key."""
-
-    def __init__(self, message: str, param: str | None = "key", code: str = "file_not_found") -> None:
-        super().__init__(message, param, code)
 
 
 def make_storage(
@@ -344,8 +337,8 @@ STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
 
 
 def file_url(base_url: str, key: str) -> str:
-    """The address of an object that leaves through this server; without `base_url` relative to its host."""
-    return f"{base_url or route_prefix.get()}/v1/files/{key}"
+    """The address of an object that leaves through this server; without `base_url` a path below its route prefix."""
+    return f"{base_url}/v1/files/{key}"
 
 
 def _without_password(url: str) -> str:

@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import ObjectNotFoundError, StorageBackend, StoredObject, file_url, write_whole
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.s3 import StorageBackend, StoredObject, file_url, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,6 @@ import pytest
 import uvicorn
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
-from serve_app.ingress import app
-from serve_app.jobs.service import JobArgs, Jobs
 from tests.support.in_process import Server, description, serving
 from tests.support.served_application import free_port
 
@@ -40,20 +38,13 @@ MODELS = {
 def listening(server: Server) -> Iterator[str]:
     """The application behind a real HTTP server in a thread, with its jobs running; its URL."""
     port = free_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off")
+    config = uvicorn.Config(server, host="127.0.0.1", port=port, log_level="error", lifespan="off")
     http_server = uvicorn.Server(config)
 
     async def run() -> None:
-        ingress, folder = server.ingress, server.folder
-        jobs = Jobs(
-            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
-        )
-        ingress.jobs = jobs
-        jobs.start()
-        try:
-            await http_server.serve()
-        finally:
-            jobs.close()
+        await server.open()
+        server.service.start()
+        await http_server.serve()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
@@ -81,7 +72,6 @@ def tiny_video() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_request_finds_an_answer_that_is_not_documented(kind: str, tmp_path: Path) -> None:

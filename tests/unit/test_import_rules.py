@@ -123,7 +123,12 @@ RULES = (
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
-    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES, *ENV_CONFIG, *ACCELERATIONS), never=("ray", *HTTP)),
+    Rule(
+        ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),
+        (*WEIGHTS, *MESSAGES),
+        never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
@@ -178,16 +183,24 @@ PLANTED = {
         "import deployments.features.cache_dit.contexts",
         "deployments.weights.load imports deployments.features.cache_dit.contexts",
     ),
-    "deployments/replicas/encoder.py": (
+    "deployments/weights/locate.py": (
+        "from deployments.weights import load\nimport torch",
+        "deployments.weights.locate imports torch",
+    ),
+    "deployments/weights/quantization/nvfp4.py": (
+        "from deployments.accelerations import fp4_gemm",
+        "deployments.weights.quantization.nvfp4 imports deployments.accelerations",
+    ),
+    "deployments/replicas/table.py": (
         "from serve_app import jobs",
-        "deployments.replicas.encoder imports serve_app.jobs",
+        "deployments.replicas.table imports serve_app.jobs",
     ),
     "deployments/media/pixels.py": ("import mlx.core as mx", "deployments.media.pixels imports mlx.core"),
-    "deployments/replicas/vae.py": ("from . import media", "deployments.replicas.vae: relative import"),
+    "deployments/replicas/replica.py": ("from . import media", "deployments.replicas.replica: relative import"),
     "env_config/section.py": ("import torch", "env_config.section imports torch"),
     "deployments/misplaced.py": ("", "deployments.misplaced: no rule"),
     "deployments/devices.py": ("import os\nos.environ['A']", "deployments.devices reads os.environ"),
-    "deployments/replicas/denoiser.py": ("from os import getenv", "deployments.replicas.denoiser reads os.getenv"),
+    "deployments/replicas/dev.py": ("from os import getenv", "deployments.replicas.dev reads os.getenv"),
     "benchmarks/overhead.py": ("import os\nos.environ['A']", None),
     "env_config/parsing.py": ("import os\nos.environ['A']", None),
 }
@@ -219,6 +232,24 @@ def test_the_ingress_replica_loads_no_torch() -> None:
     ).stdout.split()
     assert "serve_app.ingress" in loaded
     assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_nothing_is_imported_from_a_test_module(tmp_path: Path) -> None:
+    assert imports_from_tests(ROOT) == []
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_a.py").write_text("from tests.support.toy import A\nfrom tests.unit.test_b import B")
+    assert imports_from_tests(tmp_path) == ["tests/test_a.py:2 imports tests.unit.test_b"]
+
+
+def imports_from_tests(root: Path) -> list[str]:
+    """What is imported from tests but from tests.support, whose modules hold what tests share."""
+    files = [file for folder in ("tests", "benchmarks") for file in sorted((root / folder).rglob("*.py"))]
+    return [
+        f"{file.relative_to(root)}:{line} imports {module}"
+        for file in files
+        for line, module in imports_in(ast.parse(file.read_text(encoding="utf-8")), set())
+        if module.startswith("tests.") and not module.startswith(("tests.support", "tests.side_by_side"))
+    ]
 
 
 def violations(root: Path) -> list[str]:

@@ -185,22 +185,36 @@ def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
     assert called(clone)[:-1] == INSTALL
 
 
-def test_make_test_leaves_the_slow_tests_out_by_default(clone: Path) -> None:
-    assert run(clone, "make", "test").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m pytest -m not slow"]
+RUNS = {
+    "quick": "pytest tests/unit",
+    "all": "tests.side_by_side",
+    "parity": "pytest tests/parity",
+    "stress": "pytest tests/stress",
+}
 
 
-def test_ci_runs_every_test_but_the_stress_tests(clone: Path) -> None:
+@pytest.mark.parametrize("tests", RUNS)
+def test_make_test_runs_the_folders_of_its_choice(tests: str, clone: Path) -> None:
+    assert run(clone, "make", "test", f"TESTS={tests}").returncode == 0
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, f"python -m {RUNS[tests]}"]
+
+
+def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
+    run(clone, "make", "test")
+    assert called(clone)[-1] == "python -m pytest tests/unit"
+
+
+def test_ci_runs_lint_and_all_tests_but_the_long_ones(clone: Path) -> None:
     assert run(clone, ".ci/run").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, *LINT, "python -m pytest -m not stress"]
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m tests.side_by_side"]
 
 
-def test_make_test_runs_the_slow_tests_too_where_ci_is_set(clone: Path) -> None:
+def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
     run(clone, "make", "test", CI="true")
-    assert called(clone)[-1] == "python -m pytest -m not stress"
+    assert called(clone)[-1] == "python -m tests.side_by_side"
 
 
-@pytest.mark.parametrize("step", ["ruff", "mypy", "pytest"])
+@pytest.mark.parametrize("step", ["ruff", "mypy", "tests.side_by_side"])
 def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
     write_program(
         clone.parent / "programs/tool",
@@ -212,4 +226,4 @@ def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
     failed = run(clone, "make", "test", "TESTS=some")
     assert failed.returncode != 0
-    assert "TESTS must be quick, all or stress, got some" in failed.stdout
+    assert "TESTS must be quick, all, parity or stress, got some" in failed.stdout

@@ -20,8 +20,8 @@ from PIL import Image
 
 from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint
 from deployments.weights.quantization.nvfp4 import NVFP4Linear
-from tests.model.accelerations.test_fp4_gemm import StandInFlashInfer
-from tests.model.accelerations.test_rocm_vae import StandInGroupNorm
+from tests.support.aiter_stand_in import StandInGroupNorm
+from tests.support.flashinfer_stand_in import StandInFlashInfer
 from tests.support.whole_replica import MakeReplica, WholeReplica, pretend
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

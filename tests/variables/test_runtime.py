@@ -52,7 +52,6 @@ def test_sglang_diffusion_target_device_is_where_the_replica_runs(
         make_replica(flux_checkpoint, SGLANG_DIFFUSION_TARGET_DEVICE="musa")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["npu", "musa"])
 def test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device(
     name: str, flux_checkpoint: Path, tmp_path: Path

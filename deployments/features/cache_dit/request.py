@@ -24,8 +24,8 @@ class RequestCaches:
 
     def __init__(self, env: EnvConfig, request: GenerationRequest) -> None:
         self.env = env
-        self.overrides = request.cache_dit
-        self.is_wanted = is_wanted(env, request.cache_dit)
+        self.overrides: Any = request.features.get("cache_dit")
+        self.is_wanted = is_wanted(env, self.overrides)
         self.plans: dict[str, CachePlan] = {}
         self.contexts: dict[str, tuple[Any, Contexts]] = {}  # denoiser -> (module, contexts)
         self._passes: dict[str, tuple[int, int]] = {}  # denoiser -> (steps done, passes since the last step)

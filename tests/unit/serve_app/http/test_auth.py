@@ -10,8 +10,8 @@ import httpx2
 import openai
 import pytest
 
-from serve_app.http.middleware.keys import ApiKeys, main, new_key
-from serve_app.ingress import app
+from serve_app.api_keys import ApiKeys, new_key
+from serve_app.tools.keys import main
 from tests.support.in_process import Server, serving
 
 BODY = {"prompt": "x"}
@@ -57,7 +57,7 @@ async def test_a_key_opens_every_route_and_no_other_does(server, key_file):
 async def test_a_refusal_is_in_openais_shape(server, key_file):
     write(key_file, new_key("anna")[1])
     server.configure(api_keys_file=key_file)
-    transport = httpx2.ASGITransport(app)
+    transport = httpx2.ASGITransport(server)
     client = openai.AsyncOpenAI(
         base_url="http://test/v1",
         api_key="sk-wrong",

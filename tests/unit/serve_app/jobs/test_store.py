@@ -11,19 +11,12 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import JobStoreError, open_database
-from serve_app.jobs.records import (
-    ConflictError,
-    IdempotencyKey,
-    JobNotFoundError,
-    LeaseLostError,
-    NewJob,
-    Output,
-    Webhook,
-)
+from serve_app.jobs.records import IdempotencyKey, NewJob, Output, Webhook
 from serve_app.jobs.store import JobStore
-from tests.unit.serve_app.jobs.conftest import Clock, MakeStore
+from tests.support.job_stores import Clock, MakeStore
 
 
 def new_job(job_id: str, owner: str = "", kind: str = "video") -> NewJob:

@@ -12,7 +12,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError, S3Storage, StoredObject
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.s3 import LocalStorage, S3Storage, StoredObject
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from tests.support.s3_server import S3Server, s3_server
 

@@ -18,23 +18,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from deployments.errors import StorageError
-from deployments.messages import GenerationRequest, MediaKind, OutputFormat
 from env_config.variables import CloudStorage
-from serve_app.storage.s3 import (
-    STORAGE_BACKENDS,
-    LocalStorage,
-    ObjectNotFoundError,
-    S3Storage,
-    make_storage,
-    object_key,
-)
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.s3 import STORAGE_BACKENDS, LocalStorage, S3Storage, make_storage, object_key
+from tests.support.generation_requests import generation
 from tests.support.s3_server import S3Server, free_ports, s3_server
 
 NOW = datetime(2026, 11, 21, 23, 59, tzinfo=UTC)
-
-
-def generation(request_id: str, kind: MediaKind = "image") -> GenerationRequest:
-    return GenerationRequest(request_id, "m", {}, 0, OutputFormat(kind, "png" if kind == "image" else "mp4"))
 
 
 KEY = object_key(generation("req_1-x"), 0, "image/png", NOW)
