@@ -1,21 +1,17 @@
 """The tables of models in the pages are those that the tests' own data make."""
 
+import pytest
+
 from tests.support.engine_parity import NEVER_MERGED
 from tests.support.preview_parity import NO_PREVIEWS
-from tests.support.support_table import DOCS, README, Row, row_of, table_in, tasks_table
+from tests.support.support_table import README, row_of, rows_of_the_page, table_in, tasks_table
 from tests.support.tiny_models import TINY_MODELS
+
+# Pipelines use what diffusers and torch have deprecated.
+pytestmark = pytest.mark.filterwarnings("default")
 
 # One for each answer: all of it, a UNet, a given picture, no batch, no preview, sound.
 BUILT = ("flux", "sd15_inpaint", "wan21_i2v", "klein_kv", "pixart_alpha", "stable_audio")
-
-
-def rows_of_the_page() -> dict[str, Row]:
-    rows = {}
-    for line in table_in(DOCS.read_text(encoding="utf-8"), "models")[2:]:
-        cells = [cell.strip(" `") for cell in line[1:-1].split("|")]
-        family, task, pipeline, name = cells[:4]
-        rows[name] = Row(family, pipeline, name, task, *(cell == "yes" for cell in cells[5:]))
-    return rows
 
 
 def test_the_page_has_a_row_for_every_tiny_model() -> None:

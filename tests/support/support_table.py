@@ -171,6 +171,16 @@ def table_in(text: str, name: str) -> list[str]:
     return found[1].splitlines()
 
 
+def rows_of_the_page() -> dict[str, Row]:
+    """What docs/models.md says, by the names of the tiny models."""
+    rows = {}
+    for row in table_in(DOCS.read_text(encoding="utf-8"), "models")[2:]:
+        cells = [cell.strip(" `") for cell in row[1:-1].split("|")]
+        family, task, pipeline, name = cells[:4]
+        rows[name] = Row(family, pipeline, name, task, *(cell == "yes" for cell in cells[5:]))
+    return rows
+
+
 def filled(text: str, name: str, lines: Sequence[str]) -> str:
     table_in(text, name)
     between = "".join(f"{each}\n" for each in lines)
