@@ -7,8 +7,7 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py):
     python -m benchmarks.cache_dit --model FOLDER --device cuda --size 1024 --judged 0
 
 Uncached and cached requests take turns on one thread and one step engine, so that a noisy machine hits them
-alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.json
-and .md.
+alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.md.
 """
 
 from __future__ import annotations

@@ -424,7 +424,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns that each median is taken over")
     parser.add_argument("--checkpoint", type=Path, help="of FLUX's kind, in place of the two small models")
     parser.add_argument("--device", default="cpu", help="of the checkpoint, such as cuda")
-    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for engine.json and engine.md")
+    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for engine.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()

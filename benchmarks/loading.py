@@ -4,7 +4,7 @@
 
 A FLUX transformer with random weights is written to disk and to a real S3 server (SeaweedFS). Each load runs
 in a process of its own and reads every weight once, since mmap alone reads nothing. Cold: the pages of the
-files were dropped from the kernel's cache before. Writes docs/benchmarks/loading.json and .md.
+files were dropped from the kernel's cache before. Writes docs/benchmarks/loading.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ The denoiser is killed at an early, a middle and a late step, with a spare repli
 start), and with checkpoints and without (the request starts over, as on a server that has none); the encoder
 and the VAE are killed at their work. The requests go through `serve_app.making.generate.generate`, as from the
 ingress, on a Ray of their own; each is made undisturbed first, and must have the same bytes after the kill.
-Writes docs/benchmarks/recovery.json and .md.
+Writes docs/benchmarks/recovery.md.
 """
 
 from __future__ import annotations

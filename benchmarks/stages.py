@@ -8,7 +8,7 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py), whi
 
 The application stores in a real S3 server (SeaweedFS) and logs its stages. Requests come one after another;
 between them the whole pipeline runs here, with a clock at each of its components. Both sides use one thread.
-Writes docs/benchmarks/stages.json and .md.
+Writes docs/benchmarks/stages.md.
 """
 
 from __future__ import annotations

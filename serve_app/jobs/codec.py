@@ -167,7 +167,9 @@ def today(row: Any) -> Row:
 
 def _put(row: Row, path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
-        row = row.setdefault(name, {})
+        if not _is_object(row.get(name)):
+            row[name] = {}
+        row = row[name]
     row[path[-1]] = value
 
 

@@ -245,7 +245,7 @@ def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimi
 
 
 def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
-    if argument not in description.parameters and argument not in description.required:
+    if not description.takes(argument):
         raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
 
 

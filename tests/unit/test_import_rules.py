@@ -50,19 +50,30 @@ DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features"
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
 STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 
+HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
+JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
+DOOR = ("serve_app.errors", *MESSAGES, *ENV_CONFIG)  # what every room of the application may ask
+
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
-    Rule(("serve_app.app",), ("serve_app.*", "deployments.*", *ENV_CONFIG), never=HEAVY),
     Rule(
-        room("serve_app.storage"),
-        (*room("serve_app.storage"), "serve_app.http.middleware.prefix", *MESSAGES, *ENV_CONFIG),
-        never=(*HEAVY, *HTTP, "ray"),
+        ("serve_app.app",), ("serve_app.ingress", "serve_app.service", *DOOR, "deployments.replicas.table", *ARGUMENTS)
+    ),
+    Rule(TOOLS, ("serve_app.app", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)),
+    Rule(
+        ("serve_app.ingress",),
+        ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
     ),
     Rule(
-        ("serve_app", "serve_app.*"),
-        ("serve_app.*", "deployments.observability.logging_setup", *MESSAGES, *ENV_CONFIG),
-        never=HEAVY,
+        HTTP_ROOM, (*HTTP_ROOM, "serve_app.service", "serve_app.api_keys", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR)
     ),
+    Rule(("serve_app.service",), ("serve_app.api_keys", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR)),
+    Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
+    Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
+    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
+    Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
+    Rule(("serve_app", "serve_app.errors", "serve_app.outbound", "serve_app.api_keys"), DOOR, never=HTTP),
+    Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
@@ -293,7 +304,8 @@ def import_violations(module: str, tree: ast.AST, modules: set[str]) -> Iterator
         return
     for line, imported in imports_in(tree, modules):
         library = imported.split(".")[0]
-        refused = library in rule.never or not matches(module, WRAPPED_BY.get(library, ("*",)))
+        never = (*rule.never, *(HEAVY if module.startswith("serve_app") else ()))
+        refused = library in never or not matches(module, WRAPPED_BY.get(library, ("*",)))
         if imported == "":
             yield line, f"{module}: relative import"
         elif refused or (library in PACKAGES and not matches(imported, rule.may_import)):

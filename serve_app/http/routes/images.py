@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from typing import Any
 
@@ -28,9 +27,6 @@ from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.service import Service
 from serve_app.storage.outputs import store_media
-
-# How diffusers names pipelines that cannot do without a picture although the parameter has a default.
-STARTS_FROM_A_PICTURE = re.compile(r"Img2Img|Inpaint|Edit|Pix2Pix|Upscale|Image2Image|Variation|ControlNet")
 
 AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM}
@@ -93,16 +89,15 @@ async def stream_images(
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
     """Raises InvalidRequestError or NotSupportedError that names the field as callers know it."""
-    takes = {*description.parameters, *description.required}
     if body.image is None:
         raise InvalidRequestError("image is required: the picture to edit", "image", "missing_required_parameter")
-    if "image" not in takes:
+    if not description.takes("image"):
         raise NotSupportedError(
             f"{description.pipeline_class} makes pictures from a prompt alone, it cannot edit one: "
             "use /v1/images/generations",
             "image",
         )
-    if body.mask_image is not None and "mask_image" not in takes:
+    if body.mask_image is not None and not description.takes("mask_image"):
         raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
@@ -112,10 +107,7 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
 
 def check_generation(body: ImageGenerationBody, description: StageDescription) -> None:
     """Raises InvalidRequestError where the model cannot begin without a picture."""
-    needs_picture = "image" in description.required or (
-        "image" in description.parameters and STARTS_FROM_A_PICTURE.search(description.pipeline_class)
-    )
-    if body.media_kind == "image" and body.image is None and needs_picture:
+    if description.media_kind == "image" and description.needs_picture and body.image is None:
         raise InvalidRequestError(
             f"{description.pipeline_class} edits pictures: send one to POST /v1/images/edits",
             "image",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -26,7 +25,6 @@ EXTENDING = (
     "WanImageToVideoPipeline, CogVideoXImageToVideoPipeline, LTXImageToVideoPipeline "
     "or HunyuanVideoImageToVideoPipeline"
 )
-TAKES_TENSORS = re.compile(r"EasyAnimate|AnyFlow|LatentUpsample")  # their `video` is not a list of pictures
 MAX_FPS = 240.0
 
 
@@ -70,7 +68,7 @@ def video_edit_routes(service: Service) -> APIRouter:
 
 def check_edit(body: VideoEditBody, description: StageDescription) -> None:
     """Raises NotSupportedError or InvalidRequestError."""
-    if not _takes(description, "video") or TAKES_TENSORS.search(description.pipeline_class):
+    if "video_to_video" not in description.tasks:
         raise NotSupportedError(
             f"{description.pipeline_class} cannot edit a video: models served with {EDITING} can", "video"
         )
@@ -81,7 +79,7 @@ def check_edit(body: VideoEditBody, description: StageDescription) -> None:
 
 def check_extension(body: VideoExtensionBody, description: StageDescription) -> None:
     """Raises NotSupportedError or InvalidRequestError."""
-    if description.media_kind != "video" or not _takes(description, "image"):
+    if "image_to_video" not in description.tasks:
         raise NotSupportedError(
             f"{description.pipeline_class} does not start from a picture, so it cannot go on from a video's last: "
             f"models served with {EXTENDING} can",
@@ -89,10 +87,6 @@ def check_extension(body: VideoExtensionBody, description: StageDescription) -> 
         )
     if body.image is not None:
         raise InvalidRequestError("image is not supported here: the video's last frame is the picture", "image")
-
-
-def _takes(description: StageDescription, name: str) -> bool:
-    return name in description.parameters or name in description.required
 
 
 async def _read(service: Service, context: RequestContext, source: SourceVideo, last_frame_only: bool) -> ReadVideo:
@@ -110,7 +104,7 @@ def _like(source: ReadVideo, body: VideoGenerationBody, description: StageDescri
     changes: dict[str, Any] = {}
     multiple = description.size_multiple
     width, height = (side - side % multiple for side in (source.width, source.height))
-    if body.size is None and width and height and _takes(description, "width"):
+    if body.size is None and width and height and description.takes("width"):
         changes["size"] = f"{width}x{height}"
     if body.fps is None and source.fps is not None and 0 < source.fps <= MAX_FPS:
         changes["fps"] = source.fps

@@ -125,7 +125,7 @@ def video_routes(service: Service) -> APIRouter:
         """A new video with the parameters of another, its seed among them, and a new prompt."""
         original = await video_job(service, context, video_id)
         description = await service.model.describe()
-        if "prompt" not in {*description.parameters, *description.required}:
+        if not description.takes("prompt"):
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
         job_id = new_job_id("video")
         requests = [

@@ -60,6 +60,9 @@ class NegatedConfig(QuantizationConfigMixin):
     def __init__(self, **_: Any) -> None:
         self.quant_method = Method.NEGATED
 
+    def __repr__(self) -> str:
+        return "NegatedConfig()"
+
 
 class Negated(DiffusersQuantizer):
     is_serializable = True

@@ -24,8 +24,8 @@ from tests.support.in_process import Server, description, picture, serving
 
 EDITS = "/v1/images/edits"
 GENERATIONS = "/v1/images/generations"
-INPAINT = description("FluxInpaintPipeline", "image", "mask_image", "strength")
-KONTEXT = description("FluxKontextPipeline", "image")
+INPAINT = description("FluxInpaintPipeline", "image", "mask_image", "strength", tasks=("inpainting",))
+KONTEXT = description("FluxKontextPipeline", "image", tasks=("text_to_image", "image_to_image"))
 
 
 @pytest.fixture
@@ -165,7 +165,10 @@ async def test_a_broken_body_is_refused_in_openais_shape(server, content, conten
 
 @pytest.mark.parametrize(
     "describing",
-    [description("WanStuffPipeline", "image", required=("image",)), description("FluxImg2ImgPipeline", "image")],
+    [
+        description("WanStuffPipeline", "image", required=("image",), tasks=("image_to_image",)),
+        description("FluxImg2ImgPipeline", "image", tasks=("image_to_image",)),
+    ],
     ids=["no default", "by its name"],
 )
 async def test_a_model_that_starts_from_a_picture_sends_generations_to_edits(server, describing):

@@ -31,7 +31,7 @@ from tests.support.web_server import web_server
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "safety.md"
 EDITS = "/v1/images/edits"
 GENERATIONS = "/v1/images/generations"
-KONTEXT = description("FluxKontextPipeline", "image")
+KONTEXT = description("FluxKontextPipeline", "image", tasks=("text_to_image", "image_to_image"))
 
 
 @pytest.fixture

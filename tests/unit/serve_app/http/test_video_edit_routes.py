@@ -29,9 +29,11 @@ from tests.support.videos import make_video, video_file
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # OpenAI's own videos end; the client says so
 
 EDITS, EXTENSIONS = "/v1/videos/edits", "/v1/videos/extensions"
-EDITOR = description("WanVideoToVideoPipeline", "video", "strength", media_kind="video")
-FROM_A_PICTURE = description("WanImageToVideoPipeline", "image", "num_frames", media_kind="video")
-FROM_TEXT = description("WanPipeline", "num_frames", media_kind="video")
+EDITOR = description("WanVideoToVideoPipeline", "video", "strength", media_kind="video", tasks=("video_to_video",))
+FROM_A_PICTURE = description(
+    "WanImageToVideoPipeline", "image", "num_frames", media_kind="video", tasks=("image_to_video",)
+)
+FROM_TEXT = description("WanPipeline", "num_frames", media_kind="video", tasks=("text_to_video",))
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ async def test_what_the_caller_says_of_size_and_rate_counts_more_than_the_video(
 
 
 async def test_a_model_that_asks_for_the_number_of_frames_is_told_that_of_the_video(tmp_path: Path) -> None:
-    vace = description("WanVACEPipeline", "video", "num_frames", media_kind="video")
+    vace = description("WanVACEPipeline", "video", "num_frames", media_kind="video", tasks=("video_to_video",))
     async with server_with_jobs(tmp_path, describing=vace) as (server, client):
         server.make = make_video
         answer = await client.post(EDITS, data={"prompt": "x"}, files={"video": video_file(5)})
@@ -113,7 +115,8 @@ async def test_a_video_that_was_made_here_is_meant_by_its_id(tmp_path: Path) -> 
 
 
 async def test_the_openai_client_edits_and_extends(tmp_path: Path) -> None:
-    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video")
+    tasks = ("text_to_video", "image_to_video", "video_to_video")
+    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video", tasks=tasks)
     async with server_with_jobs(tmp_path, describing=both) as (server, _):
         http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(server))
         client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
@@ -174,7 +177,8 @@ def test_the_families_that_are_named_do_take_it(families: str, argument: str) ->
 async def test_what_cannot_be_is_refused_by_name(
     tmp_path: Path, route: str, fields: dict[str, Any], param: str, says: str
 ) -> None:
-    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video")
+    tasks = ("text_to_video", "image_to_video", "video_to_video")
+    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video", tasks=tasks)
     file = base64.b64encode(video_file()).decode()
     body = {"prompt": "x"} | {name: file if value == "FILE" else value for name, value in fields.items()}
     async with server_with_jobs(tmp_path, describing=both) as (_, client):
