@@ -15,7 +15,7 @@ import torch
 import yaml
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from deployments.accelerations.acceleration import AccelerationError
+from deployments.modules import AccelerationError
 from env_config.variables import EnvConfig
 
 BACKEND_VARIABLE = "SGLANG_DIFFUSION_ATTENTION_BACKEND"

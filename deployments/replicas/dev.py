@@ -58,8 +58,7 @@ def describe_engine(denoiser: DenoiserStage | None) -> dict[str, Any] | None:
     """What waits in the step engine, and what it has done so far."""
     if denoiser is None:
         return None
-    engine = denoiser.engine
-    return {"is_alive": engine.is_alive, "waiting_forwards": engine.num_waiting, **vars(engine.statistics)}
+    return denoiser.engine.describe()
 
 
 def describe_caches(cache_root: Path, device: Device) -> dict[str, Any]:

@@ -17,10 +17,11 @@ import ray
 import torch
 from ray import serve
 
-from deployments.accelerations import StageModules, install_all
+from deployments.accelerations import install_all
 from deployments.devices import select_device, synchronize
 from deployments.engine.engine import Engine
 from deployments.errors import CheckpointError, InvalidRequestError
+from deployments.features import install_features
 from deployments.media.pool import MediaPool
 from deployments.messages import (
     ComponentAnswer,
@@ -34,6 +35,7 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import ModelArgs
+from deployments.modules import StageModules
 from deployments.observability.kernel_api_log import KernelApiLog, instrument
 from deployments.observability.logging_setup import apply_logging_level
 from deployments.observability.stage_load import Load, StageLoad
@@ -116,7 +118,7 @@ class StageReplica:
             device=self.device,
             wrap_kernel=log.wrap,
         )
-        for line in install_all(modules, self.env):
+        for line in (*install_all(modules, self.env), *install_features(modules, self.env)):
             logger.info("%s", line)
         instrument(components, log)
 
@@ -239,7 +241,7 @@ class StageReplica:
 
     async def cache_dit_summary(self) -> dict[str, Any]:
         """Steps and blocks computed and reused by the last cached requests."""
-        requests = list(self.denoiser_here.recent_caches) if self.denoiser_here else []
+        requests = list(self.denoiser_here.recent_summaries["cache_dit"]) if self.denoiser_here else []
         return {"replica_id": self.replica_id, "requests": requests}
 
     async def caches(self) -> dict[str, Any]:
@@ -252,7 +254,8 @@ class StageReplica:
         """Forgets what it remembers of past requests and gives unused memory back; files stay."""
         self.recent_timings.clear()
         if self.denoiser_here:
-            self.denoiser_here.recent_caches.clear()
+            for summaries in self.denoiser_here.recent_summaries.values():
+                summaries.clear()
         await self.in_worker(free_memory)
         return await self.caches()
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.rocm_vae import ROCM_VAE
 from deployments.devices import Device
+from deployments.modules import AccelerationError
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env, vae_stage
 from tests.support.tiny_models.random_weights import diffusers_model
 

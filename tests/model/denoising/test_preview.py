@@ -9,11 +9,12 @@ import torch
 
 from deployments.denoising.preview import Previews
 from deployments.errors import HandOffIncompleteError
-from deployments.messages import STAGES, DecodeInputs, GenerationRequest, OutputFormat
+from deployments.messages import STAGES, DecodeInputs, Envelope, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
+from deployments.stages.denoise_run import DenoisingFollower
 from deployments.stages.encode import encode
 from deployments.tensors.values import tensors
 from tests.parity.test_engine_parity import Stages, assert_same_bits
@@ -56,8 +57,11 @@ def test_previews_decode_and_change_nothing(name: str, checkpoints_root: Path) -
     previews: dict[int, DecodeInputs] = {}
 
     kind = "image" if name == "stable_audio" else describe_stage(stages.stage).media_kind
-    request = dataclasses.replace(request, previews=2, output=OUTPUTS[kind])
-    inputs, _ = stages.denoiser.denoise(request, stages.encode(request), on_preview=previews.__setitem__)
+    request = dataclasses.replace(request, output=OUTPUTS[kind])
+    follower = DenoisingFollower(preview=previews.__setitem__)
+    inputs, _ = stages.denoiser.denoise(
+        request, stages.encode(request), envelope=Envelope(previews=2), follower=follower
+    )
     assert_same_bits(stages.numbers(inputs), truth)
     stages.close()
     if name in NO_PREVIEWS:
@@ -96,10 +100,11 @@ def test_a_preview_shows_the_picture_without_its_noise() -> None:
     """The embedded model: half way the picture is nearly there, while its latents are still half noise."""
     encoder, denoiser, vae = (load_stage(EMOJI, (stage,)) for stage in STAGES)
     arguments = {"prompt": "a big fox on an orange background", "height": 128, "width": 128, "num_inference_steps": 8}
-    request = GenerationRequest("fox", "emoji", arguments, 0, OutputFormat("image", "png"), previews=3)
+    request = GenerationRequest("fox", "emoji", arguments, 0, OutputFormat("image", "png"))
     stage = DenoiserStage(denoiser)
     previews: list[DecodeInputs] = []
-    inputs, _ = stage.denoise(request, encode(encoder, request), on_preview=lambda _, made: previews.append(made))
+    follower = DenoisingFollower(preview=lambda _, made: previews.append(made))
+    inputs, _ = stage.denoise(request, encode(encoder, request), envelope=Envelope(previews=3), follower=follower)
     stage.engine.close()
     picture, *shown = (decode_output(vae, request, each).images for each in (inputs, *previews))
     differences = [float((one - picture).abs().mean()) for one in shown]
