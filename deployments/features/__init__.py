@@ -9,9 +9,9 @@ from env_config.variables import EnvConfig
 FEATURES: tuple[Feature, ...] = (CACHE_DIT,)
 
 
-def install_features(modules: StageModules, env: EnvConfig) -> list[str]:
+def install_features(modules: StageModules, env: EnvConfig, features: tuple[Feature, ...] = FEATURES) -> list[str]:
     """Prepares the modules of a stage, after all accelerations; the lines for the log. Raises AccelerationError."""
-    lines = [feature.install(modules, env) for feature in FEATURES]
+    lines = [feature.install(modules, env) for feature in features]
     return [line for line in lines if line]
 
 
