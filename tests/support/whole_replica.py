@@ -16,7 +16,7 @@ import torch
 from ray import serve
 
 from deployments.devices import Device
-from deployments.messages import DecodeInputs, GenerationRequest, Media, OutputFormat
+from deployments.messages import UNFOLLOWED, DecodeInputs, GenerationRequest, Media, OutputFormat
 from deployments.model import DType, ModelArgs
 from deployments.replicas.combined import Pipeline
 from env_config.library_caches import LIBRARY_CACHES
@@ -48,7 +48,7 @@ class WholeReplica:
 
     async def _generate(self, request: GenerationRequest) -> Media:
         conditioning = await self.replica.encode(request)
-        async for item in self.replica.denoise(request, conditioning):
+        async for item in self.replica.denoise(request, UNFOLLOWED, conditioning):
             if isinstance(item, DecodeInputs):
                 self.latents = b"".join(buffer.tobytes() for buffer in item.content.buffers)
                 return await self.replica.decode(request, item)
