@@ -1,19 +1,41 @@
 # make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
-# make test  [TESTS=quick|all|stress]       set up, then lint and test (all when CI is set; stress: kills, outages)
+# make test  [TESTS=quick|all|parity|stress]
+#                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
+#                                           every model against its unsplit pipeline; kills and outages for minutes
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
-PYTEST_quick := -m "not slow"
-PYTEST_all := -m "not stress"
-PYTEST_stress := -m stress
-ifeq ($(filter quick all stress,$(TESTS)),)
-$(error TESTS must be quick, all or stress, got $(TESTS))
+TESTS_quick := pytest tests/unit
+TESTS_all := tests.side_by_side
+TESTS_parity := pytest tests/parity
+TESTS_stress := pytest tests/stress
+ifeq ($(filter quick all parity stress,$(TESTS)),)
+$(error TESTS must be quick, all, parity or stress, got $(TESTS))
 endif
 
 VENV := .venv
+COMMA := ,
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
-CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why. Often it is the network, a proxy or the disk:"; \
-	echo "mend that and run make again (it goes on where it stopped), or start afresh with: make clean"; exit 1; }
+LOG := $(VENV)/set-up.log
+STEPS := $(if $(filter test lint $(VENV)/installed-dev,$(MAKECMDGOALS)),4,3)
+
+# $(call step,NUMBER,TEXT,COMMAND): one line with the seconds that the command takes, which count up on a terminal.
+# What the command says goes to the log, and its last lines are shown when it fails.
+define step
+( line="[$(1)/$(STEPS)] $(2) ..."; began=$$(date +%s); seconds() { echo "$$(($$(date +%s) - began)) s"; }; \
+	printf '%s ' "$$line"; ticker=; again=; \
+	if [ -t 1 ]; then \
+		(while sleep 1 && kill -0 $$$$ 2>/dev/null; do printf '\r%s %s' "$$line" "$$(seconds)"; done) & ticker=$$!; \
+		again="\r$$line "; \
+	fi; \
+	{ echo "$$line"; $(3); } >>$(LOG) 2>&1; failed=$$?; \
+	if [ -n "$$ticker" ]; then kill $$ticker; wait $$ticker; fi 2>/dev/null; \
+	[ $$failed = 0 ] || { printf "$${again}failed after %s\n\n" "$$(seconds)"; tail -n 20 $(LOG); exit 1; }; \
+	printf "$$again%s\n" "$$(seconds)" )
+endef
+CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why, and all it said is in $(LOG)."; \
+	echo "Often it is the network, a proxy or the disk: mend that and run make again (it goes on where it stopped),"; \
+	echo "or start afresh with: make clean"; exit 1; }
 
 .PHONY: serve test lint clean
 
@@ -22,7 +44,7 @@ serve: $(VENV)/installed
 
 test: lint
 	@echo "== tests ($(TESTS))"
-	@exec $(VENV)/bin/python -m pytest $(PYTEST_$(TESTS))
+	@exec $(VENV)/bin/python -m $(TESTS_$(TESTS))
 
 lint: $(VENV)/installed-dev
 	@echo "== ruff"
@@ -35,23 +57,20 @@ clean:
 
 # torch first and alone: it is the big one, and nothing installed after it may bring another.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	@echo "== 2 of 3: torch, the largest download"
-	@$(PIP) torch || $(CANNOT_INSTALL)
-	@echo "== 3 of 3: Ray Serve, diffusers and the rest"
-	@$(PIP) --editable . || $(CANNOT_INSTALL)
+	@$(call step,2,torch$(COMMA) the largest download,$(PIP) torch) || $(CANNOT_INSTALL)
+	@$(call step,3,Ray Serve$(COMMA) diffusers and the rest,$(PIP) --editable .) || $(CANNOT_INSTALL)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@echo "== tools for the tests"
-	@$(PIP) --editable '.[dev]' || $(CANNOT_INSTALL)
+	@$(call step,4,tools for the tests,$(PIP) --editable '.[dev]') || $(CANNOT_INSTALL)
 	@touch $@
 
 $(VENV)/bin/pip:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 		"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || continue; \
-		echo "== 1 of 3: $(VENV) with $$("$$python" --version)"; \
-		"$$python" -m venv $(VENV) && exit 0; \
-		rm -rf $(VENV); echo "Making $(VENV) failed: see above."; exit 1; \
+		mkdir -p $(VENV); \
+		$(call step,1,$(VENV) with $$("$$python" --version),"$$python" -m venv $(VENV)) && exit 0; \
+		rm -rf $(VENV); echo; echo "Making $(VENV) failed: see above."; exit 1; \
 	done; \
 	echo "No Python 3.11 to 3.14 with the venv module was found on the PATH."; \
 	echo "Install one and run make again (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python)."; \

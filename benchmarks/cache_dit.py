@@ -7,8 +7,7 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py):
     python -m benchmarks.cache_dit --model FOLDER --device cuda --size 1024 --judged 0
 
 Uncached and cached requests take turns on one thread and one step engine, so that a noisy machine hits them
-alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.json
-and .md.
+alike. Times are the denoiser's, as medians of the ratio within a round. Writes docs/benchmarks/cache_dit.md.
 """
 
 from __future__ import annotations
@@ -29,13 +28,15 @@ import torch
 from benchmarks import report
 from checkpoints.train.evaluate import held_out_prompts
 from checkpoints.train.judge import judge
+from deployments.devices import select_device, synchronize
 from deployments.features.cache_dit.plan import has_preset
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
-from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.loading import load_stage
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.stages.build import build_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
+from env_config.variables import EnvConfig
 
 JUDGED_STEPS = 20
 PROMPTS = ("a red apple", "a smiling face with sunglasses", "a green tree", "a yellow star", "a blue fish")
@@ -82,9 +83,11 @@ class Bench:
 
     def __init__(self, model: Path, steps: int, size: int, device: str = "cpu") -> None:
         self.model, self.steps, self.size = model.name, steps, size
-        self.stage = load_stage(model, STAGES, device)
-        synchronize = (lambda: None) if device == "cpu" else torch.accelerator.synchronize
-        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1), synchronize=synchronize)
+        self.device = select_device(device)
+        self.stage = build_stage(ModelArgs(path=str(model), name=model.name), STAGES, EnvConfig(), self.device)
+        self.denoiser = DenoiserStage(
+            self.stage, DenoisingArgs(max_batch_size=1), synchronize=lambda: synchronize(self.device)
+        )
         self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
 
     def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:

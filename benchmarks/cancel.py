@@ -4,7 +4,7 @@
 
 Callers of the served application hang up (they close their connection) or POST /v1/jobs/{id}/cancel at random
 moments of the denoising. The denoiser's own record of the request (logs/performance.jsonl) says when it left.
-Writes docs/benchmarks/cancel.json and .md.
+Writes docs/benchmarks/cancel.md.
 """
 
 from __future__ import annotations

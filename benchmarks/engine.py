@@ -32,14 +32,17 @@ from diffusers import FluxTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks import report
+from deployments.devices import select_device, synchronize
 from deployments.engine.fiber import CancelledStage
 from deployments.messages import Conditioning, GenerationRequest, OutputFormat
-from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.loading import StagePipeline, load_stage
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
+from deployments.stages.build import build_stage
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 from deployments.stages.encode import call_arguments, encode, unpack_conditioning
+from env_config.variables import EnvConfig
 from tests.support.tiny_models.flux import TRANSFORMER, flux
 
 TEXT_TOKENS = 32
@@ -85,13 +88,13 @@ class Model:
 
     def __init__(self, name: str, folder: Path, device: str = "cpu") -> None:
         self.name = name
-        self.device = torch.device(device)
-        self.stage: StagePipeline = load_stage(folder, ("denoiser",), self.device)
-        self.encoder = load_stage(folder, ("encoder",), self.device)
+        self.device = select_device(device)
+        model = ModelArgs(path=str(folder), name=name)
+        self.stage: StagePipeline = build_stage(model, ("denoiser",), EnvConfig(), self.device)
+        self.encoder = build_stage(model, ("encoder",), EnvConfig(), self.device)
 
     def synchronize(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        synchronize(self.device)
 
     def request(self, tokens: int, steps: int, name: str = "request", **settings: Any) -> GenerationRequest:
         """`tokens` is that of the latents, a square number."""
@@ -172,7 +175,7 @@ def gain_of_forward(model: Model, tokens: int) -> float:
     """What a batch of eight gains in the transformer alone: the bound of what an engine can gain."""
     transformer = model.stage.components["transformer"]
     config = transformer.config
-    zeros = partial(torch.zeros, device=model.device, dtype=model.stage.dtype)
+    zeros = partial(torch.zeros, device=model.stage.device, dtype=model.stage.dtype)
 
     def forward(batch: int) -> None:
         transformer(
@@ -423,7 +426,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns that each median is taken over")
     parser.add_argument("--checkpoint", type=Path, help="of FLUX's kind, in place of the two small models")
     parser.add_argument("--device", default="cpu", help="of the checkpoint, such as cuda")
-    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for engine.json and engine.md")
+    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for engine.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     diffusers_logging.set_verbosity_error()

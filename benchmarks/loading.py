@@ -4,7 +4,7 @@
 
 A FLUX transformer with random weights is written to disk and to a real S3 server (SeaweedFS). Each load runs
 in a process of its own and reads every weight once, since mmap alone reads nothing. Cold: the pages of the
-files were dropped from the kernel's cache before. Writes docs/benchmarks/loading.json and .md.
+files were dropped from the kernel's cache before. Writes docs/benchmarks/loading.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from boto3.s3.transfer import TransferConfig
 from diffusers import FluxTransformer2DModel
 
 from benchmarks import report
-from deployments.weights.load import load_component, resolve_checkpoint
+from deployments.weights.load import load_component
+from deployments.weights.locate import resolve_checkpoint
 from tests.support.s3_server import S3Server, s3_server
 
 SOURCES = ("cold", "warm", "s3")

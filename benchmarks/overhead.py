@@ -3,7 +3,7 @@
     python -m benchmarks.overhead [--config FILE] [--steps N ...] [--rounds N]
 
 Both sides use one thread and take turns, so that a noisy machine hits both alike. Figures are medians; the
-parts come from the answer's own timings. Writes docs/benchmarks/overhead.json and .md.
+parts come from the answer's own timings. Writes docs/benchmarks/overhead.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 A closed loop measures the capacity, then requests come as a Poisson process, whatever becomes of those before.
 Goodput counts the pictures that came within the minute; 429 is the only other answer that is right. Meanwhile
 /health and /v1/models, which nothing but the proxy and the ingress answer, are asked every second. Memory and
-processor time are of the application's processes on this machine. Writes docs/benchmarks/overload.json and .md.
+processor time are of the application's processes on this machine. Writes docs/benchmarks/overload.md.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="in which requests come")
     parser.add_argument("--capacity-seconds", type=float, default=30)
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time that measure the capacity")
-    parser.add_argument("--output", type=Path, default=DOCS, help="folder for overload.json and overload.md")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder for overload.md")
     options = parser.parse_args()
     if options.base_url:
         result = asyncio.run(measure(options.base_url.rstrip("/").removesuffix("/v1"), options))

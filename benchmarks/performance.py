@@ -1,106 +1,290 @@
-"""docs/performance.md: the tables of the last runs on one page, with what limits each and what did not help.
+"""The tables and pictures of docs/performance.md, from the last runs of the benchmarks; its words are written by hand.
 
     python -m benchmarks.performance
+
+A run leaves its raw figures in outputs/benchmarks, which git ignores. The few that the page shows are kept in
+docs/benchmarks/figures.json, with date and machine; a benchmark that was not run here keeps what is there.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import DOCS
+from benchmarks import side_by_side_report as side_by_side
+from benchmarks.open_loop import percentile
+from benchmarks.report import DOCS, RAW, table
+from benchmarks.svg import Bar, bar_chart
+from benchmarks.ways import LABELS
 
 PAGE = Path("docs/performance.md")
+IMAGES = Path("docs/images")
+FIGURES = DOCS / "figures.json"
+KINDS = ("compute", "loop", "media", "HTTP", "ingress", "hop", "transfer", "upload", "records", "queue")
+DIGITS = 4  # significant, in figures.json
 
-# benchmark -> what limits it, and what was tried; the figures are those of its own run.
-REMARKS = {
-    "overhead": """What is added are Ray's own hops (the empty chain above), the preparation that each stage repeats
-because it runs the pipeline's own `__call__` (about 5 ms of processor time a stage), and forwards that are slower
-while Ray's processes want a core of the two.
-What helped: no item after the inputs of the VAE stage (a hop less), no inspection of signatures and fewer looks at each
-value at each forward (1.1 to 0.3 ms between two forwards without work), seeding only the generators in use, and
-requests as greenlets of the engine's thread (no thread switch in a step). What did not: user code and
-router in Serve's main loop (`RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0`,
-`RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0`): 67 ms against 67 ms besides compute, at best of 21 requests of one step.""",
-    "side_by_side": """This run has all ways and all scenarios, on a machine whose host gave a quarter of the processor
-time to others (up to half of it in round 5, and tests ran beside round 3): ways that need both cores, and hops
-between processes, pay more for that than a single process does. [An earlier run](benchmarks/side_by_side_quieter.md)
-of four ways in a quiet hour found 0.76 (small) and 0.95 (standard pictures) one at a time, and 7.4 times shorter a
-p95 under mixed load than (b1), 0.88 times (c)'s; its 8 callers asked twice each, so that the start and the end, in
-which no stage overlaps, were most of it: 1.17.
-One at a time: the added milliseconds are those of "Where the milliseconds go" below, a quarter of so small a picture.
-8 callers: one thread of arithmetic in one denoiser bounds three stages, and a batch of this model gains little on a
-CPU (1.4 for eight forwards of 80 tokens, 1.1 of 528); the encoder and the VAE have the other core. With a denoiser
-for each core (e2) 1.9 of the two cores are busy: a picture costs about as much processor time as in process, of which
-Ray, the ingress and the other stages take what the batches save, so that two cores cannot give much more than 1.5.
-What helped: requests that do not wait for company, and the VAE and encoder working while the denoiser does.
-(c) starts a thread for each request and so uses both cores without any hop: best for long texts, and behind a single
-process with small pictures from 4 callers on. (b) as documented fails most requests that come at once; those that it
-does answer are quick, because the others are gone.
-Mixed load: where the host took half of the machine in the middle of the long request, it was late, and the short ones
-waited for it by seconds; a late request no longer holds up others for longer than they take (changed after this
-run).""",
-    "engine": """A batch of eight gains only what the transformer's forward gains ("gain of the forward"): on one CPU
-thread that is the overhead of small matrix products, and nothing once they are large. Between two batches each request
-has about 0.4 ms of its pipeline's own Python, one after the other whatever runs them.
-What helped: requests as greenlets of the engine's one thread. As threads of their own, eight at hidden 64 gained 1.9 to
-2.0 in the same hour in which greenlets gained 2.7 to 3.3: eight threads that wake together fight for the interpreter,
-and to wake a thread on another core of this virtual machine takes 350 microseconds (20 on the same core). The p95 of
-short requests beside a long one fell from 567 ms to between 89 and 152 in three runs with it and with forwards that no
-longer wait for company that does not fit. What did not help: a longer wait for company, a shorter thread switch
-interval, other settings of malloc.
-Binding all threads to one core helped as much as greenlets, but would bind torch's own threads too.
-Runs of two days: gains of 2.9, 2.9, 3.1 and 2.9 at hidden 64 and 2.05, 1.95, 2.1 and 3.0 at hidden 256 (48 tokens);
-the long request slowed by 1.0, 0.75, 1.24 and 0.51 times the work of the short ones. The cancel that took 1.4 s in this
-run was one of 50, while the host took up to half of the processor time; in 150 more, alone on the machine, the slowest
-took 33 ms (1.1 steps). Tests ran beside the larger model's rows from its lone request on.""",
-    "cache_dit": """The blocks that are computed bound the time. Between two computed steps TaylorSeer's extrapolation
-is nearer to the truth than the plain residual, at the same blocks.""",
-    "loading": """Streaming pays where the store is slower than one reader; a file that the page cache holds is read at
-memory speed either way.""",
-    "stages": """What is not compute: Serve's proxy and its hops (an actor call each, on cores that the stages want
-too), the preparation of each stage, which runs the pipeline's own `__call__`, and the upload, for which the caller
-waits.""",
-    "recovery": """One kill of each kind. With a spare replica: Ray must notice the death, and the prompt is encoded
-again. Without one: a process must start, import torch and diffusers and load its weights. What is done again is
-bounded by the interval of the checkpoints.""",
-    "cancel": """A forward that runs is not interrupted: one step at most. Before it: a cancel goes through Serve's
-proxy, the ingress and the denoiser's stream, each on an event loop of its own; that of a job is written to the job
-store first.""",
-    "overload": """A 429 costs the ingress about 2 ms of processor time in the application; Serve's proxy and its hop
-to the ingress cost several times that, and on these cores they take it from the stages.""",
-    "serving": """Two cores hold the client, Ray and all stages: the latencies are of a machine that is full.""",
-    "scale": """The bound knows the future and pays no start-up time; a policy sees only what has happened.""",
+Figures = Mapping[str, Any]
+Lines = list[str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a benchmark's raw result goes into figures.json."""
+
+    benchmark: str
+    of: Callable[[Figures], Figures]
+
+
+def overhead(result: Figures) -> Figures:
+    return {"rows": [{name: row[name] for name in ("steps", "alone_s", "served_s", "ratio")} for row in result["rows"]]}
+
+
+def by_way(result: Figures) -> Figures:
+    """Medians over the rounds, percentiles over all rounds' requests."""
+    return {"rounds": result["rounds"], "scenarios": {
+        name: {way: way_figures(rounds) for way, rounds in scenario["ways"].items()}
+        for name, scenario in result["scenarios"].items()
+    }}  # fmt: skip
+
+
+def way_figures(rounds: list[Figures]) -> Figures:
+    made = side_by_side.spread([side_by_side.throughput(one) for one in rounds])
+    ratio = side_by_side.ratio_to_base(rounds)
+    small_s = side_by_side.together(rounds)["latencies_s"].get("small", [])
+    return {
+        "throughput": made.middle if made else 0.0,
+        "ratio": [ratio.middle, ratio.low, ratio.high] if ratio else None,
+        "small_s": [percentile(small_s, 0.5), percentile(small_s, 0.95)] if small_s else None,
+        "failures": sum(side_by_side.failures(rounds).values()),
+        "requests": sum(one["requests"] for one in rounds),
+    }
+
+
+def milliseconds(result: Figures) -> Figures:
+    names = ("steps", "served_s", "in_process_s", "ratio_to_in_process")
+    return {"rows": [
+        {name: row[name] for name in names} | {"kinds_s": {kind: row["kinds_s"][kind] for kind in KINDS}}
+        for row in result["rows"]
+    ]}  # fmt: skip
+
+
+def engine(result: Figures) -> Figures:
+    shown = {
+        "throughput": ("model", "tokens", "gain", "gain_of_the_forward"),
+        "lone_request": ("model", "tokens", "step_ms", "cost"),
+        "mixed_load": ("model", "short_alone_ms", "short_p95_slack_ms", "short_p95_fifo_ms", "slowed_to_work"),
+    }
+    return {part: [{name: row[name] for name in names} for row in result[part]] for part, names in shown.items()}
+
+
+def kills(result: Figures) -> Figures:
+    names = ("killed", "moment", "replicas", "runs", "added_s", "extra_steps")
+    return {"rows": [
+        {name: row[name] for name in names} | {"from_start_s": (row["from_start"] or {}).get("added_s")}
+        for row in result["rows"] if row["moment"] in ("late", "at work")
+    ]}  # fmt: skip
+
+
+def cancels(result: Figures) -> Figures:
+    names = ("number", "freed_s", "largest_freed_s")
+    return {"ways": {way: {name: row[name] for name in names} for way, row in result["ways"].items()}}
+
+
+def overload(result: Figures) -> Figures:
+    names = ("times", "seconds", "goodput_of_capacity", "requests", "refused", "latency_of_pictures", "max_queue_s")
+    return {name: result[name] for name in names} | {"health_p95_s": result["watched"]["/health"]["latency"]["p95_s"]}
+
+
+def scale(result: Figures) -> Figures:
+    names = ("accelerators", "policy", "goodput_of_best")
+    return {"rows": [
+        {name: row[name] for name in names}
+        for row in result["rows"] if row["model"] == "flux1_dev_h100" and row["load"] == "burst"
+    ]}  # fmt: skip
+
+
+KEPT = (
+    Kept("overhead", overhead),
+    Kept("side_by_side", by_way),
+    Kept("stages", milliseconds),
+    Kept("engine", engine),
+    Kept("recovery", kills),
+    Kept("cancel", cancels),
+    Kept("overload", overload),
+    Kept("scale", scale),
+)
+
+
+def served_table(figures: Figures) -> Lines:
+    rows = [
+        [f"{row['steps']}", f"{row['alone_s']:.2f} s", f"{row['served_s']:.2f} s", f"{row['ratio']:.2f}"]
+        for row in figures["overhead"]["rows"]
+    ]
+    return [*table(["steps", "in process", "served", "ratio, median of rounds"], rows), measured(figures, "overhead")]
+
+
+def callers_table(figures: Figures) -> Lines:
+    scenarios = figures["side_by_side"]["scenarios"]
+    eight, mixed = scenarios["closed_8"], scenarios["mixed"]
+    rows = []
+    for way in [way for way in LABELS if way in eight or way in mixed]:
+        closed, among = eight.get(way), mixed.get(way)
+        ratio = "{:.2f} ({:.2f} to {:.2f})".format(*closed["ratio"]) if closed and closed["ratio"] else ""
+        latency = "{:.2f} s, {:.2f} s".format(*among["small_s"]) if among and among["small_s"] else ""
+        failed = sum(each["failures"] for each in (closed, among) if each)
+        rows.append([LABELS[way], f"{closed['throughput']:.2f}" if closed else "", ratio, latency, f"{failed}"])
+    heads = ["way", "8 callers: pictures/s", "ratio to (a)", "mixed load: p50, p95 of the small ones", "failures"]
+    return [*table(heads, rows), measured(figures, "side_by_side")]
+
+
+def milliseconds_table(figures: Figures) -> Lines:
+    stages = figures["stages"]["rows"]
+    rows = [[kind, *(f"{1e3 * row['kinds_s'][kind]:.0f}" for row in stages)] for kind in KINDS]
+    rows += [["**served**", *(f"**{1e3 * row['served_s']:.0f}**" for row in stages)]]
+    rows += [["the pipeline in process", *(f"{1e3 * row['in_process_s']:.0f}" for row in stages)]]
+    heads = ["milliseconds", *(f"{row['steps']} steps" for row in stages)]
+    return [*table(heads, rows), measured(figures, "stages")]
+
+
+def engine_table(figures: Figures) -> Lines:
+    found = figures["engine"]
+    lone = {(row["model"], row["tokens"]): f"{row['cost']:.1%}" for row in found["lone_request"]}
+    rows = [
+        [row["model"], f"{row['tokens']}", f"{row['gain']:.1f}", f"{row['gain_of_the_forward']:.1f}",
+         lone.get((row["model"], row["tokens"]), "")]
+        for row in found["throughput"]
+    ]  # fmt: skip
+    heads = ["model", "tokens", "eight together: gain", "gain of the forward alone", "cost for a lone request"]
+    return [*table(heads, rows), measured(figures, "engine")]
+
+
+def faults_table(figures: Figures) -> Lines:
+    rows = [[what_was_killed(row), killed_cell(row)] for row in figures["recovery"]["rows"]]
+    rows += [
+        [f"{row['number']} cancels by {'a closed connection' if way == 'hang up' else 'the job route'}",
+         f"denoiser free after {1e3 * row['freed_s']:.0f} ms (largest {1e3 * row['largest_freed_s']:.0f} ms)"]
+        for way, row in figures["cancel"]["ways"].items()
+    ]  # fmt: skip
+    over = figures["overload"]
+    rows.append([
+        f"{over['times']:g} times the capacity for {over['seconds']:g} s, queue of {over['max_queue_s']:g} s",
+        f"{over['goodput_of_capacity']:.0%} of the capacity served, {over['refused']} of {over['requests']} answered "
+        f"429; p95 of pictures {over['latency_of_pictures']['p95_s']:.1f} s, of /health {over['health_p95_s']:.2f} s",
+    ])  # fmt: skip
+    return [*table(["event", "cost"], rows), measured(figures, "recovery", "cancel", "overload")]
+
+
+def what_was_killed(row: Figures) -> str:
+    spare = "with a spare replica" if row["replicas"] > 1 else "the only one"
+    return f"`kill -9` of the {row['killed']}, {spare}, {row['moment']}"
+
+
+def killed_cell(row: Figures) -> str:
+    again = f", {row['extra_steps']} of 30 steps again" if row["extra_steps"] else ""
+    start = f"; {row['from_start_s']:.1f} s without checkpoints" if row["from_start_s"] is not None else ""
+    return f"{row['added_s']:.1f} s later, same bytes{again}{start}"
+
+
+TABLES: Mapping[str, Callable[[Figures], Lines]] = {
+    "served": served_table,
+    "callers": callers_table,
+    "milliseconds": milliseconds_table,
+    "engine": engine_table,
+    "faults": faults_table,
+}
+
+
+def milliseconds_chart(figures: Figures) -> str:
+    """Shares, because 4 and 20 steps differ five-fold."""
+    bars = [
+        Bar(
+            f"{row['steps']} steps",
+            tuple(row["kinds_s"][kind] / row["served_s"] for kind in KINDS[:8]),
+            f"{1e3 * row['served_s']:.0f} ms",
+        )
+        for row in figures["stages"]["rows"]
+    ]
+    return bar_chart("Where the time of a served picture goes", KINDS[:8], bars)
+
+
+def mixed_chart(figures: Figures) -> str:
+    mixed = figures["side_by_side"]["scenarios"]["mixed"]
+    bars = [
+        Bar(LABELS[way], (found["small_s"][1],), f"{found['small_s'][1]:.2f} s")
+        for way, found in mixed.items() if found["small_s"]
+    ]  # fmt: skip
+    return bar_chart("p95 latency of small pictures beside a long one", ["p95"], bars)
+
+
+def scale_chart(figures: Figures) -> str:
+    bars = [
+        Bar(f"{row['accelerators']}, {row['policy']}", (row["goodput_of_best"],), f"{row['goodput_of_best']:.0%}")
+        for row in figures["scale"]["rows"]
+    ]
+    title = "Simulated goodput under 30-fold bursts, of the best possible, by accelerators and policy"
+    return bar_chart(title, ["goodput"], bars)
+
+
+CHARTS: Mapping[str, Callable[[Figures], str]] = {
+    "performance-milliseconds.svg": milliseconds_chart,
+    "performance-mixed-load.svg": mixed_chart,
+    "performance-scale.svg": scale_chart,
 }
 
 
 def main() -> None:
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in DOCS.glob("*.json")]
-    devices = sorted({str(result.get("device", "cpu")) for result in results})
-    lines = [
-        "# Performance",
-        "",
-        "Made by `python -m benchmarks.performance` from the last run of each benchmark. "
-        + ("Nothing here ran on a GPU." if devices == ["cpu"] else f"Devices: {', '.join(devices)}."),
+    figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    for kept in KEPT:
+        file = RAW / f"{kept.benchmark}.json"
+        if file.exists():
+            result = json.loads(file.read_text(encoding="utf-8"))
+            figures[kept.benchmark] = rounded(dated(result) | dict(kept.of(result)))
+    FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    for name, chart in CHARTS.items():
+        (IMAGES / name).write_text(chart(figures), encoding="utf-8")
+
+
+def filled(page: str, figures: Figures) -> str:
+    """The page with the tables of `figures` between its markers; raises ValueError for a table without markers."""
+    for name, lines_of in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text = "\n".join(lines_of(figures))
+        page, count = re.subn(pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page, flags=re.S)
+        if count != 1:
+            raise ValueError(f"{PAGE}: the table {name!r} has {count} places, wanted 1")
+    return page
+
+
+def dated(result: Figures) -> dict[str, Any]:
+    machine = result["machine"]
+    return {"date": result["date"], "machine": {
+        "cores": machine["cores"], "load_average": machine["load_average"][0],
+        "python": machine["python"], "torch": machine["torch"],
+    }}  # fmt: skip
+
+
+def measured(figures: Figures, *benchmarks: str) -> str:
+    """The line below a table: when, where, and with what load."""
+    runs = [
+        f"`python -m benchmarks.{name}`, {figures[name]['date']}, load average "
+        f"{figures[name]['machine']['load_average']:.1f}"
+        for name in benchmarks
     ]
-    for name, remark in REMARKS.items():
-        table = DOCS / f"{name}.md"
-        if not table.exists():
-            lines += ["", f"## {name}", "", f"Not run yet: `python -m benchmarks.{name}`."]
-            continue
-        text = table.read_text(encoding="utf-8").rstrip().replace("\n## ", "\n### ").replace("# ", "## ", 1)
-        lines += ["", text, "", f"*Machine: {machine_of(name)}.*", "", remark]
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"\n*{'; '.join(runs)}.*"
 
 
-def machine_of(name: str) -> str:
-    result: dict[str, Any] = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
-    machine = result.get("machine")
-    if not machine:
-        return "not noted in this run"
-    versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch") if key in machine)
-    return f"{machine['cores']} cores, load average {machine['load_average'][0]:.1f}, {versions}"
+def rounded(value: Any) -> Any:
+    """With so many significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: rounded(each) for name, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ The denoiser is killed at an early, a middle and a late step, with a spare repli
 start), and with checkpoints and without (the request starts over, as on a server that has none); the encoder
 and the VAE are killed at their work. The requests go through `serve_app.making.generate.generate`, as from the
 ingress, on a Ray of their own; each is made undisturbed first, and must have the same bytes after the kill.
-Writes docs/benchmarks/recovery.json and .md.
+Writes docs/benchmarks/recovery.md.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from benchmarks.recovery_rows import Run, as_table, summarize
 from benchmarks.scale_validation import ROOT
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, ModelArgs
-from deployments.replicas.denoiser import Denoiser
-from deployments.replicas.encoder import Encoder
-from deployments.replicas.vae import VAE
-from serve_app.making.generate import Stages, generate
-from tests.served.test_kill import MOMENTS, RecoveryLog, stages_of
+from deployments.replicas.table import bind_stages
+from serve_app.making.follower import Follower
+from serve_app.making.generate import generate
+from serve_app.making.stages import Stages
+from tests.support.kills import MOMENTS, RecoveryLog, stages_of
 
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
 STEPS = 30
@@ -93,8 +93,10 @@ class Application:
 
 
 @dataclass
-class Course:
+class Course(Follower):
     """One request as its caller sees it; times are time.perf_counter()."""
+
+    wants_progress = True
 
     request: GenerationRequest
     began: float = field(default_factory=time.perf_counter)
@@ -102,7 +104,7 @@ class Course:
     steps: list[tuple[float, int]] = field(default_factory=list)
     passed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def note(self, progress: DenoisingProgress) -> None:
+    def on_progress(self, progress: DenoisingProgress) -> None:
         self.steps.append((time.perf_counter(), progress.step))
         self.passed.set()
 
@@ -212,11 +214,10 @@ def run_application(setting: Setting, replicas: dict[str, int], has_checkpoints:
     model = ModelArgs(path=str(setting.model), name=setting.model.name, denoising=denoising)
     resources = {} if setting.device == "cpu" else {"ray_actor_options": {"num_gpus": SHARE}}
 
-    def bound(deployment: Any, *arguments: Any) -> Any:
-        return deployment.options(num_replicas=replicas.get(deployment.name, 1), **resources).bind(model, *arguments)
-
-    encoder, vae = bound(Encoder), bound(VAE)
-    serve.run(bound(Denoiser, encoder, vae), name=name, route_prefix=None)
+    names = ("Encoder", "Denoiser", "VAE")
+    options = {each: {"num_replicas": replicas.get(each, 1), **resources} for each in names}
+    _, denoiser, _ = bind_stages(model, names, options)
+    serve.run(denoiser, name=name, route_prefix=None)
     return Application(name, setting, stages_of(name), replicas, has_checkpoints)
 
 
@@ -271,7 +272,7 @@ def new_course(setting: Setting, seed: int) -> Course:
 
 
 async def make(application: Application, course: Course) -> bytes:
-    media = await generate(application.stages, course.request, course.note)
+    media = await generate(application.stages, course.request, course)
     course.ended = time.perf_counter()
     return media.files[0].data
 

@@ -6,11 +6,13 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 DOCS = Path("docs/benchmarks")
+RAW = Path("outputs/benchmarks")  # not in git
 
 
 def machine() -> dict[str, Any]:
@@ -28,8 +30,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def write(name: str, result: dict[str, Any], lines: list[str], folder: Path = DOCS) -> None:
-    """`result` as NAME.json and `lines` as NAME.md, which are also printed."""
+    """`result` with today's date as NAME.json in the folder of raw figures, `lines` as NAME.md, also printed."""
+    RAW.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    dated = {"date": datetime.now(UTC).date().isoformat()} | result
+    (RAW / f"{name}.json").write_text(json.dumps(dated, indent=2) + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

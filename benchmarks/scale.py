@@ -4,7 +4,7 @@
 
 Needs scipy. First a real application with two denoisers is measured, loaded, and its latencies compared with
 those that the simulation predicts for the very same arrivals. Then clusters are simulated under loads that
-swing 30-fold. Writes docs/benchmarks/scale.json and .md.
+swing 30-fold. Writes docs/benchmarks/scale.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.cluster_simulation import REFUSE_FROM, Arrival, Policy, RequestK
 from benchmarks.goodput_bound import Bound, bound
 from benchmarks.load_profile import PROFILES, Profile, arrivals_of, mean_second_kind, work_by_stage
 from benchmarks.open_loop import percentile
-from benchmarks.report import DOCS, machine, table, write
+from benchmarks.report import RAW, machine, table, write
 from benchmarks.scale_validation import validate
 from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
 from serve_app.autoscaling import proportional
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--keep-validation", action="store_true", help="simulate only; the comparison is the last one")
     options = parser.parse_args()
     if options.keep_validation:
-        validation = json.loads((DOCS / "scale.json").read_text(encoding="utf-8"))["validation"]
+        validation = json.loads((RAW / "scale.json").read_text(encoding="utf-8"))["validation"]
     else:
         validation = None if options.skip_validation else validate(options.validation_s, seed=0)
     given = json.loads(options.costs.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@
 
 Requests come as a Poisson process whatever became of those before, and latency counts from the time at which
 one was to be sent (benchmarks/open_loop.py). A mix is a JSON file as benchmarks/mixes/pictures.json. The API
-key, if one is needed, is read from OPENAI_API_KEY. Writes docs/benchmarks/serving.json and .md.
+key, if one is needed, is read from OPENAI_API_KEY. Writes docs/benchmarks/serving.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--jobs-every", type=int, default=4, help="every so many pictures as a job, for its progress")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a request has failed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=DOCS, help="folder for serving.json and serving.md")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder for serving.md")
     options = parser.parse_args()
     result = asyncio.run(measure(options))
     write("serving", result, as_markdown(result), options.output)

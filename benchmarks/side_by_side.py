@@ -8,15 +8,17 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py) and 
 
 Ways (benchmarks/ways.py): (a) diffusers in a process of its own; (b) Ray's documented Stable Diffusion example; (c)
 the example of a server in diffusers' repository; (d) this project in one stage; (e) in three, (e2) with two
-denoisers. All are up at once and idle but for the one whose turn it is; the order changes from round to round. Every
-picture is held against the one that (a) made of the same request: another picture is a failure, as an error is.
-Writes docs/benchmarks/side_by_side.json and .md.
+denoisers. In each round each way is started, measured and stopped, in another order each time; nothing else is up
+but (a), which sleeps on its pipe, and makes the same pictures just before each closed loop: ratios are those of such
+neighbours. Every picture is held against the one that (a) made of the same request: another picture is a failure,
+as an error is. Writes docs/benchmarks/side_by_side.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import os
 import statistics
@@ -42,6 +44,7 @@ BASE = "in_process"
 UTILISATION = 0.7  # of one pipeline that makes one picture at a time, in the mixed load
 WRONG_PICTURE = 2.0  # levels of 255, the mean difference from which on it is another picture
 PAUSE_S = 0.5  # between two turns
+SETTLE_S = 5.0  # after a start: Ray still starts workers
 REQUEST_TIMEOUT_S = 120
 
 
@@ -131,10 +134,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of arithmetic, in each process")
     parser.add_argument("--model", type=Path, default=EMOJI, help="a checkpoint folder of FLUX's kind")
-    parser.add_argument("--device", default="cpu", help="of all ways, such as cuda: each way holds the model once")
+    parser.add_argument("--device", default="cpu", help="such as cuda; (a) and one other way hold the model at once")
     parser.add_argument("--scale", type=int, default=1, help="times the sides of the pictures")
-    parser.add_argument("--port", type=int, default=8890, help="Serve's; diffusers' server has the next one")
-    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for side_by_side.json and .md")
+    parser.add_argument("--port", type=int, default=8890, help="of the way that is up")
+    parser.add_argument("--output", type=Path, default=report.DOCS, help="folder for side_by_side.md")
     options = parser.parse_args()
     asyncio.run(write_each_round(options))
 
@@ -153,19 +156,22 @@ async def measure(options: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {
         name: {way: [] for way in names if way in scenario.ways} for name, scenario in scenarios.items()
     }
+    lone: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="side-by-side-") as folder:
-        model = options.model.resolve()
-        async with running(names, model, options.device, options.threads, options.port, Path(folder)) as ways:
-            references, alone_s = await make_references(ways.ways[BASE], list(scenarios.values()))
-            lone = {name: await lone_picture(way, references) for name, way in ways.ways.items()}
-            print(lone, flush=True)
+        start = Starts(options, Path(folder))
+        async with start(BASE) as base:
+            references, alone_s = await make_references(base.way, list(scenarios.values()))
             for number in range(options.rounds):
-                for name, scenario in scenarios.items():
-                    for way in rotated(list(rows[name]), number):
-                        found = await turn(ways, way, scenario, number, references, alone_s)
-                        rows[name][way].append(found)
-                        print(f"round {number + 1}, {name}, {way}: {found['throughput']:.2f}/s, "
-                              f"failures {found['failures'] or 'none'}", flush=True)  # fmt: skip
+                for way in rotated(names, number):
+                    async with contextlib.nullcontext(base) if way == BASE else start(way) as up:
+                        lone[way] = await lone_picture(up.way, references)
+                        await asyncio.sleep(SETTLE_S)
+                        for name, scenario in scenarios.items():
+                            if way in rows[name]:
+                                found = await turn(up, base, scenario, number, references, alone_s)
+                                rows[name][way].append(found)
+                                print(f"round {number + 1}, {name}, {way}: {found['throughput']:.2f}/s, "
+                                      f"failures {found['failures'] or 'none'}", flush=True)  # fmt: skip
                 yield {
                     "machine": report.machine() | {"load_average": load_average, "stolen": stolen_since(started)},
                     "model": options.model.name,
@@ -176,11 +182,25 @@ async def measure(options: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
                     "wrong_picture": WRONG_PICTURE,
                     "kinds": [asdict(kind.scaled(options.scale)) for kind in (SMALL, SMALL_LONG_TEXT, STANDARD, LONG)],
                     "alone_s": alone_s,
-                    "lone": lone,
+                    "lone": {way: lone[way] for way in names},
                     "scenarios": {
                         name: {"title": scenario.title, "ways": rows[name]} for name, scenario in scenarios.items()
                     },
                 }  # fmt: skip
+
+
+class Starts:
+    """Starts one way, each time in a fresh folder."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder, self.number = options, folder, 0
+
+    def __call__(self, way: str) -> contextlib.AbstractAsyncContextManager[Running]:
+        self.number += 1
+        folder = self.folder / f"{self.number}-{way}"
+        folder.mkdir()
+        options = self.options
+        return running(way, options.model.resolve(), options.device, options.threads, options.port, folder)
 
 
 def stolen_since(before: Any) -> float:
@@ -222,25 +242,39 @@ async def lone_picture(way: Way, references: dict[Picture, np.ndarray[Any, Any]]
 
 
 async def turn(
-    running_ways: Running,
-    name: str,
+    up: Running,
+    base: Running,
     scenario: Scenario,
     number: int,
     references: dict[Picture, np.ndarray[Any, Any]],
     alone_s: dict[str, float],
 ) -> dict[str, Any]:
-    """One scenario through one way, in round `number`: figures, and each request's latency."""
+    """One scenario through one way, in round `number`, and a closed loop through (a) just before: its throughput."""
+    throughput_of_base = None
+    if scenario.callers is not None and BASE in scenario.ways:
+        before = await measured(base, scenario, number, references, alone_s)
+        throughput_of_base = before["throughput"]
+    return await measured(up, scenario, number, references, alone_s) | {"throughput_of_base": throughput_of_base}
+
+
+async def measured(
+    up: Running,
+    scenario: Scenario,
+    number: int,
+    references: dict[Picture, np.ndarray[Any, Any]],
+    alone_s: dict[str, float],
+) -> dict[str, Any]:
+    """Figures, and each request's latency."""
     await asyncio.sleep(PAUSE_S)
-    way = running_ways.ways[name]
-    before = running_ways.processes.seconds()
+    before = up.processes.seconds()
     started = time.perf_counter()
     if scenario.callers is None:
         mean_s = statistics.fmean(alone_s[kind.name] for kind in scenario.kinds)
-        attempts = await mixed(way, scenario, arrivals(len(scenario.kinds), UTILISATION / mean_s, number))
+        attempts = await mixed(up.way, scenario, arrivals(len(scenario.kinds), UTILISATION / mean_s, number))
     else:
-        attempts = await closed_loop(way, scenario, scenario.callers)
+        attempts = await closed_loop(up.way, scenario, scenario.callers)
     duration_s = time.perf_counter() - started
-    after = running_ways.processes.seconds()
+    after = up.processes.seconds()
     attempts = await asyncio.to_thread(judged, attempts, references)
     return figures(attempts, duration_s) | {"processor_s": Processes.difference(before, after)}
 

@@ -30,7 +30,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Goal:
-    """In each round, `figure` of `way` divided by that of `against` (or the other way round, if less is better)."""
+    """In each round, `figure` of `way` divided by that of `against` (or the other way round, if less is better).
+
+    A throughput against (a) is divided by (a)'s of just before.
+    """
 
     scenario: str
     way: str
@@ -41,6 +44,12 @@ class Goal:
 
 def throughput(one: Round) -> float | None:
     return float(one["throughput"])
+
+
+def throughput_of_base(one: Round) -> float | None:
+    """That of (a) just before; None in a scenario that (a) has no part in."""
+    found: float | None = one["throughput_of_base"]
+    return found
 
 
 def p95_of(kind: str) -> Figure:
@@ -81,6 +90,12 @@ def ratio(rounds: Sequence[Round], against: Sequence[Round], figure: Figure) -> 
     return spread([one / other if one is not None and other else None for one, other in pairs])
 
 
+def ratio_to_base(rounds: Sequence[Round]) -> Spread | None:
+    """Of each round's throughput to that of (a) just before."""
+    pairs = [(throughput(one), throughput_of_base(one)) for one in rounds]
+    return spread([ours / base if ours is not None and base else None for ours, base in pairs])
+
+
 def reached(goal: Goal, scenarios: Mapping[str, Any]) -> Spread | None:
     """By what factor the goal's way is better; None where one of both ways, or the scenario, was not run."""
     ways = scenarios.get(goal.scenario, {}).get("ways", {})
@@ -88,6 +103,8 @@ def reached(goal: Goal, scenarios: Mapping[str, Any]) -> Spread | None:
         return None
     _, figure, more_is_better = FIGURES[goal.figure]
     ours, theirs = ways[goal.way], ways[goal.against]
+    if goal.against == BASE:
+        return ratio_to_base(ours)
     if more_is_better:
         return ratio(ours, theirs, figure)
     both = [(a, b) for a, b in zip(theirs, ours, strict=True) if figure(a) is not None and figure(b) is not None]
@@ -134,9 +151,9 @@ def as_markdown(result: Mapping[str, Any]) -> list[str]:
         f"load average {machine['load_average'][0]:.1f} at the start, {machine['stolen']:.0%} of the "
         "processor time that was asked for went to others on the host, "
         f"{result['threads']} thread(s) of arithmetic in each process, "
-        f"{result['rounds']} interleaved rounds. Figures are the median over the rounds (lowest to highest), "
-        "percentiles those of all rounds' requests; ratios are taken in each round. All ways are up at once, and idle "
-        "but for the one whose turn it is.",
+        f"{result['rounds']} rounds. Figures are the median over the rounds (lowest to highest), "
+        "percentiles those of all rounds' requests. Each way is started, measured and stopped in each round; nothing "
+        "else is up but (a), which sleeps, and makes the same pictures just before: ratios are to those.",
         "",
         f"Pictures: {kinds}. Each picture is held against the one that (a) made of the same request; more than "
         f"{result['wrong_picture']:g} levels of 255 away in the mean is a wrong picture, a failure. Failures are no "
@@ -190,7 +207,7 @@ def scenario_table(ways: Mapping[str, Sequence[Round]]) -> list[str]:
     rows = []
     for way, rounds in ways.items():
         made = spread([throughput(one) for one in rounds])
-        against_base = ratio(rounds, ways[BASE], throughput) if BASE in ways else None
+        against_base = ratio_to_base(rounds)
         busy = spread([sum(one["processor_s"].values()) / one["duration_s"] for one in rounds])
         counted = failures(rounds)
         asked = sum(one["requests"] for one in rounds)

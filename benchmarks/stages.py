@@ -8,7 +8,7 @@ On an accelerator, with a checkpoint of real size (benchmarks/real_size.py), whi
 
 The application stores in a real S3 server (SeaweedFS) and logs its stages. Requests come one after another;
 between them the whole pipeline runs here, with a clock at each of its components. Both sides use one thread.
-Writes docs/benchmarks/stages.json and .md.
+Writes docs/benchmarks/stages.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from benchmarks import report
 from benchmarks.request_parts import as_table, attribute, describe, ms
 from deployments.media.files import FileToWrite, write_file
 from deployments.messages import GenerationRequest, OutputFormat
-from serve_app.storage.s3 import S3Storage, object_key
+from serve_app.storage.keys import object_key
+from serve_app.storage.s3 import S3Storage
 from tests.support.s3_server import S3Server, s3_server
 
 PROMPT = "a big fox on an orange background"

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from serve_app.tools.launch import processes_of_session
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "ray_configs" / "serve_emoji_cpu.yaml"
 EMOJI = ROOT / "checkpoints" / "emoji-flux"
-START_TIMEOUT_S = 600  # a dozen replicas import torch at once
+START_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,12 @@ class InProcess:
 
 @dataclass(frozen=True)
 class RayExample:
-    """benchmarks.rivals.ray_example at `prefix`."""
+    """benchmarks.rivals.ray_example."""
 
     http: httpx.AsyncClient
-    prefix: str
 
     async def make(self, picture: Picture, deterministic: bool = False) -> Made:
-        return Made(checked(await self.http.get(f"{self.prefix}/imagine", params=asdict(picture))).content)
+        return Made(checked(await self.http.get("/imagine", params=asdict(picture))).content)
 
 
 @dataclass(frozen=True)
@@ -86,19 +85,17 @@ class DiffusersServer:
     """benchmarks.rivals.diffusers_server; its caller fetches the picture from the URL in the answer."""
 
     http: httpx.AsyncClient
-    url: str
 
     async def make(self, picture: Picture, deterministic: bool = False) -> Made:
-        answer = checked(await self.http.post(f"{self.url}/v1/images/generations", json=asdict(picture)))
+        answer = checked(await self.http.post("/v1/images/generations", json=asdict(picture)))
         return Made(checked(await self.http.get(answer.json()["data"][0]["url"])).content)
 
 
 @dataclass(frozen=True)
 class Triptych:
-    """This project at `prefix`."""
+    """This project."""
 
     http: httpx.AsyncClient
-    prefix: str
 
     async def make(self, picture: Picture, deterministic: bool = False) -> Made:
         body = {
@@ -109,7 +106,7 @@ class Triptych:
             "max_sequence_length": picture.text_tokens,
             "deterministic": deterministic,
         }
-        content = checked(await self.http.post(f"{self.prefix}/v1/images/generations", json=body)).json()
+        content = checked(await self.http.post("/v1/images/generations", json=body)).json()
         return Made(base64.b64decode(content["data"][0]["b64_json"]), content["timings"][0])
 
 
@@ -139,102 +136,88 @@ PLACEMENTS = {
 
 @dataclass(frozen=True)
 class Running:
-    """All ways at once, each idle until it gets requests, and what says how much processor time they took."""
+    """A way that has started, and what says how much processor time its processes took."""
 
-    ways: dict[str, Way]
+    way: Way
     processes: Processes
 
 
 @contextlib.asynccontextmanager
-async def running(
-    names: Sequence[str], model: Path, device: str, threads: int, port: int, folder: Path
-) -> AsyncIterator[Running]:
-    """Starts the ways: Serve's applications beside each other on one Ray at `port`, the rest in own processes."""
-    base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
+async def running(name: str, model: Path, device: str, threads: int, port: int, folder: Path) -> AsyncIterator[Running]:
+    """Starts one way, in `folder`, and stops it; one on Serve has a Ray of its own."""
     processes = Processes()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT_S, limits=limits)
         )
-        ways: dict[str, Way] = {}
-        on_serve = [name for name in names if name in PLACEMENTS or name in RAY_EXAMPLES]
-        if on_serve:
-            config = serve_config(base, str(model), device, on_serve, port, folder)
-            process = await stack.enter_async_context(application(config, threads, folder, http, f"/{on_serve[0]}"))
+        if name in PLACEMENTS or name in RAY_EXAMPLES:
+            base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
+            config = serve_config(base, str(model), device, name, port, folder)
+            process = await stack.enter_async_context(application(config, threads, folder, http))
             processes.launches.append(process.pid)
-        for name in names:
-            if name in PLACEMENTS:
-                ways[name] = Triptych(http, f"/{name}")
-            elif name in RAY_EXAMPLES:
-                ways[name] = RayExample(http, f"/{name}")
-            elif name == "diffusers_server":
-                command = ["benchmarks.rivals.diffusers_server", str(model), str(port + 1), str(folder / name), device]
-                process = await stack.enter_async_context(python(command, threads, folder))
-                await until_ok(http, f"http://127.0.0.1:{port + 1}/", process, folder)
-                ways[name] = DiffusersServer(http, f"http://127.0.0.1:{port + 1}")
-                processes.by_pid[process.pid] = name
-            else:
-                own_threads = threads if name == "in_process" else os.cpu_count() or 1
-                process = await stack.enter_async_context(
-                    python(["benchmarks.rivals.in_process", str(model), device], own_threads, folder)
-                )
-                assert process.stdout is not None
-                if await process.stdout.readline() != b"ready\n":
-                    raise RuntimeError("the process with the pipeline did not start")
-                ways[name] = InProcess(process)
-                processes.by_pid[process.pid] = name
-        yield Running({name: ways[name] for name in names}, processes)
+            way: Way = Triptych(http) if name in PLACEMENTS else RayExample(http)
+        elif name == "diffusers_server":
+            command = ["benchmarks.rivals.diffusers_server", str(model), str(port), str(folder / "pictures"), device]
+            process = await stack.enter_async_context(python(command, threads, folder))
+            await until_ok(http, "/", process, folder)
+            processes.by_pid[process.pid] = name
+            way = DiffusersServer(http)
+        else:
+            own_threads = threads if name == "in_process" else os.cpu_count() or 1
+            process = await stack.enter_async_context(
+                python(["benchmarks.rivals.in_process", str(model), device], own_threads, folder)
+            )
+            assert process.stdout is not None
+            if await process.stdout.readline() != b"ready\n":
+                raise RuntimeError("the process with the pipeline did not start")
+            processes.by_pid[process.pid] = name
+            way = InProcess(process)
+        yield Running(way, processes)
 
 
-def serve_config(
-    base: dict[str, Any], model: str, device: str, names: Sequence[str], port: int, folder: Path
-) -> dict[str, Any]:
-    """A Serve config file with the ways as applications; Triptych's settings are those of the file in ray_configs/."""
+def serve_config(base: dict[str, Any], model: str, device: str, name: str, port: int, folder: Path) -> dict[str, Any]:
+    """A Serve config file of one way; Triptych's settings are those of the file in ray_configs/."""
+    if name in RAY_EXAMPLES:
+        served = {
+            "name": name,
+            "import_path": "benchmarks.rivals.ray_example:build_app",
+            "args": {"model": model, "device": device} | RAY_EXAMPLES[name],
+        }
+    else:
+        served = triptych_application(base, model, device, name, folder)
+    http_options = {"host": "127.0.0.1", "port": port}
+    return {"http_options": http_options, "applications": [served | {"route_prefix": "/"}]}
+
+
+def triptych_application(base: dict[str, Any], model: str, device: str, name: str, folder: Path) -> dict[str, Any]:
     share = 0.1  # Ray's bookkeeping only: all fit on the machine
     shares = {"num_cpus": share} | ({} if device == "cpu" else {"num_gpus": share})
     environment = base["runtime_env"]["env_vars"] | {"SGLANG_DIFFUSION_TARGET_DEVICE": device}
-    applications = []
-    for name in names:
-        if name in PLACEMENTS:
-            args = {"model": model, "placement": name.removesuffix("_replicas"), "output_directory": str(folder / name)}
-            applications.append(
-                base
-                | {"name": name, "route_prefix": f"/{name}", "args": base["args"] | args}
-                | {"runtime_env": base["runtime_env"] | {"env_vars": environment}}
-                | {
-                    "deployments": [
-                        {"name": "Ingress", "ray_actor_options": {"num_cpus": share}},
-                        *(
-                            {"name": each, "ray_actor_options": shares}
-                            | ({"num_replicas": 2} if (name, each) == ("three_stage_replicas", "Denoiser") else {})
-                            for each in PLACEMENTS[name]
-                        ),
-                    ]
-                }
-            )
-        else:
-            applications.append(
-                {
-                    "name": name,
-                    "route_prefix": f"/{name}",
-                    "import_path": "benchmarks.rivals.ray_example:build_app",
-                    "args": {"model": model, "device": device} | RAY_EXAMPLES[name],
-                }
-            )
-    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}
+    args = {"model": model, "placement": name.removesuffix("_replicas"), "output_directory": str(folder / "pictures")}
+    ingress: dict[str, Any] = {"name": "Ingress", "ray_actor_options": {"num_cpus": share}}
+    stages = [
+        {"name": stage, "ray_actor_options": shares}
+        | ({"num_replicas": 2} if (name, stage) == ("three_stage_replicas", "Denoiser") else {})
+        for stage in PLACEMENTS[name]
+    ]
+    return base | {
+        "name": name,
+        "args": base["args"] | args,
+        "runtime_env": base["runtime_env"] | {"env_vars": environment},
+        "deployments": [ingress, *stages],
+    }
 
 
 @contextlib.asynccontextmanager
 async def application(
-    config: dict[str, Any], threads: int, folder: Path, http: httpx.AsyncClient, prefix: str
+    config: dict[str, Any], threads: int, folder: Path, http: httpx.AsyncClient
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`serve run` as a user runs it; `prefix` is the route of the first application."""
+    """`serve run` as a user runs it."""
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     async with python(["serve_app.tools.launch", str(file)], threads, folder) as process:
-        for each in config["applications"]:
-            await until_ok(http, f"{each['route_prefix']}/health", process, folder)
+        await until_ok(http, "/health", process, folder)
         yield process
 
 

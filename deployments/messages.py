@@ -16,6 +16,10 @@ MediaKind = Literal["image", "video"]
 StageName = Literal["encoder", "denoiser", "vae"]
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
+# What a pipeline makes of what, by the Hugging Face hub's names (it has text_to_audio and others for sound).
+Task = Literal["text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video"]
+BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset({"image_to_image", "inpainting", "image_to_video"})
+
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 
@@ -179,3 +183,13 @@ class StageDescription:
     weight_bytes: dict[str, int]  # component -> bytes of parameters and buffers held in this process
     process_id: int
     node_id: str = ""
+    tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
+
+    def takes(self, name: str) -> bool:
+        """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""
+        return name in self.parameters
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether every task begins with a picture, so that a prompt alone is not enough."""
+        return bool(self.tasks) and BEGIN_WITH_A_PICTURE.issuperset(self.tasks)

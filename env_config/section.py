@@ -32,13 +32,9 @@ class EnvSection(BaseModel):
         return tuple(Declaration.of(cls, field, info) for field, info in cls.model_fields.items())
 
 
-def variable(name: str, default: Any, description: str, effect: str, *, proof: str, ran_on: str) -> Any:
-    """Declare the variable `name`: `description` is the document's, `effect` what Triptych does with it.
-
-    `proof` is a test in tests/variables that shows the effect, `ran_on` what it is shown on.
-    """
-    texts: dict[str, Any] = {"effect": effect, "proof": proof, "ran_on": ran_on}
-    return Field(default, alias=name, description=description, json_schema_extra=texts)
+def variable(name: str, default: Any, description: str, effect: str) -> Any:
+    """Declare the variable `name`: `description` is the document's, `effect` what Triptych does with it."""
+    return Field(default, alias=name, description=description, json_schema_extra={"effect": effect})
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,6 @@ class Declaration:
     default: str  # as the document writes it
     description: str
     effect: str
-    proof: str  # the node id of a test in tests/variables, without the folder
-    ran_on: str
     is_secret: bool
 
     @classmethod
@@ -67,8 +61,6 @@ class Declaration:
             default=section.when_unset if info.default is None else shown(info.default),
             description=info.description,
             effect=str(info.json_schema_extra["effect"]),
-            proof=str(info.json_schema_extra["proof"]),
-            ran_on=str(info.json_schema_extra["ran_on"]),
             is_secret=SecretStr in get_args(info.annotation),
         )
 

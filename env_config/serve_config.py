@@ -1,7 +1,7 @@
 """Check the environment variables of a Serve config file before anything starts."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,45 @@ from env_config.variables import EnvConfig, unknown_variables
 EXPANDED_BY_RAY = re.compile(r"\$(\w|\{)")  # "${NAME}" gets its value on the node that runs the replica
 
 
-def check_serve_config(file: Path | str) -> list[str]:
-    """What is wrong with the `env_vars` of a Serve config or KubeRay RayService file; empty when all is well.
+UNREADABLE = (OSError, ValueError, yaml.YAMLError)  # what reading a file raises
 
-    Each deployment is checked with its own variables merged over its application's, as Serve merges them.
-    """
+
+def check_serve_config(file: Path | str) -> list[str]:
+    """What is wrong with the `env_vars` of a Serve config or KubeRay RayService file; empty when all is well."""
     try:
-        applications = list(read_applications(Path(file)))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigShapeError) as error:
+        configs = read_serve_configs(Path(file))
+    except UNREADABLE as error:
         return [f"{file}: {error}"]
-    errors: list[str] = []
-    for application in applications:
-        errors += check_application(application)
-    return [f"{file}: {error}" for error in errors]
+    return [f"{file}: {problem}" for problem in check_all_env_vars(configs)]
 
 
 class ConfigShapeError(ValueError):
     """A part of the file is not what a Serve config holds there."""
 
 
-def read_applications(file: Path) -> Iterator[Mapping[str, Any]]:
-    documents = [document for document in yaml.safe_load_all(file.read_text(encoding="utf-8")) if document]
-    serve_configs = [config for document in documents for config in serve_configs_of(document)]
-    if not serve_configs:
+def read_serve_configs(file: Path) -> list[Mapping[str, Any]]:
+    """The Serve configs in the file, at least one, read strictly. Raises one of UNREADABLE."""
+    documents = list(yaml.load_all(file.read_text(encoding="utf-8"), StrictLoader))
+    configs = [config for document in documents for config in serve_configs_of(document)]
+    if not configs:
         raise ConfigShapeError("holds no Serve config (a mapping with a list of `applications`)")
-    for config in serve_configs:
-        yield from list_of_mappings(config, "applications")
+    return configs
+
+
+def check_all_env_vars(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the `env_vars` of the configs, one sentence each.
+
+    Each deployment is checked with its own variables merged over its application's, as Serve merges them.
+    """
+    problems: list[str] = []
+    for config in configs:
+        try:
+            applications = list_of_mappings(config, "applications")
+        except ConfigShapeError as error:
+            problems.append(str(error))
+        else:
+            problems += [problem for application in applications for problem in check_application(application)]
+    return problems
 
 
 def serve_configs_of(document: Any) -> list[Mapping[str, Any]]:
@@ -46,7 +59,7 @@ def serve_configs_of(document: Any) -> list[Mapping[str, Any]]:
     if not isinstance(document, Mapping):
         return []
     if document.get("kind") == "RayService":
-        document = yaml.safe_load(str(mapping(document, "spec").get("serveConfigV2", "")))
+        document = yaml.load(str(mapping(document, "spec").get("serveConfigV2", "")), StrictLoader)
     return [document] if isinstance(document, Mapping) and "applications" in document else []
 
 
@@ -109,3 +122,19 @@ def list_of_mappings(parent: Mapping[str, Any], key: str) -> list[Mapping[str, A
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise ConfigShapeError(f"`{key}` must be a list of mappings")
     return value
+
+
+MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error; plain YAML keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE_TAG]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice in one mapping", node.start_mark
+                )
+        return super().construct_mapping(node, deep)

@@ -1,6 +1,5 @@
 """The 45 documented variables: one class per heading of the document, in its order."""
 
-import difflib
 import logging
 import os.path
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from env_config.closest import closest
 from env_config.parsing import (
     absolute_path,
     flag,
@@ -63,8 +63,6 @@ class Runtime(EnvSection):
         "Target device for inference (`cuda`, `rocm`, `xpu`, `npu`, `musa`, `mps`, `cpu`)",
         "Every component of the replica runs on this device; a replica that does not find it refuses to "
         "start and says what it found.",
-        proof="test_runtime.py::test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device",
-        ran_on="simulated device (npu, musa); CPU",
     )
     attention_backend: Annotated[str | None, lower_cased()] = variable(
         "SGLANG_DIFFUSION_ATTENTION_BACKEND",
@@ -72,8 +70,6 @@ class Runtime(EnvSection):
         "Override attention backend via env var (e.g. `fa`, `torch_sdpa`, `sage_attn`)",
         "Every attention of the stage's modules goes to this backend of diffusers' dispatcher; an unknown "
         "name is refused with the list, a missing package with its install line.",
-        proof="test_runtime.py::test_sglang_diffusion_attention_backend_is_called_by_every_attention",
-        ran_on="real library on CPU; flash-attn as a stand-in kernel",
     )
     attention_config: Annotated[Path | None, path()] = variable(
         "SGLANG_DIFFUSION_ATTENTION_CONFIG",
@@ -81,8 +77,6 @@ class Runtime(EnvSection):
         "Path to attention backend configuration file (JSON/YAML)",
         "Sets the attention backend and its options per component and block range; a relative path is "
         "looked up under `SGLANG_DIFFUSION_CONFIG_ROOT`.",
-        proof="test_runtime.py::test_sglang_diffusion_attention_config_chooses_by_block",
-        ran_on="real library on CPU",
     )
     stage_logging: Flag = variable(
         "SGLANG_DIFFUSION_STAGE_LOGGING",
@@ -91,8 +85,6 @@ class Runtime(EnvSection):
         "Logs one line per stage and request (queue, transfer, compute synchronised with the device, steps, "
         "bytes); below the cache root, `logs/performance.jsonl` gets it as JSON, and `logs/requests.jsonl` one "
         "JSON line per request with all its stages.",
-        proof="test_runtime.py::test_sglang_diffusion_stage_logging_writes_a_line_for_each_stage_of_a_request",
-        ran_on="real replica on CPU",
     )
     server_dev_mode: Flag = variable(
         "SGLANG_DIFFUSION_SERVER_DEV_MODE",
@@ -100,16 +92,12 @@ class Runtime(EnvSection):
         "Enable dev-only HTTP endpoints for debugging",
         "Adds the `/dev/...` routes: masked configuration, replicas and queues, thread stacks, profiler "
         "windows, Cache-DiT summary, caches; otherwise they answer 404.",
-        proof="test_runtime.py::test_sglang_diffusion_server_dev_mode_shows_the_inside",
-        ran_on="real replica on CPU",
     )
     torch_profiler_dir: Annotated[Path | None, absolute_path()] = variable(
         "SGLANG_DIFFUSION_TORCH_PROFILER_DIR",
         None,
         "Directory for torch profiler traces (absolute path). Enables profiling when set",
         "Writes one torch profiler trace per stage and request there; a relative path is refused.",
-        proof="test_runtime.py::test_sglang_diffusion_torch_profiler_dir_gets_a_trace_of_each_stage",
-        ran_on="real replica on CPU",
     )
     cache_root: Annotated[Path, path()] = variable(
         "SGLANG_DIFFUSION_CACHE_ROOT",
@@ -117,32 +105,24 @@ class Runtime(EnvSection):
         "Root directory for cache files",
         "Holds the torch.compile, Triton and MIOpen caches, weights pulled from S3 and the job spool; the "
         "default follows `XDG_CACHE_HOME`.",
-        proof="test_runtime.py::test_sglang_diffusion_cache_root_holds_the_caches_of_the_compilers",
-        ran_on="real replica on CPU",
     )
     config_root: Annotated[Path, path()] = variable(
         "SGLANG_DIFFUSION_CONFIG_ROOT",
         "~/.config/sgl_diffusion",
         "Root directory for configuration files",
-        "Where attention and family files with a relative path are looked up; the default follows `XDG_CONFIG_HOME`.",
-        proof="test_runtime.py::test_sglang_diffusion_config_root_is_where_relative_paths_begin",
-        ran_on="real replica on CPU",
+        "Where attention files with a relative path are looked up; the default follows `XDG_CONFIG_HOME`.",
     )
     logging_level: Annotated[LoggingLevel, one_of(LoggingLevel, fold=str.upper)] = variable(
         "SGLANG_DIFFUSION_LOGGING_LEVEL",
         "INFO",
         "Default logging level",
         "The level of every logger of every replica, Ray Serve's and the libraries' included.",
-        proof="test_runtime.py::test_sglang_diffusion_logging_level_silences_or_opens_the_log",
-        ran_on="real replica on CPU",
     )
     worker_multiproc_method: Annotated[StartMethod, one_of(StartMethod)] = variable(
         "SGLANG_DIFFUSION_WORKER_MULTIPROC_METHOD",
         "fork",
         "Multiprocess context for workers (`fork` or `spawn`)",
         "How a replica with the VAE stage starts its media pool, two processes that write pictures and videos.",
-        proof="test_runtime.py::test_sglang_diffusion_worker_multiproc_method_starts_the_media_pool",
-        ran_on="real replica on CPU",
     )
     use_runai_model_streamer: Flag = variable(
         "SGLANG_USE_RUNAI_MODEL_STREAMER",
@@ -150,8 +130,6 @@ class Runtime(EnvSection):
         "Use Run:AI model streamer for model loading",
         "Streams every component's weights with Run:ai's streamer, from local disk or `s3://`; false reads "
         "local safetensors by mmap.",
-        proof="test_runtime.py::test_sglang_use_runai_model_streamer_streams_every_component",
-        ran_on="real library on CPU",
     )
 
 
@@ -164,8 +142,6 @@ class AppleMPS(EnvSection):
         "Set to `1` to enable MLX fused Metal kernels for norm ops on MPS",
         "Replaces torch's RMS and layer norms by MLX's fused ones on `mps`; inert on other devices, with "
         "one line in the log.",
-        proof="test_platform_specific.py::test_sglang_use_mlx_computes_the_norms_in_mlx",
-        ran_on="real library on CPU (mlx's CPU backend)",
     )
 
 
@@ -178,8 +154,6 @@ class ROCm(EnvSection):
         "Use AITer GroupNorm in VAE for improved performance on ROCm",
         "Replaces every affine GroupNorm of the VAE by AITer's, sharing its parameters; inert off ROCm, "
         "with one line in the log.",
-        proof="test_platform_specific.py::test_sglang_use_rocm_vae_computes_the_vaes_group_norms_in_aiter",
-        ran_on="stand-in kernel",
     )
     use_rocm_cudnn_benchmark: Flag = variable(
         "SGLANG_USE_ROCM_CUDNN_BENCHMARK",
@@ -187,8 +161,6 @@ class ROCm(EnvSection):
         "Enable MIOpen auto-tuning for VAE conv layers on ROCm",
         "Turns MIOpen's search on inside the VAE's convolutions and restores the flag after; inert off "
         "ROCm, with one line in the log.",
-        proof="test_platform_specific.py::test_sglang_use_rocm_cudnn_benchmark_searches_in_the_vaes_convolutions_only",
-        ran_on="torch's flag on CPU",
     )
 
 
@@ -203,8 +175,6 @@ class Quantization(EnvSection):
         "FlashInfer FP4 GEMM backend for generic NVFP4 fallback",
         "The backend (`auto`, `cudnn`, `cutlass`, `trtllm`) that linear layers of an NVFP4 checkpoint hand "
         "to `flashinfer.mm_fp4` on CUDA; elsewhere they dequantise in torch.",
-        proof="test_platform_specific.py::test_sglang_diffusion_flashinfer_fp4_gemm_backend_multiplies_in_the_nvfp4_layers",
-        ran_on="stand-in kernel",
     )
 
 
@@ -216,32 +186,24 @@ class CacheDiT(EnvSection):
         False,
         "Enable Cache-DiT acceleration",
         "Wraps the transformers of the denoiser with Cache-DiT; a request's `cache_dit` object may override it.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_enabled_reuses_steps",
-        ran_on="real library on CPU",
     )
     fn: FirstBlocks = variable(
         "SGLANG_CACHE_DIT_FN",
         1,
         "First N blocks to always compute",
         "Cache-DiT's `Fn_compute_blocks`; at least 1.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_fn_blocks_are_always_computed",
-        ran_on="real library on CPU",
     )
     bn: LastBlocks = variable(
         "SGLANG_CACHE_DIT_BN",
         0,
         "Last N blocks to always compute",
         "Cache-DiT's `Bn_compute_blocks`; at least 0.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_bn_blocks_are_always_computed",
-        ran_on="real library on CPU",
     )
     warmup: WarmupSteps = variable(
         "SGLANG_CACHE_DIT_WARMUP",
         4,
         "Warmup steps before caching",
         "Cache-DiT's `max_warmup_steps`: the first steps of a request that are always computed.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_warmup_steps_are_computed",
-        ran_on="real library on CPU",
     )
     rdt: DifferenceThreshold = variable(
         "SGLANG_CACHE_DIT_RDT",
@@ -249,32 +211,24 @@ class CacheDiT(EnvSection):
         "Residual difference threshold",
         "Cache-DiT's `residual_diff_threshold`: a step whose first blocks changed less than this reuses the "
         "rest; above 0.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_rdt_decides_what_is_alike",
-        ran_on="real library on CPU",
     )
     mc: CachedSteps = variable(
         "SGLANG_CACHE_DIT_MC",
         3,
         "Max continuous cached steps",
         "Cache-DiT's `max_continuous_cached_steps`; -1 = no limit, 0 = never reuse.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_mc_limits_the_reused_steps_in_a_row",
-        ran_on="real library on CPU",
     )
     taylorseer: Flag = variable(
         "SGLANG_CACHE_DIT_TAYLORSEER",
         False,
         "Enable TaylorSeer calibrator",
         "Reused steps are extrapolated by Cache-DiT's `TaylorSeerCalibratorConfig` instead of repeated.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_taylorseer_extrapolates_what_is_reused",
-        ran_on="real library on CPU",
     )
     ts_order: TaylorOrder = variable(
         "SGLANG_CACHE_DIT_TS_ORDER",
         1,
         "TaylorSeer order (1 or 2)",
         "The calibrator's `taylorseer_order`; 1 or 2.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_ts_order_changes_the_extrapolation",
-        ran_on="real library on CPU",
     )
     scm_preset: Annotated[SCMPreset, one_of(SCMPreset)] = variable(
         "SGLANG_CACHE_DIT_SCM_PRESET",
@@ -282,8 +236,6 @@ class CacheDiT(EnvSection):
         "SCM preset (none/slow/medium/fast/ultra)",
         "Which steps of a request are computed, by Cache-DiT's `steps_mask`; a step count without a table "
         "gets no mask and a warning.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_scm_preset_chooses_the_computed_steps",
-        ran_on="real library on CPU",
     )
     scm_policy: Annotated[SCMPolicy, one_of(SCMPolicy)] = variable(
         "SGLANG_CACHE_DIT_SCM_POLICY",
@@ -291,8 +243,6 @@ class CacheDiT(EnvSection):
         "SCM caching policy",
         "Steps that the mask leaves out: `static` always reuses them, `dynamic` still asks the threshold "
         "and the limit of continuous cached steps.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_scm_policy_static_reuses_whatever_the_threshold_says",
-        ran_on="real library on CPU",
     )
     scm_compute_bins: Bins | None = variable(
         "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS",
@@ -300,16 +250,12 @@ class CacheDiT(EnvSection):
         "Custom SCM compute bins",
         "Lengths of the runs of computed steps, such as `8,3,3,2,2`; wins over the preset and needs the "
         "cache bins. A request with more steps than the bins cover is a 400.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_scm_compute_bins_are_the_runs_of_computed_steps",
-        ran_on="real library on CPU",
     )
     scm_cache_bins: Bins | None = variable(
         "SGLANG_CACHE_DIT_SCM_CACHE_BINS",
         None,
         "Custom SCM cache bins",
         "Lengths of the runs of cached steps between them, such as `1,2,2,2,3`; needs the compute bins.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_scm_cache_bins_are_the_runs_of_reused_steps",
-        ran_on="real library on CPU",
     )
 
     @field_validator("scm_cache_bins")
@@ -330,56 +276,42 @@ class CacheDiTSecondary(EnvSection):
         None,
         "First N blocks to always compute",
         "`Fn_compute_blocks` of the second transformer (Wan2.2's low-noise expert).",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_fn_blocks_of_the_second_are_always_computed",
-        ran_on="real library on CPU",
     )
     bn: LastBlocks | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_BN",
         None,
         "Last N blocks to always compute",
         "`Bn_compute_blocks` of the second transformer.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_bn_blocks_of_the_second_are_always_computed",
-        ran_on="real library on CPU",
     )
     warmup: WarmupSteps | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_WARMUP",
         None,
         "Warmup steps before caching",
         "`max_warmup_steps` of the second transformer, counted in its own steps.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_warmup_counts_the_seconds_own_steps",
-        ran_on="real library on CPU",
     )
     rdt: DifferenceThreshold | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_RDT",
         None,
         "Residual difference threshold",
         "`residual_diff_threshold` of the second transformer.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_rdt_is_the_seconds_threshold",
-        ran_on="real library on CPU",
     )
     mc: CachedSteps | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_MC",
         None,
         "Max continuous cached steps",
         "`max_continuous_cached_steps` of the second transformer.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_mc_limits_the_seconds_reused_steps",
-        ran_on="real library on CPU",
     )
     taylorseer: Flag | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_TAYLORSEER",
         None,
         "Enable TaylorSeer calibrator",
         "Whether the second transformer gets the TaylorSeer calibrator.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_taylorseer_extrapolates_the_seconds_steps",
-        ran_on="real library on CPU",
     )
     ts_order: TaylorOrder | None = variable(
         "SGLANG_CACHE_DIT_SECONDARY_TS_ORDER",
         None,
         "TaylorSeer order (1 or 2)",
         "`taylorseer_order` of the second transformer.",
-        proof="test_caching_acceleration.py::test_sglang_cache_dit_secondary_ts_order_changes_the_seconds_extrapolation",
-        ran_on="real library on CPU",
     )
 
     def resolve(self, primary: CacheDiT) -> CacheDiT:
@@ -395,48 +327,36 @@ class CloudStorage(EnvSection):
         None,
         "Set to `s3` to enable cloud storage",
         "`s3` uploads every generated image and video; without a bucket the replica refuses to start.",
-        proof="test_cloud_storage.py::test_sglang_cloud_storage_type_sends_files_to_s3",
-        ran_on="real S3 server (SeaweedFS)",
     )
     bucket_name: str | None = variable(
         "SGLANG_S3_BUCKET_NAME",
         None,
         "The name of the S3 bucket",
         "The bucket that media are uploaded to.",
-        proof="test_cloud_storage.py::test_sglang_s3_bucket_name_is_the_bucket",
-        ran_on="real S3 server (SeaweedFS)",
     )
     endpoint_url: Annotated[str | None, http_url()] = variable(
         "SGLANG_S3_ENDPOINT_URL",
         None,
         "Custom endpoint URL (for MinIO, OSS, etc.)",
         "The S3 server that every call and every returned URL goes to, instead of AWS.",
-        proof="test_cloud_storage.py::test_sglang_s3_endpoint_url_is_the_server",
-        ran_on="real S3 server (SeaweedFS)",
     )
     region_name: str = variable(
         "SGLANG_S3_REGION_NAME",
         "us-east-1",
         "AWS region name",
         "The region of the S3 client, of its signatures and of the returned URLs.",
-        proof="test_cloud_storage.py::test_sglang_s3_region_name_is_in_the_signature",
-        ran_on="real S3 server (SeaweedFS)",
     )
     access_key_id: SecretStr | None = variable(
         "SGLANG_S3_ACCESS_KEY_ID",
         None,
         "AWS Access Key ID",
         "The key of the S3 client; unset leaves it to boto3's own credential chain. Never shown.",
-        proof="test_cloud_storage.py::test_sglang_s3_access_key_id_is_who_asks",
-        ran_on="real S3 server (SeaweedFS)",
     )
     secret_access_key: SecretStr | None = variable(
         "SGLANG_S3_SECRET_ACCESS_KEY",
         None,
         "AWS Secret Access Key",
         "The secret of that key; both are set or neither. Never shown.",
-        proof="test_cloud_storage.py::test_sglang_s3_secret_access_key_proves_who_asks",
-        ran_on="real S3 server (SeaweedFS)",
     )
 
     @field_validator("bucket_name")
@@ -465,8 +385,6 @@ class KernelAPI(EnvSection):
         "Logs each call at the kernel boundaries (attention, norms, FP4 linears, transformer forward, VAE "
         "decode) before it runs, so the last line names the kernel that crashed; 0 leaves the calls "
         "untouched.",
-        proof="test_cuda_crash_debugging.py::test_sglang_kernel_api_loglevel_adds_names_then_metadata_then_statistics",
-        ran_on="real replica on CPU",
     )
     logdest: Annotated[str, stream_or_path()] = variable(
         "SGLANG_KERNEL_API_LOGDEST",
@@ -474,32 +392,24 @@ class KernelAPI(EnvSection):
         "Destination for crash-debug kernel API logs. Use `stdout`, `stderr`, or a file path. `%i` is "
         "replaced with the process PID.",
         "Where those lines go; a file is appended to.",
-        proof="test_cuda_crash_debugging.py::test_sglang_kernel_api_logdest_is_where_the_lines_go",
-        ran_on="real replica on CPU",
     )
     dump_dir: Annotated[Path, path()] = variable(
         "SGLANG_KERNEL_API_DUMP_DIR",
         "sglang_kernel_api_dumps",
         "Output directory for level-10 kernel API dumps. `%i` is replaced with the process PID.",
         "One directory per dumped call: inputs (written before the call), outputs, metadata.",
-        proof="test_cuda_crash_debugging.py::test_sglang_kernel_api_dump_dir_gets_the_inputs_and_outputs_at_level_10",
-        ran_on="real replica on CPU",
     )
     dump_include: Patterns | None = variable(
         "SGLANG_KERNEL_API_DUMP_INCLUDE",
         None,
         "Comma-separated wildcard patterns for kernel API names to include in level-10 dumps.",
         "Only calls whose name matches one of these are dumped; log lines are not filtered.",
-        proof="test_cuda_crash_debugging.py::test_sglang_kernel_api_dump_include_chooses_what_is_dumped",
-        ran_on="real replica on CPU",
     )
     dump_exclude: Patterns | None = variable(
         "SGLANG_KERNEL_API_DUMP_EXCLUDE",
         None,
         "Comma-separated wildcard patterns for kernel API names to exclude from level-10 dumps.",
         "Calls whose name matches one of these are not dumped, even if included.",
-        proof="test_cuda_crash_debugging.py::test_sglang_kernel_api_dump_exclude_leaves_out",
-        ran_on="real replica on CPU",
     )
 
 
@@ -581,8 +491,8 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
 def describe_unknown(name: str) -> str:
     if any(fnmatchcase(name, pattern) for pattern in UNDOCUMENTED_UPSTREAM):
         return f"{name} is an undocumented variable of SGLang and is not supported here"
-    closest = difflib.get_close_matches(name.upper(), BY_VARIABLE, n=1)
-    return f"{name} is not a known variable" + (f"; the closest name is {closest[0]}" if closest else "")
+    meant = closest(name.upper(), BY_VARIABLE)
+    return f"{name} is not a known variable" + (f"; the closest name is {meant}" if meant else "")
 
 
 def xdg_roots(texts: Mapping[str, str]) -> dict[str, str]:

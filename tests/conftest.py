@@ -1,4 +1,4 @@
-"""What every test shares: reproducible arithmetic, no network, tiny checkpoints built once a run."""
+"""What every test shares: reproducible arithmetic, no network, tiny checkpoints built once a run; seconds by tier."""
 
 import os
 
@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the default writes a token into the home folder
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,17 @@ import pytest
 def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where tests.support.tiny_models.checkpoint builds its folders."""
     return tmp_path_factory.mktemp("checkpoints")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each tier (a folder of tests): how many tests, and their seconds with those of their fixtures."""
+    seconds: dict[str, float] = defaultdict(float)
+    tests: dict[str, set[str]] = defaultdict(set)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                tier = report.nodeid.removeprefix("tests/").partition("/")[0]
+                seconds[tier] += report.duration
+                tests[tier].add(report.nodeid)
+    for tier, spent in seconds.items():
+        terminalreporter.write_line(f"{tier}: {len(tests[tier])} tests, {spent:.0f} s")

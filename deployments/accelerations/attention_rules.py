@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import yaml
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from deployments.modules import AccelerationError
+from env_config.closest import did_you_mean
 from env_config.variables import EnvConfig
 
 BACKEND_VARIABLE = "SGLANG_DIFFUSION_ATTENTION_BACKEND"
@@ -205,8 +205,8 @@ def _check_keys(mapping: Any, known: tuple[str, ...], source: str) -> None:
 
 
 def _closest(name: str, known: Any) -> str:
-    closest = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {closest[0]!r}?)" if closest else ""
+    hint = did_you_mean(name, known)
+    return hint and f" ({hint})"
 
 
 def block_of(path: str) -> int | None:

@@ -7,18 +7,17 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
+from deployments.observability.observer import Kernel, ObservedReplica, Observer
 from env_config.variables import KernelAPI
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # SGLANG_KERNEL_API_LOGLEVEL; a level between two of these is the lower one.
 NAMES, METADATA, STATISTICS, DUMPS = 1, 3, 5, 10
@@ -29,7 +28,7 @@ STREAMS = {"stdout": 1, "stderr": 2}  # file descriptors
 AUTOENCODER_METHODS = ("encode", "decode")
 
 
-class KernelApiLog:
+class KernelApiLog(Observer):
     """Wraps functions so that their calls are logged and dumped as the SGLANG_KERNEL_API_ variables say.
 
     A record is one write to a descriptor opened for appending: whole between threads and processes, and out
@@ -40,27 +39,25 @@ class KernelApiLog:
     def __init__(self, settings: KernelAPI) -> None:
         """Raises ValueError if the file of SGLANG_KERNEL_API_LOGDEST cannot be opened."""
         self.level = settings.loglevel
-        self._descriptor = open_destination(settings.logdest) if self.level >= NAMES else -1
+        self._descriptor = open_destination(settings.logdest)
         self._dump_root = Path(with_process_id(str(settings.dump_dir)))
         self._dump_include = settings.dump_include or ("*",)
         self._dump_exclude = settings.dump_exclude or ()
         self._counters: dict[str, Iterator[int]] = {}
 
-    def wrap(self, name: str, function: Function) -> Function:
-        """`function` with its calls logged under `name`; at level 0 the function itself."""
-        if self.level < NAMES:
-            return function
+    def wrap_kernel(self, name: str, kernel: Kernel) -> Kernel:
+        """`kernel` with its calls logged under `name`."""
 
-        @functools.wraps(function)
+        @functools.wraps(kernel)
         def logged(*args: Any, **kwargs: Any) -> Any:
             if is_traced_or_captured():
-                return function(*args, **kwargs)
+                return kernel(*args, **kwargs)
             number = next(self._counters.setdefault(name, itertools.count(1)))
             inputs = name_inputs(args, kwargs)
             self._write("Call", name, number, self._describe(inputs))
             dump = self._open_dump(name, number, inputs)
             try:
-                result = function(*args, **kwargs)
+                result = kernel(*args, **kwargs)
                 if self.level >= METADATA:
                     wait_for_the_accelerator()
             except BaseException as error:
@@ -73,7 +70,18 @@ class KernelApiLog:
                 dump.save_outputs(result)
             return result
 
-        return cast(Function, logged)
+        return cast(Kernel, logged)
+
+    def install(self, components: Mapping[str, torch.nn.Module]) -> None:
+        """Logs the calls of a pipeline's components: `encode` and `decode` of an autoencoder, else `forward`.
+
+        The methods are replaced on the objects and keep their signatures, which pipelines inspect.
+        """
+        for component, module in components.items():
+            is_autoencoder = all(hasattr(module, method) for method in AUTOENCODER_METHODS)
+            for method in AUTOENCODER_METHODS if is_autoencoder else ("forward",):
+                logged = self.wrap_kernel(f"diffusion.{component}.{method}", getattr(module, method))
+                setattr(module, method, logged)
 
     def _write(self, event: str, name: str, number: int, details: str) -> None:
         now = datetime.now().isoformat(" ", "milliseconds")
@@ -94,18 +102,10 @@ class KernelApiLog:
         return Dump.begin(self._dump_root, name, number, inputs)
 
 
-def instrument(modules: Mapping[str, torch.nn.Module], log: KernelApiLog) -> None:
-    """Log the calls of a pipeline's components: `encode` and `decode` of an autoencoder, else `forward`.
-
-    The methods are replaced on the objects and keep their signatures, which pipelines inspect.
-    """
-    for component, module in modules.items():
-        is_autoencoder = all(hasattr(module, method) for method in AUTOENCODER_METHODS)
-        for method in AUTOENCODER_METHODS if is_autoencoder else ("forward",):
-            function = getattr(module, method)
-            logged = log.wrap(f"diffusion.{component}.{method}", function)
-            if logged is not function:
-                setattr(module, method, logged)
+def make_kernel_api_log(replica: ObservedReplica) -> KernelApiLog | None:
+    """From level 1 on. Raises ValueError if the file of SGLANG_KERNEL_API_LOGDEST cannot be opened."""
+    settings = replica.env.kernel_api
+    return KernelApiLog(settings) if settings.loglevel >= NAMES else None
 
 
 @dataclass(frozen=True)

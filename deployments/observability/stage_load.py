@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+
+from deployments.messages import StageName
+from deployments.observability.observer import Observer, StageWork
 
 SMOOTHING = 0.2  # weight of the newest request in the seconds of a request
 
@@ -21,6 +24,26 @@ class Load:
     arrived: int  # requests since the start
     present: int  # requests that wait or are in work
     refused: int  # requests since the start that would have come if the ingress had had room for them
+
+
+class StageLoads(Observer):
+    """The load of each stage of a replica."""
+
+    def __init__(self, stages: Iterable[StageName]) -> None:
+        self._loads = {stage: StageLoad() for stage in stages}
+
+    def present(self, work: StageWork) -> AbstractContextManager[object]:
+        load = self._loads[work.stage]
+        if work.stage == "encoder":  # the first that the ingress calls: its load is told of those that were refused
+            load.note_refused(work.envelope.refused_before)
+        return load.request()
+
+    def around(self, work: StageWork) -> AbstractContextManager[object]:
+        return self._loads[work.stage].work()
+
+    def loads(self) -> dict[StageName, Load]:
+        """Each stage at this moment."""
+        return {stage: load.load() for stage, load in self._loads.items()}
 
 
 class StageLoad:

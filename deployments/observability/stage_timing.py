@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from deployments.messages import StageName
-from env_config.variables import Runtime
+from deployments.observability.observer import ObservedReplica, Observer, StageWork
 
 logger = logging.getLogger(__name__)
+
+RECENT = 200  # requests whose timings are kept for the ingress
 
 
 @dataclass
 class StageTiming:
-    """What one stage did for one request; the stage fills in what only it knows."""
+    """What one stage did for one request: a line of the file."""
 
     request_id: str
     stage: StageName
@@ -37,7 +40,7 @@ class StageTiming:
     outcome: str = "ok"  # or the class of the exception
 
 
-class StageTimer:
+class StageTimer(Observer):
     """Writes timings; the file is shared by the replicas of a node, each line one append."""
 
     def __init__(self, file: Path, replica: str, synchronize: Callable[[], None]) -> None:
@@ -45,13 +48,17 @@ class StageTimer:
         self.file = file
         self._replica = replica
         self._synchronize = synchronize
+        self._recent: deque[StageTiming] = deque(maxlen=RECENT)
         file.parent.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def measure(self, request_id: str, stage: StageName) -> Iterator[StageTiming]:
-        timing = StageTiming(request_id, stage, self._replica)
+    def around(self, work: StageWork) -> Iterator[StageTiming]:
+        timing = StageTiming(work.request.request_id, work.stage, self._replica, bytes_in=work.bytes_in)
         self._synchronize()
         start = time.perf_counter()
+        timing.queue_s = time.time() - work.arrived
+        timing.transfer_s = max(0.0, work.arrived - work.sent) if work.sent else 0.0
+        self._recent.append(timing)
         try:
             yield timing
             self._synchronize()
@@ -60,7 +67,14 @@ class StageTimer:
             raise
         finally:
             timing.compute_s = time.perf_counter() - start
+            timing.steps, timing.bytes_out = work.steps, work.bytes_out
             self._write(asdict(timing))
+
+    def recall(self, request_id: str) -> list[dict[str, Any]]:
+        return [asdict(timing) for timing in self._recent.copy() if timing.request_id == request_id]
+
+    def forget(self) -> None:
+        self._recent.clear()
 
     def _write(self, timing: dict[str, Any]) -> None:
         values = {key: f"{value:.6f}" if isinstance(value, float) else value for key, value in timing.items()}
@@ -72,19 +86,12 @@ class StageTimer:
             os.close(descriptor)
 
 
-class NoStageTimer:
-    """Measures nothing: SGLANG_DIFFUSION_STAGE_LOGGING is off."""
-
-    @contextmanager
-    def measure(self, request_id: str, stage: StageName) -> Iterator[StageTiming]:
-        yield StageTiming(request_id, stage)
-
-
-def stage_timer(runtime: Runtime, replica: str, synchronize: Callable[[], None]) -> StageTimer | NoStageTimer:
-    """What SGLANG_DIFFUSION_STAGE_LOGGING asks for; the file lies under SGLANG_DIFFUSION_CACHE_ROOT."""
+def make_stage_timer(replica: ObservedReplica) -> StageTimer | None:
+    """With SGLANG_DIFFUSION_STAGE_LOGGING; the file lies under SGLANG_DIFFUSION_CACHE_ROOT."""
+    runtime = replica.env.runtime
     if not runtime.stage_logging:
-        return NoStageTimer()
-    return StageTimer(runtime.cache_root / "logs" / "performance.jsonl", replica, synchronize)
+        return None
+    return StageTimer(runtime.cache_root / "logs" / "performance.jsonl", replica.replica_id, replica.synchronize)
 
 
 def read_requests(file: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import torch
 from torch.profiler import profile
 
 from deployments.messages import StageName
+from deployments.observability.observer import Observer, StageWork
 from env_config.variables import Runtime
 
 logger = logging.getLogger(__name__)
@@ -46,21 +47,27 @@ class StepCounter:
             self._trace.stop()
 
 
-class TorchProfiler:
+class TorchProfiler(Observer):
     """Traces the requests of a process if the variable names a directory; otherwise does nothing."""
 
-    def __init__(self, runtime: Runtime, max_steps: int = MAX_STEPS) -> None:
+    def __init__(self, runtime: Runtime, replica: str, max_steps: int = MAX_STEPS) -> None:
         """Raises ValueError if the directory cannot be made."""
         self.directory = runtime.torch_profiler_dir
+        self._replica = replica
         self._max_steps = max_steps
         self._window: ProfilerWindow | None = None
         if self.directory:
             make_directory(self.directory)
 
     @contextmanager
-    def trace(
-        self, request_id: str, stage: StageName, replica: str, all_threads: bool = False
-    ) -> Iterator[StepCounter]:
+    def around(self, work: StageWork) -> Iterator[None]:
+        """A denoiser's forwards run in the thread of its engine, so all threads are traced there."""
+        with self.trace(work.request.request_id, work.stage, all_threads=work.stage == "denoiser") as counter:
+            work.on_step.append(counter.step)
+            yield
+
+    @contextmanager
+    def trace(self, request_id: str, stage: StageName, all_threads: bool = False) -> Iterator[StepCounter]:
         """Profile the calling thread, or with `all_threads` the process, until the end or `max_steps` steps.
 
         A process takes one trace at a time: a request that comes meanwhile runs unprofiled, and the log says
@@ -74,7 +81,7 @@ class TorchProfiler:
             yield StepCounter(self._max_steps, None)
             return
         try:
-            labels = {"request_id": request_id, "stage": stage, "replica": replica}
+            labels = {"request_id": request_id, "stage": stage, "replica": self._replica}
             trace = RunningTrace(self.directory, labels, all_threads)
             try:
                 yield StepCounter(self._max_steps, trace)
@@ -84,7 +91,7 @@ class TorchProfiler:
         finally:
             one_profiler.release()
 
-    def start_window(self, replica: str, directory: Path | None = None, max_s: float = MAX_WINDOW_S) -> Path:
+    def start_window(self, directory: Path | None = None, max_s: float = MAX_WINDOW_S) -> Path:
         """Profile all threads until `stop_window` or for `max_s` seconds; answers the file to be written.
 
         `directory` is used where the variable names none. Raises ProfilerBusyError during another trace,
@@ -96,7 +103,7 @@ class TorchProfiler:
         make_directory(directory)
         if not one_profiler.acquire(blocking=False):
             raise ProfilerBusyError("another trace is being taken in this process")
-        self._window = ProfilerWindow(directory, replica, max_s)
+        self._window = ProfilerWindow(directory, self._replica, max_s)
         return self._window.wait_for_start()
 
     def stop_window(self) -> Path:

@@ -1,48 +1,96 @@
-"""What a replica tells of itself in server dev mode: its requests, the stacks of its threads, its caches."""
+"""What a replica tells of itself in server dev mode: its requests, the stacks of its threads, its caches, a trace."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deployments.devices import Device, memory_allocated
-from deployments.messages import StageName
-from deployments.stages.denoise import DenoiserStage
+from deployments.errors import InvalidRequestError
+from deployments.media.pool import MediaPool
+from deployments.messages import StageDescription
+from deployments.observability.observer import Observers
+from deployments.observability.torch_profiler import ProfilerBusyError, TorchProfiler
+from env_config.effective import effective_values
+from env_config.variables import EnvConfig
+
+if TYPE_CHECKING:
+    from deployments.stages.denoise import DenoiserStage
 
 
-class PresentRequests:
-    """The requests that a replica has at this moment, for each of its stages."""
+@dataclass(frozen=True)
+class Inside:
+    """The parts of one replica that the /dev routes look at; each answer is JSON."""
 
-    def __init__(self) -> None:
-        self._present: dict[tuple[str, StageName], tuple[float, str]] = {}  # -> (time.time() of arrival, state)
+    replica_id: str
+    env: EnvConfig
+    device: Device
+    description: StageDescription
+    observers: Observers
+    denoiser: DenoiserStage | None
+    media_pool: MediaPool | None
 
-    def wait(self, request_id: str, stage: StageName, arrived: float) -> None:
-        self._present[request_id, stage] = (arrived, "waiting")
+    def inspect(self) -> dict[str, Any]:
+        """Who this replica is, its variables with the secrets masked, and the requests that it has now."""
+        return {
+            "replica_id": self.replica_id,
+            "stages": self.description.stages,
+            "process_id": self.description.process_id,
+            "node_id": self.description.node_id,
+            "device": self.device.name,
+            "environment": [asdict(value) for value in effective_values(self.env)],
+            **self.observers.describe(),
+            "engine": self.denoiser and self.denoiser.engine.describe(),
+            "media_pool": self.media_pool and self.media_pool.describe(),
+        }
 
-    @contextmanager
-    def run(self, request_id: str, stage: StageName, arrived: float) -> Iterator[None]:
-        self._present[request_id, stage] = (arrived, "running")
+    def thread_stacks(self) -> dict[str, Any]:
+        return {"replica_id": self.replica_id, "threads": thread_stacks()}
+
+    async def start_profiler(self, max_s: float) -> dict[str, Any]:
+        """Opens a window over all that this process does; raises InvalidRequestError during another trace."""
+        profiler, folder = self.observers.find(TorchProfiler), self.env.runtime.cache_root / "profiles"
+        return await self._profile(lambda: profiler.start_window(folder, max_s))
+
+    async def stop_profiler(self) -> dict[str, Any]:
+        """Ends the window; raises InvalidRequestError where none is open."""
+        return await self._profile(self.observers.find(TorchProfiler).stop_window)
+
+    async def _profile(self, action: Callable[[], Path]) -> dict[str, Any]:
         try:
-            yield
-        finally:
-            self._present.pop((request_id, stage), None)
+            file = await asyncio.get_running_loop().run_in_executor(None, action)
+        except (ProfilerBusyError, ValueError) as error:
+            raise InvalidRequestError(str(error)) from error
+        return {"replica_id": self.replica_id, "file": str(file)}
 
-    def describe(self) -> list[dict[str, Any]]:
-        now = time.time()
-        return [
-            {"request_id": request_id, "stage": stage, "state": state, "since_s": now - arrived}
-            for (request_id, stage), (arrived, state) in sorted(self._present.items())
-        ]
+    def cache_dit_summary(self) -> dict[str, Any]:
+        """Steps and blocks computed and reused by the last cached requests."""
+        requests = list(self.denoiser.recent_summaries["cache_dit"]) if self.denoiser else []
+        return {"replica_id": self.replica_id, "requests": requests}
+
+    async def caches(self) -> dict[str, Any]:
+        """Bytes of each folder below the cache root and of the device's memory."""
+        content = await asyncio.get_running_loop().run_in_executor(
+            None, describe_caches, self.env.runtime.cache_root, self.device
+        )
+        return {"replica_id": self.replica_id, **content}
+
+    def forget(self) -> None:
+        """Drops what the replica remembers of past requests."""
+        self.observers.forget()
+        if self.denoiser:
+            for summaries in self.denoiser.recent_summaries.values():
+                summaries.clear()
 
 
 def thread_stacks() -> dict[str, list[str]]:
@@ -52,13 +100,6 @@ def thread_stacks() -> dict[str, list[str]]:
         f"{names.get(ident, 'unknown')} ({ident})": traceback.format_stack(frame)
         for ident, frame in sys._current_frames().items()
     }
-
-
-def describe_engine(denoiser: DenoiserStage | None) -> dict[str, Any] | None:
-    """What waits in the step engine, and what it has done so far."""
-    if denoiser is None:
-        return None
-    return denoiser.engine.describe()
 
 
 def describe_caches(cache_root: Path, device: Device) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.tasks import tasks_of
 
 # Set by Triptych itself in every call, so not for callers.
 OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
@@ -22,12 +23,13 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
     """Raises CheckpointError for a pipeline that makes neither images nor video."""
     parameters, required = call_parameters(type(stage.pipeline))
     width, height = default_size(stage, parameters)
+    kind = media_kind(type(stage.pipeline))
     return StageDescription(
         stages=stage.stages,
         pipeline_class=type(stage.pipeline).__name__,
         parameters=parameters,
         required=required,
-        media_kind=media_kind(type(stage.pipeline)),
+        media_kind=kind,
         size_multiple=size_multiple(stage),
         default_width=width,
         default_height=height,
@@ -35,6 +37,7 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         dtype=str(stage.dtype or "as stored").removeprefix("torch."),
         weight_bytes=stage.weight_bytes(),
         process_id=os.getpid(),
+        tasks=tasks_of(type(stage.pipeline), kind),
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from deployments.messages import (
     Checkpoint,
@@ -17,7 +17,6 @@ from deployments.messages import (
     Envelope,
     GenerationRequest,
     PayloadFollows,
-    StageName,
 )
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
@@ -25,18 +24,27 @@ from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
 
-class Observer(Protocol):
-    """The replica: it owns the threads of requests, times and traces."""
+class Work(Protocol):
+    """What the replica's observers are told of the request while it runs."""
+
+    steps: int
+    bytes_out: int
+
+    def step(self) -> None: ...
+
+
+class Threads(Protocol):
+    """The threads of requests, and what observes the work in them."""
 
     request_threads: Executor
 
-    def observed(
-        self, stage: StageName, request: GenerationRequest, arrived: float, *inputs: Any
-    ) -> AbstractContextManager[tuple[Any, Any]]: ...
+    def observed_denoising(
+        self, request: GenerationRequest, envelope: Envelope, arrived: float, conditioning: Conditioning
+    ) -> AbstractContextManager[Work]: ...
 
 
 async def denoising_stream(
-    replica: Observer,
+    threads: Threads,
     stage: DenoiserStage,
     request: GenerationRequest,
     envelope: Envelope,
@@ -68,18 +76,18 @@ async def denoising_stream(
             stage.engine.cancel(run.fiber)
 
     def work() -> tuple[DecodeInputs, DenoiseRun, dict[str, float]]:
-        with replica.observed("denoiser", request, arrived, conditioning) as (timing, trace):
+        with threads.observed_denoising(request, envelope, arrived, conditioning) as observed:
             began = time.time()
 
             def on_progress(progress: DenoisingProgress) -> None:
-                trace.step()
+                observed.step()
                 if envelope.report_progress:
                     emit(progress)
 
             follower = DenoisingFollower(on_start, on_progress, on_checkpoint, on_preview)
             inputs, run = stage.denoise(request, conditioning, checkpoint, envelope, follower)
-            timing.steps = run.session.steps_done - run.session.resumed_at
-            timing.bytes_out = inputs.content.num_bytes
+            observed.steps = run.session.steps_done - run.session.resumed_at
+            observed.bytes_out = inputs.content.num_bytes
             seconds = {
                 "denoiser_queue": began - arrived,
                 "denoise": time.time() - began,
@@ -87,7 +95,7 @@ async def denoising_stream(
             }
             return inputs, run, seconds
 
-    task = loop.run_in_executor(replica.request_threads, work)
+    task = loop.run_in_executor(threads.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
         while (items := await events.get()) is not None:

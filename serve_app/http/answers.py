@@ -1,16 +1,19 @@
-"""Jobs as callers read them: OpenAI's video object, our job object, and the answers of the synchronous routes."""
+"""What callers read: the answers of the synchronous routes, OpenAI's video object, our job object, models."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import base64
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import GenerationRequest, StageDescription
+from deployments.messages import GenerationRequest, Media, StageDescription
 from serve_app.jobs.records import Job
-from serve_app.requests.bodies import GeneratedItem, ImagesAnswer, VideosAnswer
 from serve_app.requests.translate import DEFAULT_FPS
-from serve_app.storage.s3 import StorageBackend
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.outputs import store_media
 
 MIN_POLL_MS, MAX_POLL_MS = 250, 10_000
 VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {
@@ -20,6 +23,67 @@ VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]]
     "failed": "failed",
     "cancelled": "failed",  # OpenAI's videos know no other word; the error's code says it
 }
+
+
+class GeneratedItem(BaseModel):
+    """One file: its bytes or where they are."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: None = None
+    seed: int
+
+
+class ImagesAnswer(BaseModel):
+    """What the OpenAI client reads as ImagesResponse, and a little more."""
+
+    created: int  # Unix time in seconds
+    model: str
+    data: list[GeneratedItem]
+    output_format: str
+    size: str
+    timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
+
+    @classmethod
+    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+        first = media[0].files[0]
+        return cls(
+            created=int(time.time()),
+            model=requests[0].model,
+            data=items,
+            output_format=requests[0].output.format,
+            size=f"{first.width}x{first.height}",
+            timings=[made.seconds for made in media],
+        )
+
+
+class VideosAnswer(ImagesAnswer):
+    """The same for videos, with their length."""
+
+    num_frames: int
+    fps: float | None
+
+    @classmethod
+    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+        first = media[0].files[0]
+        answer = ImagesAnswer.of(items, requests, media)
+        return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+
+
+class ModelCard(BaseModel):
+    """A served model, as OpenAI lists it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int  # Unix time in seconds
+    owned_by: str = "triptych"
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
 
 
 class JobError(BaseModel):
@@ -95,12 +159,60 @@ class JobObject(BaseModel):
     result: VideosAnswer | ImagesAnswer | None = Field(description="the synchronous answer, with URLs")
 
 
-def video_object(job: Job, storage: StorageBackend) -> VideoObject:
+# --- from what was made ---
+
+
+@dataclass(frozen=True)
+class OutputURLs:
+    """Where callers get stored outputs: `prefix` is the route prefix that their request came through."""
+
+    storage: StorageBackend
+    prefix: str
+
+    def of(self, key: str) -> str:
+        url = self.storage.url_of(key)
+        return f"{self.prefix}{url}" if url.startswith("/") else url
+
+
+async def items_of_media(
+    response_format: str, requests: list[GenerationRequest], media: list[Media], urls: OutputURLs
+) -> list[GeneratedItem]:
+    """One item a file: with its bytes, or stored and with its URL. Raises StorageError."""
+    items = []
+    for request, made in zip(requests, media, strict=True):
+        keys: list[str] = []
+        if response_format == "url" or urls.storage.is_shared:
+            keys = [file.key for file in await store_media(urls.storage, request, made)]
+        for index, file in enumerate(made.files):
+            content = base64.b64encode(file.data).decode() if response_format == "b64_json" else None
+            url = urls.of(keys[index]) if keys else None
+            items.append(GeneratedItem(b64_json=content, url=url, seed=request.seed))
+    return items
+
+
+async def items_of_job(response_format: str, job: Job, urls: OutputURLs) -> list[GeneratedItem]:
+    """The same for a completed job, whose files are stored. Raises ObjectNotFoundError, StorageError."""
+    items = []
+    for output in job.outputs:
+        item = GeneratedItem(seed=output.seed)
+        if response_format == "url" or urls.storage.is_shared:
+            item.url = urls.of(output.key)
+        if response_format == "b64_json":
+            data, _ = await urls.storage.load(output.key)
+            item.b64_json = base64.b64encode(data).decode()
+        items.append(item)
+    return items
+
+
+# --- from jobs ---
+
+
+def video_object(job: Job, urls: OutputURLs) -> VideoObject:
     shown = job.shown
     made = job.outputs[0] if job.outputs else None
     return VideoObject(
         id=job.id,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=VIDEO_STATUS[job.status],
         progress=job.progress,
         created_at=int(job.created_at),
@@ -111,17 +223,18 @@ def video_object(job: Job, storage: StorageBackend) -> VideoObject:
         size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
         remixed_from_video_id=shown.get("remixed_from_video_id"),
         error=_error(job),
-        seed=job.requests[0]["seed"],
-        urls=_urls(job, storage),
+        seed=job.asked.seed,
+        urls=[urls.of(output.key) for output in job.outputs] if job.status == "completed" else [],
         upload=_upload(job),
     )
 
 
-def job_object(job: Job, storage: StorageBackend, queue_position: int | None) -> JobObject:
+def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObject:
+    items = [GeneratedItem(url=urls.of(output.key), seed=output.seed) for output in job.outputs]
     return JobObject(
         id=job.id,
         kind=job.kind,
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         status=job.status,
         progress=job.progress,
         queue_position=queue_position,
@@ -131,7 +244,7 @@ def job_object(job: Job, storage: StorageBackend, queue_position: int | None) ->
         expires_at=_seconds(job.expires_at),
         error=_error(job),
         upload=_upload(job),
-        result=result_of(job, _items(job, storage)) if job.status == "completed" else None,
+        result=result_of(job, items) if job.status == "completed" else None,
     )
 
 
@@ -140,9 +253,9 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
     first = job.outputs[0]
     answer = ImagesAnswer(
         created=int(job.completed_at or job.created_at),
-        model=job.requests[0]["model"],
+        model=job.asked.model,
         data=items,
-        output_format=job.requests[0]["output"]["format"],
+        output_format=job.asked.output_format,
         size=f"{first.width}x{first.height}",
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
     )
@@ -172,14 +285,6 @@ def shown_of_video(request: GenerationRequest, description: StageDescription) ->
         "size": f"{width}x{height}" if width and height else "",
         "seconds": f"{num_frames / (request.output.fps or DEFAULT_FPS):g}" if num_frames else "",
     }
-
-
-def _items(job: Job, storage: StorageBackend) -> list[GeneratedItem]:
-    return [GeneratedItem(url=storage.url_of(output.key), seed=output.seed) for output in job.outputs]
-
-
-def _urls(job: Job, storage: StorageBackend) -> list[str]:
-    return [storage.url_of(output.key) for output in job.outputs] if job.status == "completed" else []
 
 
 def _error(job: Job) -> JobError | None:

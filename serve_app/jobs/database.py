@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import sqlalchemy as sa
 from alembic.config import Config
 from filelock import FileLock
 from sqlalchemy.exc import ArgumentError, OperationalError
+
+logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 WAIT_S = 30  # for another process's write
@@ -77,10 +81,12 @@ def _address(url: str | None, folder: Path) -> sa.URL:
 
 
 def _sqlite(address: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(address, connect_args={"timeout": WAIT_S, "check_same_thread": False})
+    connect_args = {"timeout": WAIT_S, "check_same_thread": False}
+    engine = sa.create_engine(address, connect_args=connect_args, json_deserializer=json_or_none)
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
+        connection.text_factory = lambda text: text.decode("utf-8", "replace")  # a damaged value is one job's affair
         connection.isolation_level = None  # transactions begin below, not where Python guesses
         connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
         connection.execute("PRAGMA synchronous = FULL")  # what is committed outlives a loss of power
@@ -101,6 +107,15 @@ def _postgresql(address: sa.URL) -> sa.Engine:
         raise JobStoreError(
             f"jobs.store_url: PostgreSQL needs {error.name!r}; install it with: pip install 'triptych[postgresql]'"
         ) from error
+
+
+def json_or_none(text: str) -> Any:
+    """A damaged value must not keep a runner from the jobs behind it: the job that has it fails alone."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        logger.error("a value of the job store cannot be read: %s", error)
+        return None
 
 
 DIALECTS = {"sqlite": _sqlite, "postgresql": _postgresql}

@@ -1,14 +1,13 @@
-"""What the job store holds, as values: jobs, their outputs and events, and the errors of asking for them."""
+"""What the job store holds, as values: jobs, their outputs and events."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deployments.errors import InvalidRequestError, TriptychError
 from deployments.messages import MediaKind
+from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
-from serve_app.storage.s3 import ObjectNotFoundError
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
@@ -56,6 +55,10 @@ class Job:
     @property
     def has_ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def asked(self) -> Asked:
+        return asked_from_json(self.requests)
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,3 @@ class Event:
     kind: str
     data: dict[str, Any]
     created_at: float
-
-
-class JobNotFoundError(ObjectNotFoundError):
-    """There is no such job, or it is somebody else's."""
-
-    def __init__(self, message: str, param: str | None = "id", code: str = "job_not_found") -> None:
-        super().__init__(message, param, code)
-
-
-class ConflictError(InvalidRequestError):
-    """What was asked does not fit what is there: answered with 409."""
-
-    def __init__(self, message: str, param: str | None = None, code: str = "conflict") -> None:
-        super().__init__(message, param, code)
-
-
-class LeaseLostError(TriptychError):
-    """The job was cancelled, deleted, or taken over by another runner: nothing more may be written to it."""

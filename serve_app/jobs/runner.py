@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -17,21 +16,27 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
-from serve_app.http.errors import error_answer, original_error
-from serve_app.jobs.codec import checkpoint_from_bytes, checkpoint_to_bytes, requests_from_json
-from serve_app.jobs.records import Job, JobNotFoundError, LeaseLostError, Output
+from serve_app.errors import ErrorReport, JobNotFoundError, LeaseLostError, original_error, report_error
+from serve_app.jobs.codec import (
+    checkpoint_from_bytes,
+    checkpoint_to_bytes,
+    error_to_json,
+    previews_from_json,
+    requests_from_json,
+)
+from serve_app.jobs.records import Job, Output
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
-from serve_app.making.layers.sharing import Generate
-from serve_app.storage.s3 import StorageBackend, object_key
-from serve_app.storage.small_pictures import small_picture
+from serve_app.making.follower import Follower, Make
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.outputs import store_media
+from serve_app.storage.previews import small_picture
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ class RunningJob:
     job: Job
     shares: list[float]  # of each of its requests, how much is done: 0..1
     step: dict[str, Any] | None = None  # the latest, not yet saved
-    checkpoints: dict[int, ObjectRef[Any]] = field(default_factory=dict)  # the latest, not yet saved
+    checkpoints: dict[int, Checkpoint] = field(default_factory=dict)  # the latest, not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,19 +72,31 @@ class RunningJob:
     def progress(self) -> int:
         return min(99, int(100 * sum(self.shares) / len(self.shares)))
 
-    def on_step(self, request: int, progress: DenoisingProgress) -> None:
-        self.shares[request] = DENOISING_SHARE * progress.step / max(1, progress.num_steps)
-        self.step = {"request": request, "step": progress.step, "num_steps": progress.num_steps}
-        self.step["eta_s"] = progress.eta_s
-        self.changed.set()
 
-    def on_preview(self, request: int, step: int, media: Media) -> None:
-        self.previews += [(request, step, file) for file in media.files]
-        self.changed.set()
+class JobFollower(Follower):
+    """Hears of one of a job's requests, so that what must outlive this process is saved."""
 
-    def on_checkpoint(self, request: int, reference: ObjectRef[Any]) -> None:
-        self.checkpoints[request] = reference
-        self.changed.set()
+    wants_progress = True
+
+    def __init__(self, running: RunningJob, request: int, previews: int, resume_from: Checkpoint | None) -> None:
+        self.running = running
+        self.request = request  # its place in the job
+        self.previews = previews
+        self.resume_from = resume_from
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        running, num_steps = self.running, progress.num_steps
+        running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
+        running.step = {"request": self.request, "step": progress.step, "num_steps": num_steps, "eta_s": progress.eta_s}
+        running.changed.set()
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.running.checkpoints[self.request] = checkpoint
+        self.running.changed.set()
+
+    def on_preview(self, step: int, media: Media) -> None:
+        self.running.previews += [(self.request, step, file) for file in media.files]
+        self.running.changed.set()
 
 
 class JobRunner:
@@ -90,7 +107,7 @@ class JobRunner:
         store: JobStore,
         threads: StoreThreads,
         changes: Changes,
-        generate: Generate,
+        make: Make,
         storage: StorageBackend,
         name: str,
         max_running: int = 8,
@@ -100,7 +117,7 @@ class JobRunner:
         self.store = store
         self.threads = threads
         self.changes = changes
-        self.generate = generate
+        self.make = make
         self.storage = storage
         self.name = name
         self.max_running = max_running
@@ -196,7 +213,7 @@ class JobRunner:
         try:
             if job.takeovers > MAX_TAKEOVERS:
                 message = f"the processes that worked on it ended {job.takeovers} times in a row"
-                await self._fail(job, {"code": "generation_failed", "message": message, "status": 500})
+                await self._fail(job, ErrorReport(500, "server_error", message, "generation_failed"))
                 return
             try:
                 await self._make(job)
@@ -227,9 +244,7 @@ class JobRunner:
             except SQLAlchemyError:
                 logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
             return
-        answer = error_answer(error, job.id)
-        content: dict[str, Any] = json.loads(bytes(answer.body))["error"]
-        await self._fail(job, content | {"status": answer.status_code})
+        await self._fail(job, report_error(error, job.id))
 
     def _pause(self) -> float:
         """No job is begun for so many seconds, twice as many as the time before if none was made in between."""
@@ -238,9 +253,9 @@ class JobRunner:
             self._paused_until = time.monotonic() + self._pause_s
         return self._pause_s
 
-    async def _fail(self, job: Job, error: dict[str, Any]) -> None:
+    async def _fail(self, job: Job, report: ErrorReport) -> None:
         try:
-            await self.threads.run(self.store.fail, self.name, job.id, error)
+            await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
         except LeaseLostError as lost:
             logger.info("job %s failed, but %s", job.id, lost)
 
@@ -252,11 +267,12 @@ class JobRunner:
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))
-        tasks = [
-            asyncio.create_task(self._make_one(running, number, request, saved.get(number)))
-            for number, request in enumerate(requests)
-            if number not in done
-        ]
+        tasks = []
+        for number, previews in enumerate(previews_from_json(job.requests)):
+            if number not in done:
+                checkpoint = checkpoint_from_bytes(saved[number]) if number in saved else None
+                follower = JobFollower(running, number, previews, checkpoint)
+                tasks.append(asyncio.create_task(self._make_one(requests[number], follower)))
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -264,22 +280,15 @@ class JobRunner:
                 task.cancel()
             await asyncio.gather(writer, *tasks, return_exceptions=True)
 
-    async def _make_one(
-        self, running: RunningJob, number: int, request: GenerationRequest, saved: bytes | None
-    ) -> None:
-        media = await self.generate(
-            request,
-            lambda progress: running.on_step(number, progress),
-            lambda reference, _: running.on_checkpoint(number, reference),
-            checkpoint_from_bytes(saved) if saved else None,
-            partial(running.on_preview, number),
-        )
+    async def _make_one(self, request: GenerationRequest, follower: JobFollower) -> None:
+        running, number = follower.running, follower.request
+        media = await self.make(request, follower)
         self._pause_s = 0.0
         self.on_made(running.job, number, media)
         running.shares[number] = DENOISING_SHARE
-        outputs = [
-            await self._store(running.job, number, index, request, file) for index, file in enumerate(media.files)
-        ]
+        day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
+        stored = await store_media(self.storage, request, media, day)
+        outputs = [Output(request=number, **vars(file)) for file in stored]
         try:
             await self.threads.run(self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds)
         except LeaseLostError:
@@ -287,16 +296,6 @@ class JobRunner:
             raise
         running.shares[number] = 1.0
         self.changes.notify()
-
-    async def _store(self, job: Job, number: int, index: int, request: GenerationRequest, file: MediaFile) -> Output:
-        """The day in the key is that of the job, so that a takeover writes the same object."""
-        key = object_key(request, index, file.mime_type, datetime.fromtimestamp(job.created_at, UTC))
-        metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
-        stored = await self.storage.store(key, file.data, file.mime_type, metadata)
-        return Output(
-            number, index, key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
-            file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
-        )  # fmt: skip
 
     async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
         """A cancelled or deleted job leaves nothing; a runner that took it over stores under the same keys."""
@@ -317,7 +316,7 @@ class JobRunner:
                 await self._save(running)
             except LeaseLostError:
                 return  # _keep_leases ends the job
-            except Exception:  # also of a checkpoint whose node died: the next one is saved again
+            except Exception:  # the next one is saved again
                 logger.exception("the progress of job %s could not be saved", running.job.id)
             spent_s = time.perf_counter() - began
             await asyncio.sleep(max(WRITE_PAUSE_S, spent_s * (1 / WRITE_SHARE - 1)))
@@ -334,8 +333,7 @@ class JobRunner:
             await self.threads.run(self.store.save_preview, self.name, job_id, preview)
             self.changes.notify()
         for number in list(running.checkpoints):
-            checkpoint: Checkpoint = await running.checkpoints.pop(number)
-            await self.threads.run(self._save_checkpoint, job_id, number, checkpoint)
+            await self.threads.run(self._save_checkpoint, job_id, number, running.checkpoints.pop(number))
 
     def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
         data = checkpoint_to_bytes(checkpoint)

@@ -18,7 +18,7 @@ from deployments.errors import NotSupportedError, StageUnavailableError, Storage
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
 from serve_app.jobs.codec import requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
-from serve_app.jobs.events import job_events
+from serve_app.jobs.events import JobEvent, job_events
 from serve_app.jobs.ledger import JobBooks
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
 from serve_app.jobs.runner import JobRunner
@@ -26,8 +26,8 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
 from serve_app.making.admission import Admission, size_of
-from serve_app.making.layers.sharing import Generate
-from serve_app.storage.s3 import StorageBackend
+from serve_app.making.follower import Make
+from serve_app.storage.base import StorageBackend
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Jobs:
         args: JobArgs,
         cache_root: Path,
         application: str,
-        generate: Generate,
+        make: Make,
         storage: StorageBackend,
         admission: Admission,
         describe: Callable[[], Awaitable[StageDescription]],
@@ -91,7 +91,7 @@ class Jobs:
         name = uuid.uuid4().hex
         self.books = JobBooks(admission, self.store, self.threads, name)
         self.runner = JobRunner(
-            self.store, self.threads, self.changes, generate, storage, name, args.max_running, args.lease_s,
+            self.store, self.threads, self.changes, make, storage, name, args.max_running, args.lease_s,
             on_made=self.books.made,
         )  # fmt: skip
 
@@ -120,9 +120,11 @@ class Jobs:
         key: IdempotencyKey | None = None,
         webhook_url: str | None = None,
         is_awaited: bool = False,
+        previews: int = 0,
     ) -> Job:
         """The job of the requests, or the one that was asked for with the same key before.
 
+        `previews`: pictures that each request is to show on its way, as events of the job.
         `is_awaited`: the caller waits for its end, so the queue before it may be no longer than that of other requests.
         Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
         InvalidRequestError for a `webhook_url` that must not be called.
@@ -131,7 +133,7 @@ class Jobs:
             if self.args.webhook_secret is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
-        if key is not None:  # who asks again for what there is needs no room
+        if key is not None:  # a repeated request takes no queue space
             known = await self.threads.run(self.store.job_of_key, owner, key)
             if known is not None:
                 return known
@@ -139,7 +141,7 @@ class Jobs:
             raise self.books.admission.overloaded("too many jobs are waiting")
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
-        rows, pictures = requests_to_json(requests)
+        rows, pictures = requests_to_json(requests, previews)
         new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
         with self.books.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
@@ -176,8 +178,8 @@ class Jobs:
         """How many wait before it; None if it does not wait."""
         return await self.threads.run(self.store.queue_position, job.id)
 
-    def events(self, job_id: str, after: int) -> AsyncIterator[bytes]:
-        """Server-sent events after number `after`, to the job's end."""
+    def events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
+        """What happens to the job after its event number `after`, to its end."""
         return job_events(self.store, self.threads, self.changes, job_id, after)
 
     async def cancel(self, job_id: str, owner: str) -> Job:

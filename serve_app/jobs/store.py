@@ -15,22 +15,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
-from serve_app.jobs.records import (
-    ENDED,
-    ConflictError,
-    Event,
-    IdempotencyKey,
-    Job,
-    JobNotFoundError,
-    LeaseLostError,
-    NewJob,
-    Output,
-    Status,
-    UnfinishedJob,
-    Webhook,
-)
+from serve_app.jobs.records import ENDED, Event, IdempotencyKey, Job, NewJob, Output, Status, UnfinishedJob, Webhook
 from serve_app.making.admission import Size
 
 jobs = tables.jobs
@@ -118,7 +106,8 @@ class JobStore:
         select = sa.select(events.c.number, events.c.kind, events.c.data, events.c.created_at)
         select = select.where(events.c.job_id == job_id, events.c.number > number).order_by(events.c.number)
         with self._engine.begin() as connection:
-            return [Event(*row) for row in connection.execute(select)]
+            rows = connection.execute(select).all()
+        return [Event(row.number, row.kind, row.data or {}, row.created_at) for row in rows]
 
     def queue_position(self, job_id: str) -> int | None:
         """How many jobs are started before it; None when it does not wait."""
@@ -312,7 +301,7 @@ class JobStore:
         with self._writing.begin() as connection:
             row = self._leased(connection, runner, job_id)
             connection.execute(sa.insert(tables.outputs), [{"job_id": job_id} | asdict(output) for output in outputs])
-            timings = row.timings | {str(request): seconds}
+            timings = (row.timings or {}) | {str(request): seconds}
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=timings, takeovers=0))
             pending = any(output.upload_pending for output in outputs)
             stored = {"request": request, "keys": [output.key for output in outputs]}
@@ -443,8 +432,10 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
     for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
         del values[name]
+    readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
+    values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
     return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
 
 
-def _sizes(rows: list[list[int]]) -> list[Size]:
-    return [(width, height, frames, steps) for width, height, frames, steps in rows]
+def _sizes(rows: list[list[int]] | None) -> list[Size]:
+    return [(width, height, frames, steps) for width, height, frames, steps in rows or []]

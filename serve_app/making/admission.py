@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.errors import InvalidRequestError, TriptychError
+from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, StageDescription
+from serve_app.errors import OverloadedError
 
 SMOOTHING = 0.3  # weight of the newest measurement
 MIN_BUSY_S = 1.0  # of work, before the pace of the stages is learned from it
@@ -23,20 +23,6 @@ DEFAULT_STEPS = 50
 
 Shape = tuple[int, int, int]  # width, height, frames
 Size = tuple[int, int, int, int]  # width, height, frames, steps
-
-caller: ContextVar[str] = ContextVar("caller", default="")  # the label of the API key; "" without keys
-
-
-class OverloadedError(TriptychError):
-    """The queue is full; after `retry_after_s` seconds there should be room."""
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message, retry_after_s)
-        self.message = message
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class AdmissionArgs(BaseModel):
@@ -124,14 +110,11 @@ class Admission:
         self._work_done_s = 0.0
         self._refused = 0
 
-    def admit(
-        self, requests: list[GenerationRequest], description: StageDescription, key: str | None = None
-    ) -> list[Ticket]:
-        """A ticket for each request, all or none; each must be closed.
+    def admit(self, requests: list[GenerationRequest], description: StageDescription, key: str = "") -> list[Ticket]:
+        """A ticket for each request, all or none; each must be closed. `key`: the label of the caller's API key.
 
         Raises OverloadedError when the queue is full, InvalidRequestError for what no empty queue could take.
         """
-        key = caller.get() if key is None else key
         if len(requests) > self.args.max_pending:
             raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
         tickets = [self._ticket(size_of(request, description), key) for request in requests]

@@ -12,7 +12,8 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import StageUnavailableError
 from deployments.messages import StageDescription
-from serve_app.making.generate import Stages, first_line
+from serve_app.making.ray_errors import first_line
+from serve_app.making.stages import Stages
 
 TIMEOUT_S = 2.0
 NO_ANSWER = "no replica answered in time: it is still loading, or it is down"

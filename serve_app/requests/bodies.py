@@ -1,21 +1,20 @@
-"""The bodies that callers send, in OpenAI's words and ours, and the answers."""
+"""The bodies that callers send, in OpenAI's words and ours."""
 
 from __future__ import annotations
 
 import base64
-import difflib
 import json
 import re
-import time
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.functional_validators import AfterValidator, PlainValidator
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from deployments.messages import GenerationRequest, InputImage, Media, MediaKind
+from deployments.messages import InputImage, MediaKind
+from env_config.closest import did_you_mean
 
 T = TypeVar("T")
 
@@ -36,7 +35,7 @@ _IMAGE_SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", 
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """A picture to be fetched before the request is made: serve_app.requests.input_pictures."""
+    """A picture to be fetched before the request is made."""
 
     url: str
 
@@ -95,8 +94,10 @@ InputImages = Annotated[
 
 
 def _with_extra_body(values: dict[str, Any]) -> dict[str, Any]:
-    """The body with the fields of `extra_body` beside the others: who writes HTTP by hand after the OpenAI client's
-    argument of this name sends them nested."""
+    """The body with the fields of `extra_body` beside the others.
+
+    People who copy the client's `extra_body` argument into raw HTTP send the fields nested.
+    """
     extra = values.get("extra_body")
     if extra is None:
         return values
@@ -113,8 +114,7 @@ def closest(name: str, known: list[str]) -> str:
     """A hint for an unknown name."""
     if FIELD_INSTEAD.get(name) in known:
         return f"use {FIELD_INSTEAD[name]!r}"
-    close = difflib.get_close_matches(name[:80], known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return did_you_mean(name, known, f"known are {', '.join(known)}")
 
 
 class GenerationBody(BaseModel):
@@ -234,64 +234,3 @@ class VideoGenerationBody(GenerationBody):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="first frames to show on the way, as events of the job; some models show none"
     )
-
-
-class GeneratedItem(BaseModel):
-    """One file: its bytes or where they are."""
-
-    b64_json: str | None = None
-    url: str | None = None
-    revised_prompt: None = None
-    seed: int
-
-
-class ImagesAnswer(BaseModel):
-    """What the OpenAI client reads as ImagesResponse, and a little more."""
-
-    created: int  # Unix time in seconds
-    model: str
-    data: list[GeneratedItem]
-    output_format: str
-    size: str
-    timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
-
-    @classmethod
-    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
-        first = media[0].files[0]
-        return cls(
-            created=int(time.time()),
-            model=requests[0].model,
-            data=items,
-            output_format=requests[0].output.format,
-            size=f"{first.width}x{first.height}",
-            timings=[made.seconds for made in media],
-        )
-
-
-class VideosAnswer(ImagesAnswer):
-    """The same for videos, with their length."""
-
-    num_frames: int
-    fps: float | None
-
-    @classmethod
-    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
-        first = media[0].files[0]
-        answer = ImagesAnswer.of(items, requests, media)
-        return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
-
-
-class ModelCard(BaseModel):
-    """A served model, as OpenAI lists it."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int  # Unix time in seconds
-    owned_by: str = "triptych"
-
-
-class ModelList(BaseModel):
-    """GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]

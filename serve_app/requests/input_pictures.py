@@ -14,9 +14,9 @@ from yarl import URL
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import InputImage
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
 from serve_app.requests.bodies import GenerationBody, RemoteImage
+from serve_app.requests.limits import RequestLimits
 
 Body = TypeVar("Body", bound=GenerationBody)
 

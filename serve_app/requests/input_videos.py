@@ -11,7 +11,7 @@ from PIL import Image
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import InputImage
-from serve_app.http.middleware.limits import RequestLimits
+from serve_app.requests.limits import RequestLimits
 
 # By the first bytes of a file. FFmpeg's own guess would also open play lists, which name files and addresses to open.
 CONTAINERS = ((4, b"ftyp", "mp4"), (0, b"\x1aE\xdf\xa3", "matroska"))  # offset, bytes, FFmpeg's name; WebM is Matroska

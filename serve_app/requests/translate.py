@@ -12,7 +12,6 @@ from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest, OutputFormat, StageDescription
-from serve_app.http.middleware.limits import RequestLimits
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
@@ -21,6 +20,7 @@ from serve_app.requests.bodies import (
     VideoGenerationBody,
     closest,
 )
+from serve_app.requests.limits import RequestLimits
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
 SEED_BITS = 32  # of a seed that we choose: short enough to be written down
@@ -245,7 +245,7 @@ def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimi
 
 
 def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
-    if argument not in description.parameters and argument not in description.required:
+    if not description.takes(argument):
         raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
 
 

@@ -1,9 +1,11 @@
-"""Pictures of a video: its first frame, and a sheet of frames from beginning to end."""
+"""Small pictures of what is made: a video's first frame, a sheet of its frames, and previews for a job's events."""
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import av
 from PIL import Image
@@ -11,7 +13,9 @@ from PIL import Image
 SHEET_COLUMNS, SHEET_ROWS = 4, 4
 SHEET_FRAME_WIDTH = 160  # pixels
 WEBP_QUALITY = 80
-JPEG_QUALITY = 85
+SHEET_QUALITY = 85
+PREVIEW_LONGEST_SIDE = 256  # pixels
+PREVIEW_QUALITY = 75
 
 
 def thumbnail(video: bytes) -> tuple[bytes, str]:
@@ -31,7 +35,18 @@ def spritesheet(video: bytes) -> tuple[bytes, str]:
     sheet = Image.new("RGB", (columns * width, rows * height))
     for index, picture in enumerate(pictures):
         sheet.paste(picture, (index % columns * width, index // columns * height))
-    return _encoded(sheet, "JPEG", JPEG_QUALITY), "image/jpeg"
+    return _encoded(sheet, "JPEG", SHEET_QUALITY), "image/jpeg"
+
+
+def small_picture(data: bytes) -> dict[str, Any]:
+    """A picture file as a JPEG of at most PREVIEW_LONGEST_SIDE pixels, in the words of an event."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.thumbnail((PREVIEW_LONGEST_SIDE, PREVIEW_LONGEST_SIDE))
+    return {
+        "b64_json": base64.b64encode(_encoded(picture, "JPEG", PREVIEW_QUALITY)).decode(),
+        "output_format": "jpeg",
+        "size": f"{picture.width}x{picture.height}",
+    }
 
 
 def _frames(video: bytes) -> Iterator[Image.Image]:

@@ -10,29 +10,46 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import ObjectNotFoundError, StorageBackend, StoredObject, file_url, write_whole
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.base import StorageBackend, StoredObject
+from serve_app.storage.keys import content_type_of, file_url, known_shape
+from serve_app.storage.local import write_whole
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between rounds of uploads, while the storage fails
 IDLE_PAUSE_S = 2.0
 MAX_FAILURES_PER_ROUND = 2  # the storage is down, not one object bad
+VERSION = 1  # of an entry; one without a version is of version 0, which could not show whether it was whole
+SET_ASIDE = "set_aside"  # the folder of entries that cannot be uploaded, in the spool's own
 
 OnUploaded = Callable[[str], Awaitable[None]]  # told the key; a StorageError keeps the entry
+
+
+class DamagedEntryError(Exception):
+    """An entry of the spool that no later try can upload."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object that waits in the spool."""
+
+    data: bytes
+    content_type: str
+    metadata: dict[str, str]
 
 
 class SpooledStorage:
     """A storage that is shared between machines, with a folder of this machine for when it fails.
 
     An entry is two files, named by the object's key: the bytes and, written after them, what goes with them.
-    Objects to be deleted while the storage fails leave a mark instead. `place` names the storage as it is
-    configured now.
+    Objects to be deleted while the storage fails leave a mark instead. A damaged entry is set aside in a folder
+    of the spool and holds up no other. `place` names the storage as it is configured now.
     """
 
     def __init__(self, backend: StorageBackend, folder: Path, base_url: str = "", place: str = "") -> None:
@@ -49,7 +66,7 @@ class SpooledStorage:
         try:
             await self.backend.check()
         except StorageError as error:
-            if not known.exists() or known.read_text() != self.place:
+            if not known.exists() or known.read_bytes() != self.place.encode():
                 raise
             logger.warning("starting although the storage does not answer, it has worked before: %s", error)
         else:
@@ -70,15 +87,17 @@ class SpooledStorage:
         return file_url(self.base_url, key) if self._entry(key).exists() else self.backend.url_of(key)
 
     async def load(self, key: str) -> tuple[bytes, str]:
-        entry = self._entry(key)
+        entry = self._entry(known_shape(key))
         if self._mark(key).exists():
             raise ObjectNotFoundError(f"there is no file {key[:200]!r}")
-        if entry.exists():
-            try:
-                data, about = await asyncio.to_thread(_read, entry)
-            except FileNotFoundError:
-                return await self.backend.load(key)  # it was uploaded at this moment
-            return data, str(about["content_type"])
+        try:
+            found = await asyncio.to_thread(_read, entry, key)
+        except FileNotFoundError:
+            pass  # it was taken, also at this moment
+        except DamagedEntryError as error:
+            logger.warning("%s is not served from the spool: %s", key, error)
+        else:
+            return found.data, found.content_type
         return await self.backend.load(key)
 
     async def delete(self, key: str) -> None:
@@ -99,8 +118,16 @@ class SpooledStorage:
 
     def _write(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> None:
         entry = self._entry(key)
+        about = {
+            "version": VERSION,
+            "content_type": content_type,  # version 0 reads it
+            "metadata": metadata,
+            "num_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        entry.unlink(missing_ok=True)  # so that no reader takes the old text for that of the new bytes
         write_whole(entry.with_suffix(".data"), data)
-        write_whole(entry, json.dumps({"content_type": content_type, "metadata": metadata}).encode())
+        write_whole(entry, json.dumps(about).encode())
 
     def _entry(self, key: str) -> Path:
         return self.folder / f"{quote(key[:256], safe='')}.json"
@@ -136,6 +163,8 @@ class SpoolUploads:
                 try:
                     await work(key)
                     failures = 0
+                except (DamagedEntryError, ObjectNotFoundError) as error:
+                    await asyncio.to_thread(self._set_aside, key, error)
                 except (StorageError, OSError) as error:
                     failures += 1
                     logger.warning("%s still waits in the spool: %s", key, error)
@@ -146,11 +175,11 @@ class SpoolUploads:
     async def _upload(self, key: str) -> None:
         entry = self.storage._entry(key)
         try:
-            data, about = await asyncio.to_thread(_read, entry)
+            found = await asyncio.to_thread(_read, entry, key)
         except FileNotFoundError:
             return  # deleted meanwhile
         try:
-            await self.storage.backend.store(key, data, about["content_type"], about["metadata"])
+            await self.storage.backend.store(key, found.data, found.content_type, found.metadata)
         except StorageError:
             if entry.exists():
                 os.utime(entry)  # to the end of the queue
@@ -162,6 +191,15 @@ class SpoolUploads:
     async def _delete(self, key: str) -> None:
         await self.storage.backend.delete(key)
         self.storage._mark(key).unlink(missing_ok=True)
+
+    def _set_aside(self, key: str, error: Exception) -> None:
+        folder = self.storage.folder / SET_ASIDE
+        folder.mkdir(exist_ok=True)
+        entry = self.storage._entry(key)
+        for file in (entry, entry.with_suffix(".data"), self.storage._mark(key)):
+            if file.exists():
+                file.rename(folder / file.name)
+        logger.error("%s is set aside in %s, it cannot be uploaded: %s", key, folder, error)
 
     def _marked(self) -> list[str]:
         return [unquote(mark.stem) for mark in self.storage.folder.glob("*.delete")]
@@ -177,9 +215,32 @@ def _acquired(lock: FileLock) -> bool:
         return False
 
 
-def _read(entry: Path) -> tuple[bytes, dict[str, Any]]:
-    about: dict[str, Any] = json.loads(entry.read_bytes())
-    return entry.with_suffix(".data").read_bytes(), about
+def _read(entry: Path, key: str) -> Entry:
+    """The entry of `key`. Raises FileNotFoundError if it is not there (any more), and DamagedEntryError."""
+    text = entry.read_bytes()
+    try:
+        data = entry.with_suffix(".data").read_bytes()
+        return _entry(text, data, known_shape(key))
+    except (FileNotFoundError, ValueError, ObjectNotFoundError) as error:
+        if entry.read_bytes() != text:  # it was replaced while it was read
+            raise FileNotFoundError(str(entry)) from error
+        raise DamagedEntryError(str(error)) from error
+
+
+def _entry(text: bytes, data: bytes, key: str) -> Entry:
+    """An entry of any version; what it does not say follows from the key. Raises ValueError for a damaged one."""
+    about = json.loads(text)
+    if not isinstance(about, dict):
+        raise ValueError("what goes with its bytes is no JSON object")
+    if about.get("version", 0) not in (0, VERSION):
+        logger.warning("the spooled %s of version %r is read as one of version %d", key, about["version"], VERSION)
+    if about.get("num_bytes", len(data)) != len(data):
+        raise ValueError(f"it has {len(data)} bytes, not {about['num_bytes']}")
+    if "sha256" in about and about["sha256"] != hashlib.sha256(data).hexdigest():
+        raise ValueError("its bytes are not those that were written")
+    metadata = about.get("metadata")
+    known = {str(name): str(value) for name, value in metadata.items()} if isinstance(metadata, dict) else {}
+    return Entry(data, content_type_of(key), known)
 
 
 def _remove(entry: Path) -> None:

@@ -1,15 +1,13 @@
 """Check a Serve config file strictly, before anything starts: Serve itself accepts misspelt keys."""
 
-import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv
 from ray.serve import Application
@@ -17,7 +15,8 @@ from ray.serve._private.build_app import build_app as serve_build_app
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from env_config.serve_config import check_serve_config, serve_configs_of
+from env_config.closest import did_you_mean
+from env_config.serve_config import UNREADABLE, check_all_env_vars, read_serve_configs
 from serve_app.autoscaling import ReplicaRatio
 
 # Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
@@ -46,12 +45,11 @@ def check_config(file: Path | str) -> list[str]:
     Looks at every key of Serve's schema, the builder and its `args`, the deployments' names, the `env_vars`.
     """
     try:
-        documents = list(yaml.load_all(Path(file).read_text(encoding="utf-8"), StrictLoader))
-        configs = [config for document in documents for config in serve_configs_of(document)]
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        configs = read_serve_configs(Path(file))
+    except UNREADABLE as error:
         return [f"{file}: {error}"]
     problems = [problem for config in configs for problem in check_serve_config_schema(config)]
-    return [f"{file}: {problem}" for problem in problems] + check_serve_config(file)
+    return [f"{file}: {problem}" for problem in problems + check_all_env_vars(configs)]
 
 
 def check_serve_config_schema(config: Mapping[str, Any]) -> list[str]:
@@ -88,7 +86,7 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     deployments = [mapping_or_empty(each) for each in (deployments if isinstance(deployments, list) else [])]
     names = [deployment.get("name") for deployment in deployments]
     problems += [
-        f"{where}.deployments: no deployment is named {name!r}{closest(name, known)}"
+        f"{where}.deployments: no deployment is named {name!r}{hint(name, known)}"
         for name in names
         if name not in known
     ]
@@ -131,7 +129,7 @@ def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[
     if not isinstance(settings, Mapping):
         return [f"{where}.policy_kwargs: must be a mapping, got {settings!r}"]
     known = inspect.signature(ReplicaRatio).parameters
-    unknown = [f"{where}.policy_kwargs.{key}: unknown key{closest(key, known)}" for key in settings if key not in known]
+    unknown = [f"{where}.policy_kwargs.{key}: unknown key{hint(key, known)}" for key in settings if key not in known]
     if unknown:
         return unknown
     try:
@@ -166,7 +164,7 @@ def import_builder(import_path: str) -> Callable[..., Any]:
         raise BuilderError(f"{error}") from error
     builder: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(builder):
-        raise BuilderError(f"{module_name} has no function {name}{closest(name, vars(module))}")
+        raise BuilderError(f"{module_name} has no function {name}{hint(name, vars(module))}")
     return builder
 
 
@@ -185,7 +183,7 @@ def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) 
     Says also what is wrong with the values of the mappings that validating `model` does not look into.
     """
     known = {field.alias or name: name for name, field in model.model_fields.items()}
-    problems = [f"{join(where, key)}: unknown key{closest(key, known)}" for key in values if key not in known]
+    problems = [f"{join(where, key)}: unknown key{hint(key, known)}" for key in values if key not in known]
     for key in [key for key in values if key in known]:
         annotation = annotation_of(model, known[key])
         for nested, mapping, place in nested_models(annotation, values[key], join(where, key)):
@@ -199,7 +197,7 @@ def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) 
 
 def unknown_runtime_env_keys(runtime_env: Mapping[str, Any], where: str) -> list[str]:
     return [
-        f"{join(where, 'runtime_env', key)}: unknown key{closest(key, RUNTIME_ENV_KEYS)}"
+        f"{join(where, 'runtime_env', key)}: unknown key{hint(key, RUNTIME_ENV_KEYS)}"
         for key in runtime_env
         if key not in RUNTIME_ENV_KEYS
     ]
@@ -262,25 +260,8 @@ def join(*parts: object) -> str:
     return ".".join(str(part) for part in parts if part != "")
 
 
-def closest(name: object, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; known: {', '.join(sorted(known))}"
-
-
-MERGE_TAG = "tag:yaml.org,2002:merge"  # `<<: *anchor`
-
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice in one mapping is an error; plain YAML keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE_TAG]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice in one mapping", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+def hint(name: object, known: Iterable[str]) -> str:
+    return "; " + did_you_mean(name, known, f"known: {', '.join(sorted(known))}")
 
 
 if __name__ == "__main__":

@@ -1,218 +1,27 @@
-"""`python -m serve_app.tools.launch` starts an application, says what happens, and leaves no process behind."""
+"""The launcher with a real Ray."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pytest
-import yaml
 
-from serve_app.tools.launch import (
-    Address,
-    LaunchError,
-    Progress,
-    deployment_messages,
-    ready_message,
-    stage_progress,
-)
-
-ROOT = Path(__file__).resolve().parents[2]
+from serve_app.tools.launch import processes_of_session
+from tests.support.launching import REAL, config_file, launched, still_running, wait_for_output
+from tests.support.served_application import free_port
 
 
-@pytest.mark.slow
 def test_it_serves_and_ends_at_ctrl_c_without_leaving_a_process(tmp_path: Path) -> None:
     port = free_port()
-    with launched(config_file(tmp_path, port), tmp_path) as launcher:
+    with launched(config_file(tmp_path, port), tmp_path, REAL) as launcher:
         wait_for_output(launcher, tmp_path, "Ready:")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             assert answer.status == 200
         started = psutil.Process(launcher.pid).children(recursive=True)
         assert {"raylet", "gcs_server"} <= {process.name() for process in started}
+        assert set(started) <= set(processes_of_session(started[0].pid)), "all would be found if `serve run` died"
 
         launcher.send_signal(signal.SIGINT)
 
         assert launcher.wait(90) == 0
         assert still_running(started) == []
-
-
-@pytest.mark.slow
-def test_sigterm_while_it_loads_leaves_no_process(tmp_path: Path) -> None:
-    with launched(config_file(tmp_path, free_port(), load_s=600), tmp_path) as launcher:
-        wait_for_output(launcher, tmp_path, "Encoder loading weights")
-        started = psutil.Process(launcher.pid).children(recursive=True)
-
-        launcher.terminate()
-        wait_for_output(launcher, tmp_path, "Stopping")
-        launcher.terminate()
-
-        assert launcher.wait(90) == 0
-        assert still_running(started) == []
-
-
-@pytest.mark.slow
-def test_a_stage_that_cannot_start_ends_it_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
-    with launched(config_file(tmp_path, free_port(), refused="fa9"), tmp_path) as launcher:
-        assert launcher.wait(120) == 1
-    text = output(tmp_path)
-    assert "application 'toy' failed to deploy" in text
-    assert "Encoder: " in text
-    assert "SGLANG_DIFFUSION_ATTENTION_BACKEND='fa9' is not allowed" in text
-    assert "What to do: " in text
-
-
-@pytest.mark.slow
-def test_the_death_of_serve_run_ends_it_and_all_it_started(tmp_path: Path) -> None:
-    with launched(config_file(tmp_path, free_port()), tmp_path) as launcher:
-        wait_for_output(launcher, tmp_path, "Ready:")
-        started = psutil.Process(launcher.pid).children(recursive=True)
-        serve_run = psutil.Process(launcher.pid).children()[0]
-
-        serve_run.kill()
-
-        assert launcher.wait(90) == 1
-        assert still_running(started) == []
-    assert "`serve run` ended" in output(tmp_path)
-
-
-def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with launched(config_file(tmp_path, port), tmp_path) as launcher:
-            assert launcher.wait(90) == 1
-    text = output(tmp_path)
-    assert f"cannot listen on 127.0.0.1, port {port} (Address already in use)" in text
-    assert "Starting Ray" not in text
-
-
-def test_a_config_with_a_mistake_is_refused_by_name_and_nothing_starts(tmp_path: Path) -> None:
-    with launched(config_file(tmp_path, free_port(), lod_s=3), tmp_path) as launcher:
-        assert launcher.wait(90) == 1
-    text = output(tmp_path)
-    assert "applications[toy].args.lod_s: unknown key; did you mean 'load_s'?" in text
-    assert "Starting Ray" not in text
-
-
-@pytest.mark.parametrize(
-    ("videos", "route", "name", "prompt"),
-    [
-        (False, "images", "picture.png", "a red apple"),
-        (True, "videos", "video.mp4", "a fox moving left on a blue background"),
-    ],
-)
-def test_the_curl_line_writes_the_file_of_the_answer(
-    videos: bool, route: str, name: str, prompt: str, tmp_path: Path
-) -> None:
-    """The line itself, with a `curl` that answers as the server does and keeps what it was asked."""
-    curl = tmp_path / "curl"
-    curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > asked\necho \'{"data": [{"b64_json": "UE5H"}]}\'\n')
-    curl.chmod(0o755)
-    message = ready_message(Address("0.0.0.0", 8123, "/toy"), videos)
-    [line] = [line for line in message.splitlines() if line.strip().startswith("curl")]
-
-    subprocess.run(line, shell=True, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
-
-    assert (tmp_path / name).read_bytes() == b"PNG"
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert f"http://127.0.0.1:8123/toy/v1/{route}/generations" in asked
-    assert f'{{"prompt": "{prompt}", "response_format": "b64_json"}}' in asked
-    assert 'base_url="http://127.0.0.1:8123/toy/v1"' in message
-
-
-def test_the_progress_line_tells_every_stage() -> None:
-    stages = {
-        "Encoder": {"ready": True, "detail": ""},
-        "Denoiser": {"ready": False, "detail": "reading weights"},
-        "VAE": {"ready": False, "detail": ""},
-    }
-    assert stage_progress(503, {"stages": stages}) == "Encoder ready, Denoiser reading weights, VAE loading"
-    assert stage_progress(404, None) == "Serve is up, the application is being built"
-    assert stage_progress(None, None) == "waiting for Ray and Serve to answer"
-
-
-def test_the_same_progress_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress()
-    for line in ("one", "one", "two", "one"):
-        progress.show(line)
-    assert [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
-
-
-def test_a_failed_build_is_told_when_no_deployment_says_more() -> None:
-    failed = {"toy": {"status": "DEPLOY_FAILED", "message": "Traceback\nValueError: no model", "deployments": {}}}
-    with pytest.raises(LaunchError, match="ValueError: no model"):
-        deployment_messages(failed)
-
-
-def test_a_deployment_that_waits_for_a_resource_is_told() -> None:
-    waiting = {"Encoder": {"message": "Resources required: GPU"}, "Ingress": {"message": ""}}
-    applications = {"toy": {"status": "DEPLOYING", "message": "", "deployments": waiting}}
-    assert deployment_messages(applications) == ["Encoder: Resources required: GPU"]
-
-
-def config_file(folder: Path, port: int, **args: Any) -> Path:
-    application = {
-        "name": "toy",
-        "route_prefix": "/",
-        "import_path": "tests.support.toy_app:build_app",
-        "args": args,
-        "deployments": [
-            {"name": name, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 5}
-            for name in ("Ingress", "Encoder")
-        ],
-    }
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
-    file = folder / "serve_toy.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
-@contextmanager
-def launched(config: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / "output").open("wb") as out:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.tools.launch", str(config)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-    try:
-        yield launcher
-    finally:
-        if launcher.poll() is None:
-            launcher.terminate()
-            launcher.wait(90)
-
-
-def output(folder: Path) -> str:
-    return (folder / "output").read_text()
-
-
-def wait_for_output(launcher: subprocess.Popen[bytes], folder: Path, text: str) -> None:
-    deadline = time.monotonic() + 180
-    while text not in output(folder):
-        assert launcher.poll() is None, output(folder)
-        assert time.monotonic() < deadline, output(folder)
-        time.sleep(0.2)
-
-
-def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

@@ -1,34 +1,25 @@
-"""The ingress in this process: the real application and routes, with stages that make pictures at once."""
+"""The application in this process: the real root and routes, with stages that make pictures at once."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import pytest
-import ray.serve.context
 from PIL import Image
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from env_config.variables import EnvConfig
-from serve_app.http.middleware.keys import ApiKeys
-from serve_app.http.middleware.limits import RequestLimits
-from serve_app.ingress import Ingress, IngressArgs, app
-from serve_app.jobs.service import JobArgs
-from serve_app.making.admission import Admission, AdmissionArgs
-from serve_app.making.layers.sharing import SharedGenerations
-from serve_app.making.layers.signing import make_signer
+from serve_app.http.app import http_app
 from serve_app.requests.input_pictures import PictureRules
-from serve_app.storage.s3 import LocalStorage
-
-IngressClass = Ingress.func_or_class.__mro__[1]  # as it is written, without Serve's wrapper
+from serve_app.service import Service, ServiceArgs, open_service
+from tests.support.played_stages import PlayedHandle, played
 
 TEXT_TO_IMAGE = StageDescription(
     stages=("encoder",),
@@ -78,60 +69,64 @@ async def make_at_once(request: GenerationRequest) -> Media:
 
 
 class Server:
-    """The application as a client reaches it; `requests` are those that came as far as the stages."""
+    """The application as a client reaches it, itself an ASGI application; its service is opened by the first request.
+
+    `make` plays the stages; `requests` are those that came as far as them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.requests: list[GenerationRequest] = []
-        self.make: Callable[..., Any] = make_at_once
-        self.ingress: Any = object.__new__(IngressClass)
+        self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
+        self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()
 
-    def configure(self, describing: StageDescription = TEXT_TO_IMAGE, **changes: Any) -> None:
-        """Start again with these arguments of the application."""
-        args = IngressArgs(
-            **{
-                "model_name": "flux",
-                "default_arguments": {},
-                "limits": RequestLimits(),
-                "output_directory": self.folder,
-                "public_url": None,
-                "url_style": "path",
-                "admission": AdmissionArgs(),
-                "api_keys_file": None,
-                "cors_origins": (),
-                "remote_images": False,
-                "private_targets": False,
-                "c2pa_certificate": None,
-                "c2pa_private_key": None,
-                "jobs": JobArgs(),
-                **changes,
-            }
+    def configure(
+        self, describing: StageDescription = TEXT_TO_IMAGE, pictures: PictureRules | None = None, **args: Any
+    ) -> None:
+        """Start again with these arguments of the application, and `pictures` in place of the rules that they make."""
+        self.close()
+        self._args = ServiceArgs(
+            **{"model_name": "flux", "output_directory": self.folder, "url_style": "path", **args}
         )
-        self.ingress.args = args
-        self.ingress.env = EnvConfig()
-        self.ingress.stages = SimpleNamespace(deployments=dict)  # none of them is missing
-        self.ingress._generate_one = self._generate_one
-        self.ingress.signer = make_signer(args.c2pa_certificate, args.c2pa_private_key)
-        self.ingress.shared = SharedGenerations(
-            self._generate_one if self.ingress.signer is None else self.ingress._generate_signed
-        )
-        self.ingress.started = int(time.time())
-        self.ingress.admission = Admission(args.admission)
-        self.ingress.pictures = PictureRules(args.limits, args.remote_images, args.private_targets)
-        self.ingress.api_keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
-        self.ingress.description = describing
-        self.ingress.storage = LocalStorage(self.folder)
+        self._pictures = pictures
+        self._opening = asyncio.Lock()
+        self.handle = PlayedHandle(describing, lambda request: self.make(request), make_at_once)
 
-    async def _generate_one(self, request: GenerationRequest, *hooks: Any, on_preview: Any = None) -> Media:
-        self.requests.append(request)
-        for step in range(1, request.previews + 1):
-            on_preview(step, await make_at_once(request))
-        made: Media = await self.make(request)
-        return made
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        return self.handle.requests
+
+    @property
+    def service(self) -> Service:
+        """Once it is open."""
+        assert self._opened is not None
+        return self._opened[0]
+
+    async def open(self) -> ASGIApp:
+        """The application; a second time the same one."""
+        async with self._opening:
+            if self._opened is None:
+                self._opened = await self._open()
+        return self._opened[1]
+
+    async def _open(self) -> tuple[Service, ASGIApp]:
+        env = EnvConfig.model_validate({"runtime": {"cache_root": self.folder.with_name(f"{self.folder.name}-cache")}})
+        service = await open_service(self._args, env, played(self.handle), "app")
+        if self._pictures is not None:
+            service = dataclasses.replace(service, pictures=self._pictures)
+        return service, http_app(service)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = await self.open()
+        await app(scope, receive, send)
 
     def client(self, **arguments: Any) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://test", **arguments)
 
     async def post(self, path: str, **arguments: Any) -> httpx.Response:
@@ -150,13 +145,9 @@ async def until(happened: Callable[[], bool]) -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """A server in this process, which Serve's functions take for a replica."""
+    """A server in this process, which runs no jobs."""
     server = Server(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray.serve.context, "_INTERNAL_REPLICA_CONTEXT", _ReplicaContext(server.ingress))
+    try:
         yield server
-
-
-class _ReplicaContext:
-    def __init__(self, servable_object: Any) -> None:
-        self.servable_object = servable_object
+    finally:
+        server.close()

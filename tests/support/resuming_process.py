@@ -12,9 +12,11 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from deployments.devices import select_device
 from deployments.messages import Conditioning, DecodeInputs, GenerationRequest
-from deployments.model import DenoisingArgs
-from deployments.stage_pipeline.loading import StagePipeline, load_stage
+from deployments.model import DenoisingArgs, ModelArgs
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stages.build import build_stage
 from deployments.stages.denoise import DenoiserStage
 from env_config.variables import EnvConfig
 from tests.support.tiny_models import TINY_MODELS, tiny_patches
@@ -42,7 +44,8 @@ class ResumingProcess:
 
 
 def load_denoiser(folder: Path) -> StagePipeline:
-    stage = load_stage(folder, ("denoiser",))
+    model = ModelArgs(path=str(folder), name=folder.name)
+    stage = build_stage(model, ("denoiser",), EnvConfig(), select_device("cpu"))
     after_load = TINY_MODELS[folder.name].after_load
     if after_load is not None:
         after_load(stage.pipeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -75,6 +76,19 @@ class S3Server:
         with closing(self.client()) as client:
             client.create_bucket(Bucket=name)
         return name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which boto3 and the streamer find the server, and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_CONFIG_FILE": os.devnull,
+        }
 
     def cloud_storage(self, bucket: str, **changes: Any) -> CloudStorage:
         """The settings of a process that stores its media here."""

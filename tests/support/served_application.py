@@ -1,4 +1,4 @@
-"""One real application, run by the real `serve run` on a Ray of its own, for all tests of served behaviour."""
+"""Real applications, run by the real `serve run` on one Ray, for all tests of served behaviour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 START_TIMEOUT_S = 280  # two cores that others use too; each replica imports torch and diffusers
 STOP_TIMEOUT_S = 60
+THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
+CHECKPOINT_EVERY = 1
 DEFAULT_ARGUMENTS = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 32}
 
 
@@ -42,6 +44,7 @@ class ServedApplication:
     config: dict[str, Any]
     folder: Path
     serve_run: subprocess.Popen[bytes]
+    others: list[dict[str, Any]] = field(default_factory=list)  # applications beside the first
 
     def generate(self, prefix: str = "", **body: Any) -> httpx.Response:
         """POST /v1/images/generations."""
@@ -76,15 +79,25 @@ class ServedApplication:
         [process] = [each for each in self.processes() if title in each.cmdline()[:1]]
         return process
 
+    def ray_address(self) -> str:
+        """Where Ray listens for a driver."""
+        [raylet] = [each for each in self.processes() if each.name() == "raylet"]
+        [address] = set(re.findall(r"--gcs-address=(\S+)", " ".join(raylet.cmdline())))
+        return str(address)
+
+    def dashboard(self) -> str:
+        """Where Serve's REST API listens."""
+        [url] = re.findall(r"View the dashboard at (http\S+)", self.log())
+        return str(url)
+
     def processes(self) -> list[psutil.Process]:
         """All that `serve run` started, itself included."""
         return processes_of_session(self.serve_run.pid)
 
     def cli(self, command: str, *arguments: str) -> str:
         """What `serve <command>` prints."""
-        [dashboard] = re.findall(r"View the dashboard at (http\S+)", self.log())
         done = subprocess.run(
-            [*SERVE, command, "--address", dashboard, *arguments],
+            [*SERVE, command, "--address", self.dashboard(), *arguments],
             capture_output=True,
             text=True,
             timeout=120,
@@ -94,19 +107,21 @@ class ServedApplication:
         return done.stdout
 
     @contextmanager
-    def beside(self, *others: dict[str, Any]) -> Iterator[None]:
-        """`serve deploy` these applications beside the first, which stays as it is; remove them afterwards."""
-        self._deploy(*others)
+    def beside(self, *applications: dict[str, Any]) -> Iterator[None]:
+        """`serve deploy` these applications beside those that are there, which stay; remove them afterwards."""
+        self.others.extend(applications)
+        file = self.folder / "serve_others.yaml"
+        file.write_text(yaml.safe_dump(self._config()), encoding="utf-8")
+        self.cli("deploy", str(file))
         try:
             yield
         finally:
-            self._deploy()
+            self.others[:] = [each for each in self.others if each not in applications]
+            url = f"{self.dashboard()}/api/serve/applications/"
+            httpx.put(url, json=self._config(), timeout=60).raise_for_status()  # as `serve deploy` does, in no time
 
-    def _deploy(self, *others: dict[str, Any]) -> None:
-        file = self.folder / "serve_others.yaml"
-        config = {**self.config, "applications": [*self.config["applications"], *others]}
-        file.write_text(yaml.safe_dump(config), encoding="utf-8")
-        self.cli("deploy", str(file))
+    def _config(self) -> dict[str, Any]:
+        return {**self.config, "applications": [*self.config["applications"], *self.others]}
 
     def status(self) -> dict[str, Any]:
         """The applications in the answer of `serve status`, by name."""
@@ -125,7 +140,9 @@ def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application("triptych", checkpoint, ("Encoder", "Denoiser", "VAE"), folder)],
+        "applications": [
+            application("triptych", checkpoint, THREE_STAGE, folder, denoising={"checkpoint_every": CHECKPOINT_EVERY})
+        ],
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with ExitStack() as cleaning:
@@ -180,6 +197,7 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
+        "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }

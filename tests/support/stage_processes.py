@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import HandOffIncompleteError
-from deployments.messages import ComponentAnswer, ComponentCall, DecodeInputs, GenerationRequest, StageName
+from deployments.messages import ComponentAnswer, ComponentCall, DecodeInputs, Envelope, GenerationRequest, StageName
+from deployments.model import DType
 
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
@@ -25,7 +26,7 @@ class StageProcess:
         self._process = context.Process(target=_serve, args=(stage, child), daemon=True)
         self._process.start()
 
-    def load(self, folder: Path, dtype: str | None = None) -> dict[str, int]:
+    def load(self, folder: Path, dtype: DType = "auto") -> dict[str, int]:
         """Returns the bytes of weights in the process, by component."""
         return self.ask("load", folder, dtype)
 
@@ -55,14 +56,14 @@ class StageProcesses:
     def __init__(self) -> None:
         self.processes = {stage: StageProcess(stage) for stage in STAGES}
 
-    def load(self, folder: Path, dtype: str | None = None) -> dict[StageName, dict[str, int]]:
+    def load(self, folder: Path, dtype: DType = "auto") -> dict[StageName, dict[str, int]]:
         return {stage: process.load(folder, dtype) for stage, process in self.processes.items()}
 
     def generate(self, request: GenerationRequest, complete: bool = False) -> list[Any]:
         """The leaves of the output, made by the three processes."""
-        request = GenerationRequest(**{**vars(request), "complete_hand_off": complete})
         conditioning = self.processes["encoder"].ask("encode", request)
-        inputs: DecodeInputs = self.processes["denoiser"].ask("denoise", request, conditioning, answer=self._answer)
+        denoiser, envelope = self.processes["denoiser"], Envelope(complete_hand_off=complete)
+        inputs: DecodeInputs = denoiser.ask("denoise", request, conditioning, envelope, answer=self._answer)
         try:
             output: list[Any] = self.processes["vae"].ask("decode", request, inputs)
         except HandOffIncompleteError:

@@ -11,22 +11,26 @@ from diffusers import StableAudioPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from deployments.devices import select_device
 from deployments.media.pixels import files_to_write
 from deployments.messages import (
     ComponentAnswer,
     ComponentCall,
     Conditioning,
     DecodeInputs,
+    Envelope,
     GenerationRequest,
     OutputFormat,
     StageName,
 )
+from deployments.model import DType, ModelArgs
 from deployments.stage_pipeline.description import media_kind
-from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.remote_calls import answer_call
+from deployments.stages.build import build_stage
 from deployments.stages.decode import audio_sample_rate, decode_output, default_fps
 from deployments.stages.denoise import AskStage, DenoiserStage
 from deployments.stages.encode import encode
+from env_config.variables import EnvConfig
 from tests.support.tiny_models import TINY_MODELS, tiny_patches
 
 OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
@@ -43,8 +47,9 @@ class StageWorker:
             library.set_verbosity_error()
             library.disable_progress_bar()
 
-    def load(self, folder: Path, dtype: str | None) -> dict[str, int]:
-        self.stage = load_stage(folder, (self.name,), dtype=getattr(torch, dtype) if dtype else None)
+    def load(self, folder: Path, dtype: DType) -> dict[str, int]:
+        args = ModelArgs(path=str(folder), name=folder.name, dtype=dtype)
+        self.stage = build_stage(args, (self.name,), EnvConfig(), select_device("cpu"))
         model = TINY_MODELS.get(folder.name)
         if model is not None and model.after_load is not None:
             model.after_load(self.stage.pipeline)
@@ -54,8 +59,8 @@ class StageWorker:
     def encode(self, request: GenerationRequest) -> Conditioning:
         return encode(self.stage, request)
 
-    def denoise(self, request: GenerationRequest, conditioning: Conditioning) -> DecodeInputs:
-        return self.denoiser.denoise(request, conditioning)[0]
+    def denoise(self, request: GenerationRequest, conditioning: Conditioning, envelope: Envelope) -> DecodeInputs:
+        return self.denoiser.denoise(request, conditioning, envelope=envelope)[0]
 
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> list[Any]:
         """The numbers of the output, of which the files that a served request ends in can be made."""

@@ -1,10 +1,10 @@
-"""A real replica of the deployment `Pipeline` in this process, constructed from environment variables."""
+"""A real replica in this process, constructed from environment variables; of all stages unless said otherwise."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +16,12 @@ import torch
 from ray import serve
 
 from deployments.devices import Device
-from deployments.messages import UNFOLLOWED, DecodeInputs, GenerationRequest, Media, OutputFormat
+from deployments.messages import STAGES, UNFOLLOWED, DecodeInputs, GenerationRequest, Media, OutputFormat, StageName
 from deployments.model import DType, ModelArgs
-from deployments.replicas.combined import Pipeline
+from deployments.observability.observer import MakeObserver
+from deployments.observability.table import OBSERVERS
+from deployments.replicas.replica import StageReplica
+from deployments.stages.denoise import DenoiserStage
 from env_config.library_caches import LIBRARY_CACHES
 from env_config.variables import BY_VARIABLE
 from tests.support.tiny_models import tiny_patches
@@ -32,12 +35,19 @@ OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", 
 
 
 class WholeReplica:
-    """A replica of all three stages, and how to ask it for a picture."""
+    """A replica, and how to ask it for a picture if it has all three stages."""
 
-    def __init__(self, checkpoint: Path, dtype: DType = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: DType = "auto",
+        stages: tuple[StageName, ...] = STAGES,
+        observers: Sequence[MakeObserver] = OBSERVERS,
+    ) -> None:
         self.model = checkpoint.name
         self.latents = b""  # of the last request, finer than the pixels of a file
-        self.replica = Pipeline.func_or_class(ModelArgs(path=str(checkpoint), name=self.model, dtype=dtype))
+        model = ModelArgs(path=str(checkpoint), name=self.model, dtype=dtype)
+        self.replica = StageReplica(model, stages, observers=observers)
 
     def generate(self, steps: int = 4, request_id: str = "r", seed: int = 0, **changes: Any) -> Media:
         """The files for the tiny model's usual request; `changes` are fields of the GenerationRequest."""
@@ -56,14 +66,20 @@ class WholeReplica:
 
     def cache_summary(self, component: str = "transformer") -> dict[str, Any]:
         """Of the last request: steps and blocks that Cache-DiT computed and reused."""
-        summary: dict[str, Any] = self.replica.denoiser.recent_summaries["cache_dit"][-1][component]
+        summary: dict[str, Any] = self.denoiser.recent_summaries["cache_dit"][-1][component]
         return summary
 
+    @property
+    def denoiser(self) -> DenoiserStage:
+        assert self.replica.denoiser is not None
+        return self.replica.denoiser
+
     def close(self) -> None:
-        self.replica.denoiser.engine.close()
-        self.replica.media_pool.close()
-        self.replica._worker.shutdown()
-        self.replica.request_threads.shutdown()
+        if self.replica.denoiser:
+            self.replica.denoiser.engine.close()
+        if self.replica.media_pool:
+            self.replica.media_pool.close()
+        self.replica.threads.close()
 
 
 @pytest.fixture
@@ -73,12 +89,18 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
     with ExitStack() as cleaning:
         cleaning.enter_context(loggers_restored())
 
-        def make(checkpoint: Path, dtype: DType = "auto", **variables: str) -> WholeReplica:
+        def make(
+            checkpoint: Path,
+            dtype: DType = "auto",
+            stages: tuple[StageName, ...] = STAGES,
+            observers: Sequence[MakeObserver] = OBSERVERS,
+            **variables: str,
+        ) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
             monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
             monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
             set_variables(monkeypatch, tmp_path, variables)
-            whole = WholeReplica(checkpoint, dtype)
+            whole = WholeReplica(checkpoint, dtype, stages, observers)
             cleaning.callback(whole.close)
             return whole
 

@@ -1,7 +1,9 @@
 """Setting up: constraints.txt pins what pyproject.toml asks for, and `make` does what it says."""
 
 import ast
+import contextlib
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -83,6 +85,7 @@ esac
 """
 STAND_IN_TOOL = """#!/bin/sh
 echo "${0##*/} $*" >> called
+test -z "$SAYS" || echo "$SAYS"
 case "$*" in *"$FAILS"*) test -n "$FAILS" && exit 1 ;; esac
 exit 0
 """
@@ -100,7 +103,7 @@ def clone(tmp_path: Path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run"):
         shutil.copy(ROOT / name, clone / name)
     programs.mkdir()
-    for name in ("bash", "cp", "dirname", "env", "make", "mkdir", "rm", "sh", "touch"):
+    for name in ("bash", "cp", "date", "dirname", "env", "make", "mkdir", "rm", "sh", "tail", "touch"):
         found = shutil.which(name)
         assert found
         (programs / name).symlink_to(found)
@@ -137,11 +140,51 @@ def test_make_serve_installs_torch_first_and_then_serves_the_config(clone: Path)
     done = run(clone, "make", "serve", "CONFIG=ray_configs/mine.yaml")
     assert done.returncode == 0, done.stdout
     assert called(clone) == [*INSTALL, "python -m serve_app.tools.launch ray_configs/mine.yaml"]
-    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
-        "== 1 of 3: .venv with Python 3.12.0",
-        "== 2 of 3: torch, the largest download",
-        "== 3 of 3: Ray Serve, diffusers and the rest",
+    assert without_seconds(done.stdout) == [
+        "[1/3] .venv with Python 3.12.0 ... N s",
+        "[2/3] torch, the largest download ... N s",
+        "[3/3] Ray Serve, diffusers and the rest ... N s",
     ]
+
+
+def without_seconds(printed: str) -> list[str]:
+    return [re.sub(r"\d+ s$", "N s", line) for line in printed.splitlines()]
+
+
+def test_a_step_says_one_line_and_its_program_speaks_to_the_log(clone: Path) -> None:
+    done = run(clone, "make", "test", SAYS="Collecting everything")
+    assert without_seconds(done.stdout)[:5] == [
+        "[1/4] .venv with Python 3.12.0 ... N s",
+        "[2/4] torch, the largest download ... N s",
+        "[3/4] Ray Serve, diffusers and the rest ... N s",
+        "[4/4] tools for the tests ... N s",
+        "== ruff",
+    ]
+    log = (clone / ".venv/set-up.log").read_text()
+    assert log.count("Collecting everything") == 3
+    assert "[4/4] tools for the tests" in log
+
+
+def test_on_a_terminal_the_seconds_of_a_step_count_up(clone: Path) -> None:
+    programs = clone.parent / "programs"
+    write_program(programs / "sleep", "#!/bin/sh\nexit 0\n")
+    write_program(programs / "tool", STAND_IN_TOOL.replace("exit 0", "until [ -e go_on ]; do :; done"))
+    terminal, inside = pty.openpty()
+    env = {"PATH": str(programs)}
+    make = subprocess.Popen(
+        ["make", "serve"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside
+    )
+    os.close(inside)
+    printed = b""
+    while printed.count(b"\r[2/3] torch, the largest download ... 0 s") < 2:
+        printed += os.read(terminal, 1000)
+    (clone / "go_on").touch()
+    with contextlib.suppress(OSError):  # the other end is closed
+        while text := os.read(terminal, 1000):
+            printed += text
+    os.close(terminal)
+    assert make.wait() == 0
+    assert re.search(rb"\r\[3/3\] Ray Serve, diffusers and the rest \.\.\. \d+ s\r\n$", printed)
 
 
 def test_the_second_make_serve_installs_nothing(clone: Path) -> None:
@@ -161,9 +204,12 @@ def test_new_pins_are_installed_at_the_next_make_serve(clone: Path) -> None:
 
 
 def test_an_install_that_failed_says_what_to_do_and_is_tried_again(clone: Path) -> None:
-    failed = run(clone, "make", "serve", FAILS="--editable")
+    failed = run(clone, "make", "serve", FAILS="--editable", SAYS="No space left on device")
     assert failed.returncode != 0
-    assert "make clean" in failed.stdout
+    for told in ("[3/3] Ray Serve, diffusers and the rest ... failed after", "make clean", ".venv/set-up.log"):
+        assert told in failed.stdout
+    assert "No space left on device" in failed.stdout
+    assert failed.stdout.index("failed after") < failed.stdout.index("No space left on device")
     assert called(clone) == INSTALL
     assert run(clone, "make", "serve").returncode == 0
     assert called(clone)[:-1] == INSTALL
@@ -185,22 +231,36 @@ def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
     assert called(clone)[:-1] == INSTALL
 
 
-def test_make_test_leaves_the_slow_tests_out_by_default(clone: Path) -> None:
-    assert run(clone, "make", "test").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m pytest -m not slow"]
+RUNS = {
+    "quick": "pytest tests/unit",
+    "all": "tests.side_by_side",
+    "parity": "pytest tests/parity",
+    "stress": "pytest tests/stress",
+}
 
 
-def test_ci_runs_every_test_but_the_stress_tests(clone: Path) -> None:
+@pytest.mark.parametrize("tests", RUNS)
+def test_make_test_runs_the_folders_of_its_choice(tests: str, clone: Path) -> None:
+    assert run(clone, "make", "test", f"TESTS={tests}").returncode == 0
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, f"python -m {RUNS[tests]}"]
+
+
+def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
+    run(clone, "make", "test")
+    assert called(clone)[-1] == "python -m pytest tests/unit"
+
+
+def test_ci_runs_lint_and_all_tests_but_the_long_ones(clone: Path) -> None:
     assert run(clone, ".ci/run").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, *LINT, "python -m pytest -m not stress"]
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m tests.side_by_side"]
 
 
-def test_make_test_runs_the_slow_tests_too_where_ci_is_set(clone: Path) -> None:
+def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
     run(clone, "make", "test", CI="true")
-    assert called(clone)[-1] == "python -m pytest -m not stress"
+    assert called(clone)[-1] == "python -m tests.side_by_side"
 
 
-@pytest.mark.parametrize("step", ["ruff", "mypy", "pytest"])
+@pytest.mark.parametrize("step", ["ruff", "mypy", "tests.side_by_side"])
 def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
     write_program(
         clone.parent / "programs/tool",
@@ -212,4 +272,4 @@ def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
     failed = run(clone, "make", "test", "TESTS=some")
     assert failed.returncode != 0
-    assert "TESTS must be quick, all or stress, got some" in failed.stdout
+    assert "TESTS must be quick, all, parity or stress, got some" in failed.stdout

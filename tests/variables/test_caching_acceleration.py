@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica
 
 STEPS = 16
@@ -50,6 +51,7 @@ def reused_steps(summary: dict[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*map(set, summary["reused"]))))
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_enabled_reuses_steps(make_replica: MakeReplica, flux_checkpoint: Path) -> None:
     off = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_RDT="1000")
     picture = off.generate(STEPS).files[0].data
@@ -59,6 +61,7 @@ def test_sglang_cache_dit_enabled_reuses_steps(make_replica: MakeReplica, flux_c
     assert reused_steps(on.cache_summary()) == REUSED
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_fn_blocks_are_always_computed(run: Any) -> None:
     one, _ = run()
     two, _ = run(FN="2")
@@ -66,16 +69,19 @@ def test_sglang_cache_dit_fn_blocks_are_always_computed(run: Any) -> None:
     assert two["blocks_computed"] == STEPS * BLOCKS - len(REUSED) * (BLOCKS - 2)
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_bn_blocks_are_always_computed(run: Any) -> None:
     summary, picture = run(BN="1")
     assert summary["blocks_computed"] == STEPS * BLOCKS - len(REUSED) * (BLOCKS - 2)
     assert picture != run(FN="2")[1], "the last block, not the second"
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_warmup_steps_are_computed(run: Any) -> None:
     assert reused_steps(run(WARMUP="8")[0]) == (8, 9, 10, 12, 13, 14)
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_rdt_decides_what_is_alike(make_replica: MakeReplica, flux_checkpoint: Path) -> None:
     strict = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="0.000001")
     strict.generate(STEPS)
@@ -83,10 +89,12 @@ def test_sglang_cache_dit_rdt_decides_what_is_alike(make_replica: MakeReplica, f
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("0", ()), ("1", (4, 6, 8, 10, 12, 14)), ("-1", tuple(range(4, 16)))])
+@proof("real library on CPU")
 def test_sglang_cache_dit_mc_limits_the_reused_steps_in_a_row(limit: str, expected: tuple[int, ...], run: Any) -> None:
     assert reused_steps(run(MC=limit)[0]) == expected
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_taylorseer_extrapolates_what_is_reused(run: Any) -> None:
     repeated, picture = run()
     extrapolated, other_picture = run(TAYLORSEER="true")
@@ -94,12 +102,14 @@ def test_sglang_cache_dit_taylorseer_extrapolates_what_is_reused(run: Any) -> No
     assert other_picture != picture
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_ts_order_changes_the_extrapolation(run: Any) -> None:
     first, second = (run(TAYLORSEER="true", TS_ORDER=order) for order in ("1", "2"))
     assert reused_steps(first[0]) == reused_steps(second[0])
     assert first[1] != second[1]
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_scm_preset_chooses_the_computed_steps(run: Any) -> None:
     computed = {
         preset: run(SCM_PRESET=preset, SCM_POLICY="static", MC="-1", WARMUP="1")[0]["computed_steps"]
@@ -109,6 +119,7 @@ def test_sglang_cache_dit_scm_preset_chooses_the_computed_steps(run: Any) -> Non
     assert computed["slow"] > computed["medium"] > computed["fast"] > computed["ultra"] > 1
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_scm_policy_static_reuses_whatever_the_threshold_says(
     make_replica: MakeReplica, flux_checkpoint: Path
 ) -> None:
@@ -129,6 +140,7 @@ def test_sglang_cache_dit_scm_policy_static_reuses_whatever_the_threshold_says(
 BINS = {"SCM_POLICY": "static", "WARMUP": "1", "MC": "-1"}
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_scm_compute_bins_are_the_runs_of_computed_steps(run: Any) -> None:
     assert reused_steps(run(SCM_COMPUTE_BINS="2,1", SCM_CACHE_BINS="6,7", **BINS)[0]) == (
         *range(2, 8),
@@ -137,6 +149,7 @@ def test_sglang_cache_dit_scm_compute_bins_are_the_runs_of_computed_steps(run: A
     assert reused_steps(run(SCM_COMPUTE_BINS="4,5", SCM_CACHE_BINS="3,4", **BINS)[0]) == (4, 5, 6, 12, 13, 14, 15)
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_scm_cache_bins_are_the_runs_of_reused_steps(run: Any) -> None:
     assert reused_steps(run(SCM_COMPUTE_BINS="2,8", SCM_CACHE_BINS="1,5", **BINS)[0]) == (2, *range(11, 16))
     assert reused_steps(run(SCM_COMPUTE_BINS="2,8", SCM_CACHE_BINS="4,2", **BINS)[0]) == (2, 3, 4, 5, 14, 15)
@@ -178,6 +191,7 @@ def test_the_second_transformer_falls_back_to_the_primarys_values(run_wan: Any) 
     assert abs(second["reused_steps"] - second["computed_steps"]) <= 1
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_fn_blocks_of_the_second_are_always_computed(run_wan: Any) -> None:
     first, second, _ = run_wan()
     same_first, changed, _ = run_wan(SECONDARY_FN="2")
@@ -186,6 +200,7 @@ def test_sglang_cache_dit_secondary_fn_blocks_of_the_second_are_always_computed(
     assert changed["blocks_computed"] == second["blocks_computed"] + second["reused_steps"]
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_bn_blocks_of_the_second_are_always_computed(run_wan: Any) -> None:
     first, second, _ = run_wan()
     same_first, changed, latents = run_wan(SECONDARY_BN="1")
@@ -194,6 +209,7 @@ def test_sglang_cache_dit_secondary_bn_blocks_of_the_second_are_always_computed(
     assert latents != run_wan(SECONDARY_FN="2")[2], "the last block, not the second"
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_warmup_counts_the_seconds_own_steps(run_wan: Any) -> None:
     first, second, _ = run_wan()
     same_first, changed, _ = run_wan(SECONDARY_WARMUP="5")
@@ -202,6 +218,7 @@ def test_sglang_cache_dit_secondary_warmup_counts_the_seconds_own_steps(run_wan:
     assert min(reused_steps(changed)) == 5
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_rdt_is_the_seconds_threshold(run_wan: Any) -> None:
     first, _, _ = run_wan()
     same_first, changed, _ = run_wan(SECONDARY_RDT="0.000001")
@@ -209,6 +226,7 @@ def test_sglang_cache_dit_secondary_rdt_is_the_seconds_threshold(run_wan: Any) -
     assert changed["reused_steps"] == 0
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_mc_limits_the_seconds_reused_steps(run_wan: Any) -> None:
     first, _, _ = run_wan()
     same_first, changed, _ = run_wan(SECONDARY_MC="-1")
@@ -216,6 +234,7 @@ def test_sglang_cache_dit_secondary_mc_limits_the_seconds_reused_steps(run_wan: 
     assert changed["computed_steps"] == 1
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_taylorseer_extrapolates_the_seconds_steps(run_wan: Any) -> None:
     first, second, latents = run_wan()
     same_first, same_second, other_latents = run_wan(SECONDARY_TAYLORSEER="true")
@@ -223,6 +242,7 @@ def test_sglang_cache_dit_secondary_taylorseer_extrapolates_the_seconds_steps(ru
     assert other_latents != latents
 
 
+@proof("real library on CPU")
 def test_sglang_cache_dit_secondary_ts_order_changes_the_seconds_extrapolation(run_wan: Any) -> None:
     latents = [run_wan(SECONDARY_TAYLORSEER="true", SECONDARY_TS_ORDER=order)[2] for order in ("1", "2")]
     assert latents[0] != latents[1]

@@ -13,7 +13,10 @@ import pytest
 from deployments.errors import StorageError
 from env_config.section import EnvConfigError
 from env_config.variables import EnvConfig
-from serve_app.storage.s3 import S3Storage, StorageBackend, make_storage
+from serve_app.storage.base import StorageBackend
+from serve_app.storage.s3 import S3Storage
+from serve_app.storage.table import make_storage
+from tests.support.proofs import proof
 from tests.support.s3_server import S3Server, s3_server
 
 KEY = "images/2026/11/21/cat-0.png"
@@ -58,6 +61,7 @@ def keys(server: S3Server, bucket: str) -> list[str]:
     return keys
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_cloud_storage_type_sends_files_to_s3(server: S3Server, tmp_path: Path) -> None:
     unset = variables(server)
     del unset["SGLANG_CLOUD_STORAGE_TYPE"]
@@ -70,6 +74,7 @@ async def test_sglang_cloud_storage_type_sends_files_to_s3(server: S3Server, tmp
     assert url.startswith(server.endpoint)
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_s3_bucket_name_is_the_bucket(server: S3Server, tmp_path: Path) -> None:
     await store(variables(server, SGLANG_S3_BUCKET_NAME="two"), tmp_path)
     assert (keys(server, "one"), keys(server, "two")) == ([], [KEY])
@@ -77,6 +82,7 @@ async def test_sglang_s3_bucket_name_is_the_bucket(server: S3Server, tmp_path: P
         storage(variables(server, SGLANG_S3_BUCKET_NAME=""), tmp_path)
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_s3_endpoint_url_is_the_server(server: S3Server, tmp_path: Path) -> None:
     assert (await store(variables(server), tmp_path)).startswith(server.endpoint)
     with s3_server() as other:
@@ -87,6 +93,7 @@ async def test_sglang_s3_endpoint_url_is_the_server(server: S3Server, tmp_path: 
     assert keys(server, "one") == [KEY]
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_s3_region_name_is_in_the_signature(server: S3Server, tmp_path: Path) -> None:
     for region in ("us-east-1", "eu-west-1"):
         url = await store(variables(server, SGLANG_S3_REGION_NAME=region), tmp_path)
@@ -94,6 +101,7 @@ async def test_sglang_s3_region_name_is_in_the_signature(server: S3Server, tmp_p
         assert credential.split("/")[2] == region
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_s3_access_key_id_is_who_asks(server: S3Server, tmp_path: Path) -> None:
     reader = {
         "SGLANG_S3_ACCESS_KEY_ID": server.reader_access_key,
@@ -106,6 +114,7 @@ async def test_sglang_s3_access_key_id_is_who_asks(server: S3Server, tmp_path: P
     assert credential.split("/")[0] == server.access_key
 
 
+@proof("real S3 server (SeaweedFS)")
 async def test_sglang_s3_secret_access_key_proves_who_asks(server: S3Server, tmp_path: Path) -> None:
     wrong = base64.b64encode(b"not the secret").decode()
     await storage(variables(server), tmp_path).check()

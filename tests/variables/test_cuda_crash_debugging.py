@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -49,6 +50,7 @@ COMPONENTS = {
 }
 
 
+@proof("real replica on CPU")
 def test_sglang_kernel_api_loglevel_adds_names_then_metadata_then_statistics(run: Any) -> None:
     assert run(LOGLEVEL="0") == ""
     names, metadata, statistics = (run(LOGLEVEL=level) for level in ("1", "3", "5"))
@@ -58,6 +60,7 @@ def test_sglang_kernel_api_loglevel_adds_names_then_metadata_then_statistics(run
     assert ["nan_count=" in log for log in (names, metadata, statistics)] == [False, False, True]
 
 
+@proof("real replica on CPU")
 def test_sglang_kernel_api_logdest_is_where_the_lines_go(run: Any, tmp_path: Path, capfd: Any) -> None:
     for stream in ("stdout", "stderr"):
         capfd.readouterr()
@@ -70,6 +73,7 @@ def test_sglang_kernel_api_logdest_is_where_the_lines_go(run: Any, tmp_path: Pat
     assert called(file.read_text()) >= COMPONENTS
 
 
+@proof("real replica on CPU")
 def test_sglang_kernel_api_dump_dir_gets_the_inputs_and_outputs_at_level_10(run: Any, tmp_path: Path) -> None:
     run(LOGLEVEL="5")
     assert not (tmp_path / "dumps").exists()
@@ -79,12 +83,14 @@ def test_sglang_kernel_api_dump_dir_gets_the_inputs_and_outputs_at_level_10(run:
     assert [tuple(tensor.shape) for tensor in outputs.values()] == [(1, 3, 32, 32)]
 
 
+@proof("real replica on CPU")
 def test_sglang_kernel_api_dump_include_chooses_what_is_dumped(run: Any, tmp_path: Path) -> None:
     log = run(LOGLEVEL="10", DUMP_INCLUDE="diffusion.text_*")
     assert dumped(tmp_path / "dumps") == {"diffusion.text_encoder.forward", "diffusion.text_encoder_2.forward"}
     assert called(log) >= COMPONENTS, "lines are not filtered"
 
 
+@proof("real replica on CPU")
 def test_sglang_kernel_api_dump_exclude_leaves_out(run: Any, tmp_path: Path) -> None:
     run(LOGLEVEL="10", DUMP_INCLUDE="diffusion.*", DUMP_EXCLUDE="*.forward,nothing")
     assert dumped(tmp_path / "dumps") == {"diffusion.vae.decode"}

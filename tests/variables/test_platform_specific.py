@@ -20,8 +20,9 @@ from PIL import Image
 
 from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint
 from deployments.weights.quantization.nvfp4 import NVFP4Linear
-from tests.model.accelerations.test_fp4_gemm import StandInFlashInfer
-from tests.model.accelerations.test_rocm_vae import StandInGroupNorm
+from tests.support.aiter_stand_in import StandInGroupNorm
+from tests.support.flashinfer_stand_in import StandInFlashInfer
+from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica, WholeReplica, pretend
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -36,6 +37,7 @@ def largest_difference(picture: np.ndarray, other: np.ndarray) -> int:
     return int(abs(picture - other).max())
 
 
+@proof("real library on CPU (mlx's CPU backend)")
 def test_sglang_use_mlx_computes_the_norms_in_mlx(
     make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +57,7 @@ def test_sglang_use_mlx_computes_the_norms_in_mlx(
     assert calls == [], "inert on any other platform"
 
 
+@proof("stand-in kernel")
 def test_sglang_use_rocm_vae_computes_the_vaes_group_norms_in_aiter(
     make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +75,7 @@ def test_sglang_use_rocm_vae_computes_the_vaes_group_norms_in_aiter(
     assert largest_difference(with_aiter, without) <= 1
 
 
+@proof("torch's flag on CPU")
 def test_sglang_use_rocm_cudnn_benchmark_searches_in_the_vaes_convolutions_only(
     make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +106,7 @@ def nvfp4_checkpoint(flux_checkpoint: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("backend", ["cutlass", "cudnn", "trtllm", "auto"])
+@proof("stand-in kernel")
 def test_sglang_diffusion_flashinfer_fp4_gemm_backend_multiplies_in_the_nvfp4_layers(
     backend: str, make_replica: MakeReplica, nvfp4_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

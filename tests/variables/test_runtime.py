@@ -32,6 +32,7 @@ from env_config.variables import EnvConfig
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.routes.dev import dev_routes
 from serve_app.making.layers.request_log import RequestLog
+from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +53,8 @@ def test_sglang_diffusion_target_device_is_where_the_replica_runs(
         make_replica(flux_checkpoint, SGLANG_DIFFUSION_TARGET_DEVICE="musa")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["npu", "musa"])
+@proof("simulated device (npu, musa); CPU")
 def test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device(
     name: str, flux_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ STEPS = 4
 FLUX_BLOCKS = 5
 
 
+@proof("real library on CPU; flash-attn as a stand-in kernel")
 def test_sglang_diffusion_attention_backend_is_called_by_every_attention(
     make_replica: MakeReplica, flux_checkpoint: Path, math_calls: list[Any]
 ) -> None:
@@ -103,6 +105,7 @@ def test_sglang_diffusion_attention_backend_is_called_by_every_attention(
 RULE = {"rules": [{"component": "transformer", "blocks": [0], "backend": "_native_math"}]}
 
 
+@proof("real library on CPU")
 def test_sglang_diffusion_attention_config_chooses_by_block(
     make_replica: MakeReplica, flux_checkpoint: Path, math_calls: list[Any], tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_sglang_diffusion_attention_config_chooses_by_block(
     assert len(math_calls) == STEPS * 2, "the first of the double blocks and of the single ones"
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_config_root_is_where_relative_paths_begin(
     make_replica: MakeReplica, flux_checkpoint: Path, math_calls: list[Any], tmp_path: Path
 ) -> None:
@@ -136,6 +140,7 @@ def test_sglang_diffusion_config_root_is_where_relative_paths_begin(
 # --- what is written about a request ---
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_stage_logging_writes_a_line_for_each_stage_of_a_request(
     make_replica: MakeReplica, flux_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +183,7 @@ async def test_sglang_diffusion_stage_logging_joins_the_stages_to_one_line_a_req
     assert second["outcome"] == "RuntimeError"
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_torch_profiler_dir_gets_a_trace_of_each_stage(
     make_replica: MakeReplica, flux_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +197,7 @@ def test_sglang_diffusion_torch_profiler_dir_gets_a_trace_of_each_stage(
     assert all(any(event["name"].startswith("aten::") for event in trace["traceEvents"]) for trace in traces)
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_logging_level_silences_or_opens_the_log(
     make_replica: MakeReplica, flux_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -255,6 +262,7 @@ def test_sglang_diffusion_server_dev_mode_off_is_a_404_like_any_other(dev_client
     assert not any(path.startswith("/dev") for path in client.get("/openapi.json").json()["paths"])
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_server_dev_mode_shows_the_inside(dev_client: Any) -> None:
     secret = {"SGLANG_S3_ACCESS_KEY_ID": "hunter2-key", "SGLANG_S3_SECRET_ACCESS_KEY": "hunter2-secret"}
     client = dev_client(SGLANG_DIFFUSION_SERVER_DEV_MODE="1", SGLANG_CACHE_DIT_FN="2", **secret)
@@ -313,6 +321,7 @@ def test_sglang_diffusion_server_dev_mode_shows_and_clears_caches(dev_client: An
 # --- folders, processes, weights ---
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_cache_root_holds_the_caches_of_the_compilers(
     make_replica: MakeReplica, flux_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +343,7 @@ def test_sglang_diffusion_cache_root_leaves_folders_that_the_user_has_set(
     assert all(Path(folder).is_relative_to(tmp_path) for folder in folders.values())
 
 
+@proof("real replica on CPU")
 def test_sglang_diffusion_worker_multiproc_method_starts_the_media_pool(
     make_replica: MakeReplica, flux_checkpoint: Path
 ) -> None:
@@ -349,6 +359,7 @@ def test_sglang_diffusion_worker_multiproc_method_starts_the_media_pool(
     assert pictures["fork"] == pictures["spawn"]
 
 
+@proof("real library on CPU")
 def test_sglang_use_runai_model_streamer_streams_every_component(
     make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import cache_dit
 from cache_dit import DBCacheConfig, TaylorSeerCalibratorConfig
 
 from deployments.errors import InvalidRequestError
+from env_config.closest import did_you_mean
 from env_config.variables import CacheDiT, EnvConfig, SCMPolicy, SCMPreset
 
 logger = logging.getLogger(__name__)
@@ -233,8 +233,8 @@ def _given(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _check_overrides(overrides: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name, value in overrides.items():
         if name not in known:
-            closest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean {closest[0]!r}?)" if closest else ""
+            hint = did_you_mean(name, known)
+            hint = hint and f" ({hint})"
             raise InvalidRequestError(f"{where}: unknown key {name!r}{hint}; known are {', '.join(known)}", param=PARAM)
         if value is not None and name in KNOBS:
             _check(name, value, KNOBS[name], where)

@@ -1,19 +1,17 @@
-"""A component as one request sees it: everything passes through to the real one, but calls go to the session."""
+"""A component as one request sees it: everything passes through to the real one, but calls go to its stage's router."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import types
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import diffusers
 import torch
 import transformers
 from diffusers import ModelMixin
-
-if TYPE_CHECKING:
-    from deployments.stage_pipeline.sessions.session import Session
 
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
 # Methods that change or ask for settings; they compute nothing that another stage would need.
@@ -45,6 +43,18 @@ INHERITED = frozenset(
 IGNORED_ON_DENOISERS = frozenset({"_reset_stateful_cache"})
 
 
+class Router(Protocol):
+    """Decides what the call of a component does in a stage; a session is one."""
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any: ...
+
+    def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any: ...
+
+    def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any: ...
+
+    def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> AbstractContextManager[None]: ...
+
+
 @functools.cache
 def is_computing_method(cls: Any, name: str) -> bool:
     """Whether calls of this method are worth recording: the usual ones, and those the model class itself brings."""
@@ -65,8 +75,8 @@ def is_computing_method(cls: Any, name: str) -> bool:
 class RoutedComponent:
     """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through."""
 
-    def __init__(self, real: Any, name: str, session: Session, is_denoiser: bool) -> None:
-        object.__setattr__(self, "_route", (real, name, session, is_denoiser))
+    def __init__(self, real: Any, name: str, router: Router, is_denoiser: bool) -> None:
+        object.__setattr__(self, "_route", (real, name, router, is_denoiser))
 
     @property
     def __class__(self) -> Any:
@@ -77,11 +87,11 @@ class RoutedComponent:
         raise AttributeError("the class of a component cannot be changed by a request")
 
     def __getattr__(self, name: str) -> Any:
-        real, component, session, is_denoiser = object.__getattribute__(self, "_route")
+        real, component, router, is_denoiser = object.__getattribute__(self, "_route")
         if is_denoiser and name in IGNORED_ON_DENOISERS:
             return lambda *args, **kwargs: None
         if is_denoiser and name == "cache_context":
-            return functools.partial(session.cache_context, component)
+            return functools.partial(router.cache_context, component)
         value = getattr(real, name)
         cls: Any = type(real)
         if callable(value) and is_computing_method(cls, name):
@@ -95,9 +105,9 @@ class RoutedComponent:
         return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)
 
     def _call(self, method: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        real, component, session, is_denoiser = object.__getattribute__(self, "_route")
+        real, component, router, is_denoiser = object.__getattribute__(self, "_route")
         if not is_denoiser:
-            return session.on_component_call(component, method, function, args, kwargs)
+            return router.on_component_call(component, method, function, args, kwargs)
         if method == "forward":
-            return session.on_denoiser_forward(component, real, args, kwargs)
-        return session.on_denoiser_method(component, method, function, args, kwargs)
+            return router.on_denoiser_forward(component, real, args, kwargs)
+        return router.on_denoiser_method(component, method, function, args, kwargs)

@@ -31,9 +31,7 @@ OnProgress = Callable[[int, int], None]
 class StepFollower(Protocol):
     """Sees each scheduler step before and after it is made (previews)."""
 
-    def clean_latents(
-        self, session: DenoiseSession, scheduler: Any, args: Any, kwargs: Any
-    ) -> torch.Tensor | None: ...
+    def clean_latents(self, session: DenoiseSession, scheduler: Any, args: Any, kwargs: Any) -> torch.Tensor | None: ...
 
     def show(self, session: DenoiseSession, latents: torch.Tensor, step_output: Any) -> None: ...
 

@@ -1,7 +1,7 @@
 """One request in one stage: a private copy of the pipeline whose component calls are routed to a stage's policy.
 
 The pipeline's own `__call__` runs unchanged. Weights are shared by all requests; schedulers and guiders,
-which keep state, are copied. Nothing that other requests share is patched.
+which keep state, are copied. Hooks sit in private subclasses, so nothing that other requests share is patched.
 """
 
 from __future__ import annotations
@@ -180,8 +180,9 @@ class Session:
         private.__dict__["check_inputs"] = check_inputs
 
     def _private_scheduler(self, scheduler: Any) -> Any:
+        cls: Any = type(scheduler)
         private = copy.deepcopy(scheduler)
-        _hook_scheduler_class(type(scheduler))
+        private.__class__ = _reporting_class(cls)
         private.__dict__["_session"] = _SessionReference(self)
         self.schedulers.append(private)
         return private
@@ -208,32 +209,30 @@ class _SessionReference:
         return self
 
 
-def _hook_scheduler_class(cls: Any) -> None:
-    """Lets schedulers that belong to a session report their steps; others of the class behave as before.
+@functools.cache
+def _reporting_class(cls: Any) -> Any:
+    """A subclass of a scheduler's class, under the same name, whose instances report their steps to their session.
 
     The signatures are kept, because pipelines inspect them to decide what to pass (the generator, for one).
+    An instance without a session, such as one that a pipeline makes of this class, behaves as one of `cls`.
     """
-    if "_reports_to_sessions" in cls.__dict__:
-        return
-    original_step = cls.step
 
-    @functools.wraps(original_step)
+    @functools.wraps(cls.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         reference = self.__dict__.get("_session")
         if reference is None:
-            return original_step(self, *args, **kwargs)
-        return reference.session.on_scheduler_step(self, functools.partial(original_step, self), args, kwargs)
+            return cls.step(self, *args, **kwargs)
+        return reference.session.on_scheduler_step(self, functools.partial(cls.step, self), args, kwargs)
 
-    cls.step = step
-    original_set_timesteps = getattr(cls, "set_timesteps", None)
-    if original_set_timesteps is not None:
+    members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "step": step}
+    if hasattr(cls, "set_timesteps"):
 
-        @functools.wraps(original_set_timesteps)
+        @functools.wraps(cls.set_timesteps)
         def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
             reference = self.__dict__.get("_session")
             if reference is not None:
                 reference.session.on_round(self)
-            return original_set_timesteps(self, *args, **kwargs)
+            return cls.set_timesteps(self, *args, **kwargs)
 
-        cls.set_timesteps = set_timesteps
-    cls._reports_to_sessions = True
+        members["set_timesteps"] = set_timesteps
+    return type(cls.__name__, (cls,), members)

@@ -3,7 +3,7 @@
 A weight W of shape [N, K] is stored as four tensors: `weight` [N, K/2] uint8, two E2M1 codes a byte, the even
 column in the low nibble; `weight_scale` [N, K/16] float8_e4m3fn, one per 16 values; `weight_scale_2`, a float32
 scalar: W = code * weight_scale * weight_scale_2; and `input_scale`, the same scalar for activations.
-Importing this module registers the quantisation method `nvfp4` with diffusers.
+`register` makes diffusers load such checkpoints: their quantisation method is `nvfp4`.
 """
 
 from __future__ import annotations
@@ -155,8 +155,10 @@ class NVFP4Quantizer(DiffusersQuantizer):
         return False
 
 
-AUTO_QUANTIZER_MAPPING[_Method.NVFP4.value] = NVFP4Quantizer
-AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.NVFP4.value] = NVFP4Config
+def register() -> None:
+    """Add the quantisation method `nvfp4` to those of diffusers."""
+    AUTO_QUANTIZER_MAPPING[_Method.NVFP4.value] = NVFP4Quantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.NVFP4.value] = NVFP4Config
 
 
 def replace_linears(model: torch.nn.Module, paths: Iterable[str]) -> None:

@@ -1,17 +1,15 @@
-"""What requests may ask for at most: `RequestLimits` of their values, `BodySizeLimit` of their bytes, and
-`RoomForRequests` of how many are answered at a time."""
+"""How much HTTP a replica takes: `BodySizeLimit` bounds bytes, `RoomForRequests` how many are answered at a time."""
 
 from __future__ import annotations
 
 import asyncio
 
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field
-from ray import serve
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.http.errors import error_answer
+from serve_app.errors import report_error
+from serve_app.http.errors import error_response
 from serve_app.making.admission import Admission
 
 MAX_BODY_BYTES = 25_000_000
@@ -26,21 +24,6 @@ MAX_REQUESTS_AT_ONCE = 1_000  # that an ingress replica is answering: those that
 # refuses before, at once, as OpenAI's clients understand it, and with the time that the queue needs. What lies between
 # the two numbers is room for these refusals and for questions about health.
 SERVE_MAX_ONGOING_REQUESTS = 10 * MAX_REQUESTS_AT_ONCE
-
-
-class RequestLimits(BaseModel):
-    """Bounds of a request's values; the checks of serve_app.requests.translate name the one that was passed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_images: int = Field(10, ge=1, description="pictures or videos per request: the bound of `n`")
-    max_pixels: int = Field(4_194_304, ge=1, description="width x height")
-    max_side: int = Field(8_192, ge=1, le=16_383, description="width, height; a WebP file ends at 16 383")
-    max_frames: int = Field(257, ge=1, description="frames of a video")
-    max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
-    max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
-    max_input_images: int = Field(8, ge=1, description="pictures sent along in one field")
-    max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")
 
 
 class BodySizeLimit:
@@ -106,8 +89,9 @@ class BodySizeLimit:
 class RoomForRequests:
     """ASGI middleware: beyond `max_requests` at a time the answer is 429, before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
         self.app = app
+        self.admission = admission
         self.max_requests = max_requests
         self.num_requests = 0
 
@@ -116,8 +100,8 @@ class RoomForRequests:
             await self.app(scope, receive, send)
             return
         if self.num_requests >= self.max_requests:
-            admission: Admission = serve.get_replica_context().servable_object.admission
-            await error_answer(admission.overloaded("too many requests at once"))(scope, receive, send)
+            refusal = report_error(self.admission.overloaded("too many requests at once"))
+            await error_response(refusal)(scope, receive, send)
             return
         self.num_requests += 1
         try:

@@ -1,77 +1,103 @@
-"""The route of image edits, POST /v1/images/edits, and what pipelines that start from a picture need."""
+"""OpenAI's images API: POST /v1/images/generations and /v1/images/edits."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AliasChoices, Field
-from ray import serve
+from fastapi.responses import StreamingResponse
 
 from deployments.errors import InvalidRequestError, NotSupportedError
-from deployments.messages import MediaKind, StageDescription
-from serve_app.http.errors import ServeErrorRoute
+from deployments.messages import StageDescription
+from serve_app.http.answers import ImagesAnswer, OutputURLs, items_of_media
+from serve_app.http.asked import check_how_asked, how_asked, refuse_partial_images
+from serve_app.http.by_job import answer_by_job
+from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM
 from serve_app.http.reading import openapi_content, read_body
-from serve_app.requests.bodies import ImageGenerationBody, ImagesAnswer, InputImages
-
-# How diffusers names pipelines that cannot do without a picture although the parameter has a default.
-STARTS_FROM_A_PICTURE = re.compile(r"Img2Img|Inpaint|Edit|Pix2Pix|Upscale|Image2Image|Variation|ControlNet")
+from serve_app.http.streaming import (
+    PartialPictureFollower,
+    PartialPictures,
+    StreamPrefix,
+    picture_events,
+    without_stream,
+)
+from serve_app.requests.bodies import ImageGenerationBody
+from serve_app.requests.edit_bodies import ImageEditBody
+from serve_app.service import Service
+from serve_app.storage.outputs import store_media
 
 AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM}
 }
 
 
-class ImageEditBody(ImageGenerationBody):
-    """The body of POST /v1/images/edits: that of generations, with pictures."""
+def image_routes(service: Service) -> APIRouter:
+    router = APIRouter()
 
-    media_kind: ClassVar[MediaKind] = "image"
+    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=AT_ONCE_OR_STREAMED)
+    async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> ImagesAnswer | Response:
+        """Pictures from a prompt, made by as many parallel generations as `n` says."""
+        check_generation(body, await service.model.describe())
+        return await answer_images(service, context, request, body, "image_generation")
 
-    image: InputImages = Field(
-        None,
-        validation_alias=AliasChoices("image", "images"),
-        description="the pictures to edit: uploads (`image` or `image[]`), data URLs or base64",
+    @router.post(
+        "/v1/images/edits",
+        response_model=ImagesAnswer,
+        responses=AT_ONCE_OR_STREAMED,
+        openapi_extra=openapi_content(ImageEditBody, files=("image", "mask")),
     )
-    mask_image: InputImages = Field(
-        None,
-        validation_alias=AliasChoices("mask", "mask_image"),
-        description="white where `image` is to be repainted; refused by models that take no mask",
-    )
-    input_fidelity: str | None = Field(None, description="low: the model decides how close it stays to `image`")
+    async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
+        """Pictures from pictures and a prompt; `mask` where the model takes one."""
+        body = await read_body(request, ImageEditBody)
+        check_edit(body, await service.model.describe())
+        return await answer_images(service, context, request, body, "image_edit")
+
+    return router
 
 
-router = APIRouter(route_class=ServeErrorRoute)
+async def answer_images(
+    service: Service, context: RequestContext, request: Request, body: ImageGenerationBody, prefix: StreamPrefix
+) -> ImagesAnswer | Response:
+    """The answer to generations and edits: by a job, with `stream` as events, or at once."""
+    asked = how_asked(request.headers, body)
+    check_how_asked(asked, body)
+    if asked.wants_job:
+        return await answer_by_job(service, context, asked, prefix, body)
+    if body.stream:
+        return await stream_images(service, context, body, prefix)
+    refuse_partial_images(body)
+    requests = await service.parse(body)
+    media = await service.at_once.all(requests, context.caller)
+    context.count_compute(media)
+    urls = OutputURLs(service.storage, context.route_prefix)
+    return ImagesAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
 
-@router.post(
-    "/v1/images/edits",
-    response_model=ImagesAnswer,
-    responses=AT_ONCE_OR_STREAMED,
-    openapi_extra=openapi_content(ImageEditBody, files=("image", "mask")),
-)
-async def edit_images(request: Request) -> Response | ImagesAnswer:
-    """Pictures from pictures and a prompt; `mask` where the model takes one."""
-    body = await read_body(request, ImageEditBody)
-    ingress: Any = serve.get_replica_context().servable_object
-    check_edit(body, await ingress.describe())
-    answer: Response | ImagesAnswer = await ingress.answer_images(request, body, "image_edit")
-    return answer
+async def stream_images(
+    service: Service, context: RequestContext, body: ImageGenerationBody, prefix: StreamPrefix
+) -> Response:
+    """Each picture as an event when it is made, and those on its way that were asked for."""
+    requests = await service.parse(without_stream(body))
+    partials = PartialPictures()
+    followers = [PartialPictureFollower(partials, each, body.partial_images or 0) for each in requests]
+    store = partial(store_media, service.storage) if service.storage.is_shared else None
+    tasks = await service.at_once.start(requests, context.caller, followers, then=store)
+    return StreamingResponse(picture_events(prefix, tasks, partials), media_type="text/event-stream")
 
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
     """Raises InvalidRequestError or NotSupportedError that names the field as callers know it."""
-    takes = {*description.parameters, *description.required}
     if body.image is None:
         raise InvalidRequestError("image is required: the picture to edit", "image", "missing_required_parameter")
-    if "image" not in takes:
+    if not description.takes("image"):
         raise NotSupportedError(
             f"{description.pipeline_class} makes pictures from a prompt alone, it cannot edit one: "
             "use /v1/images/generations",
             "image",
         )
-    if body.mask_image is not None and "mask_image" not in takes:
+    if body.mask_image is not None and not description.takes("mask_image"):
         raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
@@ -81,10 +107,7 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
 
 def check_generation(body: ImageGenerationBody, description: StageDescription) -> None:
     """Raises InvalidRequestError where the model cannot begin without a picture."""
-    needs_picture = "image" in description.required or (
-        "image" in description.parameters and STARTS_FROM_A_PICTURE.search(description.pipeline_class)
-    )
-    if body.media_kind == "image" and body.image is None and needs_picture:
+    if description.media_kind == "image" and description.needs_picture and body.image is None:
         raise InvalidRequestError(
             f"{description.pipeline_class} edits pictures: send one to POST /v1/images/edits",
             "image",

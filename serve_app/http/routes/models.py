@@ -1,17 +1,17 @@
-"""GET /model_info and /v1/model_info: what SGLang's gateway and benchmark ask a server for before they begin."""
+"""What is served: /v1/models, /health, and /model_info as SGLang's gateway and benchmark ask for it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from deployments.messages import MediaKind
-from serve_app.http.errors import ServeErrorRoute
-from serve_app.http.routes.jobs import this_replica
-
-router = APIRouter(route_class=ServeErrorRoute)
+from serve_app.http.answers import ModelCard, ModelList
+from serve_app.making.health import read_health
+from serve_app.service import Service
 
 
 class ModelInfo(BaseModel):
@@ -25,15 +25,35 @@ class ModelInfo(BaseModel):
     output_types: list[MediaKind]
 
 
-@router.get("/model_info", include_in_schema=False)
-@router.get("/v1/model_info")
-async def read_model_info() -> ModelInfo:
-    """What is served, in SGLang's words."""
-    ingress = this_replica()
-    description = await ingress.describe()
-    return ModelInfo(
-        model_path=ingress.args.model_name,
-        architectures=[description.pipeline_class],
-        is_image_gen=description.media_kind == "image",
-        output_types=[description.media_kind],
-    )
+def model_routes(service: Service) -> APIRouter:
+    router = APIRouter()
+    served = service.model
+
+    @router.get("/v1/models")
+    async def list_models() -> ModelList:
+        return ModelList(data=[ModelCard(id=served.name, created=served.created)])
+
+    @router.get("/v1/models/{model}")
+    async def read_model(model: str) -> ModelCard:
+        served.check_name(model)
+        return ModelCard(id=served.name, created=served.created)
+
+    @router.get("/model_info", include_in_schema=False)
+    @router.get("/v1/model_info")
+    async def read_model_info() -> ModelInfo:
+        """What is served, in SGLang's words."""
+        description = await served.describe()
+        return ModelInfo(
+            model_path=served.name,
+            architectures=[description.pipeline_class],
+            is_image_gen=description.media_kind == "image",
+            output_types=[description.media_kind],
+        )
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        """200 when every stage can serve, else 503 with what is missing."""
+        content = await read_health(service.stages)
+        return JSONResponse(content, status_code=503 if content["missing"] else 200)
+
+    return router

@@ -1,4 +1,4 @@
-"""OpenAI's videos API: every video is a job; see serve_app.jobs."""
+"""OpenAI's videos API: every video is a job (serve_app.jobs); and POST /v1/videos/generations, which waits for it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,33 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.errors import NotSupportedError
 from deployments.messages import GenerationRequest
-from serve_app.http.answers import DeletedVideo, VideoObject, VideoObjects, poll_after_ms, shown_of_video, video_object
+from serve_app.errors import JobNotFoundError
+from serve_app.http.answers import (
+    DeletedVideo,
+    ImagesAnswer,
+    OutputURLs,
+    VideoObject,
+    VideoObjects,
+    VideosAnswer,
+    items_of_media,
+    poll_after_ms,
+    shown_of_video,
+    video_object,
+)
+from serve_app.http.asked import check_how_asked, how_asked, idempotency_key, refuse_partial_images
+from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
-from serve_app.http.errors import ServeErrorRoute
+from serve_app.http.context import Context, RequestContext
 from serve_app.http.reading import openapi_content, read_body
-from serve_app.http.routes.jobs import IngressReplica, Limit, Order, how_asked, idempotency_key, this_replica, video_job
-from serve_app.jobs.records import Job, JobNotFoundError
+from serve_app.http.routes.jobs import Limit, Order
+from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
-from serve_app.making.admission import caller
-from serve_app.requests.bodies import Text, VideoGenerationBody
+from serve_app.requests.bodies import VideoGenerationBody
+from serve_app.requests.edit_bodies import VideoRemixBody
+from serve_app.service import Service
 from serve_app.storage.previews import spritesheet, thumbnail
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -28,99 +42,107 @@ PREVIEWS = {"thumbnail": thumbnail, "spritesheet": spritesheet}
 POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks again
 
 
-class VideoRemixBody(BaseModel):
-    """The body of POST /v1/videos/{id}/remix."""
+def video_routes(service: Service) -> APIRouter:
+    router = APIRouter()
 
-    model_config = ConfigDict(extra="forbid")
+    @router.post("/v1/videos/generations", response_model=VideosAnswer)
+    async def create_videos(request: Request, body: VideoGenerationBody, context: Context) -> ImagesAnswer | Response:
+        """A video from a prompt; the answer comes when it is made."""
+        asked = how_asked(request.headers, body)
+        check_how_asked(asked, body)
+        if asked.wants_job:
+            return await answer_by_job(service, context, asked, request.url.path, body)
+        refuse_partial_images(body)
+        requests = await service.parse(body)
+        media = await service.at_once.all(requests, context.caller)
+        context.count_compute(media)
+        urls = OutputURLs(service.storage, context.route_prefix)
+        return VideosAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
-    prompt: Text = Field(min_length=1, description="instead of the first video's; all else stays, the seed too")
+    @router.post("/v1/videos", openapi_extra=openapi_content(VideoGenerationBody, files=("image", "last_image")))
+    async def create_video(request: Request, response: Response, context: Context) -> VideoObject:
+        """A video as a job; it is stored before this is answered, and survives the end of any process."""
+        body = await read_body(request, VideoGenerationBody)
+        return await answer_with_job(service, context, request, response, body, body)
 
+    @router.get("/v1/videos")
+    async def list_videos(
+        context: Context, after: str | None = None, limit: Limit = 20, order: Order = "desc"
+    ) -> VideoObjects:
+        """The caller's videos, by the time they were asked for."""
+        page, has_more = await service.jobs.page(context.caller, "video", after, limit, order)
+        urls = OutputURLs(service.storage, context.route_prefix)
+        data = [video_object(job, urls) for job in page]
+        return VideoObjects(
+            data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
+        )
 
-router = APIRouter(route_class=ServeErrorRoute)
+    @router.get("/v1/videos/{video_id}")
+    async def read_video(video_id: str, response: Response, context: Context) -> VideoObject:
+        """A video as it stands."""
+        return _answer(service, context, await video_job(service, context, video_id), response)
 
+    @router.delete("/v1/videos/{video_id}")
+    async def delete_video(video_id: str, context: Context) -> DeletedVideo:
+        """Stop it if it is being made, and remove it and its files."""
+        await video_job(service, context, video_id)
+        job = await service.jobs.delete(video_id, context.caller)
+        return DeletedVideo(id=job.id)
 
-@router.post("/v1/videos", openapi_extra=openapi_content(VideoGenerationBody, files=("image", "last_image")))
-async def create_video(request: Request, response: Response) -> VideoObject:
-    """A video as a job; it is stored before this is answered, and survives the end of any process."""
-    body = await read_body(request, VideoGenerationBody)
-    return await answer_with_job(this_replica(), request, response, body, body)
-
-
-@router.get("/v1/videos")
-async def list_videos(after: str | None = None, limit: Limit = 20, order: Order = "desc") -> VideoObjects:
-    """The caller's videos, by the time they were asked for."""
-    ingress = this_replica()
-    page, has_more = await ingress.jobs.page(caller.get(), "video", after, limit, order)
-    data = [video_object(job, ingress.storage) for job in page]
-    return VideoObjects(
-        data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
+    @router.get(
+        "/v1/videos/{video_id}/content",
+        response_class=Response,
+        responses={
+            200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+            206: {"description": "the range that was asked for"},
+            304: {"description": "what the caller has (If-None-Match) is still the file"},
+            416: {"description": "the range lies beyond the end of the file"},
+        },
     )
+    async def read_content(
+        request: Request,
+        video_id: str,
+        context: Context,
+        variant: Variant = "video",
+        index: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    ) -> Response:
+        """The file, its first frame, or a sheet of its frames; `index` counts from 0 where `n` was above 1."""
+        job = await video_job(service, context, video_id)
+        if job.status != "completed":
+            message = f"the video {job.id!r} has no content: it is {job.status}"
+            raise JobNotFoundError(message, "video_id", "video_not_ready")
+        if index >= len(job.outputs):
+            raise JobNotFoundError(f"index: the video {job.id!r} has {len(job.outputs)} files, from 0", "index")
+        data, content_type = await service.storage.load(job.outputs[index].key)
+        if variant != "video":
+            data, content_type = await asyncio.to_thread(PREVIEWS[variant], data)
+        return file_answer(request.headers, data, content_type, f"{job.id}.{content_type.partition('/')[2]}")
 
+    @router.post("/v1/videos/{video_id}/remix")
+    async def remix_video(
+        video_id: str, body: VideoRemixBody, request: Request, response: Response, context: Context
+    ) -> VideoObject:
+        """A new video with the parameters of another, its seed among them, and a new prompt."""
+        original = await video_job(service, context, video_id)
+        description = await service.model.describe()
+        if not description.takes("prompt"):
+            raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
+        job_id = new_job_id("video")
+        requests = [
+            _remixed(each, body.prompt, job_id, number)
+            for number, each in enumerate(await service.jobs.requests_of(original))
+        ]
+        shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
+        key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
+        job = await service.jobs.submit("video", job_id, requests, shown, context.caller, key)
+        return _answer(service, context, job, response)
 
-@router.get("/v1/videos/{video_id}")
-async def read_video(video_id: str, response: Response) -> VideoObject:
-    """A video as it stands."""
-    ingress = this_replica()
-    return _answer(ingress, await video_job(ingress, video_id), response)
-
-
-@router.delete("/v1/videos/{video_id}")
-async def delete_video(video_id: str) -> DeletedVideo:
-    """Stop it if it is being made, and remove it and its files."""
-    ingress = this_replica()
-    await video_job(ingress, video_id)
-    job = await ingress.jobs.delete(video_id, caller.get())
-    return DeletedVideo(id=job.id)
-
-
-@router.get(
-    "/v1/videos/{video_id}/content",
-    response_class=Response,
-    responses={
-        200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
-        206: {"description": "the range that was asked for"},
-        304: {"description": "what the caller has (If-None-Match) is still the file"},
-        416: {"description": "the range lies beyond the end of the file"},
-    },
-)
-async def read_content(
-    request: Request, video_id: str, variant: Variant = "video", index: Annotated[int, Query(ge=0, le=10_000)] = 0
-) -> Response:
-    """The file, its first frame, or a sheet of its frames; `index` counts from 0 where `n` was above 1."""
-    ingress = this_replica()
-    job = await video_job(ingress, video_id)
-    if job.status != "completed":
-        message = f"the video {job.id!r} has no content: it is {job.status}"
-        raise JobNotFoundError(message, "video_id", "video_not_ready")
-    if index >= len(job.outputs):
-        raise JobNotFoundError(f"index: the video {job.id!r} has {len(job.outputs)} files, from 0", "index")
-    data, content_type = await ingress.storage.load(job.outputs[index].key)
-    if variant != "video":
-        data, content_type = await asyncio.to_thread(PREVIEWS[variant], data)
-    return file_answer(request.headers, data, content_type, f"{job.id}.{content_type.partition('/')[2]}")
-
-
-@router.post("/v1/videos/{video_id}/remix")
-async def remix_video(video_id: str, body: VideoRemixBody, request: Request, response: Response) -> VideoObject:
-    """A new video with the parameters of another, its seed among them, and a new prompt."""
-    ingress = this_replica()
-    original = await video_job(ingress, video_id)
-    description = await ingress.describe()
-    if "prompt" not in {*description.parameters, *description.required}:
-        raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
-    job_id = new_job_id("video")
-    requests = [
-        _remixed(each, body.prompt, job_id, number)
-        for number, each in enumerate(await ingress.jobs.requests_of(original))
-    ]
-    shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
-    key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
-    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key)
-    return _answer(ingress, job, response)
+    return router
 
 
 async def answer_with_job(
-    ingress: IngressReplica,
+    service: Service,
+    context: RequestContext,
     request: Request,
     response: Response,
     asked: VideoGenerationBody,
@@ -134,11 +156,13 @@ async def answer_with_job(
             "response_format",
         )
     job_id = new_job_id("video")
-    requests = await ingress.parse(body, job_id)
-    shown = shown_of_video(requests[0], await ingress.describe()) | {"remixed_from_video_id": source_id}
+    requests = await service.parse(body, job_id)
+    shown = shown_of_video(requests[0], await service.model.describe()) | {"remixed_from_video_id": source_id}
     key = idempotency_key(how_asked(request.headers), request.url.path, asked)
-    job = await ingress.jobs.submit("video", job_id, requests, shown, caller.get(), key, body.webhook_url)
-    return _answer(ingress, job, response)
+    job = await service.jobs.submit(
+        "video", job_id, requests, shown, context.caller, key, body.webhook_url, previews=body.partial_images or 0
+    )
+    return _answer(service, context, job, response)
 
 
 def _remixed(request: GenerationRequest, prompt: str, job_id: str, number: int) -> GenerationRequest:
@@ -146,7 +170,7 @@ def _remixed(request: GenerationRequest, prompt: str, job_id: str, number: int) 
     return dataclasses.replace(request, request_id=request_id, arguments=request.arguments | {"prompt": prompt})
 
 
-def _answer(ingress: IngressReplica, job: Job, response: Response) -> VideoObject:
+def _answer(service: Service, context: RequestContext, job: Job, response: Response) -> VideoObject:
     if not job.has_ended:
         response.headers[POLL_HEADER] = str(poll_after_ms(job, time.time()))
-    return video_object(job, ingress.storage)
+    return video_object(job, OutputURLs(service.storage, context.route_prefix))

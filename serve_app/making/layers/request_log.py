@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.messages import STAGES, GenerationRequest, Media
-from serve_app.http.errors import original_error
-from serve_app.making.generate import Stages
+from serve_app.errors import original_error
+from serve_app.making.follower import Follower, Make
+from serve_app.making.layers.layer import Layer, LayerContext
+from serve_app.making.stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -97,3 +99,20 @@ def append_line(file: Path, line: str) -> None:
         os.write(descriptor, f"{line}\n".encode())
     finally:
         os.close(descriptor)
+
+
+def log_what_is_made(make: Make, context: LayerContext) -> Make:
+    """Only with SGLANG_DIFFUSION_STAGE_LOGGING."""
+    if not context.env.runtime.stage_logging:
+        return make
+    log = RequestLog(context.env.runtime.cache_root, context.stages)
+
+    async def make_and_log(request: GenerationRequest, follower: Follower) -> Media:
+        async with log.record(request) as record:
+            record.media = await make(request, follower)
+            return record.media
+
+    return make_and_log
+
+
+REQUEST_LOG = Layer("request_log", log_what_is_made)

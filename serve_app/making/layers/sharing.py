@@ -4,113 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from ray import ObjectRef
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
-from serve_app.jobs.codec import work_digest
-from serve_app.making.generate import OnCheckpoint, OnPreview, OnProgress
+from serve_app.making.follower import NOBODY, Follower, Make
+from serve_app.making.layers.digest import work_digest
+from serve_app.making.layers.layer import Layer
+
+Key = tuple[str, int, bool]  # digest of the work, number of previews, whether progress is reported
 
 
-class Generate(Protocol):
-    """serve_app.making.generate.generate, bound to the stages."""
+class SharedGeneration(Follower):
+    """A generation under way: it tells all who follow it."""
 
-    def __call__(
-        self,
-        request: GenerationRequest,
-        on_progress: OnProgress | None = None,
-        on_checkpoint: OnCheckpoint | None = None,
-        resume_from: Checkpoint | None = None,
-        on_preview: OnPreview | None = None,
-    ) -> Awaitable[Media]: ...
-
-
-@dataclass(eq=False)
-class Listener:
-    """One of those who wait for a generation."""
-
-    on_progress: OnProgress | None
-    on_checkpoint: OnCheckpoint | None
-    on_preview: OnPreview | None
-
-
-@dataclass(eq=False)
-class SharedGeneration:
-    """A generation under way and all who wait for it."""
-
-    task: asyncio.Task[Media] | None = None
-    listeners: list[Listener] = field(default_factory=list)
+    def __init__(self, first: Follower) -> None:
+        self.wants_progress = first.wants_progress
+        self.previews = first.previews
+        self.resume_from = first.resume_from
+        self.followers: list[Follower] = []
+        self.task: asyncio.Task[Media] | None = None
 
     def on_progress(self, progress: DenoisingProgress) -> None:
-        for listener in self.listeners:
-            if listener.on_progress is not None:
-                listener.on_progress(progress)
+        for follower in self.followers:
+            follower.on_progress(progress)
 
-    def on_checkpoint(self, reference: ObjectRef[Any], step: int) -> None:
-        for listener in self.listeners:
-            if listener.on_checkpoint is not None:
-                listener.on_checkpoint(reference, step)
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        for follower in self.followers:
+            follower.on_checkpoint(checkpoint)
 
     def on_preview(self, step: int, media: Media) -> None:
-        for listener in self.listeners:
-            if listener.on_preview is not None:
-                listener.on_preview(step, media)
+        for follower in self.followers:
+            follower.on_preview(step, media)
 
 
 class SharedGenerations:
-    """Those of this process. A generation ends early when nobody is left who waits for it."""
+    """Those of this process. A generation ends early when its last follower has left."""
 
-    def __init__(self, generate: Generate) -> None:
-        self._generate = generate
-        self._followed: dict[str, SharedGeneration] = {}  # by digest; these report steps and checkpoints
-        self._silent: dict[str, SharedGeneration] = {}
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._under_way: dict[Key, SharedGeneration] = {}
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        on_progress: OnProgress | None = None,
-        on_checkpoint: OnCheckpoint | None = None,
-        resume_from: Checkpoint | None = None,
-        on_preview: OnPreview | None = None,
-    ) -> Media:
-        """As serve_app.making.generate.generate; the same seed is a part of the same work."""
-        digest, listener = work_digest(request), Listener(on_progress, on_checkpoint, on_preview)
-        shared = self._followed.get(digest)
-        if shared is None and on_progress is None:
-            shared = self._silent.get(digest)
+    async def make(self, request: GenerationRequest, follower: Follower = NOBODY) -> Media:
+        """What `make` makes; the same seed is a part of the same work."""
+        digest = work_digest(request)
+        shared = self._under_way.get((digest, follower.previews, True))  # one that reports serves all
+        if shared is None and not follower.wants_progress:
+            shared = self._under_way.get((digest, follower.previews, False))
         if shared is None:
-            shared = self._start(digest, request, listener, resume_from)
+            shared = self._start(digest, request, follower)
         assert shared.task is not None
-        shared.listeners.append(listener)
+        shared.followers.append(follower)
         try:
             return await asyncio.shield(shared.task)
         finally:
-            shared.listeners.remove(listener)
-            if not shared.listeners:
+            shared.followers.remove(follower)
+            if not shared.followers:
                 shared.task.cancel()  # of no effect when it is done
 
-    def _start(
-        self, digest: str, request: GenerationRequest, listener: Listener, resume_from: Checkpoint | None
-    ) -> SharedGeneration:
-        shared = SharedGeneration()
-        is_followed = listener.on_progress is not None
-        group = self._followed if is_followed else self._silent
+    def _start(self, digest: str, request: GenerationRequest, first: Follower) -> SharedGeneration:
+        shared = SharedGeneration(first)
+        key = digest, first.previews, first.wants_progress
 
         async def work() -> Media:
             try:
-                if is_followed:
-                    return await self._generate(
-                        request, shared.on_progress, shared.on_checkpoint, resume_from, shared.on_preview
-                    )
-                return await self._generate(request, on_preview=shared.on_preview)
+                return await self._make(request, shared)
             finally:
-                if group.get(digest) is shared:
-                    del group[digest]
+                if self._under_way.get(key) is shared:
+                    del self._under_way[key]
 
         # An empty context: it does not end with the HTTP request that began it, which others may share.
         shared.task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
-        group[digest] = shared
+        self._under_way[key] = shared
         return shared
+
+
+SHARING = Layer("sharing", lambda make, context: SharedGenerations(make).make)

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from PIL import Image
 
 from deployments.messages import GenerationRequest, Media, MediaFile, OutputFormat
+from serve_app.making.follower import Follower, Make
+from serve_app.making.layers.layer import Layer, LayerContext
 
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
@@ -66,6 +68,21 @@ class ManifestSigner:
         ):
             builder.sign(signer, file.mime_type, io.BytesIO(file.data), signed)
         return dataclasses.replace(file, data=signed.getvalue())
+
+
+def sign_what_is_made(make: Make, context: LayerContext) -> Make:
+    """Raises ProvenanceError unless a trial picture can be signed."""
+    signer = make_signer(context.c2pa_certificate, context.c2pa_private_key)
+    if signer is None:
+        return make
+
+    async def make_and_sign(request: GenerationRequest, follower: Follower) -> Media:
+        return await signer.signed(await make(request, follower), request)
+
+    return make_and_sign
+
+
+SIGNING = Layer("signing", sign_what_is_made)
 
 
 def make_signer(certificate: Path | None, private_key: Path | None) -> ManifestSigner | None:

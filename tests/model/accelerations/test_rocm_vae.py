@@ -2,44 +2,20 @@
 
 import sys
 import types
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from deployments.accelerations.rocm_vae import ROCM_VAE
 from deployments.devices import Device
 from deployments.modules import AccelerationError
+from tests.support.aiter_stand_in import StandInGroupNorm
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env, vae_stage
 from tests.support.tiny_models.random_weights import diffusers_model
 
 ROCM = Device("rocm", torch.device("cpu"))
 ON = env(USE_ROCM_VAE="true")
-
-
-class StandInGroupNorm(torch.nn.Module):
-    """The constructor and forward of aiter.ops.groupnorm.GroupNorm, which takes contiguous input only."""
-
-    def __init__(
-        self,
-        num_groups: int,
-        num_channels: int,
-        eps: float = 1e-5,
-        affine: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        assert affine
-        self.num_groups, self.eps = num_groups, eps
-        self.weight = torch.nn.Parameter(torch.ones(num_channels, device=device, dtype=dtype))
-        self.bias = torch.nn.Parameter(torch.zeros(num_channels, device=device, dtype=dtype))
-
-    def forward(self, x: torch.Tensor, use_torch: bool = False) -> torch.Tensor:
-        assert x.is_contiguous()
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @pytest.fixture

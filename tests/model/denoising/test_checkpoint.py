@@ -14,7 +14,7 @@ from deployments.denoising import checkpoint as checkpoint_module
 from deployments.denoising.checkpoint import CheckpointInterval
 from deployments.errors import InvalidRequestError
 from deployments.messages import Checkpoint, GenerationRequest
-from tests.parity.test_engine_parity import Stages
+from tests.support.engine_parity import Stages
 from tests.support.tiny_models import checkpoint as checkpoint_folder
 
 STEPS = 6

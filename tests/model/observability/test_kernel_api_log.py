@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.observability.kernel_api_log import KernelApiLog, instrument
+from deployments.observability.kernel_api_log import KernelApiLog, make_kernel_api_log
+from deployments.observability.observer import Observers
+from deployments.observability.table import OBSERVERS
 from env_config.variables import EnvConfig
+from tests.support.observing import replica_with
 from tests.support.tiny_models.autoencoders import kl_autoencoder
 from tests.support.tiny_models.text_encoders import clip_text_encoder
 
@@ -45,11 +48,14 @@ def add(left: torch.Tensor, *, right: torch.Tensor) -> torch.Tensor:
     return left + right
 
 
-def test_at_level_0_the_function_is_not_wrapped(tmp_path):
-    assert kernel_log(tmp_path, 0).wrap("add", add) is add
+def test_at_level_0_there_is_no_log_and_nothing_is_wrapped(tmp_path):
+    variables = {"SGLANG_KERNEL_API_LOGLEVEL": "0", "SGLANG_KERNEL_API_LOGDEST": str(tmp_path / "log")}
+    assert make_kernel_api_log(replica_with(variables)) is None
+    observers = Observers(replica_with(variables), OBSERVERS)
     module = torch.nn.Linear(2, 2)
-    instrument({"transformer": module}, kernel_log(tmp_path, 0))
+    observers.install({"transformer": module})
     assert "forward" not in vars(module)
+    assert observers.wrap_kernel("add", add) is add
     assert not (tmp_path / "log").exists()
 
 
@@ -67,7 +73,7 @@ def test_at_level_0_the_function_is_not_wrapped(tmp_path):
     ],
 )
 def test_each_level_adds_what_the_document_says(tmp_path, level, has_metadata, has_statistics, has_dump):
-    logged = kernel_log(tmp_path, level).wrap("test.add", add)
+    logged = kernel_log(tmp_path, level).wrap_kernel("test.add", add)
     assert torch.equal(logged(torch.ones(2, 3), right=torch.ones(3)), torch.full((2, 3), 2.0))
     text = (tmp_path / "log").read_text()
     assert [found[:3] for found in HEAD.findall(text)] == [
@@ -85,7 +91,7 @@ def test_each_level_adds_what_the_document_says(tmp_path, level, has_metadata, h
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
 def test_the_statistics_are_those_of_the_numbers(tmp_path, dtype):
     numbers = torch.tensor([[0.0, 1.0], [3.0, 4.0]]).to(dtype)
-    kernel_log(tmp_path, 5).wrap("identity", lambda x: x)(numbers)
+    kernel_log(tmp_path, 5).wrap_kernel("identity", lambda x: x)(numbers)
     plain = torch.view_as_real(numbers) if dtype.is_complex else numbers
     values = plain.double().numpy()
     expected = f"min={values.min():.6g}, max={values.max():.6g}, mean={values.mean():.6g}"
@@ -94,12 +100,12 @@ def test_the_statistics_are_those_of_the_numbers(tmp_path, dtype):
 
 def test_the_statistics_count_what_is_not_a_number(tmp_path):
     numbers = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0])
-    kernel_log(tmp_path, 5).wrap("identity", lambda x: x)(numbers)
+    kernel_log(tmp_path, 5).wrap_kernel("identity", lambda x: x)(numbers)
     assert "nan_count=1, inf_count=2" in (tmp_path / "log").read_text()
 
 
 def test_an_empty_tensor_and_one_without_numbers_are_logged_without_statistics(tmp_path):
-    kernel_log(tmp_path, 10).wrap("identity", lambda *x: x)(torch.empty(0, 2), torch.empty(2, device="meta"))
+    kernel_log(tmp_path, 10).wrap_kernel("identity", lambda *x: x)(torch.empty(0, 2), torch.empty(2, device="meta"))
     text = (tmp_path / "log").read_text()
     assert "shape=(0, 2)" in text
     assert "device=meta" in text
@@ -108,7 +114,7 @@ def test_an_empty_tensor_and_one_without_numbers_are_logged_without_statistics(t
 
 def test_a_line_describes_four_items_of_a_list_and_eight_of_a_mapping(tmp_path):
     sizes = [torch.zeros(size) for size in range(1, 7)]
-    kernel_log(tmp_path, 3).wrap("f", lambda a, b: None)(sizes, {f"k{i}": i for i in range(10)})
+    kernel_log(tmp_path, 3).wrap_kernel("f", lambda a, b: None)(sizes, {f"k{i}": i for i in range(10)})
     text = (tmp_path / "log").read_text()
     assert "shape=(4,)" in text
     assert "shape=(5,)" not in text
@@ -119,7 +125,7 @@ def test_a_line_describes_four_items_of_a_list_and_eight_of_a_mapping(tmp_path):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_the_log_can_go_to_a_stream_of_the_process(tmp_path, stream, capfd):
-    kernel_log(tmp_path, 1, logdest=stream).wrap("test.add", add)(torch.ones(1), right=torch.ones(1))
+    kernel_log(tmp_path, 1, logdest=stream).wrap_kernel("test.add", add)(torch.ones(1), right=torch.ones(1))
     out, err = capfd.readouterr()
     written, other = (out, err) if stream == "stdout" else (err, out)
     assert written.count("test.add") == 2
@@ -128,14 +134,14 @@ def test_the_log_can_go_to_a_stream_of_the_process(tmp_path, stream, capfd):
 
 def test_percent_i_is_the_process_in_the_names_of_log_and_dumps(tmp_path):
     log = kernel_log(tmp_path, 10, logdest=f"{tmp_path}/logs/%i.log", dump_dir=f"{tmp_path}/dumps-%i")
-    log.wrap("test.add", add)(torch.ones(1), right=torch.ones(1))
+    log.wrap_kernel("test.add", add)(torch.ones(1), right=torch.ones(1))
     assert "test.add" in (tmp_path / "logs" / f"{os.getpid()}.log").read_text()
     assert len(list((tmp_path / f"dumps-{os.getpid()}").iterdir())) == 1
 
 
 def test_an_existing_log_is_appended_to(tmp_path):
     (tmp_path / "log").write_text("before\n")
-    kernel_log(tmp_path, 1).wrap("test.add", add)(torch.ones(1), right=torch.ones(1))
+    kernel_log(tmp_path, 1).wrap_kernel("test.add", add)(torch.ones(1), right=torch.ones(1))
     assert (tmp_path / "log").read_text().startswith("before\n[")
 
 
@@ -148,7 +154,7 @@ def test_a_dump_holds_inputs_outputs_and_how_the_call_ended(tmp_path):
     def both(pair: tuple[torch.Tensor, torch.Tensor], *, by: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sum": pair[0] + pair[1], "scaled": pair[0] * by["factor"]}
 
-    logged = kernel_log(tmp_path, 10).wrap("test.both", both)
+    logged = kernel_log(tmp_path, 10).wrap_kernel("test.both", both)
     base = torch.arange(100.0)
     for _ in range(2):
         logged((base[:3], base[10:13]), by={"factor": torch.tensor(2.0)})
@@ -171,14 +177,14 @@ def test_a_dump_holds_inputs_outputs_and_how_the_call_ended(tmp_path):
 
 def test_the_dumped_inputs_are_those_before_a_call_that_changes_them(tmp_path):
     tensor = torch.zeros(2)
-    kernel_log(tmp_path, 10).wrap("add_", lambda x: x.add_(1))(tensor)
+    kernel_log(tmp_path, 10).wrap_kernel("add_", lambda x: x.add_(1))(tensor)
     (dump,) = dumps(tmp_path)
     assert torch.equal(torch.load(dump["folder"] / "inputs.pt", weights_only=True)["arg_0"], torch.zeros(2))
     assert torch.equal(torch.load(dump["folder"] / "outputs.pt", weights_only=True)["result"], torch.ones(2))
 
 
 def test_an_exception_is_logged_dumped_and_raised(tmp_path):
-    logged = kernel_log(tmp_path, 10).wrap("test.matmul", torch.matmul)
+    logged = kernel_log(tmp_path, 10).wrap_kernel("test.matmul", torch.matmul)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         logged(torch.ones(2, 3), torch.ones(2, 3))
     assert "Kernel API Exception: test.matmul" in (tmp_path / "log").read_text()
@@ -201,7 +207,7 @@ def test_an_exception_is_logged_dumped_and_raised(tmp_path):
 def test_include_and_exclude_choose_dumps_and_leave_the_lines(tmp_path, settings, dumped):
     log = kernel_log(tmp_path, 10, **settings)
     for name in ("attention.fa", "attention.sdpa", "vae.decode"):
-        log.wrap(name, torch.neg)(torch.ones(1))
+        log.wrap_kernel(name, torch.neg)(torch.ones(1))
     assert {dump["function_name"] for dump in dumps(tmp_path)} == dumped
     assert len(HEAD.findall((tmp_path / "log").read_text())) == 6
 
@@ -213,8 +219,8 @@ def test_after_a_segmentation_fault_the_last_line_names_the_kernel_and_its_input
         from env_config.variables import EnvConfig
 
         log = KernelApiLog(EnvConfig.from_environ().kernel_api)
-        log.wrap("kernels.good", torch.neg)(torch.ones(2))
-        log.wrap("kernels.bad", lambda x: ctypes.string_at(0))(torch.arange(3))
+        log.wrap_kernel("kernels.good", torch.neg)(torch.ones(2))
+        log.wrap_kernel("kernels.bad", lambda x: ctypes.string_at(0))(torch.arange(3))
     """
     environ = os.environ | {
         "SGLANG_KERNEL_API_LOGLEVEL": "10",
@@ -233,7 +239,7 @@ def test_after_a_segmentation_fault_the_last_line_names_the_kernel_and_its_input
 
 
 def test_a_compiled_graph_runs_without_the_log(tmp_path):
-    logged = kernel_log(tmp_path, 10).wrap("test.neg", torch.neg)
+    logged = kernel_log(tmp_path, 10).wrap_kernel("test.neg", torch.neg)
     compiled = torch.compile(lambda x: logged(x) + 1, backend="eager", fullgraph=True)
     assert torch.equal(compiled(torch.ones(2)), torch.zeros(2))
     assert (tmp_path / "log").read_text() == ""
@@ -241,7 +247,7 @@ def test_a_compiled_graph_runs_without_the_log(tmp_path):
 
 
 def test_records_of_many_threads_stay_whole(tmp_path):
-    logged = kernel_log(tmp_path, 3).wrap("test.neg", torch.neg)
+    logged = kernel_log(tmp_path, 3).wrap_kernel("test.neg", torch.neg)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: logged(torch.ones(2)), range(400)))
     lines = (tmp_path / "log").read_text().splitlines()
@@ -261,7 +267,7 @@ def test_the_components_of_a_pipeline_are_logged_and_keep_results_and_signatures
     ]
     with torch.no_grad():
         before = modules["vae"].decode(latents).sample, modules["text_encoder"](ids).last_hidden_state
-        instrument(modules, kernel_log(tmp_path, 3))
+        kernel_log(tmp_path, 3).install(modules)
         after = modules["vae"].decode(latents).sample, modules["text_encoder"](ids).last_hidden_state
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     assert signatures == [

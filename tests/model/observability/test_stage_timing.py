@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from deployments.observability.stage_timing import NoStageTimer, read_requests, stage_timer
-from env_config.variables import EnvConfig
+from deployments.observability.observer import Observers
+from deployments.observability.stage_timing import make_stage_timer, read_requests
+from deployments.observability.table import OBSERVERS
+from tests.support.observing import replica_with, work_on
 
 ROOT = Path(__file__).parents[3]
 
 
-def timer(tmp_path, on="true", synchronize=lambda: None, replica="denoiser#1"):
-    environ = {"SGLANG_DIFFUSION_STAGE_LOGGING": on, "SGLANG_DIFFUSION_CACHE_ROOT": str(tmp_path)}
-    return stage_timer(EnvConfig.from_environ(environ).runtime, replica, synchronize)
+def timer(tmp_path, synchronize=lambda: None, replica="denoiser#1"):
+    environ = {"SGLANG_DIFFUSION_STAGE_LOGGING": "true", "SGLANG_DIFFUSION_CACHE_ROOT": str(tmp_path)}
+    return make_stage_timer(replica_with(environ, replica, synchronize))
 
 
 def read(tmp_path):
@@ -28,29 +30,30 @@ def test_a_stage_writes_one_json_line_and_one_log_line_a_request(tmp_path, caplo
     caplog.set_level("INFO")
     timings = timer(tmp_path)
     for request in ("r1", "r2"):
-        with timings.measure(request, "denoiser") as timing:
-            timing.steps, timing.bytes_in, timing.bytes_out = 4, 100, 200
-            timing.queue_s, timing.transfer_s = 0.5, 0.25
+        now = time.time()
+        work = work_on(request, "denoiser", arrived=now - 0.5, sent=now - 0.75, bytes_in=100)
+        with timings.around(work):
+            work.steps, work.bytes_out = 4, 200
     first, second = read(tmp_path)
     assert (first["request_id"], second["request_id"]) == ("r1", "r2")
     expected = {
         "stage": "denoiser",
         "replica": "denoiser#1",
         "process_id": os.getpid(),
-        "queue_s": 0.5,
-        "transfer_s": 0.25,
         "steps": 4,
         "bytes_in": 100,
         "bytes_out": 200,
         "outcome": "ok",
     }
     assert first.items() >= expected.items()
+    assert first["queue_s"] == pytest.approx(0.5, abs=0.2)
+    assert first["transfer_s"] == pytest.approx(0.25)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     for part in (
         "request_id=r1",
         "stage=denoiser",
-        "queue_s=0.500000",
+        "transfer_s=0.250000",
         "steps=4",
         "bytes_out=200",
         "outcome=ok",
@@ -64,7 +67,7 @@ def test_work_that_the_device_has_not_finished_counts_for_the_stage_that_gave_it
     def synchronize():
         time.sleep(left_to_do.pop() if left_to_do else 0)
 
-    with timer(tmp_path, synchronize=synchronize).measure("r", "vae"):
+    with timer(tmp_path, synchronize=synchronize).around(work_on("r", "vae")):
         left_to_do.append(0.2)  # queued, not done
     (timing,) = read(tmp_path)
     assert timing["compute_s"] >= 0.2
@@ -72,7 +75,7 @@ def test_work_that_the_device_has_not_finished_counts_for_the_stage_that_gave_it
 
 
 def test_a_stage_that_fails_is_recorded_with_its_error_and_the_error_goes_on(tmp_path):
-    with pytest.raises(MemoryError), timer(tmp_path).measure("r", "vae"):
+    with pytest.raises(MemoryError), timer(tmp_path).around(work_on("r", "vae")):
         raise MemoryError
     (timing,) = read(tmp_path)
     assert timing["outcome"] == "MemoryError"
@@ -80,24 +83,28 @@ def test_a_stage_that_fails_is_recorded_with_its_error_and_the_error_goes_on(tmp
 
 def test_switched_off_nothing_is_written_and_the_device_is_not_waited_for(tmp_path, caplog):
     caplog.set_level("INFO")
-    timings = timer(tmp_path, on="false", synchronize=lambda: pytest.fail("synchronised"))
-    with timings.measure("r", "vae") as timing:
-        timing.steps = 3
-    assert isinstance(timings, NoStageTimer)
+    variables = {"SGLANG_DIFFUSION_STAGE_LOGGING": "false", "SGLANG_DIFFUSION_CACHE_ROOT": str(tmp_path)}
+    replica = replica_with(variables, synchronize=lambda: pytest.fail("synchronised"))
+    assert make_stage_timer(replica) is None
+    with Observers(replica, OBSERVERS).around(work_on("r", "vae")):
+        pass
     assert not caplog.records
     assert not list(tmp_path.iterdir())
 
 
 def test_the_stages_of_a_request_are_read_as_one_record(tmp_path):
     for stage, seconds in (("encoder", 1.0), ("denoiser", 2.0)):
-        with timer(tmp_path).measure("r1", stage) as timing:
-            timing.queue_s = seconds
-        with timer(tmp_path).measure("r2", stage):
+        with timer(tmp_path).around(work_on("r1", stage, arrived=time.time() - seconds)):
+            pass
+        with timer(tmp_path).around(work_on("r2", stage)):
             pass
     first, second = read_requests(tmp_path / "logs" / "performance.jsonl")
     assert first["request_id"] == "r1"
     assert [stage["stage"] for stage in first["stages"]] == ["encoder", "denoiser"]
-    assert first["total_s"] == pytest.approx(3.0 + sum(stage["compute_s"] for stage in first["stages"]))
+    assert first["total_s"] == pytest.approx(
+        sum(stage["queue_s"] + stage["compute_s"] for stage in first["stages"])
+    )
+    assert first["total_s"] > 3.0
     assert second["request_id"] == "r2"
 
 
@@ -106,11 +113,22 @@ def test_lines_of_several_processes_stay_whole(tmp_path):
         import sys
         from pathlib import Path
         from deployments.observability.stage_timing import StageTimer
+        from tests.support.observing import work_on
         timer = StageTimer(Path(sys.argv[1]) / "logs" / "performance.jsonl", sys.argv[2], lambda: None)
         for number in range(200):
-            with timer.measure(f"{sys.argv[2]}-{number}", "vae"):
+            with timer.around(work_on(f"{sys.argv[2]}-{number}", "vae")):
                 pass
     """
     processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT) for name in "ab"]
     assert [process.wait() for process in processes] == [0, 0]
     assert {timing["request_id"] for timing in read(tmp_path)} == {f"{n}-{i}" for n in "ab" for i in range(200)}
+
+
+def test_the_latest_timings_of_a_request_are_remembered_until_they_are_forgotten(tmp_path):
+    timings = timer(tmp_path)
+    for request, stage in (("r1", "encoder"), ("r2", "encoder"), ("r1", "vae")):
+        with timings.around(work_on(request, stage)):
+            pass
+    assert [record["stage"] for record in timings.recall("r1")] == ["encoder", "vae"]
+    timings.forget()
+    assert timings.recall("r1") == []

@@ -13,11 +13,12 @@ import torch
 
 from deployments.observability.torch_profiler import ProfilerBusyError, TorchProfiler
 from env_config.variables import EnvConfig
+from tests.support.observing import work_on
 
 
-def profiler(directory, **options) -> TorchProfiler:
+def profiler(directory, replica="replica", **options) -> TorchProfiler:
     environ = {"SGLANG_DIFFUSION_TORCH_PROFILER_DIR": str(directory)} if directory else {}
-    return TorchProfiler(EnvConfig.from_environ(environ).runtime, **options)
+    return TorchProfiler(EnvConfig.from_environ(environ).runtime, replica, **options)
 
 
 def work(name: str) -> None:
@@ -35,7 +36,7 @@ def names(trace: dict) -> list[str]:
 
 
 def test_a_trace_is_named_and_labelled_by_request_stage_replica_and_process(tmp_path):
-    with profiler(tmp_path / "traces").trace("img/1", "denoiser", "app#denoiser#x1"):
+    with profiler(tmp_path / "traces", "app#denoiser#x1").trace("img/1", "denoiser"):
         work("a step")
     (file,) = (tmp_path / "traces").iterdir()
     name = rf"app_denoiser_x1-{os.getpid()}-img_1-denoiser\.\d+\.pt\.trace\.json\.gz"
@@ -56,7 +57,7 @@ def test_each_stage_and_request_has_its_own_trace(tmp_path):
     traces = profiler(tmp_path)
     for request in ("r1", "r2"):
         for stage in ("encoder", "vae"):
-            with traces.trace(request, stage, "replica"):
+            with traces.trace(request, stage):
                 work(f"{request} {stage}")
     read_traces = [read(file) for file in tmp_path.iterdir()]
     assert {(t["request_id"], t["stage"]) for t in read_traces} == {
@@ -68,7 +69,7 @@ def test_each_stage_and_request_has_its_own_trace(tmp_path):
 
 
 def test_a_trace_ends_after_the_steps_of_its_window(tmp_path):
-    with profiler(tmp_path, max_steps=2).trace("r", "denoiser", "replica") as counter:
+    with profiler(tmp_path, max_steps=2).trace("r", "denoiser") as counter:
         for number in range(5):
             work(f"step {number}")
             counter.step()
@@ -82,7 +83,7 @@ def test_a_request_that_comes_during_a_trace_runs_unprofiled_and_the_log_says_so
     traces, both_run = profiler(tmp_path), threading.Barrier(2, timeout=30)
 
     def run(request: str) -> str:
-        with traces.trace(request, "vae", "replica") as counter:
+        with traces.trace(request, "vae") as counter:
             both_run.wait()  # in both requests at once, where a second profiler would crash the process
             work(request)
             counter.step()
@@ -95,16 +96,16 @@ def test_a_request_that_comes_during_a_trace_runs_unprofiled_and_the_log_says_so
     profiled = read(file)["request_id"]
     (other,) = {"r1", "r2"} - {profiled}
     assert f"vae of request {other} runs unprofiled: another trace is being taken" in caplog.text
-    with traces.trace("r3", "vae", "replica"):
+    with traces.trace("r3", "vae"):
         work("later")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_request_that_fails_leaves_its_trace_and_the_profiler_free(tmp_path):
     traces = profiler(tmp_path)
-    with pytest.raises(ZeroDivisionError), traces.trace("r1", "vae", "replica"):
+    with pytest.raises(ZeroDivisionError), traces.trace("r1", "vae"):
         1 / 0  # noqa: B018
-    with traces.trace("r2", "vae", "replica"):
+    with traces.trace("r2", "vae"):
         work("next")
     assert {read(file)["request_id"] for file in tmp_path.iterdir()} == {"r1", "r2"}
 
@@ -113,7 +114,7 @@ def test_the_work_of_an_engines_thread_is_traced_when_all_threads_are_asked_for(
     with ThreadPoolExecutor(1) as engine:
         engine.submit(work, "warm-up").result()
         for all_threads in (False, True):
-            with profiler(tmp_path).trace(str(all_threads), "denoiser", "replica", all_threads=all_threads):
+            with profiler(tmp_path).trace(str(all_threads), "denoiser", all_threads=all_threads):
                 engine.submit(work, "in the engine").result()
     seen = {read(file)["request_id"]: "in the engine" in names(read(file)) for file in tmp_path.iterdir()}
     assert seen == {"False": False, "True": True}
@@ -127,7 +128,7 @@ def test_a_trace_of_all_threads_is_ended_by_the_steps_of_the_engines_thread(tmp_
 
     with ThreadPoolExecutor(1) as engine:
         engine.submit(work, "warm-up").result()
-        with profiler(tmp_path, max_steps=2).trace("r", "denoiser", "replica", all_threads=True) as counter:
+        with profiler(tmp_path, max_steps=2).trace("r", "denoiser", all_threads=True) as counter:
             for number in range(5):
                 engine.submit(step, counter, number).result()
     (file,) = tmp_path.iterdir()
@@ -136,13 +137,25 @@ def test_a_trace_of_all_threads_is_ended_by_the_steps_of_the_engines_thread(tmp_
     assert "step 4" not in steps
 
 
+def test_as_an_observer_it_traces_a_stages_work_and_is_told_of_its_steps(tmp_path):
+    observed = work_on("r", "vae")
+    with profiler(tmp_path, max_steps=1).around(observed):
+        work("first")
+        observed.step()
+        work("second")
+    (file,) = tmp_path.iterdir()
+    trace = read(file)
+    assert (trace["request_id"], trace["stage"], trace["replica"]) == ("r", "vae", "replica")
+    assert [name for name in names(trace) if name in ("first", "second")] == ["first"]
+
+
 def test_without_the_variable_nothing_is_profiled(tmp_path):
     traces = profiler(None)
-    with traces.trace("r", "vae", "replica") as counter:
+    with traces.trace("r", "vae") as counter:
         assert not torch.autograd.profiler._is_profiler_enabled
         counter.step()
     with pytest.raises(ValueError, match="SGLANG_DIFFUSION_TORCH_PROFILER_DIR"):
-        traces.start_window("replica")
+        traces.start_window()
 
 
 def test_a_directory_that_cannot_be_made_is_refused_with_the_variable(tmp_path):
@@ -153,7 +166,7 @@ def test_a_directory_that_cannot_be_made_is_refused_with_the_variable(tmp_path):
 
 def test_a_trace_that_cannot_be_written_costs_the_trace_and_not_the_request(tmp_path, caplog):
     traces = profiler(tmp_path / "traces")
-    with traces.trace("r", "vae", "replica"):
+    with traces.trace("r", "vae"):
         (tmp_path / "traces").rmdir()
         (tmp_path / "traces").write_text("in the way")
     assert "cannot be written" in caplog.text
@@ -163,10 +176,10 @@ def test_a_window_records_the_threads_of_the_process_until_it_is_stopped(tmp_pat
     traces = profiler(None)
     with ThreadPoolExecutor(1) as engine:
         engine.submit(work, "before").result()
-        file = traces.start_window("replica", tmp_path / "window")
+        file = traces.start_window(tmp_path / "window")
         engine.submit(work, "inside").result()
         with pytest.raises(ProfilerBusyError):
-            traces.start_window("replica", tmp_path / "window")
+            traces.start_window(tmp_path / "window")
         assert traces.stop_window() == file
         engine.submit(work, "after").result()
     trace = read(file)
@@ -178,7 +191,7 @@ def test_a_window_records_the_threads_of_the_process_until_it_is_stopped(tmp_pat
 
 def test_a_window_ends_by_itself(tmp_path):
     traces = profiler(tmp_path)
-    file = traces.start_window("replica", max_s=0.05)
+    file = traces.start_window(max_s=0.05)
     for _ in range(1000):
         if file.exists():
             break

@@ -205,9 +205,9 @@ def _is_real(model: torch.nn.Module | None) -> bool:
 
 
 MODELS = (
-    TinyModel("flux", flux, quick=True),
+    TinyModel("flux", flux),
     TinyModel("flux_truecfg", flux_truecfg),
-    TinyModel("flux_kontext", flux_kontext, quick=True),
+    TinyModel("flux_kontext", flux_kontext),
     TinyModel("flux_img2img", flux_img2img),
     TinyModel("flux_inpaint", flux_inpaint),
     TinyModel("flux_fill", flux_fill),

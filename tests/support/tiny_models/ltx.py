@@ -281,6 +281,6 @@ MODELS = (
     TinyModel("ltx_tcond", ltx_tcond),
     TinyModel("ltx_i2v", ltx_i2v),
     TinyModel("ltx_condition", ltx_condition),
-    TinyModel("ltx2", ltx2, quick=True),
+    TinyModel("ltx2", ltx2),
     TinyModel("ltx2_i2v", ltx2_i2v),
 )

@@ -141,7 +141,7 @@ def _deep_compression_autoencoder() -> AutoencoderDC:
 
 
 MODELS = (
-    TinyModel("sana", sana, quick=True),
+    TinyModel("sana", sana),
     TinyModel("sana_sprint", sana_sprint),
     TinyModel("sana_video", sana_video),
 )

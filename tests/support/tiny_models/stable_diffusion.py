@@ -309,7 +309,7 @@ MODELS = (
     TinyModel("sd15_controlnet", sd15_controlnet),
     TinyModel("sd15_lcm", sd15_lcm),
     TinyModel("animatediff", animatediff),
-    TinyModel("sdxl", sdxl, quick=True),
+    TinyModel("sdxl", sdxl),
     TinyModel("sdxl_ancestral", sdxl_ancestral),
     TinyModel("sdxl_img2img", sdxl_img2img),
     TinyModel("sdxl_inpaint", sdxl_inpaint),

@@ -90,7 +90,7 @@ def sd3_controlnet() -> PipelineAndRequest:
 
 
 MODELS = (
-    TinyModel("sd3", sd3, quick=True),
+    TinyModel("sd3", sd3),
     TinyModel("sd3_img2img", sd3_img2img),
     TinyModel("sd3_inpaint", sd3_inpaint),
     TinyModel("sd3_controlnet", sd3_controlnet),

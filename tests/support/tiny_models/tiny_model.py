@@ -18,11 +18,9 @@ class TinyModel:
     `after_save` edits the saved folder until it looks like the published checkpoints.
     `after_load` sets what is not part of a checkpoint; every process applies it to what it loaded, which
     may have skeletons (parameters on the meta device) or None in place of some components.
-    `quick` models are the diverse few that every test run goes through.
     """
 
     name: str
     build: Callable[[], PipelineAndRequest]
     after_save: Callable[[Path, DiffusionPipeline], None] | None = None
     after_load: Callable[[DiffusionPipeline], None] | None = None
-    quick: bool = False

@@ -217,9 +217,9 @@ def _skyreels_components() -> dict[str, Any]:
 
 MODELS = (
     TinyModel("wan21", wan21),
-    TinyModel("wan22", wan22, quick=True),
+    TinyModel("wan22", wan22),
     TinyModel("wan22_5b", wan22_5b),
-    TinyModel("wan21_i2v", wan21_i2v, quick=True),
+    TinyModel("wan21_i2v", wan21_i2v),
     TinyModel("wan21_flf2v", wan21_flf2v),
     TinyModel("wan22_i2v", wan22_i2v),
     TinyModel("wan_vace", wan_vace),
@@ -227,5 +227,5 @@ MODELS = (
     TinyModel("skyreels_v2", skyreels_v2),
     TinyModel("skyreels_df", skyreels_df),
     TinyModel("skyreels_df_v2v", skyreels_df_v2v),
-    TinyModel("helios", helios, quick=True),
+    TinyModel("helios", helios),
 )

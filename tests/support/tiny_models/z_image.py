@@ -60,6 +60,6 @@ def zimage_img2img() -> PipelineAndRequest:
 
 
 MODELS = (
-    TinyModel("zimage", zimage, quick=True),
+    TinyModel("zimage", zimage),
     TinyModel("zimage_img2img", zimage_img2img),
 )

@@ -72,13 +72,13 @@ def scenario_of(count: int, callers: int | None) -> Scenario:
 
 async def figures_of(way: Any, scenario: Scenario) -> dict[str, Any]:
     references, alone_s = await side_by_side.make_references(StandIn(), [scenario])
-    running = Running({"a way": way}, Processes())
-    return await side_by_side.turn(running, "a way", scenario, 0, references, alone_s)
+    return await side_by_side.measured(Running(way, Processes()), scenario, 0, references, alone_s)
 
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "PAUSE_S", 0.0)
+    monkeypatch.setattr(side_by_side, "SETTLE_S", 0.0)
 
 
 @pytest.mark.parametrize("callers", [1, 4, 8])
@@ -111,7 +111,7 @@ async def test_a_way_that_hangs_and_one_that_is_not_there_are_failures(monkeypat
     monkeypatch.setattr(side_by_side, "REQUEST_TIMEOUT_S", 0.02)
     assert (await figures_of(StandIn(seconds=5), scenario_of(2, 2)))["failures"] == {"timeout": 2}
     async with httpx.AsyncClient(base_url="http://a-way", transport=httpx.MockTransport(refused)) as http:
-        found = await figures_of(RayExample(http, "/ray"), scenario_of(1, 1))
+        found = await figures_of(RayExample(http), scenario_of(1, 1))
     assert found["failures"] == {"connection: ConnectError": 1}
 
 
@@ -142,8 +142,8 @@ async def test_the_port_of_diffusers_server_saves_each_picture_and_answers_with_
 
     app = create_app(own_pipeline, tmp_path, "http://a-server")
     picture = SMALL.picture(5)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as http:
-        way = DiffusersServer(http, "http://a-server")
+    async with httpx.AsyncClient(base_url="http://a-server", transport=httpx.ASGITransport(app)) as http:
+        way = DiffusersServer(http)
         answers = await asyncio.gather(way.make(picture), way.make(picture))
     assert [answer.png for answer in answers] == [png_of(picture)] * 2
     assert len(made) == 2  # each request has its own pipeline
@@ -162,27 +162,27 @@ async def test_each_server_is_asked_for_the_same_picture_in_its_own_words() -> N
         return httpx.Response(200, json={"data": [{"b64_json": "QUJD"}], "timings": [{"denoise": 0.5}]})
 
     async with httpx.AsyncClient(base_url="http://serve", transport=httpx.MockTransport(handler)) as http:
-        assert (await RayExample(http, "/ray").make(picture)).png == png_of(picture)
-        assert await Triptych(http, "/three").make(picture, deterministic=True) == Made(b"ABC", {"denoise": 0.5})
+        assert (await RayExample(http).make(picture)).png == png_of(picture)
+        assert await Triptych(http).make(picture, deterministic=True) == Made(b"ABC", {"denoise": 0.5})
     ray, triptych = asked
     assert dict(ray.url.params) == {name: str(value) for name, value in asdict(picture).items()}
-    assert triptych.url.path == "/three/v1/images/generations"
+    assert triptych.url.path == "/v1/images/generations"
     assert httpx.Response(200, content=triptych.content).json() == {
         "prompt": "a fox", "seed": 3, "size": "64x64", "num_inference_steps": 8, "max_sequence_length": 128,
         "deterministic": True,
     }  # fmt: skip
 
 
-def test_the_config_has_each_way_at_a_route_of_its_own_with_the_settings_of_the_project() -> None:
+def test_a_config_has_one_way_alone_with_the_settings_of_the_project() -> None:
     base: dict[str, Any] = {
         "import_path": "serve_app.app:build_app",
         "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}},
         "args": {"model": "a", "default_arguments": {"height": 8}},
     }
-    config = serve_config(base, "/models/a", "cpu", ["ray_example_replicas", "three_stage"], 8000, Path("folder"))
-    rival, ours = config["applications"]
+    [rival] = serve_config(base, "/models/a", "cpu", "ray_example_replicas", 8000, Path("folder"))["applications"]
+    [ours] = serve_config(base, "/models/a", "cpu", "three_stage", 8000, Path("folder"))["applications"]
     assert rival["args"] == {"model": "/models/a", "device": "cpu", "max_ongoing_requests": 1, "num_replicas": 2}
-    assert (rival["route_prefix"], ours["route_prefix"]) == ("/ray_example_replicas", "/three_stage")
+    assert rival["route_prefix"] == ours["route_prefix"] == "/"
     assert ours["args"]["default_arguments"] == {"height": 8}
     assert [each["name"] for each in ours["deployments"]] == ["Ingress", "Encoder", "Denoiser", "VAE"]
     assert base["args"]["model"] == "a"
@@ -190,7 +190,7 @@ def test_the_config_has_each_way_at_a_route_of_its_own_with_the_settings_of_the_
 
 def test_one_way_has_a_denoiser_more() -> None:
     base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
-    (ours,) = serve_config(base, "/models/a", "cpu", ["three_stage_replicas"], 8000, Path("folder"))["applications"]
+    (ours,) = serve_config(base, "/models/a", "cpu", "three_stage_replicas", 8000, Path("folder"))["applications"]
     assert ours["args"]["placement"] == "three_stage"
     assert {each["name"]: each.get("num_replicas") for each in ours["deployments"]} == {
         "Ingress": None, "Encoder": None, "Denoiser": 2, "VAE": None,
@@ -199,8 +199,8 @@ def test_one_way_has_a_denoiser_more() -> None:
 
 def test_on_an_accelerator_each_stage_has_a_share_of_it() -> None:
     base = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
-    config = serve_config(base, "/models/a", "cuda", ["ray_example", "three_stage"], 8000, Path("folder"))
-    rival, ours = config["applications"]
+    [rival] = serve_config(base, "/models/a", "cuda", "ray_example", 8000, Path("folder"))["applications"]
+    [ours] = serve_config(base, "/models/a", "cuda", "three_stage", 8000, Path("folder"))["applications"]
     assert rival["args"]["device"] == "cuda"
     assert ours["runtime_env"]["env_vars"]["SGLANG_DIFFUSION_TARGET_DEVICE"] == "cuda"
     shares = {each["name"]: each["ray_actor_options"].get("num_gpus") for each in ours["deployments"]}
@@ -220,16 +220,31 @@ def test_processes_are_called_by_their_role(title: str, expected: str) -> None:
     assert role(title) == expected
 
 
-def round_of(throughput: float, p95_s: float | None = None, failures: dict[str, int] | None = None) -> dict[str, Any]:
+def round_of(
+    throughput: float,
+    p95_s: float | None = None,
+    failures: dict[str, int] | None = None,
+    throughput_of_base: float | None = None,
+) -> dict[str, Any]:
     return {
         "requests": 4,
         "failures": failures or {},
         "duration_s": 2.0,
         "throughput": throughput,
+        "throughput_of_base": throughput_of_base,
         "latencies_s": {"small": [] if p95_s is None else [p95_s]},
         "timings": {"denoise": 0.1},
         "processor_s": {"client": 0.4, "three_stage:VAE": 1.2, "idle": 0.0001},
     }
+
+
+def test_a_throughput_is_compared_with_that_of_diffusers_in_process_just_before() -> None:
+    rounds = [round_of(2, throughput_of_base=1), round_of(6, throughput_of_base=2), round_of(9, throughput_of_base=10)]
+    assert side_by_side_report.ratio_to_base(rounds) == Spread(2.0, 0.9, 3.0)
+    assert side_by_side_report.ratio_to_base([round_of(2)]) is None
+    ways = {"in_process": [round_of(50)] * 3, "three_stage": rounds}
+    goal = Goal("closed_8", "three_stage", "in_process", 1.5, "throughput")
+    assert side_by_side_report.reached(goal, {"closed_8": {"ways": ways}}) == Spread(2.0, 0.9, 3.0)
 
 
 def test_ratios_are_taken_in_each_round() -> None:
@@ -271,7 +286,7 @@ def test_processor_time_is_told_per_request_and_idle_processes_are_left_out() ->
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """In place of the real ways; the order in which they are asked is in the list."""
+    """In place of the real ways; what is started, asked and stopped, in its order, is in the list."""
     turns: list[str] = []
 
     class Noted(StandIn):
@@ -284,8 +299,10 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return await super().make(picture, deterministic)
 
     @asynccontextmanager
-    async def running(names: list[str], *_: object) -> Any:
-        yield Running({name: Noted(name) for name in names}, Processes())
+    async def running(name: str, *_: object) -> Any:
+        turns.append(f"start {name}")
+        yield Running(Noted(name), Processes())
+        turns.append(f"stop {name}")
 
     monkeypatch.setattr(side_by_side, "running", running)
     monkeypatch.setattr(
@@ -294,7 +311,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return turns
 
 
-async def test_the_ways_take_turns_in_another_order_each_round_and_the_page_is_made(stand_ins: list[str]) -> None:
+async def test_nothing_but_the_measured_way_and_diffusers_in_process_is_up(stand_ins: list[str]) -> None:
     options = Namespace(
         ways=["one_stage", "three_stage"], scenarios=["sequential_small", "mixed"], rounds=2, threads=1, port=1,
         model=Path("emoji-flux"), device="cpu", scale=1,
@@ -302,9 +319,17 @@ async def test_the_ways_take_turns_in_another_order_each_round_and_the_page_is_m
     found = [result async for result in side_by_side.measure(options)]
     assert [result["rounds"] for result in found] == [1, 2]  # written after each
     result = found[-1]
-    last_round = stand_ins[-9:]
-    assert last_round == ["one_stage", "three_stage", "in_process", *("one_stage",) * 2, *("three_stage",) * 2,
-                          *("in_process",) * 2]  # fmt: skip
+    starts_and_stops = [each for each in stand_ins if " " in each]
+    assert starts_and_stops == [
+        "start in_process",
+        "start one_stage", "stop one_stage", "start three_stage", "stop three_stage",
+        "start one_stage", "stop one_stage", "start three_stage", "stop three_stage",
+        "stop in_process",
+    ]  # fmt: skip
+    started = len(stand_ins) - 1 - stand_ins[::-1].index("start three_stage")
+    warm_up, base_before, *rest = stand_ins[started + 1 : stand_ins.index("stop three_stage", started)]
+    assert (warm_up, base_before) == ("three_stage", "in_process")
+    assert rest == ["three_stage"] * 3
     assert list(result["scenarios"]["mixed"]["ways"]) == ["in_process", "one_stage", "three_stage"]
     page = "\n".join(side_by_side_report.as_markdown(result))
     assert f"| {LABELS['three_stage']} | " in page
@@ -314,7 +339,7 @@ async def test_the_ways_take_turns_in_another_order_each_round_and_the_page_is_m
 def test_the_page_names_goals_that_are_reached_and_missed_and_counts_failures() -> None:
     ways = {
         "in_process": [round_of(1.0)],
-        "three_stage": [round_of(0.98, 0.1, {"wrong picture": 2, "http_500": 1})],
+        "three_stage": [round_of(0.98, 0.1, {"wrong picture": 2, "http_500": 1}, throughput_of_base=1.0)],
     }
     kinds = [asdict(SMALL)]
     result = {

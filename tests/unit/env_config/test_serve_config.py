@@ -129,3 +129,12 @@ def test_a_file_that_is_no_serve_config_is_an_error(tmp_path: Path, text: str, m
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     (error,) = check_serve_config(tmp_path / "none.yaml")
     assert "No such file" in error
+
+
+def test_a_key_that_stands_twice_is_an_error_also_inside_a_kuberay_file(tmp_path: Path) -> None:
+    twice = yaml.safe_dump(serve_config({})) + "applications: []\n"
+    file = tmp_path / "serve.yaml"
+    for text in (twice, yaml.safe_dump({"kind": "RayService", "spec": {"serveConfigV2": twice}})):
+        file.write_text(text, encoding="utf-8")
+        (error,) = check_serve_config(file)
+        assert "'applications' stands twice" in error

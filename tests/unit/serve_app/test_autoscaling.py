@@ -1,19 +1,14 @@
-"""What the policy decides, given what Serve's controller tells it; and a real application that it scales."""
+"""What the policy decides, given what Serve's controller tells it."""
 
 from __future__ import annotations
 
 import copy
-import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from ray.serve._private.common import TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
@@ -21,7 +16,6 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from deployments.messages import STAGES as STAGES_OF_MESSAGES
 from deployments.observability.stage_load import Load
 from serve_app.autoscaling import STAGES, ReplicaRatio, fit, proportional
-from tests.support.served_application import ServedApplication, application
 
 NOW = 1000.0
 LOOK_BACK_S = 30.0
@@ -375,66 +369,3 @@ def test_the_policy_knows_the_stages_and_numbers_that_the_replicas_report() -> N
         "present",
         "refused",
     }
-
-
-# --- a real application ---
-
-
-@pytest.fixture(scope="module")
-def scaled(served: ServedApplication, flux_checkpoint: Path) -> Iterator[ServedApplication]:
-    """The first application's model again at /scaled, whose two deployments the policy may scale to two replicas."""
-    config = application("scaled", flux_checkpoint, ("EncoderVAE", "Denoiser"), served.folder, placement="two_stage")
-    config["autoscaling_policy"] = {
-        "policy_function": "serve_app.autoscaling:ReplicaRatio",
-        "policy_kwargs": {"cooldown_s": 4, "target_queue_s": 6},
-    }
-    for deployment in config["deployments"]:
-        deployment["graceful_shutdown_timeout_s"] = 60  # what the second denoiser has begun it ends
-        deployment["autoscaling_config"] = {
-            "max_replicas": 2,
-            "target_ongoing_requests": 100,  # Serve's own numbers would ask for one replica
-            "metrics_interval_s": 1,
-            "look_back_period_s": 5,
-            "upscale_delay_s": 0,
-            "downscale_delay_s": 0,
-        }
-    with served.beside(config):
-        served.wait_until_healthy("/scaled")
-        yield served
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_work_for_the_denoiser_starts_a_second_one_which_goes_again_and_no_request_is_lost(
-    scaled: ServedApplication,
-) -> None:
-    for seed in range(5):  # the first of a replica takes longer than any other
-        scaled.pictures("/scaled", prompt="a small cat", seed=seed, num_inference_steps=2)
-    answers: list[Future[list[dict[str, Any]]]] = []
-    seen: set[tuple[int, int]] = set()  # (replicas of EncoderVAE, of Denoiser)
-
-    def observe(*, until: tuple[int, int], at_once: int, steps: int) -> None:
-        """Keeps so many requests under way until there are these replicas."""
-        give_up = time.monotonic() + 240
-        while (now := (num_replicas(scaled, "EncoderVAE"), num_replicas(scaled, "Denoiser"))) != until:
-            seen.add(now)
-            assert time.monotonic() < give_up, f"{now} replicas, wanted {until}"
-            while sum(not answer.done() for answer in answers) < at_once:
-                arguments = {"prompt": "a small cat", "seed": len(answers), "num_inference_steps": steps}
-                answers.append(callers.submit(scaled.pictures, "/scaled", **arguments))
-            time.sleep(0.2)
-
-    with ThreadPoolExecutor(8) as callers:
-        observe(until=(1, 2), at_once=8, steps=300)
-        observe(until=(1, 1), at_once=1, steps=2)  # fewer, and while there are some the second denoiser is taken away
-
-    assert all(len(answer.result()) == 1 for answer in answers)
-    assert seen == {(1, 1), (1, 2)}, "the encoder and the VAE had little to do"
-
-
-def num_replicas(served: ServedApplication, deployment: str) -> int:
-    """Those that run or start; what is being drained is not among them."""
-    [dashboard] = re.findall(r"View the dashboard at (http\S+)", served.log())
-    applications = httpx.get(f"{dashboard}/api/serve/applications/", timeout=60).json()["applications"]
-    replicas = applications["scaled"]["deployments"][deployment]["replicas"]
-    return sum(replica["state"] != "STOPPING" for replica in replicas)

@@ -30,26 +30,26 @@ EMPTY = Packed([], ())
 REQUEST = GenerationRequest("r", "model", {}, 0, OutputFormat("image", "png"))
 
 
-class PlayedReplica:
-    """Owns the threads, and notes what it observed."""
+class PlayedThreads:
+    """The threads of requests, which note what is observed in them."""
 
     def __init__(self) -> None:
         self.request_threads = ThreadPoolExecutor(2)
-        self.timing = SimpleNamespace(steps=0, bytes_out=None)
-        self.trace_steps = 0
+        self.steps, self.bytes_out = 0, -1
+        self.traced_steps = 0
         self.outcome = ""
 
     @contextmanager
-    def observed(self, stage: str, request: Any, arrived: float, *inputs: Any) -> Iterator[tuple[Any, Any]]:
+    def observed_denoising(self, request: Any, envelope: Any, arrived: float, conditioning: Any) -> Iterator[Any]:
         try:
-            yield self.timing, SimpleNamespace(step=self.step)
+            yield self
             self.outcome = "ok"
         except BaseException as error:
             self.outcome = type(error).__name__
             raise
 
     def step(self) -> None:
-        self.trace_steps += 1
+        self.traced_steps += 1
 
 
 class PlayedEngine:
@@ -90,14 +90,14 @@ class PlayedStage:
 
 
 @pytest.fixture
-def replica() -> Iterator[PlayedReplica]:
-    made = PlayedReplica()
+def threads() -> Iterator[PlayedThreads]:
+    made = PlayedThreads()
     yield made
     made.request_threads.shutdown()
 
 
-def stream(replica: Any, stage: Any, envelope: Envelope = Envelope()) -> Any:  # noqa: B008  (it is frozen)
-    return denoising_stream(replica, stage, REQUEST, envelope, Conditioning(EMPTY))
+def stream(threads: Any, stage: Any, envelope: Envelope = Envelope()) -> Any:  # noqa: B008  (it is frozen)
+    return denoising_stream(threads, stage, REQUEST, envelope, Conditioning(EMPTY))
 
 
 async def read_into(items: list[Any], reading: Any) -> None:
@@ -112,53 +112,53 @@ def kinds(items: list[Any]) -> list[str]:
 ONE_STEP = ["checkpoint", "Checkpoint", "preview", "DecodeInputs"]
 
 
-async def test_each_payload_follows_its_announcement_and_the_decode_inputs_come_last(replica: PlayedReplica) -> None:
-    items = [item async for item in stream(replica, PlayedStage())]
+async def test_each_payload_follows_its_announcement_and_the_decode_inputs_come_last(threads: PlayedThreads) -> None:
+    items = [item async for item in stream(threads, PlayedStage())]
     assert kinds(items) == [*ONE_STEP * STEPS, "decode_inputs", "DecodeInputs"]
     assert [item.step for item in items if isinstance(item, PayloadFollows)] == [1, 1, 2, 2, 3, 3, STEPS]
     assert items[-2].seconds["denoiser_forwards"] == 0.5
     assert set(items[-2].seconds) == {"denoiser_queue", "denoise", "denoiser_forwards"}
 
 
-async def test_progress_is_sent_only_where_it_is_asked_for(replica: PlayedReplica) -> None:
-    items = [item async for item in stream(replica, PlayedStage(), Envelope(report_progress=True))]
+async def test_progress_is_sent_only_where_it_is_asked_for(threads: PlayedThreads) -> None:
+    items = [item async for item in stream(threads, PlayedStage(), Envelope(report_progress=True))]
     assert kinds(items) == [*["DenoisingProgress", *ONE_STEP] * STEPS, "decode_inputs", "DecodeInputs"]
 
 
-async def test_every_step_is_traced_and_those_done_here_are_timed(replica: PlayedReplica) -> None:
-    [_ async for _ in stream(replica, PlayedStage())]
-    assert replica.trace_steps == STEPS
-    assert (replica.timing.steps, replica.timing.bytes_out) == (STEPS - 1, 0)
+async def test_every_step_is_traced_and_those_done_here_are_timed(threads: PlayedThreads) -> None:
+    [_ async for _ in stream(threads, PlayedStage())]
+    assert threads.traced_steps == STEPS
+    assert (threads.steps, threads.bytes_out) == (STEPS - 1, 0)
 
 
-async def test_an_error_comes_after_what_was_made_before_it(replica: PlayedReplica) -> None:
+async def test_an_error_comes_after_what_was_made_before_it(threads: PlayedThreads) -> None:
     items: list[Any] = []
     with pytest.raises(ValueError, match="nothing left"):
-        await read_into(items, stream(replica, PlayedStage(error=ValueError("nothing left"))))
+        await read_into(items, stream(threads, PlayedStage(error=ValueError("nothing left"))))
     assert kinds(items) == ONE_STEP * STEPS
 
 
-async def test_a_stream_that_nobody_reads_on_cancels_its_fiber(replica: PlayedReplica) -> None:
+async def test_a_stream_that_nobody_reads_on_cancels_its_fiber(threads: PlayedThreads) -> None:
     stage = PlayedStage(hold=True)
-    reading = stream(replica, stage)
+    reading = stream(threads, stage)
     assert kinds([await anext(reading)]) == ["checkpoint"]
     assert await asyncio.to_thread(stage.is_held.wait, PATIENCE_S)
     await reading.aclose()
-    await asyncio.to_thread(replica.request_threads.shutdown)
-    assert replica.outcome == "CancelledStage"
+    await asyncio.to_thread(threads.request_threads.shutdown)
+    assert threads.outcome == "CancelledStage"
 
 
-async def test_a_request_that_is_given_up_before_it_begins_is_cancelled_when_it_does(replica: PlayedReplica) -> None:
+async def test_a_request_that_is_given_up_before_it_begins_is_cancelled_when_it_does(threads: PlayedThreads) -> None:
     busy = threading.Event()
     for _ in range(2):
-        replica.request_threads.submit(busy.wait, PATIENCE_S)
+        threads.request_threads.submit(busy.wait, PATIENCE_S)
     stage = PlayedStage(hold=True)
-    reader = asyncio.create_task(anext(stream(replica, stage)))
+    reader = asyncio.create_task(anext(stream(threads, stage)))
     await asyncio.sleep(0.05)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
     busy.set()
-    await asyncio.to_thread(replica.request_threads.shutdown)
-    assert replica.outcome in ("", "CancelledStage"), "it never ran, or left at its next forward"
+    await asyncio.to_thread(threads.request_threads.shutdown)
+    assert threads.outcome in ("", "CancelledStage"), "it never ran, or left at its next forward"
     assert not stage.is_held.is_set()

@@ -10,8 +10,7 @@ import httpx2
 import openai
 import pytest
 
-from serve_app.http.middleware.keys import ApiKeys, main, new_key
-from serve_app.ingress import app
+from serve_app.api_keys import new_key
 from tests.support.in_process import Server, serving
 
 BODY = {"prompt": "x"}
@@ -57,7 +56,7 @@ async def test_a_key_opens_every_route_and_no_other_does(server, key_file):
 async def test_a_refusal_is_in_openais_shape(server, key_file):
     write(key_file, new_key("anna")[1])
     server.configure(api_keys_file=key_file)
-    transport = httpx2.ASGITransport(app)
+    transport = httpx2.ASGITransport(server)
     client = openai.AsyncOpenAI(
         base_url="http://test/v1",
         api_key="sk-wrong",
@@ -96,49 +95,6 @@ async def test_a_refused_body_is_not_read(server, key_file):
     async with server.client() as client:
         answer = await client.post(GENERATIONS, content=body())
     assert (answer.status_code, sent) == (401, 0)
-
-
-def test_a_changed_file_counts_at_once(key_file):
-    (anna, anna_line), (berta, berta_line) = new_key("anna"), new_key("berta")
-    write(key_file, anna_line)
-    keys = ApiKeys(key_file)
-    assert (keys.label_of(anna), keys.label_of(berta)) == ("anna", None)
-    write(key_file, berta_line)
-    assert (keys.label_of(anna), keys.label_of(berta)) == (None, "berta")
-
-
-def test_a_file_that_becomes_broken_changes_no_keys_and_is_told(key_file, caplog):
-    key, line = new_key("anna")
-    write(key_file, line)
-    keys = ApiKeys(key_file)
-    write(key_file, line, "anna:nothex")
-    assert keys.label_of(key) == "anna"
-    assert "line 2" in caplog.text
-    key_file.unlink()
-    assert keys.label_of(key) == "anna"
-    write(key_file, "")
-    assert keys.label_of(key) is None
-
-
-@pytest.mark.parametrize("line", ["anna", "anna:12", ":" + "0" * 64, "an na:" + "0" * 64, "anna:" + "G" * 64])
-def test_a_line_that_is_wrong_is_named_at_start(key_file, line):
-    write(key_file, "# fine", line)
-    with pytest.raises(ValueError, match="api_keys_file: line 2"):
-        ApiKeys(key_file)
-
-
-def test_a_file_that_is_not_there_is_named_at_start(key_file):
-    with pytest.raises(ValueError, match=r"api_keys_file: .*keys"):
-        ApiKeys(key_file)
-
-
-def test_the_command_prints_a_key_that_its_line_lets_in(key_file, capsys):
-    assert main(["new", "anna@example.com"]) == 0
-    line, key = (text.split()[-1] for text in capsys.readouterr().out.splitlines())
-    write(key_file, line)
-    assert ApiKeys(key_file).label_of(key) == "anna@example.com"
-    assert key not in line
-    assert main(["new", "two words"]) == 2
 
 
 # --- cross-origin ---

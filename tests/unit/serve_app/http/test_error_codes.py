@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.http.errors import _VALIDATION_CODES, ERROR_KINDS, HTTP_CODES
+from serve_app.errors import ERROR_KINDS
+from serve_app.http.errors import _VALIDATION_CODES, HTTP_CODES
 
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = [*(ROOT / "serve_app").rglob("*.py"), *(ROOT / "deployments").rglob("*.py")]
@@ -38,9 +39,10 @@ def codes_of(tree: ast.Module) -> Iterator[str]:
     """Constants that are given as `code`, by name or as the third argument of an error, or are its default."""
     for node in ast.walk(tree):
         values: list[ast.expr | None] = []
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith(("Error", "error_json", "_failed")):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith(("Error", "ErrorReport", "_failed")):
             values += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-            values += node.args[2:3] if node.func.id.endswith("Error") else []  # type: ignore[attr-defined]
+            place = 3 if node.func.id == "ErrorReport" else 2  # type: ignore[attr-defined]
+            values += node.args[place : place + 1]
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             defaults = node.args.defaults
             named = dict(zip([each.arg for each in node.args.args[-len(defaults) or None :]], defaults, strict=False))

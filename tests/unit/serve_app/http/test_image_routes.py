@@ -19,14 +19,13 @@ from PIL import Image
 
 from deployments.errors import GenerationFailedError
 from deployments.messages import InputImage
-from serve_app.http.image_streaming import PartialPictures, picture_events
-from serve_app.ingress import app
+from serve_app.http.streaming import PartialPictures, picture_events
 from tests.support.in_process import Server, description, picture, serving
 
 EDITS = "/v1/images/edits"
 GENERATIONS = "/v1/images/generations"
-INPAINT = description("FluxInpaintPipeline", "image", "mask_image", "strength")
-KONTEXT = description("FluxKontextPipeline", "image")
+INPAINT = description("FluxInpaintPipeline", "image", "mask_image", "strength", tasks=("inpainting",))
+KONTEXT = description("FluxKontextPipeline", "image", tasks=("text_to_image", "image_to_image"))
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def openai_client() -> openai.AsyncOpenAI:
-    transport = httpx2.ASGITransport(app)
+def openai_client(server) -> openai.AsyncOpenAI:
+    transport = httpx2.ASGITransport(server)
     return openai.AsyncOpenAI(
         base_url="http://test/v1",
         api_key="none",
@@ -56,7 +55,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 async def test_the_openai_client_edits_a_picture_with_a_mask(server):
     server.configure(INPAINT)
     image, mask = picture(48, 32), picture(48, 32, "webp")
-    answer = await openai_client().images.edit(
+    answer = await openai_client(server).images.edit(
         image=("../../etc/passwd.png", image),
         mask=("mask.webp", mask),
         prompt="a hat",
@@ -81,13 +80,13 @@ async def test_the_openai_client_edits_a_picture_with_a_mask(server):
 async def test_several_uploads_come_in_their_order(server):
     server.configure(KONTEXT)
     pictures = [picture(16 * n, 16) for n in (1, 2, 3)]
-    await openai_client().images.edit(image=pictures, prompt="all of them")
+    await openai_client(server).images.edit(image=pictures, prompt="all of them")
     assert server.requests[0].arguments["image"] == [InputImage(data) for data in pictures]
 
 
 async def test_nested_arguments_survive_the_form(server):
     server.configure(description("FluxKontextPipeline", "image", "eta", "sigmas"))
-    await openai_client().images.edit(
+    await openai_client(server).images.edit(
         image=picture(), prompt="x", extra_body={"extra_args": {"eta": 0.5}, "negative_prompt": "{not json}"}
     )
     arguments = server.requests[0].arguments
@@ -166,7 +165,10 @@ async def test_a_broken_body_is_refused_in_openais_shape(server, content, conten
 
 @pytest.mark.parametrize(
     "describing",
-    [description("WanStuffPipeline", "image", required=("image",)), description("FluxImg2ImgPipeline", "image")],
+    [
+        description("WanStuffPipeline", "image", required=("image",), tasks=("image_to_image",)),
+        description("FluxImg2ImgPipeline", "image", tasks=("image_to_image",)),
+    ],
     ids=["no default", "by its name"],
 )
 async def test_a_model_that_starts_from_a_picture_sends_generations_to_edits(server, describing):
@@ -182,7 +184,7 @@ async def test_a_model_that_starts_from_a_picture_sends_generations_to_edits(ser
 
 
 async def test_the_openai_client_streams_a_generation(server):
-    stream = await openai_client().images.generate(prompt="x", stream=True, n=2, extra_body={"seed": 3})
+    stream = await openai_client(server).images.generate(prompt="x", stream=True, n=2, extra_body={"seed": 3})
     events = [event async for event in stream]
     assert [type(event) for event in events] == [ImageGenCompletedEvent] * 2
     for event in events:
@@ -192,7 +194,7 @@ async def test_the_openai_client_streams_a_generation(server):
 
 
 async def test_the_openai_client_gets_partial_pictures_before_the_picture(server):
-    stream = await openai_client().images.generate(prompt="x", size="32x32", stream=True, partial_images=2)
+    stream = await openai_client(server).images.generate(prompt="x", size="32x32", stream=True, partial_images=2)
     events = [event async for event in stream]
     *partials, completed = events
     assert [type(event) for event in partials] == [ImageGenPartialImageEvent] * 2
@@ -211,7 +213,7 @@ async def test_partial_pictures_are_refused_where_there_is_no_stream_to_send_the
 
 async def test_the_openai_client_streams_an_edit(server):
     server.configure(KONTEXT)
-    stream = await openai_client().images.edit(image=picture(), prompt="x", stream=True)
+    stream = await openai_client(server).images.edit(image=picture(), prompt="x", stream=True)
     [event] = [event async for event in stream]
     assert isinstance(event, ImageEditCompletedEvent)
     ImageEditCompletedEvent.model_validate(event.model_dump())
@@ -235,7 +237,7 @@ async def test_a_failure_ends_the_stream_with_an_error_that_the_client_raises(se
         raise GenerationFailedError("the replicas died")
 
     server.make = fail
-    stream = await openai_client().images.generate(prompt="x", stream=True)
+    stream = await openai_client(server).images.generate(prompt="x", stream=True)
     with pytest.raises(openai.APIError, match="the replicas died"):
         [event async for event in stream]
 

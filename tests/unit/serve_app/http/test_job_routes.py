@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +12,20 @@ import pytest
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.messages import GenerationRequest, Media
-from serve_app.http.middleware.keys import hash_of
-from serve_app.http.routes.jobs import how_asked
-from serve_app.ingress import app
+from serve_app.api_keys import hash_of
+from serve_app.http.asked import how_asked
 from serve_app.jobs import runner
-from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import Server, description, make_at_once, serving
+from tests.support.in_process import description, make_at_once
+from tests.support.jobs_in_process import ended, server_with_jobs
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
 
 
-@asynccontextmanager
-async def server_with_jobs(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
-    with serving(folder) as server:
-        server.configure(**settings)
-        ingress = server.ingress
-        ingress.jobs = Jobs(
-            JobArgs(), folder, "app", ingress.shared.generate, ingress.storage, ingress.admission, ingress.describe
-        )
-        ingress.jobs.start()
-        try:
-            async with server.client(timeout=60) as client:
-                yield server, client
-        finally:
-            ingress.jobs.close()
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
-
-
-async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while True:
-            job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
-            if job["status"] not in ("queued", "in_progress"):
-                return job
-            await asyncio.sleep(0.02)
 
 
 async def test_background_and_a_preference_both_make_a_job(tmp_path: Path) -> None:
@@ -117,6 +89,8 @@ async def test_what_cannot_be_is_refused_by_name(
 async def test_first_frames_on_the_way_are_refused_where_there_is_no_job(tmp_path: Path) -> None:
     async with server_with_jobs(tmp_path) as (server, client):
         server.configure(VIDEO)
+        await server.open()
+        server.service.start()
         answer = await client.post("/v1/videos/generations", json={"prompt": "x", "partial_images": 2})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "partial_images")
         assert "Prefer: respond-async" in answer.json()["error"]["message"]
@@ -184,7 +158,7 @@ async def test_two_callers_who_ask_the_same_at_once_share_one_generation(tmp_pat
         body = {"prompt": "x", "seed": 3}
         asked = [asyncio.ensure_future(client.post(IMAGES, json=body)) for _ in range(3)]
         async with asyncio.timeout(60):
-            while server.ingress.admission.num_pending < 3:  # noqa: ASYNC110
+            while server.service.admission.num_pending < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         go.set()
         answers = await asyncio.gather(*asked)
@@ -217,8 +191,8 @@ async def test_jobs_beyond_the_queue_get_429_with_the_time_that_it_needs(tmp_pat
 
 
 async def test_urls_lead_to_where_the_application_is_served(tmp_path: Path) -> None:
-    async with server_with_jobs(tmp_path) as (_, _):
-        transport = httpx.ASGITransport(app, root_path="/pictures")
+    async with server_with_jobs(tmp_path) as (server, _):
+        transport = httpx.ASGITransport(server, root_path="/pictures")
         async with httpx.AsyncClient(transport=transport, base_url="http://test/pictures") as client:
             stored = await client.post(IMAGES, json={"prompt": "x", "response_format": "url"})
             url = stored.json()["data"][0]["url"]

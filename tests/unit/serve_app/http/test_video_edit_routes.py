@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,23 @@ import pytest
 from PIL import Image
 
 from deployments.errors import InvalidRequestError
-from deployments.messages import GenerationRequest, InputImage, Media, MediaFile
-from serve_app.http.middleware.limits import RequestLimits
+from deployments.messages import GenerationRequest, InputImage, Media
 from serve_app.http.routes.video_edits import EDITING, EXTENDING
-from serve_app.ingress import app
 from serve_app.jobs import runner
 from serve_app.requests.input_videos import read_video
+from serve_app.requests.limits import RequestLimits
 from tests.support.in_process import Server, description
-from tests.unit.serve_app.http.test_job_routes import ended, server_with_jobs
+from tests.support.jobs_in_process import ended, server_with_jobs
+from tests.support.videos import make_video, video_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # OpenAI's own videos end; the client says so
 
 EDITS, EXTENSIONS = "/v1/videos/edits", "/v1/videos/extensions"
-EDITOR = description("WanVideoToVideoPipeline", "video", "strength", media_kind="video")
-FROM_A_PICTURE = description("WanImageToVideoPipeline", "image", "num_frames", media_kind="video")
-FROM_TEXT = description("WanPipeline", "num_frames", media_kind="video")
+EDITOR = description("WanVideoToVideoPipeline", "video", "strength", media_kind="video", tasks=("video_to_video",))
+FROM_A_PICTURE = description(
+    "WanImageToVideoPipeline", "image", "num_frames", media_kind="video", tasks=("image_to_video",)
+)
+FROM_TEXT = description("WanPipeline", "num_frames", media_kind="video", tasks=("text_to_video",))
 
 
 @pytest.fixture(autouse=True)
@@ -40,29 +41,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
 
 
-def video_file(
-    num_frames: int = 5, width: int = 48, height: int = 32, container: str = "mp4", codec: str = "libx264", fps: int = 8
-) -> bytes:
-    """Frame number n is as bright as 40 n."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=Fraction(fps))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(num_frames):
-            pixels = np.full((height, width, 3), 40 * number % 256, np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        output.mux(stream.encode())
-    return file.getvalue()
-
-
 def brightness(image: InputImage) -> int:
     return round(np.asarray(Image.open(io.BytesIO(image.data))).mean())
-
-
-async def make_video(request: GenerationRequest) -> Media:
-    """In place of the stages."""
-    data = video_file(3)
-    return Media((MediaFile(data, "video/mp4", 48, 32, 3, 8.0),), {"denoiser_forwards": 0.01})
 
 
 async def made_from(server: Server, client: httpx.AsyncClient, answer: httpx.Response) -> GenerationRequest:
@@ -97,7 +77,7 @@ async def test_what_the_caller_says_of_size_and_rate_counts_more_than_the_video(
 
 
 async def test_a_model_that_asks_for_the_number_of_frames_is_told_that_of_the_video(tmp_path: Path) -> None:
-    vace = description("WanVACEPipeline", "video", "num_frames", media_kind="video")
+    vace = description("WanVACEPipeline", "video", "num_frames", media_kind="video", tasks=("video_to_video",))
     async with server_with_jobs(tmp_path, describing=vace) as (server, client):
         server.make = make_video
         answer = await client.post(EDITS, data={"prompt": "x"}, files={"video": video_file(5)})
@@ -135,10 +115,11 @@ async def test_a_video_that_was_made_here_is_meant_by_its_id(tmp_path: Path) -> 
 
 
 async def test_the_openai_client_edits_and_extends(tmp_path: Path) -> None:
-    http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app))
-    client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
-    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video")
+    tasks = ("text_to_video", "image_to_video", "video_to_video")
+    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video", tasks=tasks)
     async with server_with_jobs(tmp_path, describing=both) as (server, _):
+        http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(server))
+        client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
         server.make = make_video
         edited = await client.videos.edit(prompt="at night", video=("x.mp4", video_file()))
         extended = await client.videos.extend(prompt="on", seconds="4", video=("x.mp4", video_file()))
@@ -196,7 +177,8 @@ def test_the_families_that_are_named_do_take_it(families: str, argument: str) ->
 async def test_what_cannot_be_is_refused_by_name(
     tmp_path: Path, route: str, fields: dict[str, Any], param: str, says: str
 ) -> None:
-    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video")
+    tasks = ("text_to_video", "image_to_video", "video_to_video")
+    both = description("LTXConditionPipeline", "video", "image", "num_frames", media_kind="video", tasks=tasks)
     file = base64.b64encode(video_file()).decode()
     body = {"prompt": "x"} | {name: file if value == "FILE" else value for name, value in fields.items()}
     async with server_with_jobs(tmp_path, describing=both) as (_, client):

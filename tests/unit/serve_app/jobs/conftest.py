@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,17 +15,8 @@ import pytest
 
 from serve_app.jobs.database import open_database
 from serve_app.jobs.store import JobStore
+from tests.support.job_stores import Clock, MakeStore
 from tests.support.served_application import free_port
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -43,9 +34,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ["psql", "-q", f"{server}/postgres", "-c", f"create database {name}"], check=True, capture_output=True
     )
     return f"{server}/{name}"
-
-
-MakeStore = Callable[..., JobStore]
 
 
 @pytest.fixture

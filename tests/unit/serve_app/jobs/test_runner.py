@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import io
 import json
 import threading
@@ -31,30 +30,27 @@ from deployments.messages import (
     Checkpoint,
     DenoisingProgress,
     GenerationRequest,
-    InputImage,
     Media,
     MediaFile,
     OutputFormat,
     Packed,
     StageDescription,
 )
+from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
+from serve_app.http.sse import sse_of_job
 from serve_app.jobs import ledger as books
 from serve_app.jobs import runner, service
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
-    checkpoint_to_bytes,
-    requests_from_json,
-    requests_to_json,
-    work_digest,
 )
-from serve_app.jobs.records import ConflictError, IdempotencyKey, Job, JobNotFoundError
+from serve_app.jobs.records import IdempotencyKey, Job
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks import WebhookRules
-from serve_app.making.admission import Admission, AdmissionArgs, OverloadedError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError
+from serve_app.making.admission import Admission, AdmissionArgs
+from serve_app.making.follower import Follower
+from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
-from tests.unit.serve_app.http.test_safety import web_server
-from tests.unit.serve_app.jobs.test_webhooks import Receiver
+from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
 STEPS = 10
@@ -73,17 +69,6 @@ def request_of(job_id: str, seed: int = 7, prompt: str = "a cat") -> GenerationR
     return GenerationRequest(job_id, "wan", arguments, seed, OutputFormat("video", "mp4"))
 
 
-class Done:
-    """What a reference to a finished object is to those who await it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __await__(self) -> Any:
-        return self.value
-        yield
-
-
 class Stages:
     """Plays the stages: makes the file of a request in STEPS steps, with a checkpoint after each."""
 
@@ -96,14 +81,9 @@ class Stages:
         self.cancelled = 0
         self.seconds = {"denoise": 1.5}
 
-    async def generate(
-        self,
-        request: GenerationRequest,
-        on_progress: Callable[[DenoisingProgress], None] | None = None,
-        on_checkpoint: Callable[[Any, int], None] | None = None,
-        resume_from: Checkpoint | None = None,
-        on_preview: Callable[[int, Media], None] | None = None,
-    ) -> Media:
+    async def make(self, request: GenerationRequest, follower: Follower) -> Media:
+        assert follower.wants_progress
+        resume_from = follower.resume_from
         start = resume_from.step if resume_from else 0
         self.began_at.append(start)
         if self.failures:
@@ -113,14 +93,11 @@ class Stages:
             for step in range(start + 1, STEPS + 1):
                 await asyncio.sleep(0.005)
                 state = (state * 5 + step) % 256
-                assert on_progress is not None
-                assert on_checkpoint is not None
-                on_progress(DenoisingProgress(step, STEPS, 0.1))
+                follower.on_progress(DenoisingProgress(step, STEPS, 0.1))
                 content = Packed({"kind": "state"}, (np.array([state], np.uint8),))
-                on_checkpoint(Done(Checkpoint(request.request_id, step, "print", "digest", content)), step)
-                if step <= request.previews:
-                    assert on_preview is not None
-                    on_preview(step, Media((MediaFile(picture(width=512, height=128)),)))
+                follower.on_checkpoint(Checkpoint(request.request_id, step, "print", "digest", content))
+                if step <= follower.previews:
+                    follower.on_preview(step, Media((MediaFile(picture(width=512, height=128)),)))
                 if step == self.hold_at:
                     self.reached.set()
                     await self.held.wait()
@@ -148,7 +125,7 @@ class Folder:
     ) -> AsyncIterator[Jobs]:
         job_args = JobArgs(lease_s=1, **args)
         admission = self.admission or Admission(AdmissionArgs())
-        jobs = Jobs(job_args, self.path, "app", stages.generate, self.storage, admission, describe, webhook_rules)
+        jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules)
         jobs.start()
         try:
             yield jobs
@@ -182,7 +159,9 @@ async def file_of(folder: Folder, job: Job) -> bytes:
 
 
 async def truth() -> bytes:
-    media = await Stages().generate(request_of("x"), lambda _: None, lambda *_: None)
+    follower = Follower()
+    follower.wants_progress = True
+    media = await Stages().make(request_of("x"), follower)
     return media.files[0].data
 
 
@@ -242,20 +221,21 @@ async def test_a_job_goes_on_from_its_checkpoint_when_its_runner_dies(folder: Fo
 
 def checkpoint_step(jobs: Jobs) -> int:
     saved = jobs.store.checkpoints("video_1")
-    return checkpoint_from_bytes(saved[0]).step if saved else 0
+    checkpoint = checkpoint_from_bytes(saved[0]) if saved else None
+    return checkpoint.step if checkpoint else 0
 
 
 async def test_what_was_stored_before_a_takeover_is_not_made_again(folder: Folder) -> None:
     dead, alive = Stages(), Stages()
     async with folder.runner(dead) as first:
-        make = dead.generate
+        make = dead.make
 
-        async def first_only(request: GenerationRequest, *hooks: Any) -> Media:
+        async def first_only(request: GenerationRequest, follower: Follower) -> Media:
             if request.seed == 8:
                 await asyncio.Event().wait()
-            return await make(request, *hooks)
+            return await make(request, follower)
 
-        first.runner.generate = first_only
+        first.runner.make = first_only
         await submit(first, n=2)
         await until(lambda: first.store.get("video_1").outputs)
         for loop in first.runner._loops:
@@ -328,13 +308,13 @@ async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_gr
     stages.failures = [RayServeException("no replica") for _ in range(2)]
     began: list[float] = []
     async with folder.runner(stages, max_running=1) as jobs:
-        generate = jobs.runner.generate
+        make = jobs.runner.make
 
         async def timed(*arguments: Any) -> Media:
             began.append(time.monotonic())
-            return await generate(*arguments)
+            return await make(*arguments)
 
-        jobs.runner.generate = timed
+        jobs.runner.make = timed
         for job_id in ("video_1", "video_2"):
             await submit(jobs, job_id)
         for job_id in ("video_1", "video_2"):
@@ -471,7 +451,7 @@ async def test_an_expired_job_is_removed_with_its_file(folder: Folder, monkeypat
 async def read_events(jobs: Jobs, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
     events = []
     async with asyncio.timeout(WAIT_S):
-        async for block in jobs.events("video_1", after):
+        async for block in sse_of_job(jobs.events("video_1", after)):
             lines = dict(line.split(": ", 1) for line in block.decode().splitlines() if ": " in line and line[0] != ":")
             if "id" in lines:
                 events.append((int(lines["id"]), lines["event"], json.loads(lines["data"])))
@@ -495,8 +475,7 @@ async def test_events_tell_the_whole_story_with_progress_that_never_falls(folder
 
 async def test_previews_are_small_pictures_among_the_events(folder: Folder) -> None:
     async with folder.runner(Stages()) as jobs:
-        request = dataclasses.replace(request_of("video_1"), previews=2)
-        await jobs.submit("video", "video_1", [request], {"prompt": "a cat"}, "")
+        await jobs.submit("video", "video_1", [request_of("video_1")], {"prompt": "a cat"}, "", previews=2)
         previews = [data for _, kind, data in await read_events(jobs) if kind == "preview"]
     assert [preview["step"] for preview in previews] == [1, 2]
     for preview in previews:
@@ -511,7 +490,7 @@ async def test_a_reader_who_comes_back_gets_what_was_missed_and_nothing_twice(fo
         await submit(jobs)
         await stages.reached.wait()
         seen = 0
-        async for block in jobs.events("video_1", 0):
+        async for block in sse_of_job(jobs.events("video_1", 0)):
             if block.startswith(b"id: "):
                 seen = int(block.split(b"\n")[0][4:])
             if seen == 2:
@@ -531,7 +510,7 @@ async def test_a_waiting_jobs_reader_hears_when_it_moves_up(folder: Folder) -> N
         await submit(jobs, "video_between")
         await submit(jobs, "video_1")
         positions = []
-        async for block in jobs.events("video_1", 0):
+        async for block in sse_of_job(jobs.events("video_1", 0)):
             if b"event: queued" in block:
                 positions.append(json.loads(block.split(b"data: ")[1])["position"])
                 if positions == [1]:
@@ -647,37 +626,3 @@ async def test_a_cancelled_job_makes_room_at_once(folder: Folder) -> None:
         assert folder.admission.num_pending == 0
         await asyncio.sleep(0.1)
         assert folder.admission.num_pending == 0
-
-
-def test_requests_come_back_as_they_were() -> None:
-    picture, other = InputImage(b"png"), InputImage(b"jpeg")
-    arguments = {"image": picture, "references": [picture, other], "prompt": ["a", "b"], "scale": 1.5, "flag": None}
-    request = GenerationRequest(
-        "a", "flux", arguments, 2**61, OutputFormat("image", "webp", 80), deterministic=True, cache_dit={"enable": True}
-    )
-    rows, pictures = requests_to_json([request])
-    assert pictures == [b"png", b"jpeg"]
-    assert requests_from_json(json.loads(json.dumps(rows)), pictures) == [request]
-
-
-def test_a_request_that_a_caller_dressed_up_as_a_picture_stays_a_value() -> None:
-    request = GenerationRequest("a", "flux", {"x": {"image": 0}}, 1, OutputFormat("image", "png"))
-    rows, pictures = requests_to_json([request])
-    assert requests_from_json(rows, pictures) == [request]
-
-
-@pytest.mark.parametrize(
-    ("change", "is_same"),
-    [({"request_id": "other"}, True), ({"seed": 8}, False), ({"arguments": {"prompt": "a dog"}}, False)],
-)
-def test_work_is_the_same_if_only_the_id_differs(change: dict[str, Any], is_same: bool) -> None:
-    request = request_of("a")
-    assert (work_digest(request) == work_digest(GenerationRequest(**vars(request) | change))) is is_same
-
-
-def test_a_checkpoint_comes_back_as_it_was() -> None:
-    buffers = (np.arange(7, dtype=np.uint8), np.empty(0, np.uint8), np.frombuffer(bytes(range(100)), np.uint8))
-    checkpoint = Checkpoint("a", 3, "print", "digest", Packed({"kind": "dict", "names": ["x"], "n": [1.5]}, buffers))
-    back = checkpoint_from_bytes(checkpoint_to_bytes(checkpoint))
-    assert (back.step, back.fingerprint, back.content.tree) == (3, "print", checkpoint.content.tree)
-    assert [b.tobytes() for b in back.content.buffers] == [b.tobytes() for b in buffers]

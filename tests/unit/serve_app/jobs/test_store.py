@@ -11,19 +11,13 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
+from serve_app.jobs.codec import Asked
 from serve_app.jobs.database import JobStoreError, open_database
-from serve_app.jobs.records import (
-    ConflictError,
-    IdempotencyKey,
-    JobNotFoundError,
-    LeaseLostError,
-    NewJob,
-    Output,
-    Webhook,
-)
+from serve_app.jobs.records import IdempotencyKey, NewJob, Output, Webhook
 from serve_app.jobs.store import JobStore
-from tests.unit.serve_app.jobs.conftest import Clock, MakeStore
+from tests.support.job_stores import Clock, MakeStore
 
 
 def new_job(job_id: str, owner: str = "", kind: str = "video") -> NewJob:
@@ -378,3 +372,24 @@ def test_one_job_comes_of_a_key_that_many_send_at_once(make_store: MakeStore) ->
 
     with ThreadPoolExecutor(4) as threads:
         assert len(set(threads.map(add, range(4)))) == 1
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("damage", [b'[{"prompt": "a c', b'[{"prompt": "\xff"}]', b"7"])
+def test_a_job_whose_row_is_damaged_holds_up_no_other(tmp_path: Path, clock: Clock, damage: bytes) -> None:
+    engine = open_database(None, tmp_path)
+    store = JobStore(engine, clock=clock)
+    add_one_a_second(store, clock, 2)
+    with engine.begin() as connection:
+        change = "update jobs set requests = cast(:damage as text), shown = cast(:damage as text) where id = 'video_0'"
+        connection.execute(sa.text(change), {"damage": damage})
+    claimed = [store.claim("runner", lease_s=10), store.claim("runner", lease_s=10)]
+    assert [(job.id, job.shown) if job else None for job in claimed] == [
+        ("video_0", {}),
+        ("video_1", {"prompt": "a cat \0"}),
+    ]
+    assert claimed[0] is not None
+    assert claimed[0].asked == Asked()
+    store.close()

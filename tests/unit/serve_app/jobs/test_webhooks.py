@@ -6,31 +6,14 @@ import json
 
 import openai
 import pytest
-from aiohttp import web
 
 from deployments.errors import InvalidRequestError
 from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver
-from tests.unit.serve_app.http.test_safety import web_server
+from tests.support.web_server import Receiver, web_server
 
 EAGER = WebhookRules(allow_private=True, attempts=4, first_wait_s=0)
 PAYLOAD = {"id": "job_1", "type": "job.completed", "data": {"prompt": "Käse 🧀"}}
 SECRETS = ["plain secret", "whsec_c2VjcmV0IGJ5dGVz"]
-
-
-class Receiver:
-    """Answers with `statuses`, one after the other; None hangs up without an answer."""
-
-    def __init__(self, *statuses: int | None) -> None:
-        self.statuses = list(statuses)
-        self.received: list[tuple[dict[str, str], bytes]] = []
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.received.append((dict(request.headers), await request.read()))
-        status = self.statuses.pop(0)
-        if status is None:
-            assert request.transport is not None
-            request.transport.close()
-        return web.Response(status=status or 200, headers={"location": "/elsewhere"})
 
 
 @pytest.mark.parametrize("secret", SECRETS)

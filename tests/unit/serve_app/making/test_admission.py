@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, OutputFormat
-from serve_app.http.middleware.keys import new_key
+from serve_app.api_keys import new_key
+from serve_app.errors import OverloadedError
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
-from serve_app.ingress import app
-from serve_app.making.admission import Admission, AdmissionArgs, CostModel, OverloadedError, size_of
+from serve_app.making.admission import Admission, AdmissionArgs, CostModel, size_of
 from tests.support.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving, until
 
 SMALL, LARGE = (64, 64, 1), (128, 128, 1)
@@ -229,7 +230,7 @@ def test_jobs_do_not_count_among_the_pending_requests_of_callers():
 IMAGES = "/v1/images/generations"
 
 
-async def test_health_is_answered_when_no_more_requests_are_and_these_get_429(server):
+async def test_health_is_answered_when_no_more_requests_are_and_these_get_429():
     answered, let_go = [], asyncio.Event()
 
     async def ends_when_told(scope, receive, send):
@@ -237,7 +238,7 @@ async def test_health_is_answered_when_no_more_requests_are_and_these_get_429(se
         if scope["path"] != "/health":
             await let_go.wait()
 
-    room = RoomForRequests(ends_when_told, max_requests=2)
+    room = RoomForRequests(ends_when_told, Admission(AdmissionArgs()), max_requests=2)
     sent: list[dict[str, Any]] = []
 
     async def send(message):
@@ -260,39 +261,30 @@ async def test_health_is_answered_when_no_more_requests_are_and_these_get_429(se
     assert answered[-1] == IMAGES
 
 
-async def test_large_bodies_at_once_get_429_and_their_bytes_are_free_again_at_the_end(server, monkeypatch):
+async def test_large_bodies_at_once_get_429_and_their_bytes_are_free_again_at_the_end(server):
     let_go, held = asyncio.Event(), 0
+    limited = BodySizeLimit(server, max_bytes_at_once=1000)
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="http://test") as client:
+            return await client.post(IMAGES, json={"prompt": "x" * 600})
 
     async def make_later(given: GenerationRequest) -> Media:
         await let_go.wait()
         return await make_at_once(given)
 
     server.make = make_later
-    limited = next(each for each in middlewares() if isinstance(each, BodySizeLimit))
-    monkeypatch.setattr(limited, "max_bytes_at_once", 1000)
-    body = {"prompt": "x" * 600}
-    first = asyncio.ensure_future(server.post(IMAGES, json=body))
+    first = asyncio.ensure_future(post())
     await until(lambda: len(server.requests) == 1)
     held = limited.num_bytes
-    refused = await server.post(IMAGES, json=body)
+    refused = await post()
     assert 600 < held < 1000
     assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
     assert refused.headers["retry-after"] == "5"
     let_go.set()
     assert (await first).status_code == 200
     assert limited.num_bytes == 0
-    assert (await server.post(IMAGES, json=body)).status_code == 200
-
-
-def middlewares() -> list[Any]:
-    """Those of the running application, from the outermost."""
-    found, layer = [], app.middleware_stack or app.build_middleware_stack()
-    app.middleware_stack = layer
-    while layer is not None:
-        found.append(layer)
-        layer = getattr(layer, "app", None)
-    return found
-
+    assert (await post()).status_code == 200
 
 
 async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_picture(server):
@@ -314,8 +306,9 @@ async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_p
             assert answer.headers["retry-after"] == "5"
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
             assert answer.json()["error"]["type"] == "rate_limit_error"
-    assert server.ingress.admission.num_pending == 0
-    assert server.ingress.admission.take_refused() == 4
+    assert server.service.admission.num_pending == 0
+    told = sum(envelope.refused_before for envelope in server.handle.envelopes)
+    assert told + server.service.admission.take_refused() == 4
 
 
 async def test_limits_per_key_count_by_the_label_of_the_key(server, tmp_path):
@@ -352,7 +345,7 @@ async def test_failures_and_hung_up_callers_leave_the_queue_empty(server):
 
     server.make = fail
     assert (await server.post("/v1/images/generations", json={"prompt": "x", "n": 3})).status_code == 500
-    assert server.ingress.admission.num_pending == 0
+    assert server.service.admission.num_pending == 0
 
     async def never(_: GenerationRequest) -> Media:
         await asyncio.Event().wait()
@@ -361,10 +354,10 @@ async def test_failures_and_hung_up_callers_leave_the_queue_empty(server):
     server.make = never
     for body in ({"prompt": "x"}, {"prompt": "x", "stream": True}):
         asked = asyncio.ensure_future(server.post("/v1/images/generations", json=body))
-        await until(lambda: server.ingress.admission.num_pending == 1)
+        await until(lambda: server.service.admission.num_pending == 1)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        await until(lambda: server.ingress.admission.num_pending == 0)
+        await until(lambda: server.service.admission.num_pending == 0)
 
 
 async def test_answers_tell_the_seconds_of_waiting_and_of_computing(server):

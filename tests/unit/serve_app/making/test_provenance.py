@@ -20,8 +20,8 @@ from deployments.messages import MediaFile
 from serve_app.app import AppArgs
 from serve_app.making.layers.signing import MADE_BY_A_MODEL, ProvenanceError, make_signer
 from tests.support.in_process import picture, serving
-from tests.unit.serve_app.http.test_video_edit_routes import make_video, video_file
-from tests.unit.serve_app.storage.test_storage import generation
+from tests.support.stored_files import generation
+from tests.support.videos import make_video, video_file
 
 c2pa: Any = pytest.importorskip("c2pa")
 
@@ -131,7 +131,7 @@ async def test_answers_and_stored_files_are_signed_and_show_the_same_picture(tmp
         server.configure(**chain.settings())
         at_once = await server.post("/v1/images/generations", json={"prompt": "x", "seed": 5})
         stored = await server.post("/v1/images/generations", json={"prompt": "x", "seed": 5, "response_format": "url"})
-        data, _ = await server.ingress.storage.load(stored.json()["data"][0]["url"].removeprefix("/v1/files/"))
+        data, _ = await server.service.storage.load(stored.json()["data"][0]["url"].removeprefix("/v1/files/"))
     for file in (base64.b64decode(at_once.json()["data"][0]["b64_json"]), data):
         state, manifest = chain.read(file, "image/png")
         assert state == "Trusted"

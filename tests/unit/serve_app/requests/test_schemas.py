@@ -24,16 +24,9 @@ from deployments.messages import (
     StageDescription,
 )
 from deployments.stage_pipeline.description import call_parameters
-from serve_app.http.middleware.limits import RequestLimits
-from serve_app.requests.bodies import (
-    GeneratedItem,
-    ImageGenerationBody,
-    ImagesAnswer,
-    ModelCard,
-    ModelList,
-    VideoGenerationBody,
-    VideosAnswer,
-)
+from serve_app.http.answers import GeneratedItem, ImagesAnswer, ModelCard, ModelList, VideosAnswer
+from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.limits import RequestLimits
 from serve_app.requests.translate import to_generation_requests
 
 LIMITS = RequestLimits()

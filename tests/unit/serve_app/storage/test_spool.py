@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deployments.errors import StorageError
-from serve_app.storage.s3 import LocalStorage, ObjectNotFoundError, S3Storage, StoredObject
-from serve_app.storage.spool import SpooledStorage, SpoolUploads
+from serve_app.errors import ObjectNotFoundError
+from serve_app.storage.base import StoredObject
+from serve_app.storage.local import LocalStorage
+from serve_app.storage.s3 import S3Storage
+from serve_app.storage.spool import SET_ASIDE, SpooledStorage, SpoolUploads
 from tests.support.s3_server import S3Server, s3_server
 
 KEY = "videos/2026/11/21/video_1-0.mp4"
@@ -199,6 +208,111 @@ async def test_a_replica_starts_without_a_storage_only_if_it_has_worked_before(s
     setting.restart(place="another bucket")
     with pytest.raises(StorageError):
         await setting.storage.check()
+
+
+# --- damage and other versions ---
+
+
+def spooled(setting: Setting, ending: str, key: str = KEY) -> Path:
+    return setting.storage._entry(key).with_suffix(ending)
+
+
+async def spool_two(setting: Setting) -> None:
+    """A job's two outputs, while the storage is down; it is back afterwards."""
+    setting.backend.is_down = True
+    await setting.store()
+    await setting.store(OTHER)
+    setting.backend.is_down = False
+
+
+async def test_an_entry_of_the_first_version_is_served_and_uploaded(setting: Setting) -> None:
+    spooled(setting, ".data").write_bytes(DATA)
+    spooled(setting, ".json").write_text('{"content_type": "video/mp4", "metadata": {"seed": "7"}}')
+    assert await setting.storage.load(KEY) == (DATA, "video/mp4")
+    assert await setting.uploads.round()
+    assert (setting.uploaded, setting.left()) == ([KEY], [])
+    assert await setting.backend.load(KEY) == (DATA, "video/mp4")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"version": 2, "content_type": "video/mp4", "metadata": {}, "expires": 3},
+        {"version": 2, "content_type": ["video/mp4"], "metadata": ["seed"]},
+    ],
+)
+async def test_an_entry_of_another_version_is_uploaded_by_what_is_known_of_it(
+    setting: Setting, about: dict[str, Any]
+) -> None:
+    spooled(setting, ".data").write_bytes(DATA)
+    spooled(setting, ".json").write_text(json.dumps(about))
+    assert await setting.storage.load(KEY) == (DATA, "video/mp4")
+    assert await setting.uploads.round()
+    assert await setting.backend.load(KEY) == (DATA, "video/mp4")
+
+
+async def test_an_entry_without_its_bytes_is_set_aside_and_holds_up_no_other(setting: Setting) -> None:
+    await spool_two(setting)
+    spooled(setting, ".data").unlink()
+    assert await setting.uploads.round()
+    assert (setting.uploaded, setting.left()) == ([OTHER], [SET_ASIDE])
+    with pytest.raises(ObjectNotFoundError):
+        await setting.storage.load(KEY)
+
+
+@pytest.mark.parametrize("ending", [".json", ".data"])
+async def test_a_cut_entry_is_set_aside_whole_and_told(
+    setting: Setting, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await spool_two(setting)
+    file = spooled(setting, ending)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert await setting.uploads.round()
+    assert (setting.uploaded, setting.left()) == ([OTHER], [SET_ASIDE])
+    aside = setting.folder / "spool" / SET_ASIDE
+    assert sorted(path.suffix for path in aside.iterdir()) == [".data", ".json"]
+    assert f"{KEY} is set aside in {aside}" in caplog.text
+    assert await setting.uploads.round(), "it is left alone from now on"
+
+
+async def test_what_is_no_key_is_set_aside(setting: Setting) -> None:
+    await spool_two(setting)
+    (setting.folder / "spool" / "notes.json").write_text("{}")
+    (setting.folder / "spool" / "notes.data").write_text("")
+    (setting.folder / "spool" / "old.delete").write_text("")
+    assert await setting.uploads.round()
+    assert sorted(setting.uploaded) == [KEY, OTHER]
+    assert setting.left() == [SET_ASIDE]
+
+
+async def test_a_damaged_note_of_the_last_check_means_check_again(setting: Setting) -> None:
+    await setting.storage.check()
+    (setting.folder / "spool" / ".checked").write_bytes(b"\xff")
+    await setting.storage.check()
+    setting.backend.is_down = True
+    await setting.storage.check()
+
+
+@given(place=st.integers(0), bit=st.integers(0, 7), ending=st.sampled_from([".json", ".data"]))
+@settings(max_examples=60, deadline=None)
+def test_no_flipped_bit_brings_other_bytes_to_the_storage_or_ends_the_uploads(
+    place: int, bit: int, ending: str
+) -> None:
+    async def flip_and_upload() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            setting = Setting(Path(folder))
+            await spool_two(setting)
+            file = spooled(setting, ending)
+            data = bytearray(file.read_bytes())
+            data[place % len(data)] ^= 1 << bit
+            file.write_bytes(data)
+            assert await setting.uploads.round()
+            assert OTHER in setting.uploaded
+            with contextlib.suppress(ObjectNotFoundError):
+                assert (await setting.backend.load(KEY))[0] == DATA
+
+    asyncio.run(flip_and_upload())
 
 
 # --- a real server ---

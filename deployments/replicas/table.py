@@ -1,0 +1,65 @@
+"""REPLICAS: which deployments there are, a row each, and how those of an application are bound to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.messages import STAGES, StageName
+from deployments.model import ModelArgs
+from deployments.replicas.replica import StageReplica
+
+Bound = tuple[Application, Application, Application]  # the encoder, the denoiser, the VAE
+
+
+@dataclass(frozen=True)
+class ReplicaKind:
+    """A deployment: its replicas run `stages` and call the replicas that run the stages in `calls`."""
+
+    name: str
+    stages: tuple[StageName, ...]
+    options: Mapping[str, Any]  # of Ray Serve
+    calls: tuple[StageName, ...] = ()
+
+
+ONE_AT_A_TIME = {"max_ongoing_requests": 32, "health_check_period_s": 2}  # the others wait in the replica
+# Draining a denoiser is a bounded wait: what is not done by then goes on elsewhere from its last checkpoint.
+DENOISING = {"max_ongoing_requests": 16, "health_check_period_s": 2, "graceful_shutdown_timeout_s": 10}
+
+REPLICAS = {
+    kind.name: kind
+    for kind in (
+        ReplicaKind("Encoder", ("encoder",), ONE_AT_A_TIME),
+        ReplicaKind("Denoiser", ("denoiser",), DENOISING, calls=("encoder", "vae")),
+        ReplicaKind("VAE", ("vae",), ONE_AT_A_TIME),
+        ReplicaKind("EncoderVAE", ("encoder", "vae"), ONE_AT_A_TIME),
+        ReplicaKind("Pipeline", STAGES, DENOISING),
+    )
+}
+
+
+def bind_stages(
+    model: ModelArgs, names: tuple[str, str, str], options: Mapping[str, Mapping[str, Any]] | None = None
+) -> Bound:
+    """The deployments that run the encoder, the denoiser and the VAE, by their names in REPLICAS.
+
+    `options` are further options of Ray Serve, by the deployment's name.
+    """
+    more = options or {}
+    running = dict(zip(STAGES, names, strict=True))
+    bound: dict[str, Application] = {}
+    for name in sorted(dict.fromkeys(names), key=lambda name: len(REPLICAS[name].calls)):  # the called ones first
+        kind = REPLICAS[name]
+        handles = {stage: bound[running[stage]] for stage in kind.calls}
+        bound[name] = deployment(kind, **more.get(name, {})).bind(model, kind.stages, handles)
+    encoder, denoiser, vae = (bound[name] for name in names)
+    return encoder, denoiser, vae
+
+
+def deployment(kind: ReplicaKind, **options: Any) -> Any:
+    """The Ray Serve deployment of the row; `options` come on top of the row's own."""
+    return serve.deployment(StageReplica, name=kind.name, **{**kind.options, **options})

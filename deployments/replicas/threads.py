@@ -1,0 +1,81 @@
+"""The threads of a replica, in which its stages work under the eyes of its observers; the event loop stays free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from deployments.messages import Conditioning, DecodeInputs, Envelope, GenerationRequest, StageName
+from deployments.observability.observer import Observers, StageWork
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stages.decode import Decoded
+
+MAX_REQUEST_THREADS = 64  # each waits for the engine most of the time; Serve's max_ongoing_requests bounds them first
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StageThreads:
+    """One thread owns the pipeline and runs encoder and VAE; in the others denoisings wait for the engine."""
+
+    def __init__(self, pipeline: StagePipeline, observers: Observers) -> None:
+        self._pipeline = pipeline
+        self._observers = observers
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
+        self.request_threads: Executor = ThreadPoolExecutor(
+            max_workers=MAX_REQUEST_THREADS, thread_name_prefix="request"
+        )
+
+    async def run(
+        self, stage: StageName, request: GenerationRequest, envelope: Envelope, run: Callable[..., T], *inputs: Any
+    ) -> T:
+        """`run(pipeline, request, *inputs)` in the thread that owns the pipeline, observed."""
+        work = stage_work(stage, request, envelope, time.time(), *inputs)
+
+        def observed() -> T:
+            with self._observers.around(work):
+                output = run(self._pipeline, request, *inputs)
+                work.bytes_out = num_bytes(output)
+                return output
+
+        with self._observers.present(work):  # it waits for its turn first
+            return await self.in_worker(observed)
+
+    @contextmanager
+    def observed_denoising(
+        self, request: GenerationRequest, envelope: Envelope, arrived: float, conditioning: Conditioning
+    ) -> Iterator[StageWork]:
+        """Entered in the thread of the request; `arrived` is a time.time()."""
+        work = stage_work("denoiser", request, envelope, arrived, conditioning)
+        with self._observers.present(work), self._observers.around(work):
+            yield work
+
+    async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs the function in the thread that owns the pipeline."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: function(*args, **kwargs))
+
+    def close(self) -> None:
+        self._worker.shutdown()
+        self.request_threads.shutdown()
+
+
+def stage_work(
+    stage: StageName, request: GenerationRequest, envelope: Envelope, arrived: float, *inputs: Any
+) -> StageWork:
+    """What observers are told of a request as it comes; `inputs` are the messages of the stages before."""
+    sent = max((getattr(message, "made_at", 0.0) for message in inputs), default=0.0)
+    return StageWork(stage, request, arrived, envelope, sent, bytes_in=sum(num_bytes(message) for message in inputs))
+
+
+def num_bytes(message: Any) -> int:
+    """Bytes of the numbers or files that a message carries."""
+    if isinstance(message, Conditioning):
+        return message.calls.num_bytes
+    if isinstance(message, DecodeInputs):
+        return message.content.num_bytes
+    return message.num_bytes if isinstance(message, Decoded) else 0

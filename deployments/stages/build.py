@@ -1,0 +1,82 @@
+"""Builds the part of a pipeline that a process of some stages holds: its weights, accelerated. Knows no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from deployments.accelerations import install_all
+from deployments.devices import Device
+from deployments.errors import CheckpointError
+from deployments.features import install_features
+from deployments.messages import StageName
+from deployments.model import ModelArgs
+from deployments.modules import Kernel, StageModules, unwrapped
+from deployments.stage_pipeline.description import call_parameters
+from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
+from deployments.weights.locate import resolve_checkpoint
+from env_config.variables import EnvConfig
+
+logger = logging.getLogger(__name__)
+
+
+def build_stage(
+    model: ModelArgs,
+    stages: tuple[StageName, ...],
+    env: EnvConfig,
+    device: Device,
+    wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
+) -> StagePipeline:
+    """The stages of the model on the device, with the accelerations and features that the variables ask for.
+
+    `wrap_kernel` is given each kernel that an acceleration installs. Raises CheckpointError for a model that
+    cannot be served as `model` says, AccelerationError for an acceleration that cannot be had here.
+    """
+    folder = fetch(model.path, stages, env)
+    dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
+    exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
+    use_streamer = env.runtime.use_runai_model_streamer
+    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions)
+    check_default_arguments(model, stage)
+    modules = stage_modules(stage, device, wrap_kernel)
+    # Features come last: Cache-DiT keeps the forwards that it finds.
+    for line in (*install_all(modules, env), *install_features(modules, env)):
+        logger.info("%s", line)
+    return stage
+
+
+def fetch(path: str, stages: tuple[StageName, ...], env: EnvConfig) -> Path:
+    """The local folder of the checkpoint, with the weights that the stages need. Raises CheckpointError."""
+    cache_root, use_streamer = env.runtime.cache_root, env.runtime.use_runai_model_streamer
+    folder = resolve_checkpoint(path, cache_root, (), use_streamer)
+    return resolve_checkpoint(path, cache_root, weights_needed(folder, stages), use_streamer)
+
+
+def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:
+    """Raises CheckpointError for a default that the pipeline's call does not take."""
+    pipeline_class = type(stage.pipeline)
+    parameters, _ = call_parameters(pipeline_class)
+    unknown = sorted(set(model.default_arguments) - set(parameters))
+    if unknown:
+        raise CheckpointError(
+            f"default_arguments names {', '.join(unknown)}, which {pipeline_class.__name__} does not take; "
+            f"it takes {', '.join(sorted(parameters))}"
+        )
+
+
+def stage_modules(
+    stage: StagePipeline, device: Device, wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped
+) -> StageModules:
+    """What accelerations and features may touch: the components that this process holds."""
+    components = stage.components
+    return StageModules(
+        stages=stage.stages,
+        components=components,
+        denoisers=tuple(n for n in stage.layout.denoisers if n in components),
+        autoencoders=tuple(n for n in stage.layout.autoencoders if n in components),
+        device=device,
+        wrap_kernel=wrap_kernel,
+    )

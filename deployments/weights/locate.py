@@ -1,0 +1,122 @@
+"""Finds a checkpoint: a folder, `s3://bucket/prefix` or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import huggingface_hub
+from filelock import FileLock
+
+from deployments.errors import CheckpointError
+from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, read_json
+from deployments.weights.s3 import naming_the_cause, object_opener, s3_client
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
+ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object it was made from
+
+
+def resolve_checkpoint(
+    model: str, cache_root: Path, components: Collection[str] | None = None, use_streamer: bool = True
+) -> Path:
+    """The local folder of a checkpoint: `model` is a folder, `s3://bucket/prefix`, or a hub repository.
+
+    Configurations and tokenizers of all components are brought there; weights only of `components` (None: of
+    all). With `use_streamer`, weights in S3 stay there, to be streamed when a component is loaded. Hub repositories are
+    kept in huggingface_hub's own cache.
+
+    Raises CheckpointError, naming the cause.
+    """
+    if model.startswith("s3://"):
+        folder = pull_from_s3(model.rstrip("/"), cache_root, components, use_streamer)
+    elif Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser().absolute()
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+        folder = pull_from_hub(model, components)
+    else:
+        raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+    return folder
+
+
+def pull_from_hub(model: str, components: Collection[str] | None) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)])
+        )
+    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
+        raise CheckpointError(f"{model} is not a folder here, and the Hugging Face hub says: {error}") from error
+
+
+def weight_patterns(components: Collection[str] | None) -> list[str]:
+    folders = ["*"] if components is None else sorted(components)
+    return [f"{folder}/{name}" for folder in folders for names in FILE_NAMES for name in names.patterns]
+
+
+def pull_from_s3(model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool) -> Path:
+    bucket, _, prefix = model.removeprefix("s3://").partition("/")
+    object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
+    with naming_the_cause(model):
+        client = s3_client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
+        objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for p in pages for item in p["Contents"]}
+    patterns = SMALL_FILES if use_streamer else (*SMALL_FILES, *weight_patterns(components))
+    wanted = {path: tag for path, tag in objects.items() if matches(path, patterns) and is_below(path)}
+    folder = cache_root / "weights" / ("s3-streamed" if use_streamer else "s3-downloaded") / bucket / prefix
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"), naming_the_cause(model):
+        download_changed(client, f"{bucket}/{prefix}", wanted, folder)
+        remove_gone(objects, folder)
+        if use_streamer:
+            note_weights_in_s3(model, objects, folder)
+    return folder
+
+
+def download_changed(client: Any, root: str, wanted: Mapping[str, str], folder: Path) -> None:
+    """The objects whose ETag differs from what was pulled before, each put in place whole."""
+    bucket, _, prefix = root.partition("/")
+    pulled = read_etags(folder)
+    for path, tag in wanted.items():
+        if pulled.get(path) != tag or not (folder / path).exists():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            partial = folder / f"{path}.partial"
+            client.download_file(bucket, f"{prefix}/{path}".lstrip("/"), str(partial))
+            partial.replace(folder / path)
+            pulled[path] = tag
+            write_json(folder / ETAGS, pulled)
+
+
+def remove_gone(objects: Collection[str], folder: Path) -> None:
+    pulled = read_etags(folder)
+    for path in pulled.keys() - set(objects):
+        (folder / path).unlink(missing_ok=True)
+    write_json(folder / ETAGS, {path: tag for path, tag in pulled.items() if path in objects})
+
+
+def read_etags(folder: Path) -> dict[str, str]:
+    return dict(read_json(folder / ETAGS)) if (folder / ETAGS).exists() else {}
+
+
+def note_weights_in_s3(model: str, objects: Collection[str], folder: Path) -> None:
+    for component in {PurePosixPath(path).parent for path in objects if path.endswith(".safetensors")}:
+        if (folder / component).is_dir():
+            files = [PurePosixPath(path).name for path in objects if PurePosixPath(path).parent == component]
+            write_json(folder / component / S3_WEIGHTS, {"address": f"{model}/{component}", "files": files})
+
+
+def matches(path: str, patterns: Collection[str]) -> bool:
+    return any(PurePosixPath(path).match(pattern) for pattern in patterns)
+
+
+def is_below(path: str) -> bool:
+    return not path.endswith("/") and ".." not in PurePosixPath(path).parts
+
+
+def write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)

@@ -1,0 +1,96 @@
+"""The HTTP application, made from a Service and two tables: what surrounds every request, and the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.http.errors import install_error_handlers
+from serve_app.http.middleware.keys import RequireApiKey
+from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
+from serve_app.http.middleware.timing import AnswerHeaders
+from serve_app.http.openapi import describe_truly
+from serve_app.http.routes.dev import dev_routes
+from serve_app.http.routes.files import file_routes
+from serve_app.http.routes.images import image_routes
+from serve_app.http.routes.jobs import job_routes
+from serve_app.http.routes.models import model_routes
+from serve_app.http.routes.video_edits import video_edit_routes
+from serve_app.http.routes.videos import video_routes
+from serve_app.service import Service
+
+SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
+
+
+def cross_origin(service: Service) -> Middleware | None:
+    """Browsers refuse cross-origin requests unless `cors_origins` allow their origin."""
+    if not service.args.cors_origins:
+        return None
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(service.args.cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
+        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms"],
+    )
+
+
+def api_keys(service: Service) -> Middleware | None:
+    return Middleware(RequireApiKey, keys=service.keys) if service.keys else None
+
+
+# A row makes one from the service, or None where it is off. The first is the outermost.
+MIDDLEWARE: tuple[Callable[[Service], Middleware | None], ...] = (
+    lambda service: Middleware(AnswerHeaders),
+    cross_origin,
+    lambda service: Middleware(RoomForRequests, admission=service.admission),
+    api_keys,
+    lambda service: Middleware(BodySizeLimit),
+)
+
+# A row makes the routes of one family, or None where they are off.
+ROUTERS: tuple[Callable[[Service], APIRouter | None], ...] = (
+    image_routes,
+    video_edit_routes,
+    video_routes,
+    job_routes,
+    model_routes,
+    file_routes,
+    dev_routes,
+)
+
+
+class PlainASGI:
+    """An application with nothing but what ASGI asks for, and its routes, by which Serve names its metrics.
+
+    Serve puts handlers of its own for its errors into an application that has `add_exception_handler`.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self.routes: list[BaseRoute] = app.routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def http_app(service: Service) -> ASGIApp:
+    """The application that answers for `service`."""
+    app = FastAPI(
+        title="Triptych",
+        description="Diffusion models on Ray Serve, spoken to as OpenAI's API.",
+        version=version("triptych"),
+        middleware=[made for row in MIDDLEWARE if (made := row(service)) is not None],
+    )
+    install_error_handlers(app)
+    describe_truly(app)
+    for row in ROUTERS:
+        if (router := row(service)) is not None:
+            app.include_router(router)
+    return PlainASGI(app)

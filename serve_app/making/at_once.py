@@ -1,0 +1,63 @@
+"""Makes what a caller waits for: let in by the admission, made, and measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from deployments.messages import GenerationRequest, Media
+from serve_app.making.admission import Admission, Ticket
+from serve_app.making.follower import NOBODY, Follower, Make
+from serve_app.making.served_model import ServedModel
+
+Tasks = dict[asyncio.Task[Media], GenerationRequest]
+Then = Callable[[GenerationRequest, Media], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class MakeAtOnce:
+    """Begins requests in the order in which they come, as long as there is room for them."""
+
+    make: Make
+    admission: Admission
+    model: ServedModel
+
+    async def all(self, requests: Sequence[GenerationRequest], caller: str) -> list[Media]:
+        """The media of each request. When one fails, or the caller hangs up, the others end too.
+
+        Raises what `start` and `make` raise.
+        """
+        tasks = await self.start(requests, caller, [NOBODY] * len(requests))
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()  # of no effect on those that are done
+
+    async def start(
+        self,
+        requests: Sequence[GenerationRequest],
+        caller: str,
+        followers: Sequence[Follower],
+        then: Then | None = None,
+    ) -> Tasks:
+        """A task for each request, all let in or none; `then` is a part of each task.
+
+        `caller` is the label of an API key. Raises OverloadedError, and InvalidRequestError for what no empty
+        queue could take.
+        """
+        tickets = self.admission.admit(list(requests), await self.model.describe(), caller)
+        tasks = {}
+        for request, ticket, follower in zip(requests, tickets, followers, strict=True):
+            task = asyncio.ensure_future(self._make(request, ticket, follower, then))
+            task.add_done_callback(ticket.close)
+            tasks[task] = request
+        return tasks
+
+    async def _make(self, request: GenerationRequest, ticket: Ticket, follower: Follower, then: Then | None) -> Media:
+        media = await self.make(request, follower)
+        ticket.learn(media)
+        if then is not None:
+            await then(request, media)
+        return media

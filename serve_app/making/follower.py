@@ -1,0 +1,33 @@
+"""Follower: one object that hears how a generation goes and says what it wants of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
+
+
+class Follower:
+    """Hears of one generation; this one asks for nothing and hears nothing.
+
+    A subclass sets what it asks for and overrides what it wants to hear. The methods are called in the event
+    loop, so they must not block.
+    """
+
+    wants_progress: bool = False  # an event after each step
+    previews: int = 0  # pictures to show on the way
+    resume_from: Checkpoint | None = None  # where an earlier generation of the same request got to
+
+    def on_progress(self, progress: DenoisingProgress) -> None:
+        """A step is done."""
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """The denoising can go on from here, whatever dies; the bytes are in this process."""
+
+    def on_preview(self, step: int, media: Media) -> None:
+        """What would come out if `step` were the last."""
+
+
+NOBODY = Follower()
+
+Make = Callable[[GenerationRequest, Follower], Awaitable[Media]]  # serve_app.making.generate, and what wraps it

@@ -1,0 +1,20 @@
+"""What requests may ask for at most."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RequestLimits(BaseModel):
+    """Bounds of a request's values; the checks of serve_app.requests.translate name the one that was passed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_images: int = Field(10, ge=1, description="pictures or videos per request: the bound of `n`")
+    max_pixels: int = Field(4_194_304, ge=1, description="width x height")
+    max_side: int = Field(8_192, ge=1, le=16_383, description="width, height; a WebP file ends at 16 383")
+    max_frames: int = Field(257, ge=1, description="frames of a video")
+    max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
+    max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
+    max_input_images: int = Field(8, ge=1, description="pictures sent along in one field")
+    max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")

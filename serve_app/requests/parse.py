@@ -1,0 +1,25 @@
+"""A body becomes the requests that it stands for."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from deployments.messages import GenerationRequest, StageDescription
+from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.input_pictures import PictureRules, with_pictures
+from serve_app.requests.translate import to_generation_requests
+
+
+async def parse(
+    body: ImageGenerationBody | VideoGenerationBody,
+    description: StageDescription,
+    rules: PictureRules,
+    model_name: str,
+    default_arguments: dict[str, Any],
+    request_id: str | None = None,
+) -> list[GenerationRequest]:
+    """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
+    body = await with_pictures(body, rules)
+    request_id = request_id or uuid.uuid4().hex
+    return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments)

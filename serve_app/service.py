@@ -1,0 +1,151 @@
+"""The one composition root: `open_service` makes all that an ingress replica works with, and hands it on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.messages import GenerationRequest
+from env_config.variables import EnvConfig
+from serve_app.api_keys import ApiKeys
+from serve_app.jobs.service import JobArgs, Jobs
+from serve_app.jobs.webhooks import WebhookRules
+from serve_app.making.admission import Admission, AdmissionArgs
+from serve_app.making.at_once import MakeAtOnce
+from serve_app.making.follower import Follower
+from serve_app.making.generate import generate
+from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
+from serve_app.making.served_model import ServedModel
+from serve_app.making.stages import Stages
+from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.input_pictures import PictureRules
+from serve_app.requests.limits import RequestLimits
+from serve_app.requests.parse import parse
+from serve_app.storage.base import StorageBackend, URLStyle
+from serve_app.storage.spool import SpooledStorage, SpoolUploads
+from serve_app.storage.table import make_storage
+
+
+class ServiceArgs(BaseModel):
+    """The arguments of the application that the ingress works by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
+    default_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
+    output_directory: Path | None = Field(
+        None, description="where outputs are stored without S3; default: outputs/ below the cache root"
+    )
+    public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
+    url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
+    admission: AdmissionArgs = Field(
+        default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="lines of `python -m serve_app.tools.keys new LABEL`; without it no key is asked for"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins of web pages that may call this server, such as https://example.com; none by default"
+    )
+    remote_images: bool = Field(False, description="fetch pictures that callers give as http(s) URLs")
+    c2pa_certificate: Path | None = Field(
+        None, description="PEM: the signer's certificate and those between it and its root; outputs get a C2PA manifest"
+    )
+    c2pa_private_key: Path | None = Field(None, description="PEM: the key of c2pa_certificate, without a password")
+    private_targets: bool = Field(
+        False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
+    )
+    jobs: JobArgs = Field(default_factory=JobArgs, description="how jobs (videos, requests in the background) are kept")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes work with; a replica of the ingress has one."""
+
+    args: ServiceArgs
+    env: EnvConfig
+    model: ServedModel
+    stages: Stages
+    admission: Admission
+    at_once: MakeAtOnce
+    jobs: Jobs
+    storage: StorageBackend
+    pictures: PictureRules
+    keys: ApiKeys | None
+    _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
+
+    async def parse(
+        self, body: ImageGenerationBody | VideoGenerationBody, request_id: str | None = None
+    ) -> list[GenerationRequest]:
+        """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
+        self.model.check_name(body.model)
+        description = await self.model.describe()
+        return await parse(body, description, self.pictures, self.model.name, self.model.default_arguments, request_id)
+
+    def start(self) -> None:
+        """Begin to run jobs and to upload what waits in the spool; from the event loop."""
+        self.jobs.start()
+        if isinstance(self.storage, SpooledStorage):
+            self._uploads.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+
+    def close(self) -> None:
+        """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
+        self.jobs.close()
+        for task in self._uploads:
+            task.cancel()
+
+
+async def open_service(
+    args: ServiceArgs, env: EnvConfig, stages: Stages, application: str, layers: tuple[Layer, ...] = LAYERS
+) -> Service:
+    """`application` is Serve's name of it: jobs and spooled outputs belong to the application and its model.
+
+    Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, ValueError.
+    """
+    model = ServedModel(args.model_name or "", stages, args.default_arguments)
+    admission = Admission(args.admission)
+    stages.take_refused = admission.take_refused
+    keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
+    owner = f"{application}/{model.name}"
+    storage = await open_storage(args, env, owner)
+    context = LayerContext(env, stages, args.c2pa_certificate, args.c2pa_private_key)
+
+    async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:
+        return await generate(stages, request, follower)
+
+    make = wrapped(through_the_stages, context, layers)
+    webhooks = WebhookRules(allow_private=args.private_targets)
+    jobs = Jobs(args.jobs, env.runtime.cache_root, owner, make, storage, admission, model.describe, webhooks)
+    return Service(
+        args=args,
+        env=env,
+        model=model,
+        stages=stages,
+        admission=admission,
+        at_once=MakeAtOnce(make, admission, model),
+        jobs=jobs,
+        storage=storage,
+        pictures=PictureRules(args.limits, args.remote_images, args.private_targets),
+        keys=keys,
+    )
+
+
+async def open_storage(args: ServiceArgs, env: EnvConfig, owner: str) -> StorageBackend:
+    """The configured storage, behind a spool where it is on another machine; raises StorageError unless it works."""
+    cache_root, cloud = env.runtime.cache_root, env.cloud_storage
+    folder = args.output_directory or cache_root / "outputs"
+    storage = make_storage(cloud, folder, args.public_url, url_style=args.url_style)
+    if storage.is_shared:
+        place = f"{cloud.endpoint_url} {cloud.bucket_name} {cloud.region_name}"
+        spool = cache_root / "spool" / quote(owner, safe="")
+        storage = SpooledStorage(storage, spool, args.public_url or "", place)
+    await storage.check()
+    return storage

@@ -1,0 +1,122 @@
+"""The three stages played in this process: handles whose calls answer at once, as those of Ray Serve would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any
+
+from deployments.messages import (
+    Conditioning,
+    DecodeInputs,
+    Envelope,
+    GenerationRequest,
+    Media,
+    Packed,
+    PayloadFollows,
+    StageDescription,
+)
+from serve_app.making.stages import Stages
+
+INPUTS = DecodeInputs("result", Packed("the picture"))
+PREVIEW_INPUTS = DecodeInputs("result", Packed("a preview"))
+
+
+class Reference:
+    """An item of a stream, as Ray gives it: awaiting it returns the value or raises the error."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+class Stream:
+    """A streaming call of the denoiser, from the items that it yields."""
+
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self._items = items
+        self.is_cancelled = False
+
+    async def _to_object_ref_gen(self) -> AsyncIterator[Reference]:
+        async def references() -> AsyncIterator[Reference]:
+            async for item in self._items:
+                yield Reference(item)
+
+        return references()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Method:
+    """A method of a handle: `remote` calls it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+
+class PlayedHandle:
+    """The handle of every stage; `make` makes the media of a request, `preview` that of each preview."""
+
+    deployment_name = "Played"
+    app_name = "app"
+
+    def __init__(
+        self,
+        describing: StageDescription,
+        make: Callable[[GenerationRequest], Awaitable[Media]],
+        preview: Callable[[GenerationRequest], Awaitable[Media]],
+    ) -> None:
+        self.describing = describing
+        self.make = make
+        self.preview = preview
+        self.requests: list[GenerationRequest] = []  # those that came as far as the stages
+        self.envelopes: list[Envelope] = []  # one for each of them
+        self.describe = Method(self._describe)
+        self.encode = Method(self._encode)
+        self.denoise = Method(self._denoise)
+        self.decode = Method(self._decode)
+        self._preview_is_decoded = asyncio.Event()
+
+    def options(self, **_: Any) -> PlayedHandle:
+        return self
+
+    async def _describe(self) -> StageDescription:
+        return self.describing
+
+    def _encode(self, request: GenerationRequest, envelope: Envelope) -> Conditioning:
+        self.requests.append(request)
+        self.envelopes.append(envelope)
+        return Conditioning(Packed(None))
+
+    def _denoise(self, request: GenerationRequest, envelope: Envelope, *_: Any) -> Stream:
+        return Stream(self._items(envelope))
+
+    async def _items(self, envelope: Envelope) -> AsyncIterator[Any]:
+        for step in range(1, envelope.previews + 1):
+            self._preview_is_decoded.clear()
+            yield PayloadFollows("preview", step)
+            yield PREVIEW_INPUTS
+            await self._preview_is_decoded.wait()
+        yield PayloadFollows("decode_inputs", envelope.previews + 1)
+        yield INPUTS
+
+    async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs) -> Media:
+        value = inputs.value if isinstance(inputs, Reference) else inputs
+        if value is PREVIEW_INPUTS:
+            try:
+                return await self.preview(request)
+            finally:
+                self._preview_is_decoded.set()
+        return await self.make(request)
+
+
+def played(handle: PlayedHandle) -> Stages:
+    """All three stages played by one handle."""
+    stage: Any = handle
+    return Stages(stage, stage, stage)

@@ -1,0 +1,39 @@
+"""Answers are as /openapi.json says, whatever is sent, and never a 5xx; what it says of errors and of forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.documented_answers import MODELS, check_answers
+from tests.support.in_process import serving
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_no_request_finds_an_answer_that_is_not_documented(kind: str, tmp_path: Path) -> None:
+    assert check_answers(kind, tmp_path, max_examples=3) >= 500
+
+
+async def test_the_document_tells_of_our_errors_and_not_of_fastapis(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        async with server.client() as client:
+            document = (await client.get("/openapi.json")).json()
+            refused = await client.post("/v1/images/generations", json={"prompt": 1})
+    assert "ValidationError" not in document["components"]["schemas"]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert operations
+    for operation in operations:
+        assert "422" not in operation["responses"]
+        assert {"4XX", "5XX"} <= set(operation["responses"])
+    fields = document["components"]["schemas"]["Error"]["properties"]["error"]["properties"]
+    assert set(refused.json()["error"]) == set(fields)
+
+
+async def test_edits_are_documented_as_json_and_as_a_form(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        async with server.client() as client:
+            document = (await client.get("/openapi.json")).json()
+    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["properties"]["image"]["format"] == "binary"
+    assert "prompt" in content["application/json"]["schema"]["properties"]

@@ -1,0 +1,206 @@
+"""The path of one request when a replica dies between two items of the denoiser's stream."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from deployments.errors import GenerationFailedError
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingProgress,
+    GenerationRequest,
+    Media,
+    MediaFile,
+    OutputFormat,
+    Packed,
+    PayloadFollows,
+)
+from serve_app.making.follower import Follower
+from serve_app.making.generate import MAX_DEATHS, generate
+from serve_app.making.stages import Stages
+from tests.support.played_stages import Reference, Stream
+
+REQUEST = GenerationRequest("request", "model", {}, 0, OutputFormat("image", "png"))
+CHECKPOINT = PayloadFollows("checkpoint", 1)
+INPUTS = PayloadFollows("decode_inputs", 2)
+DECODE_INPUTS = DecodeInputs("result", Packed(None))
+DEATH = RayActorError()
+
+
+class Stage:
+    """A handle of any stage: its calls answer with what was prepared, one after another."""
+
+    deployment_name = "Stage"
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.calls: list[tuple[Any, ...]] = []
+
+    def options(self, **_: Any) -> "Stage":
+        return self
+
+    encode = denoise = decode = property(lambda self: self)
+
+    def remote(self, *arguments: Any) -> Any:
+        for argument in arguments:  # Ray does not make a call one of whose arguments is an error
+            if isinstance(argument, Reference) and isinstance(argument.value, Exception):
+                failure = Reference(RayTaskError("call", "an argument could not be computed", argument.value))
+                return stream([failure.value]) if isinstance(self.answers[0], list) else failure
+        self.calls.append(arguments)
+        answer = self.answers.pop(0)
+        return stream(answer) if isinstance(answer, list) else Reference(answer)
+
+
+def stream(items: list[Any]) -> Stream:
+    async def each() -> AsyncIterator[Any]:
+        for item in items:
+            yield item
+
+    return Stream(each())
+
+
+def run(denoiser: Stage, vae: Stage) -> Media:
+    encoder: Any = Stage(*["conditioning"] * 9)
+    stages = Stages(encoder, denoiser, vae)  # type: ignore[arg-type]
+    return asyncio.run(generate(stages, REQUEST))
+
+
+def media() -> Media:
+    return Media((MediaFile(b"picture"),))
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint("request", step, "fingerprint", "digest", Packed(None))
+
+
+def checkpoints_sent(denoiser: Stage) -> list[Any]:
+    return [call[3] for call in denoiser.calls]
+
+
+COMPLETE = [CHECKPOINT, checkpoint(1), INPUTS, DECODE_INPUTS]
+DYING = {
+    "before anything": ([DEATH], None),
+    "before a checkpoint is announced": ([DenoisingProgress(1, 2), DEATH], None),
+    "between an announcement and its checkpoint": ([CHECKPOINT, DEATH], None),
+    "after a checkpoint": ([CHECKPOINT, checkpoint(1), DEATH], checkpoint(1)),
+    "between the announcement and a later checkpoint": (
+        [CHECKPOINT, checkpoint(1), PayloadFollows("checkpoint", 2), DEATH],
+        checkpoint(1),
+    ),
+    "before the inputs of the VAE": ([CHECKPOINT, checkpoint(1), INPUTS, DEATH], checkpoint(1)),
+}
+
+
+@pytest.mark.parametrize("moment", DYING)
+def test_a_request_goes_on_from_the_last_checkpoint_that_arrived(moment: str) -> None:
+    items, known = DYING[moment]
+    denoiser, vae = Stage(items, COMPLETE), Stage(media())
+    assert run(denoiser, vae).files == media().files
+    assert checkpoints_sent(denoiser) == [None, known]
+    [(_, inputs)] = vae.calls
+    assert inputs.value == DECODE_INPUTS
+
+
+def test_a_replica_that_dies_after_the_inputs_of_the_vae_costs_nothing() -> None:
+    denoiser, vae = Stage([INPUTS, DECODE_INPUTS, DEATH]), Stage(media())
+    assert run(denoiser, vae).files == media().files
+    assert len(denoiser.calls) == 1
+
+
+def test_encoding_is_done_again_when_its_replica_dies_before_the_denoiser_has_what_it_made() -> None:
+    encoder: Any = Stage(DEATH, "conditioning")
+    stages = Stages(encoder, Stage(COMPLETE), Stage(media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
+    assert len(encoder.calls) == 2
+
+
+def test_encoding_is_done_again_when_the_router_finds_its_replica_dead_before_it_calls_the_denoiser() -> None:
+    refused = RayServeException("an upstream actor died")
+    refused.__cause__ = DEATH
+    encoder: Any = Stage("conditioning", "conditioning")
+    denoiser = Stage([refused], COMPLETE)
+    stages = Stages(encoder, denoiser, Stage(media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
+    assert (len(encoder.calls), len(denoiser.calls)) == (2, 2)
+
+
+def test_what_the_router_refuses_for_another_reason_is_not_tried_again() -> None:
+    denoiser = Stage([RayServeException("no such deployment")])
+    with pytest.raises(RayServeException, match="no such"):
+        run(denoiser, Stage())
+
+
+def test_decoding_is_done_again_without_denoising_again() -> None:
+    denoiser, vae = Stage(COMPLETE), Stage(DEATH, media())
+    assert run(denoiser, vae).files == media().files
+    assert (len(denoiser.calls), len(vae.calls)) == (1, 2)
+
+
+def test_a_request_that_kills_its_replicas_is_given_up() -> None:
+    denoiser = Stage(*[[DEATH]] * 9)
+    with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS} times"):
+        run(denoiser, Stage())
+    assert len(denoiser.calls) == MAX_DEATHS
+
+
+def test_a_request_that_gets_further_each_time_is_not_given_up() -> None:
+    dying = [[PayloadFollows("checkpoint", step), checkpoint(step), DEATH] for step in range(1, 3 * MAX_DEATHS)]
+    denoiser = Stage(*dying, COMPLETE)
+    assert run(denoiser, Stage(media())).files == media().files
+
+
+def test_the_encoder_is_told_once_how_many_requests_there_was_no_room_for() -> None:
+    encoder, denoiser, vae = Stage("conditioning", "conditioning"), Stage([DEATH], COMPLETE), Stage(media())
+    refused = [3, 0]
+    stages = Stages(encoder, denoiser, vae, take_refused=lambda: refused.pop(0))  # type: ignore[arg-type]
+    asyncio.run(generate(stages, REQUEST))
+    assert [envelope.refused_before for (_, envelope) in encoder.calls] == [3, 0]
+
+
+def test_a_stream_that_ends_without_an_error_and_without_inputs_is_a_failure() -> None:
+    with pytest.raises(GenerationFailedError, match="ended without"):
+        run(Stage([CHECKPOINT, checkpoint(1)]), Stage())
+
+
+def test_the_preview_of_a_video_is_asked_for_as_a_picture() -> None:
+    shown: list[int] = []
+    items = [PayloadFollows("preview", 1), DECODE_INPUTS, DenoisingProgress(1, 2), INPUTS, DECODE_INPUTS]
+    vae: Any = Stage(media(), media())
+    stages = Stages(Stage("conditioning"), Stage(items), vae)  # type: ignore[arg-type]
+    request = dataclasses.replace(REQUEST, output=OutputFormat("video", "mp4"))
+
+    class Looks(Follower):
+        previews = 1
+
+        def on_preview(self, step: int, media: Media) -> None:
+            shown.append(step)
+
+    async def run_it() -> None:
+        await generate(stages, request, Looks())
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run_it())
+    asked = [(call[0].output.kind, call[0].output.format) for call in vae.calls]
+    assert sorted(asked) == [("image", "jpeg"), ("video", "mp4")]
+    assert shown == [1]
+
+
+def test_inputs_that_are_lost_with_their_node_are_sent_from_here_and_nothing_is_denoised_again() -> None:
+    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+    denoiser, vae = Stage(COMPLETE), Stage(lost, media())
+    assert run(denoiser, vae).files == media().files
+    assert len(denoiser.calls) == 1
+    assert [type(inputs) for _, inputs in vae.calls] == [Reference, DecodeInputs]
+
+
+def test_a_checkpoint_outlives_the_node_of_the_denoiser_that_made_it() -> None:
+    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+    denoiser = Stage([CHECKPOINT, checkpoint(1), PayloadFollows("checkpoint", 2), lost], COMPLETE)
+    assert run(denoiser, Stage(media())).files == media().files
+    assert checkpoints_sent(denoiser) == [None, checkpoint(1)]

@@ -1,0 +1,43 @@
+"""The two lanes of CI: a second try for what failed, and no other way to a good end."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.side_by_side import LANES, run
+
+PASSES = "def test_it():\n    pass\n"
+FAILS = "def test_it():\n    assert False\n"
+FAILS_ONCE = """
+from pathlib import Path
+
+def test_it():
+    tried = Path(__file__).with_suffix(".tried")
+    before = tried.exists()
+    tried.touch()
+    assert before
+"""
+CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ends_well"),
+    [(PASSES, FAILS_ONCE, True), (FAILS, PASSES, False), (CRASHES, PASSES, False)],
+    ids=["fails once", "fails", "crashes"],
+)
+def test_all_lanes_must_pass_at_the_latest_in_their_second_try(
+    one: str, other: str, ends_well: bool, tmp_path: Path
+) -> None:
+    lanes = {"one": ("one",), "other": ("other",)}
+    for name, code in zip(lanes, (one, other), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"test_{name}.py").write_text(code)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
+    assert (run(lanes, tmp_path) == 0) == ends_well
+
+
+def test_every_folder_of_tests_is_in_a_lane_or_a_run_of_its_own() -> None:
+    runs = {folder for folders in LANES.values() for folder in folders} | {"tests/parity/rest", "tests/stress"}
+    tested = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
+    assert [file for file in sorted(tested) if not any(file.startswith(f"{folder}/") for folder in runs)] == []
