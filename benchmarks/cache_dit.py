@@ -112,11 +112,11 @@ class Bench:
         features = {"cache_dit": cache_dit}
         request = GenerationRequest("r", self.model, arguments, seed, OutputFormat("image", "png"), features=features)
         conditioning = encode(self.stage, request)
-        self.denoiser.recent_caches.clear()
+        self.denoiser.recent_summaries["cache_dit"].clear()
         started = time.perf_counter()
         inputs, _ = self.denoiser.denoise(request, conditioning)
         seconds = time.perf_counter() - started
-        [caches] = [*self.denoiser.recent_caches] or [{}]
+        [caches] = [*self.denoiser.recent_summaries["cache_dit"]] or [{}]
         return decode_output(self.stage, request, inputs).images.float().cpu(), seconds, caches.get("transformer", {})
 
 

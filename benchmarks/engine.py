@@ -33,13 +33,14 @@ from diffusers.utils import logging as diffusers_logging
 
 from benchmarks import report
 from deployments.devices import select_device, synchronize
+from deployments.engine.fiber import CancelledStage
 from deployments.messages import Conditioning, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, ModelArgs
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
-from deployments.stage_pipeline.sessions.session import CancelledStage
 from deployments.stages.build import build_stage
-from deployments.stages.denoise import DenoiserStage, Denoising
+from deployments.stages.denoise import DenoiserStage
+from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 from deployments.stages.encode import call_arguments, encode, unpack_conditioning
 from env_config.variables import EnvConfig
 from tests.support.tiny_models.flux import TRANSFORMER, flux
@@ -197,11 +198,12 @@ def lone_cost(model: Model, tokens: int, rounds: int) -> Row:
     """A lone request through the engine against the same loop without it, by what is not the transformer's forward."""
     request = model.request(tokens, 20 if tokens < 500 else 8)
     conditioning = model.conditioning(request)
+    checkpointed = DenoisingFollower(checkpoint=lambda checkpoint: None)
     with model.engine() as stage, forwards_timed(model) as in_forwards:
         ways: dict[str, Callable[[], Any]] = {
             "plain": lambda: model.run_plain(request, conditioning),
             "engine": lambda: stage.denoise(request, conditioning),
-            "checkpointed": lambda: stage.denoise(request, conditioning, on_checkpoint=lambda checkpoint: None),
+            "checkpointed": lambda: stage.denoise(request, conditioning, follower=checkpointed),
         }
         wall: dict[str, list[float]] = {name: [] for name in ways}
         besides: dict[str, list[float]] = {name: [] for name in ways}
@@ -272,12 +274,12 @@ def cancel_latency(model: Model, cancels: int) -> Row:
 def cancelled_after(
     stage: DenoiserStage, request: GenerationRequest, conditioning: Conditioning, delay_s: float
 ) -> float:
-    started: list[Denoising] = []
+    started: list[DenoiseRun] = []
     ended: list[float] = []
 
     def work() -> None:
         try:
-            stage.denoise(request, conditioning, on_start=started.append)
+            stage.denoise(request, conditioning, follower=DenoisingFollower(started=started.append))
         except CancelledStage:
             ended.append(time.perf_counter())
 
@@ -287,7 +289,7 @@ def cancelled_after(
     while not started:
         time.sleep(0.001)
     called = time.perf_counter()
-    stage.engine.cancel(started[0].job)
+    stage.engine.cancel(started[0].fiber)
     thread.join()
     return ended[0] - called if ended else 0.0  # it was done before
 

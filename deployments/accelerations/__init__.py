@@ -1,22 +1,21 @@
 """Accelerations: one file and one row each, put into a stage's modules once, when its replica starts."""
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
+from deployments.accelerations.acceleration import Acceleration
 from deployments.accelerations.attention import ATTENTION
 from deployments.accelerations.fp4_gemm import FP4_GEMM
 from deployments.accelerations.miopen_autotune import MIOPEN_AUTOTUNE
 from deployments.accelerations.mlx_norms import MLX_NORMS
 from deployments.accelerations.rocm_vae import ROCM_VAE
-from deployments.features.cache_dit.contexts import CACHE_DIT
+from deployments.modules import StageModules
 from env_config.variables import EnvConfig
 
-# In the order of installation: Cache-DiT keeps the forwards that it finds, so it comes last.
+# In the order of installation.
 ACCELERATIONS: tuple[Acceleration, ...] = (
     ATTENTION,
     ROCM_VAE,
     MIOPEN_AUTOTUNE,
     MLX_NORMS,
     FP4_GEMM,
-    CACHE_DIT,
 )
 
 
@@ -26,4 +25,4 @@ def install_all(modules: StageModules, env: EnvConfig) -> list[str]:
     return [line for line in lines if line]
 
 
-__all__ = ["ACCELERATIONS", "Acceleration", "AccelerationError", "StageModules", "install_all"]
+__all__ = ["ACCELERATIONS", "Acceleration", "install_all"]

@@ -32,7 +32,7 @@ from diffusers.models.attention_processor import Attention, MochiAttention
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, Kernel, StageModules
+from deployments.accelerations.acceleration import Acceleration
 from deployments.accelerations.attention_rules import (
     COMPUTE_DTYPES,
     DIFFUSERS_BACKENDS,
@@ -42,6 +42,7 @@ from deployments.accelerations.attention_rules import (
     read_rules,
 )
 from deployments.devices import Device
+from deployments.modules import AccelerationError, Kernel, StageModules
 from env_config.variables import EnvConfig
 
 INSTALL_LINES = {

@@ -14,7 +14,7 @@ import torch
 import yaml
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from deployments.accelerations.acceleration import AccelerationError
+from deployments.modules import AccelerationError
 from env_config.closest import did_you_mean
 from env_config.variables import EnvConfig
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
+from deployments.accelerations.acceleration import Acceleration
+from deployments.modules import AccelerationError, StageModules
 from deployments.weights.quantization.nvfp4 import Gemm, NVFP4Linear
 from env_config.variables import EnvConfig
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.modules.conv import _ConvNd
 
-from deployments.accelerations.acceleration import Acceleration, Kernel, StageModules
+from deployments.accelerations.acceleration import Acceleration
+from deployments.modules import Kernel, StageModules
 from env_config.variables import EnvConfig
 
 VARIABLE = "SGLANG_USE_ROCM_CUDNN_BENCHMARK"

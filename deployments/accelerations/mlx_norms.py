@@ -11,7 +11,8 @@ import torch
 import torch.utils.dlpack
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, Kernel, StageModules
+from deployments.accelerations.acceleration import Acceleration
+from deployments.modules import AccelerationError, Kernel, StageModules
 from env_config.variables import EnvConfig
 
 VARIABLE = "SGLANG_USE_MLX"

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, Kernel, StageModules
+from deployments.accelerations.acceleration import Acceleration
+from deployments.modules import AccelerationError, Kernel, StageModules
 from env_config.variables import EnvConfig
 
 VARIABLE = "SGLANG_USE_ROCM_VAE"

@@ -28,7 +28,7 @@ from deployments.stage_pipeline.sessions.denoise import DenoiseSession
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import fill, map_values, without_opaque
 
-FORMAT = 1  # raised when what a checkpoint holds changes
+FORMAT = 2  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
 FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
 NOT_SAVED = ("_internal_dict", "_session")
@@ -62,7 +62,7 @@ class ResumableSession(DenoiseSession):
     """A DenoiseSession that emits checkpoints and may start from one.
 
     `on_checkpoint` is told (steps done, packed content); `resume_from` is the content of a checkpoint;
-    `cache_state` gives what the request's caches hold, which `saved_caches` gives back after a resume.
+    `feature_states` gives what the request's features keep, by name; `saved_features` gives it back after a resume.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class ResumableSession(DenoiseSession):
         on_checkpoint: Callable[[int, Packed], None] | None = None,
         every: int | None = None,
         resume_from: Packed | None = None,
-        cache_state: Callable[[], Any] = lambda: None,
+        feature_states: Callable[[], dict[str, Any]] = dict,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.on_checkpoint = on_checkpoint
-        self.cache_state = cache_state
+        self.feature_states = feature_states
         self.interval = CheckpointInterval(every)
         self.saved: dict[str, Any] | None = unpack(resume_from, self.stage.device) if resume_from else None
         self.resumed_at = self.saved["steps"] if self.saved else 0
@@ -91,8 +91,8 @@ class ResumableSession(DenoiseSession):
         self._generators_after_step: Any = None
 
     @property
-    def saved_caches(self) -> Any:
-        return self.saved["caches"] if self.saved else None
+    def saved_features(self) -> dict[str, Any]:
+        return self.saved["features"] if self.saved else {}
 
     @property
     def is_skipping(self) -> bool:
@@ -184,7 +184,7 @@ class ResumableSession(DenoiseSession):
             "generators": self._generators_after_step,
             "descriptions": self.hand_off.descriptions,
             "forwards": forwards,
-            "caches": self.cache_state(),
+            "features": self.feature_states(),
         }
         self.on_checkpoint(self.steps_done, pack(content))
         self._last_checkpoint = self.steps_done

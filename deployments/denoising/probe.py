@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
-from deployments.engine.merging import Axis, BatchAxes, Path
+from deployments.engine.axes import BatchAxes, axes_of_calls, has_batch_axis, num_batch_axes
+from deployments.engine.forward import bind
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, RunDenoiser
 from deployments.stage_pipeline.sessions.encode import EncoderCall
@@ -46,24 +44,10 @@ def learn_batch_axes(
         except Exception as error:  # noqa: BLE001  (a way that this pipeline does not know)
             logger.info("%s makes no two samples so: %s", type(stage.pipeline).__name__, error)
             continue
-        learned = {name: _compare_calls(one[name], two[name]) for name in one if name in two}
-        if all(_has_batch(axes.outputs) for axes in learned.values()) and _score(learned) > _score(best):
+        learned = {name: axes_of_calls(one[name], two[name]) for name in one if name in two}
+        if all(map(has_batch_axis, learned.values())) and num_batch_axes(learned) > num_batch_axes(best):
             best = learned
     return best
-
-
-def bind(real: torch.nn.Module, args: Any, kwargs: Any) -> Arguments:
-    """The arguments of a forward by name."""
-    if not args:
-        return dict(kwargs)
-    bound = dict(_signature(type(real).forward).bind(real, *args, **kwargs).arguments)
-    bound.pop("self", None)
-    return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
-
-
-@functools.cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(forward)
 
 
 class _Probe(DenoiseSession):
@@ -103,41 +87,3 @@ def _two_samples(pipeline_class: type, arguments: Arguments) -> Iterator[Argumen
     prompts = {n: [arguments[n]] * 2 for n in ("prompt", "negative_prompt") if isinstance(arguments.get(n), str)}
     if prompts:
         yield {**arguments, **prompts}
-
-
-def _compare_calls(one: tuple[Arguments, Any], two: tuple[Arguments, Any]) -> BatchAxes:
-    axes = BatchAxes({}, {})
-    _compare(one[0], two[0], (), axes.arguments)
-    _compare(one[1], two[1], (), axes.outputs)
-    return axes
-
-
-def _compare(one: Any, two: Any, path: Path, axes: dict[Path, Axis]) -> None:
-    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and one.ndim == two.ndim:
-        grown = [i for i in range(one.ndim) if one.shape[i] != two.shape[i]]
-        if not grown:
-            axes[path] = "same"
-        else:
-            axes[path] = grown[0] if len(grown) == 1 and two.shape[grown[0]] == 2 * one.shape[grown[0]] else "bad"
-    elif isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        if len(one) == len(two):
-            for index, (a, b) in enumerate(zip(one, two, strict=True)):
-                _compare(a, b, (*path, index), axes)
-        else:
-            axes[path] = "list" if len(two) == 2 * len(one) else "bad"
-    elif isinstance(one, dict) and isinstance(two, dict):
-        if one.keys() == two.keys():
-            for name in one:
-                _compare(one[name], two[name], (*path, name), axes)
-        else:
-            axes[path] = "bad"
-    elif type(one) is not type(two):
-        axes[path] = "bad"
-
-
-def _has_batch(axes: dict[Path, Axis]) -> bool:
-    return any(axis == "list" or isinstance(axis, int) for axis in axes.values())
-
-
-def _score(learned: dict[str, BatchAxes]) -> int:
-    return sum(axis not in ("same", "bad") for axes in learned.values() for axis in axes.arguments.values())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from deployments.errors import NotSupportedError
 
 Part = tuple[torch.nn.Module, Any, tuple[Any, ...], tuple[Any, ...]]  # module, processor, hooks, pre-hooks
 
@@ -15,6 +18,20 @@ class Wiring:
     """The parts of a model that pipelines are known to exchange: attention processors and hooks."""
 
     parts: tuple[Part, ...]
+
+
+class SharedWiring:
+    """How the denoisers of one pipeline were wired at the start."""
+
+    def __init__(self, pipeline: str, denoisers: Mapping[str, torch.nn.Module]) -> None:
+        self.pipeline = pipeline  # the name of its class, for people
+        self._before = {name: read_wiring(module) for name, module in denoisers.items()}
+
+    def check(self, component: str) -> None:
+        """Raises NotSupportedError where the pipeline rewired the denoiser for this request."""
+        before = self._before.get(component)
+        if before is not None and restore_wiring(before):
+            raise NotSupportedError(f"{self.pipeline} rewires {component} for such a request, but others share it")
 
 
 def read_wiring(model: torch.nn.Module) -> Wiring:

@@ -1,18 +1,19 @@
-"""Which forwards share a batch, and how a batch runs: merged where that has been seen to be the same, else in turn."""
+"""Which forwards share a batch, and how it runs: as one where that was verified to give the same, else one by one."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from deployments.engine.axes import BatchAxes, Path
+from deployments.engine.executor import Executor
 from deployments.engine.forward import Forward, Structure, shape_of_sample, tokens_per_sample
-from deployments.engine.measurements import EngineStatistics
-from deployments.engine.merging import BatchAxes, CannotMergeError, Merger, Path
-from deployments.stage_pipeline.sessions.denoise import call_directly
+from deployments.engine.merging import CannotMergeError, Merger
+from deployments.engine.statistics import EngineStatistics
 from deployments.tensors.values import tensors
 
 logger = logging.getLogger(__name__)
@@ -29,14 +30,14 @@ class Batches:
         self,
         max_batch_size: int,
         max_batch_tokens: int | None,
-        synchronize: Callable[[], None],
+        executor: Executor,
         statistics: EngineStatistics,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
-        self.synchronize = synchronize
+        self.executor = executor
         self.statistics = statistics
-        self.axes: dict[str, BatchAxes] = {}  # of each denoiser, learned by the probe
+        self.axes: dict[str, BatchAxes] = {}  # of each module, as they were learned
         self._structures: dict[Hashable, Structure] = {}
         self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
         self._caps: dict[Structure, int] = {}  # samples that fit into memory, learned
@@ -48,10 +49,11 @@ class Batches:
         forward.num_samples = merger.num_samples(forward.arguments)
         context = forward.context[0] if forward.context else None
         try:
-            if forward.caches is not None:
-                raise CannotMergeError("the request has cache contexts of its own")
+            if forward.merge_key is None:
+                raise CannotMergeError("what surrounds it is for this forward alone")
             structure = merger.structure(forward.arguments, forward.num_samples)
-            forward.structure = self._known((forward.component, context, merger.axes is None, structure), forward)
+            key = (forward.component, context, merger.axes is None, forward.merge_key, structure)
+            forward.structure = self._known(key, forward)
         except CannotMergeError:
             forward.structure = Structure(None, shape_of_sample(forward), is_alone=True)
 
@@ -64,7 +66,7 @@ class Batches:
         return self._structures[key]
 
     def may_share(self, forward: Forward) -> bool:
-        alone = forward.job.deterministic or forward.structure.is_alone
+        alone = forward.fiber.deterministic or forward.structure.is_alone
         return not alone and self._shares.get(forward.structure, frozenset()) is not None
 
     def is_known(self, structure: Structure) -> bool:
@@ -82,7 +84,7 @@ class Batches:
             return batch
         for forward in ranked[1:]:
             fits = len(batch) < self.max_batch_size and samples + forward.num_samples <= max(cap, first.num_samples)
-            if fits and forward.structure is first.structure and not forward.job.deterministic:
+            if fits and forward.structure is first.structure and not forward.fiber.deterministic:
                 batch.append(forward)
                 samples += forward.num_samples
         return batch
@@ -107,14 +109,13 @@ class Batches:
     def _run_alone(self, forward: Forward) -> None:
         try:
             forward.output = self._call(forward, forward.arguments)
-        except BaseException as error:  # noqa: BLE001  (raised in the code of the request)
+        except BaseException as error:  # noqa: BLE001  (raised where the fiber waits)
             forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
 
     def _learn_cap(self, batch: list[Forward], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             self._caps[batch[0].structure] = max(1, sum(f.num_samples for f in batch) // 2)
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
+            self.executor.free_memory()
 
     def _merged(self, batch: list[Forward]) -> list[Any]:
         structure, merger = batch[0].structure, batch[0].merger
@@ -154,10 +155,8 @@ class Batches:
         return merger.split(self._call(batch[0], arguments), counts)
 
     def _call(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        with forward.caches or nullcontext():
-            output = call_directly(forward.module, forward.component, forward.context, (), arguments)
-            self.synchronize()
-        return output
+        with forward.surround() if forward.surround else nullcontext():
+            return self.executor.run(forward.component, forward.module, forward.context, arguments)
 
 
 def is_close(merged: Any, alone: Any) -> bool:
@@ -168,7 +167,7 @@ def is_close(merged: Any, alone: Any) -> bool:
         tolerance = TOLERANCE.get(b.dtype, HALF_TOLERANCE)
         if not b.is_floating_point():
             return torch.equal(a, b)
-        # What one request has made NaN of itself stays NaN; it may not spread to others.
+        # What one sample has made NaN of itself stays NaN; it may not spread to others.
         if not torch.equal(a.isfinite(), b.isfinite()):
             return False
         a, b = (x.nan_to_num(0.0, 0.0, 0.0).float() for x in (a, b))

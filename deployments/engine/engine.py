@@ -1,12 +1,12 @@
-"""The step engine: one thread owns the device and runs the forwards of all requests, merged where they fit.
+"""The step engine: one thread owns the device and runs the forwards of all fibers, merged where they fit.
 
-Each request runs its pipeline's own `__call__` in that same thread, in a greenlet of its own: where it comes to
-a forward of a denoiser, it waits here and the others go on. Whatever step a request is at, its forward can share
-a batch with any other of the same structure, so requests join and leave between any two steps. A paused request
-is just one whose forward waits.
+Each fiber's work runs in that same thread, in a greenlet of its own: where it comes to a forward, it waits here and
+the others go on. Whatever step a fiber is at, its forward can share a batch with any other of the same structure, so
+fibers join and leave between any two forwards. A paused fiber is just one whose forward waits.
 
-Greenlets and not threads: pipeline code is Python, of which one thread runs at a time whatever their number, and
-eight threads that wake together after each batch fight for the interpreter for longer than their work takes.
+Greenlets and not threads: the work between two forwards is Python, of which one thread runs at a time whatever their
+number, and eight threads that wake together after each batch fight for the interpreter for longer than their work
+takes.
 """
 
 from __future__ import annotations
@@ -15,52 +15,31 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 
-from deployments.denoising.probe import bind
+from deployments.engine.axes import BatchAxes
 from deployments.engine.batches import Batches
-from deployments.engine.forward import Forward, Job
-from deployments.engine.measurements import BatchRun, Cancelled, EngineStatistics, Measure, ignore
+from deployments.engine.executor import CacheContext, Executor, LocalExecutor
+from deployments.engine.fiber import CancelledStage, Fiber
+from deployments.engine.forward import Forward, Surround, bind
+from deployments.engine.orders import ORDERS
+from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
 from deployments.engine.step_costs import StepCosts
 from deployments.errors import GenerationFailedError
-from deployments.stage_pipeline.sessions.session import CancelledStage
 
-MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one request
+MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
 T = TypeVar("T")
-Order = Callable[[Job, float], float]
-
-
-def first_come(job: Job, now: float) -> float:
-    """First come, first served."""
-    return job.arrived
-
-
-def smallest_slack(job: Job, now: float) -> float:
-    """Seconds to the deadline beyond what the request still needs; a waiting request's slack only shrinks.
-
-    A request without a deadline goes first: its deadline is set when its first forward has been measured. One that is
-    late counts by how much in its own durations: else a long one, late by seconds on a machine that has become slow,
-    would hold up every short one for as many seconds.
-    """
-    if job.deadline is None:
-        return -math.inf
-    remaining = job.remaining_forwards()
-    slack = job.deadline - now - job.step_s * remaining
-    return slack if slack >= 0 else slack / max(job.step_s * (job.forwards + remaining), 1e-9)
-
-
-ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}
 
 
 class Engine:
-    """Runs forwards until `close`. Requests' threads hand it their work with `call`; the work calls `run`."""
+    """Runs forwards until `close`. Threads hand it the work of their fibers with `call`; the work calls `run`."""
 
     def __init__(
         self,
@@ -68,7 +47,7 @@ class Engine:
         max_batch_tokens: int | None = None,
         max_wait_s: float = 0.01,
         order: str = "slack",
-        synchronize: Callable[[], None] = lambda: None,
+        executor: Executor | None = None,
         measure: Measure = ignore,
     ) -> None:
         self.max_wait_s = max_wait_s
@@ -76,29 +55,29 @@ class Engine:
         self.measure = measure
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
-        self.batches = Batches(max_batch_size, max_batch_tokens, synchronize, self.statistics)
+        self.batches = Batches(max_batch_size, max_batch_tokens, executor or LocalExecutor(), self.statistics)
         self._changed = threading.Condition()
-        self._ready: deque[greenlet | Callable[[], None]] = deque()  # requests that go on before the next batch
+        self._ready: deque[greenlet | Callable[[], None]] = deque()  # they go on before the next batch
         self._waiting: list[Forward] = []
-        self._jobs: list[Job] = []  # of requests that are under way
-        self._calls: dict[Job, Future[Any]] = {}
+        self._fibers: list[Fiber] = []  # that are under way
+        self._calls: dict[Fiber, Future[Any]] = {}
         self._elsewhere = ThreadPoolExecutor(MAX_CALLS_ELSEWHERE, thread_name_prefix="elsewhere")
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    # -- called by the threads of requests ----------------------------------------------------------------
+    # -- called by any thread ----------------------------------------------------------------------------------
 
-    def begin(self, job: Job) -> None:
+    def begin(self, fiber: Fiber) -> None:
         with self._changed:
-            self._jobs.append(job)
+            self._fibers.append(fiber)
 
-    def end(self, job: Job) -> None:
+    def end(self, fiber: Fiber) -> None:
         with self._changed:
-            self._jobs.remove(job)
+            self._fibers.remove(fiber)
 
-    def call(self, job: Job, work: Callable[[], T]) -> T:
-        """Runs a request's work in the engine's thread, by turns with that of others; returns or raises what it does.
+    def call(self, fiber: Fiber, work: Callable[[], T]) -> T:
+        """Runs a fiber's work in the engine's thread, by turns with that of others; returns or raises what it does.
 
         Raises CancelledStage, and GenerationFailedError when the engine is closed.
         """
@@ -106,7 +85,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
-            self._calls[job] = result
+            self._calls[fiber] = result
             self._soon(partial(fulfil, result, work))
         try:
             return result.result()
@@ -115,24 +94,24 @@ class Engine:
                 raise CancelledStage from None
             raise
         finally:
-            del self._calls[job], result  # an error holds this frame: with it, its request's tensors would stay
+            del self._calls[fiber], result  # an error holds this frame: with it, the tensors of its work would stay
 
-    def cancel(self, job: Job) -> None:
-        """Effective at once for a request that waits, else at its next forward."""
+    def cancel(self, fiber: Fiber) -> None:
+        """Effective at once for a fiber that waits, else at its next forward."""
         with self._changed:
-            if job.cancelled or job not in self._jobs:
+            if fiber.cancelled or fiber not in self._fibers:
                 return
-            job.cancelled = True
+            fiber.cancelled = True
             self.statistics.cancelled += 1
             self.measure(Cancelled())
-            result = self._calls.get(job)
+            result = self._calls.get(fiber)
             if result is not None and not result.cancel():  # it has begun
-                for forward in [f for f in self._waiting if f.job is job]:
+                for forward in [f for f in self._waiting if f.fiber is fiber]:
                     self._waiting.remove(forward)
                     forward.error = CancelledStage()
                     if not result.done():
                         result.set_exception(CancelledStage())
-                    self._soon(forward.request)  # to leave its work, when the thread is free
+                    self._soon(forward.caller)  # to leave its work, when the thread is free
 
     def close(self) -> None:
         with self._changed:
@@ -147,48 +126,62 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for the thread."""
+        """Fibers that wait for the thread."""
         return len(self._waiting) + len(self._ready)
 
     @property
-    def num_jobs(self) -> int:
-        return len(self._jobs)
+    def num_fibers(self) -> int:
+        return len(self._fibers)
+
+    def describe(self) -> dict[str, Any]:
+        """What waits and what has been done so far, as plain values."""
+        return {"is_alive": self.is_alive, "waiting_forwards": self.num_waiting, **asdict(self.statistics)}
+
+    def set_axes(self, component: str, axes: BatchAxes) -> None:
+        """What was learned of a module; what is known of it already stays."""
+        self.batches.axes.setdefault(component, axes)
 
     def remaining_s(self) -> list[float]:
-        """Device seconds that each request still needs, predicted from its own forwards; none before its first."""
-        jobs = [job for job in tuple(self._jobs) if job.forwards]
-        return [job.seconds / job.forwards * job.remaining_forwards() for job in jobs]
+        """Device seconds that each fiber still needs, predicted from its own forwards; none before its first."""
+        begun = [fiber for fiber in tuple(self._fibers) if fiber.forwards]
+        return [fiber.seconds / fiber.forwards * fiber.remaining_forwards() for fiber in begun]
 
-    def _soon(self, request: greenlet | Callable[[], None]) -> None:
+    def _soon(self, work: greenlet | Callable[[], None]) -> None:
         with self._changed:
-            self._ready.append(request)
+            self._ready.append(work)
             self._changed.notify_all()
 
-    # -- called by the requests' work, in the engine's thread ------------------------------------------------
+    # -- called by the work of fibers, in the engine's thread --------------------------------------------------
 
     def run(
         self,
-        job: Job,
+        fiber: Fiber,
         module: Any,
         component: str,
-        context: tuple[Any, dict[str, Any]] | None,
+        context: CacheContext | None,
         args: Any,
         kwargs: Any,
-        caches: AbstractContextManager[None] | None = None,
+        surround: Surround | None = None,
+        merge_key: Hashable | None = (),
     ) -> Any:
-        """The forward's output; other requests go on until it is there.
+        """The forward's output; other fibers go on until it is there.
 
-        Raises what it raised, CancelledStage, or GenerationFailedError when the request's deadline has passed.
+        `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
+        a batch, which runs in the surrounding of its first; None: this one runs alone.
+        Raises what the module raised, CancelledStage, or GenerationFailedError when the fiber has expired.
         """
         if threading.current_thread() is not self._thread:
-            return self.call(job, lambda: self.run(job, module, component, context, args, kwargs, caches))
-        forward = Forward(job, module, component, context, bind(module, args, kwargs), caches)
+            return self.call(
+                fiber, lambda: self.run(fiber, module, component, context, args, kwargs, surround, merge_key)
+            )
+        arguments = bind(module, args, kwargs)
+        forward = Forward(fiber, module, component, context, arguments, surround, merge_key)
         self.batches.classify(forward)
-        job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.step_s
+        fiber.step_s = self.costs.predict(forward.structure, forward.num_samples) or fiber.step_s
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
-            if job.cancelled:
+            if fiber.cancelled:
                 raise CancelledStage
             self._waiting.append(forward)
         self._let_others_go_on()
@@ -202,9 +195,9 @@ class Engine:
             del error
 
     def elsewhere(self, work: Callable[[], T]) -> T:
-        """Does what blocks, such as a call of another stage, in another thread; other requests go on meanwhile."""
-        request, done = getcurrent(), self._elsewhere.submit(work)
-        done.add_done_callback(lambda _: self._soon(request))
+        """Does what blocks, such as a call of another stage, in another thread; other fibers go on meanwhile."""
+        caller, done = getcurrent(), self._elsewhere.submit(work)
+        done.add_done_callback(lambda _: self._soon(caller))
         self._let_others_go_on()
         try:
             return done.result()
@@ -212,9 +205,9 @@ class Engine:
             del done  # an error holds this frame, and would be held by it
 
     def _let_others_go_on(self) -> None:
-        """Of a thread's settings, which greenlets share, each request keeps that of the gradients for itself.
+        """Of a thread's settings, which greenlets share, each fiber keeps that of the gradients for itself.
 
-        No pipeline of diffusers calls its denoiser under autocast or in inference mode: those would be everybody's.
+        Nobody calls under autocast or in inference mode (no pipeline of diffusers does): those would be everybody's.
         """
         with_gradients = torch.is_grad_enabled()
         self._hub.switch()
@@ -226,8 +219,8 @@ class Engine:
         self._hub = getcurrent()
         try:
             # C code calls `switch`, always at this depth of the C stack. With each error that torch makes it walks that
-            # stack, from the request's frames into those below, which must lie where they lay when the request began:
-            # called from different places, the first error in a request's own code would crash the process.
+            # stack, from the fiber's frames into those below, which must lie where they lay when the fiber began:
+            # called from different places, the first error in a fiber's own code would crash the process.
             deque(map(greenlet.switch, self._turns()), maxlen=0)
         finally:
             with self._changed:
@@ -238,17 +231,17 @@ class Engine:
                         result.set_exception(GenerationFailedError("the engine is closed"))
 
     def _turns(self) -> Iterator[greenlet]:
-        """The requests that can go on, each until its next forward; the forwards run between the turns."""
+        """The fibers that can go on, each until its next forward; the forwards run between the turns."""
         while not self._closed:
-            yield from self._ready_requests()
+            yield from self._ready_fibers()
             now = time.monotonic()
             yield from self._refused(now, "the request's deadline has passed")
             yield from self._served(now)
         while self._ready or self._waiting:  # each to the end of its work
-            yield from self._ready_requests()
+            yield from self._ready_fibers()
             yield from self._refused(math.inf, "the engine is closed")
 
-    def _ready_requests(self) -> Iterator[greenlet]:
+    def _ready_fibers(self) -> Iterator[greenlet]:
         """Waits for something to do.
 
         Those that come while others take their turns are among them for max_wait_s: they may share the next batch.
@@ -264,23 +257,23 @@ class Engine:
 
     def _refused(self, now: float, reason: str) -> Iterator[greenlet]:
         with self._changed:
-            refused = [f for f in self._waiting if f.job.expires <= now]
-            self._waiting = [f for f in self._waiting if f.job.expires > now]
+            refused = [f for f in self._waiting if f.fiber.expires <= now]
+            self._waiting = [f for f in self._waiting if f.fiber.expires > now]
         for forward in refused:
             forward.error = GenerationFailedError(reason)
-            yield forward.request
+            yield forward.caller
 
     def _served(self, now: float) -> Iterator[greenlet]:
         batch = self._next_batch(now)
         if batch:
             run = self._run_batch(batch)
             for forward in batch:
-                yield forward.request
+                yield forward.caller
             self.measure(run)
 
     def _next_batch(self, now: float) -> list[Forward]:
         with self._changed:
-            ranked = sorted(self._waiting, key=lambda f: self.order(f.job, now))
+            ranked = sorted(self._waiting, key=lambda f: self.order(f.fiber, now))
             batch = self.batches.fill(ranked) if ranked else []
             for forward in batch:
                 self._waiting.remove(forward)
@@ -301,11 +294,11 @@ class Engine:
         self._count(batch, is_merged)
         self.statistics.seconds += seconds
         for forward in batch:
-            job = forward.job
-            job.forwards += 1
-            job.merged_forwards += is_merged
-            job.seconds += seconds * forward.num_samples / samples
-            job.step_s = self.costs.predict(forward.structure, forward.num_samples) or job.seconds / job.forwards
+            fiber = forward.fiber
+            fiber.forwards += 1
+            fiber.merged_forwards += is_merged
+            fiber.seconds += seconds * forward.num_samples / samples
+            fiber.step_s = self.costs.predict(forward.structure, forward.num_samples) or fiber.seconds / fiber.forwards
         return BatchRun(
             batch[0].component,
             structure.shape,
@@ -326,7 +319,7 @@ class Engine:
 
 
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:
-    """The body of a request's greenlet; `result` may have been cancelled before or while it waited."""
+    """The body of a fiber's greenlet; `result` may have been cancelled before or while it waited."""
     if not result.set_running_or_notify_cancel():
         return
     torch.set_grad_enabled(True)  # as in a thread of its own
@@ -334,7 +327,7 @@ def fulfil(result: Future[T], work: Callable[[], T]) -> None:
         value = work()
         if not result.done():
             result.set_result(value)
-    except BaseException as error:  # noqa: BLE001  (raised in the thread of the request)
+    except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
         if not result.done():
             result.set_exception(error)
         del result  # the error holds this frame

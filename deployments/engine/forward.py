@@ -1,8 +1,9 @@
-"""A forward of a denoiser that waits for the device, and the request that it is of."""
+"""A forward that waits for the device, its arguments by name, and what it may share a batch with."""
 
 from __future__ import annotations
 
-import math
+import functools
+import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
@@ -12,32 +13,19 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from deployments.engine.executor import CacheContext
+from deployments.engine.fiber import Fiber
 from deployments.engine.merging import Merger
 from deployments.tensors.values import tensors
 
-
-@dataclass(eq=False)
-class Job:
-    """One request as the engine knows it."""
-
-    request_id: str
-    deterministic: bool = False
-    deadline: float | None = None  # time.monotonic() by which it should be done; None: not known yet
-    arrived: float = field(default_factory=time.monotonic)
-    remaining_forwards: Callable[[], int] = lambda: 1
-    expires: float = math.inf  # time.monotonic() after which nobody wants it
-    cancelled: bool = False
-    forwards: int = 0
-    merged_forwards: int = 0
-    seconds: float = 0.0  # its share of the device's time
-    step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take
+Surround = Callable[[], AbstractContextManager[None]]  # what is entered around a forward, made anew each time
 
 
 @dataclass(eq=False)
 class Structure:
     """What forwards have in common that may share a batch; one object for each `key`, quick to compare."""
 
-    key: Hashable  # the denoiser, its cache context, and of each argument what merging asks for
+    key: Hashable  # the module, its cache context, the merge key, and of each argument what merging asks for
     shape: str  # for people
     is_alone: bool = False  # a forward that never shares
 
@@ -49,19 +37,34 @@ class Structure:
 class Forward:
     """A forward that waits for the device."""
 
-    job: Job
+    fiber: Fiber
     module: Any
     component: str
-    context: tuple[Any, dict[str, Any]] | None
+    context: CacheContext | None
     arguments: dict[str, Any]
-    caches: AbstractContextManager[None] | None  # lends the request's cache contexts to the module
+    surround: Surround | None = None
+    merge_key: Hashable | None = ()  # None: it runs alone
     structure: Structure = field(default_factory=lambda: Structure(None, ""))
     num_samples: int = 1
     merger: Merger | None = None
     arrived: float = field(default_factory=time.monotonic)
-    request: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
+    caller: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
+
+
+def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a forward by name."""
+    if not args:
+        return dict(kwargs)
+    bound = dict(_signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+    bound.pop("self", None)
+    return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
+
+
+@functools.cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def tokens_per_sample(forward: Forward) -> int:

@@ -1,25 +1,21 @@
-"""How forwards of different requests become one: which axis of each argument is the batch, and is it true.
+"""How several forwards become one: which axis of each argument is the batch, and whether that is true.
 
-Batch axes are learned (deployments.denoising.probe) and, where a pipeline cannot make two samples at once,
-guessed. Either way the first merge of every structure of arguments is checked by the engine against lone
+Batch axes are learned from the calls for one and for two samples (deployments.engine.axes) or, where nobody could
+make these calls, guessed. Either way the engine checks the first merge of every structure of arguments against lone
 forwards, so a wrong axis costs time and never a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from deployments.stage_pipeline.roles import TIME_PARAMETERS
+from deployments.engine.axes import Axis, BatchAxes, Path
+from deployments.tensors.arguments import LATENT_PARAMETERS, TIME_PARAMETERS
 from deployments.tensors.values import PLAIN, is_output
 
-Path = tuple[Any, ...]  # from the arguments' root to a value: ("hidden_states",) or ("x", 0)
-Axis = int | Literal["same", "list", "bad"]
-
-MAIN_ARGUMENTS = ("hidden_states", "sample", "x", "latents")  # names that the noisy latents have
 CONSTANT = (*PLAIN, torch.dtype, torch.device)
 
 
@@ -27,23 +23,15 @@ class CannotMergeError(Exception):
     """These forwards have an argument or an output that cannot be merged; they run alone."""
 
 
-@dataclass(frozen=True)
-class BatchAxes:
-    """The learned axes of one denoiser, by path; a path that is absent is the same for all samples."""
-
-    arguments: dict[Path, Axis]
-    outputs: dict[Path, Axis]
-
-
 class Merger:
-    """Keys, merges and splits the forwards of one denoiser; `axes` None: they are guessed."""
+    """Keys, merges and splits the forwards of one module; `axes` None: they are guessed."""
 
     def __init__(self, axes: BatchAxes | None) -> None:
         self.axes = axes
 
     def num_samples(self, arguments: dict[str, Any]) -> int:
         """Samples in one forward (two where guidance is stacked)."""
-        for name in (*MAIN_ARGUMENTS, *arguments):
+        for name in (*LATENT_PARAMETERS, *arguments):
             value = arguments.get(name)
             axis: Axis = self.axes.arguments.get((name,), "same") if self.axes else 0
             if isinstance(value, list) and (axis == "list" or self.axes is None):
@@ -75,14 +63,14 @@ class Merger:
         if isinstance(value, dict):
             return ("dict", *((n, self._structure(x, (*path, n), num_samples)) for n, x in value.items()))
         if not isinstance(value, CONSTANT):
-            raise CannotMergeError(f"argument {path} is a {type(value).__name__}, the state of one request")
+            raise CannotMergeError(f"argument {path} is a {type(value).__name__}, the state of one caller")
         return "constant", repr(value)
 
     def merge(
-        self, requests: Sequence[dict[str, Any]], counts: Sequence[int], shared: frozenset[Path] = frozenset()
+        self, forwards: Sequence[dict[str, Any]], counts: Sequence[int], shared: frozenset[Path] = frozenset()
     ) -> dict[str, Any]:
         """One set of arguments; `shared` paths are passed once (they must be equal)."""
-        return {n: self._merge([r[n] for r in requests], (n,), counts, shared) for n in requests[0]}
+        return {n: self._merge([f[n] for f in forwards], (n,), counts, shared) for n in forwards[0]}
 
     def _merge(self, values: list[Any], path: Path, counts: Sequence[int], shared: frozenset[Path]) -> Any:
         first = values[0]
@@ -109,10 +97,10 @@ class Merger:
             return torch.cat([v.expand(n) for v, n in zip(values, counts, strict=True)])
         if first.numel() == 1:  # a time step that differs: one for each sample
             return torch.cat([v.reshape(1).expand(n) for v, n in zip(values, counts, strict=True)])
-        raise CannotMergeError(f"{path} differs between the requests and has no batch axis")
+        raise CannotMergeError(f"{path} differs between the forwards and has no batch axis")
 
     def split(self, output: Any, counts: Sequence[int], path: Path = ()) -> list[Any]:
-        """The output of a merged forward as one output a request; raises CannotMergeError where it cannot be."""
+        """The output of a merged forward as one output for each of them; raises CannotMergeError where it cannot be."""
         total = sum(counts)
         if isinstance(output, torch.Tensor):
             axis = self.axes.outputs.get(path, "same") if self.axes else 0
@@ -148,16 +136,16 @@ class Merger:
             return 0 if value.ndim and value.shape[0] and value.shape[0] % num_samples == 0 else "same"
         return "list" if isinstance(value, list) and len(value) == num_samples else "same"
 
-    def shared_guesses(self, requests: Sequence[dict[str, Any]]) -> list[frozenset[Path]]:
+    def shared_guesses(self, forwards: Sequence[dict[str, Any]]) -> list[frozenset[Path]]:
         """Sets of arguments to pass once, to be tried in this order; with learned axes there is nothing to guess."""
         if self.axes is not None:
             return [frozenset()]
-        flat = [dict(_flat(arguments, ())) for arguments in requests]
+        flat = [dict(_flat(arguments, ())) for arguments in forwards]
         equal = frozenset(
             path
             for path, tensor in flat[0].items()
             if path[0] not in TIME_PARAMETERS
-            and path[0] not in MAIN_ARGUMENTS
+            and path[0] not in LATENT_PARAMETERS
             and all(path in f and f[path].shape == tensor.shape and torch.equal(f[path], tensor) for f in flat)
         )
         narrow = frozenset(p for p in equal if flat[0][p].ndim == 1 or not flat[0][p].is_floating_point())

@@ -50,7 +50,7 @@ class Inside:
             "device": self.device.name,
             "environment": [asdict(value) for value in effective_values(self.env)],
             **self.observers.describe(),
-            "engine": describe_engine(self.denoiser),
+            "engine": self.denoiser and self.denoiser.engine.describe(),
             "media_pool": self.media_pool and self.media_pool.describe(),
         }
 
@@ -75,7 +75,7 @@ class Inside:
 
     def cache_dit_summary(self) -> dict[str, Any]:
         """Steps and blocks computed and reused by the last cached requests."""
-        requests = list(self.denoiser.recent_caches) if self.denoiser else []
+        requests = list(self.denoiser.recent_summaries["cache_dit"]) if self.denoiser else []
         return {"replica_id": self.replica_id, "requests": requests}
 
     async def caches(self) -> dict[str, Any]:
@@ -89,7 +89,8 @@ class Inside:
         """Drops what the replica remembers of past requests."""
         self.observers.forget()
         if self.denoiser:
-            self.denoiser.recent_caches.clear()
+            for summaries in self.denoiser.recent_summaries.values():
+                summaries.clear()
 
 
 def thread_stacks() -> dict[str, list[str]]:
@@ -99,14 +100,6 @@ def thread_stacks() -> dict[str, list[str]]:
         f"{names.get(ident, 'unknown')} ({ident})": traceback.format_stack(frame)
         for ident, frame in sys._current_frames().items()
     }
-
-
-def describe_engine(denoiser: DenoiserStage | None) -> dict[str, Any] | None:
-    """What waits in the step engine, and what it has done so far."""
-    if denoiser is None:
-        return None
-    engine = denoiser.engine
-    return {"is_alive": engine.is_alive, "waiting_forwards": engine.num_waiting, **vars(engine.statistics)}
 
 
 def describe_caches(cache_root: Path, device: Device) -> dict[str, Any]:

@@ -7,14 +7,9 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Histogram
 
-from deployments.engine.measurements import (
-    BatchRun,
-    CachedSteps,
-    Cancelled,
-    CheckpointMade,
-    Measurement,
-    Resumed,
-)
+from deployments.denoising.measurements import CheckpointMade, Resumed
+from deployments.engine.statistics import BatchRun, Cancelled
+from deployments.features.cache_dit.measurements import CachedSteps
 
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 BYTES = [1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
@@ -44,7 +39,7 @@ class DenoiserMetrics:
         self._resumes = Counter("triptych_resumes", "Requests that went on here from a checkpoint.")
         self._cancels = Counter("triptych_cancels", "Requests that were cancelled here.")
 
-    def __call__(self, measurement: Measurement) -> None:
+    def __call__(self, measurement: object) -> None:
         EXPORTS[type(measurement)](self, measurement)
 
     def batch_run(self, turn: BatchRun) -> None:

@@ -16,9 +16,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from deployments.errors import CheckpointError
 from deployments.messages import StageName
+from deployments.tensors.arguments import TIME_PARAMETERS
 
-# Names that the time step has in the forward of a denoising model.
-TIME_PARAMETERS = frozenset({"timestep", "timesteps", "timestep_ratio", "timestep_img", "t", "r", "sigma"})
 # Models that take no time step of their own and still belong to the loop.
 DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
 

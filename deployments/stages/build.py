@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from deployments.accelerations import StageModules, install_all
-from deployments.accelerations.acceleration import Kernel, unwrapped
+from deployments.accelerations import install_all
 from deployments.devices import Device
 from deployments.errors import CheckpointError
+from deployments.features import install_features
 from deployments.messages import StageName
 from deployments.model import ModelArgs
+from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
 from deployments.weights.locate import resolve_checkpoint
@@ -29,7 +30,7 @@ def build_stage(
     device: Device,
     wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
 ) -> StagePipeline:
-    """The stages of the model on the device, with the accelerations that the variables ask for.
+    """The stages of the model on the device, with the accelerations and features that the variables ask for.
 
     `wrap_kernel` is given each kernel that an acceleration installs. Raises CheckpointError for a model that
     cannot be served as `model` says, AccelerationError for an acceleration that cannot be had here.
@@ -40,7 +41,9 @@ def build_stage(
     use_streamer = env.runtime.use_runai_model_streamer
     stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions)
     check_default_arguments(model, stage)
-    for line in install_all(stage_modules(stage, device, wrap_kernel), env):
+    modules = stage_modules(stage, device, wrap_kernel)
+    # Features come last: Cache-DiT keeps the forwards that it finds.
+    for line in (*install_all(modules, env), *install_features(modules, env)):
         logger.info("%s", line)
     return stage
 
@@ -67,7 +70,7 @@ def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:
 def stage_modules(
     stage: StagePipeline, device: Device, wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped
 ) -> StageModules:
-    """What accelerations may touch: the components that this process holds."""
+    """What accelerations and features may touch: the components that this process holds."""
     components = stage.components
     return StageModules(
         stages=stage.stages,

@@ -18,7 +18,8 @@ from deployments.messages import (
     GenerationRequest,
     PayloadFollows,
 )
-from deployments.stages.denoise import DenoiserStage, Denoising
+from deployments.stages.denoise import DenoiserStage
+from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 
 StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
@@ -56,7 +57,7 @@ async def denoising_stream(
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[tuple[StreamItem, ...] | None] = asyncio.Queue()
-    started: list[Denoising] = []
+    started: list[DenoiseRun] = []
     abandoned = False
     arrived = time.time()
 
@@ -69,12 +70,12 @@ async def denoising_stream(
     def on_preview(step: int, inputs: DecodeInputs) -> None:
         emit(PayloadFollows("preview", step), inputs)
 
-    def on_start(denoising: Denoising) -> None:
-        started.append(denoising)
+    def on_start(run: DenoiseRun) -> None:
+        started.append(run)
         if abandoned:
-            stage.engine.cancel(denoising.job)
+            stage.engine.cancel(run.fiber)
 
-    def work() -> tuple[DecodeInputs, Denoising, dict[str, float]]:
+    def work() -> tuple[DecodeInputs, DenoiseRun, dict[str, float]]:
         with threads.observed_denoising(request, envelope, arrived, conditioning) as observed:
             began = time.time()
 
@@ -83,17 +84,16 @@ async def denoising_stream(
                 if envelope.report_progress:
                     emit(progress)
 
-            inputs, denoising = stage.denoise(
-                request, conditioning, checkpoint, envelope, on_progress, on_checkpoint, on_start, on_preview
-            )
-            observed.steps = denoising.session.steps_done - denoising.session.resumed_at
+            follower = DenoisingFollower(on_start, on_progress, on_checkpoint, on_preview)
+            inputs, run = stage.denoise(request, conditioning, checkpoint, envelope, follower)
+            observed.steps = run.session.steps_done - run.session.resumed_at
             observed.bytes_out = inputs.content.num_bytes
             seconds = {
                 "denoiser_queue": began - arrived,
                 "denoise": time.time() - began,
-                "denoiser_forwards": denoising.job.seconds,
+                "denoiser_forwards": run.fiber.seconds,
             }
-            return inputs, denoising, seconds
+            return inputs, run, seconds
 
     task = loop.run_in_executor(threads.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
@@ -101,11 +101,11 @@ async def denoising_stream(
         while (items := await events.get()) is not None:
             for item in items:
                 yield item
-        inputs, denoising, seconds = await task
-        yield PayloadFollows("decode_inputs", denoising.session.steps_done, seconds)
+        inputs, run, seconds = await task
+        yield PayloadFollows("decode_inputs", run.session.steps_done, seconds)
         yield inputs
     finally:
         abandoned = True
-        for denoising in started:
-            stage.engine.cancel(denoising.job)
+        for run in started:
+            stage.engine.cancel(run.fiber)
         task.cancel()

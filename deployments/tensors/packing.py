@@ -126,7 +126,8 @@ def _pack_tensor(tensor: torch.Tensor, buffers: list[Bytes]) -> JSON:
         raise TypeError("a tensor without numbers (device meta) cannot cross a replica boundary")
     order = _storage_order(tensor)
     dense = tensor.detach().permute(order).to("cpu").contiguous()
-    buffers.append(dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8))
+    flat = dense.as_strided((dense.numel(),), (1,))  # reshape leaves a single number whatever stride it has
+    buffers.append(flat.view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8))
     return {
         "kind": "tensor",
         "dtype": str(tensor.dtype).removeprefix("torch."),

@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,6 +52,24 @@ def guarded(served: ServedApplication, inpaint_checkpoint: Path) -> Iterator[Ser
     with served.beside(beside):
         served.wait_until_healthy("/edits")
         yield served
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopped_body(served: ServedApplication) -> Iterator[Future[bytes]]:
+    """What answers a request whose body stops; it takes a while, during which the other tests run."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(send_half_a_body, served.url)
+
+
+def send_half_a_body(url: str) -> bytes:
+    address = urlsplit(url)
+    head = (
+        f"POST /v1/images/generations HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=100) as connection:
+        connection.sendall(head.encode() + b'{"prompt": "')
+        return connection.recv(10_000)
 
 
 @pytest.fixture
@@ -176,14 +194,8 @@ def test_a_crowd_gets_pictures_or_429_while_health_stays_true(guarded: ServedApp
     ).is_success
 
 
-def test_a_body_that_stops_is_given_up_and_the_server_goes_on(served: ServedApplication) -> None:
-    address = urlsplit(served.url)
-    head = (
-        f"POST /v1/images/generations HTTP/1.1\r\nHost: {address.netloc}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    )
-    with socket.create_connection((address.hostname, address.port), timeout=100) as connection:
-        connection.sendall(head.encode() + b'{"prompt": "')
-        answer = connection.recv(10_000)
-    assert answer.startswith(b"HTTP/1.1 408")
+def test_a_body_that_stops_is_given_up_and_the_server_goes_on(
+    stopped_body: Future[bytes], served: ServedApplication
+) -> None:
+    assert stopped_body.result().startswith(b"HTTP/1.1 408")
     assert served.generate(prompt=PROMPT).status_code == 200

@@ -13,6 +13,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome, unpack_outcome
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff
 from deployments.stages.denoise import DenoiserStage
+from deployments.stages.denoise_run import DenoisingFollower
 from deployments.stages.encode import call_arguments, encode, unpack_conditioning
 from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
@@ -80,7 +81,7 @@ def check_cached_resume(name: str, settings: str, checkpoints_root: Path, other_
     stages = Stages(folder, variables)
     requests = [stages.request(index, deterministic=True, steps=CACHED_STEPS) for index in range(3)]
     alone = [stages.alone(request) for request in requests]
-    summaries = [s for s in stages.denoiser.recent_caches[0].values() if isinstance(s, dict)]
+    summaries = [s for s in stages.denoiser.recent_summaries["cache_dit"][0].values() if isinstance(s, dict)]
     assert len(summaries) == (2 if name == "wan22" else 1), "one for each transformer"
     assert sum(summary["reused_steps"] for summary in summaries) > 0, "something was reused"
     assert any(not same_bits(numbers, stages.plain(request)) for request, (numbers, _) in zip(requests, alone))  # noqa: B905
@@ -96,7 +97,7 @@ def check_cached_resume(name: str, settings: str, checkpoints_root: Path, other_
 class Stages:
     """Encoder and denoiser of one model in this process."""
 
-    def __init__(self, folder: Path, variables: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, variables: dict[str, str] | None = None, checkpoint_every: int = 1) -> None:
         tiny_patches()
         self.name = folder.name
         self.encoder = load_stage(folder, ("encoder",))
@@ -106,7 +107,7 @@ class Stages:
         self.stage = load_denoiser(folder)
         self.denoiser = DenoiserStage(
             self.stage,
-            DenoisingArgs(max_wait_s=1.0, checkpoint_every=1),
+            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every),
             encode=self.encode,
             env=EnvConfig.from_environ(variables or {}),
         )
@@ -130,7 +131,9 @@ class Stages:
 
     def alone(self, request: GenerationRequest) -> tuple[list[torch.Tensor], list[Checkpoint]]:
         checkpoints: list[Checkpoint] = []
-        inputs, _ = self.denoiser.denoise(request, self.encode(request), on_checkpoint=checkpoints.append)
+        inputs, _ = self.denoiser.denoise(
+            request, self.encode(request), follower=DenoisingFollower(checkpoint=checkpoints.append)
+        )
         return self.numbers(inputs), checkpoints
 
     def together(self, requests: list[GenerationRequest]) -> list[list[torch.Tensor]]:

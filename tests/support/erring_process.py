@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deployments.engine.engine import Engine
-from deployments.engine.forward import Job
+from deployments.engine.fiber import Fiber
 
 REQUESTS, FORWARDS = 12, 40
 
@@ -33,16 +33,16 @@ def fail() -> None:
 def main() -> None:
     engine, model, depths = Engine(), torch.nn.Linear(8, 8), random.Random(0)
 
-    def work(job: Job) -> None:
+    def work(fiber: Fiber) -> None:
         for _ in range(FORWARDS):
-            through_c(depths.randrange(8), lambda: engine.run(job, model, "model", None, (torch.ones(1, 8),), {}))
+            through_c(depths.randrange(8), lambda: engine.run(fiber, model, "model", None, (torch.ones(1, 8),), {}))
             through_c(depths.randrange(8), fail)
 
     def request(number: int) -> None:
-        job = Job(str(number))
-        engine.begin(job)
-        engine.call(job, lambda: work(job))
-        engine.end(job)
+        fiber = Fiber(str(number))
+        engine.begin(fiber)
+        engine.call(fiber, lambda: work(fiber))
+        engine.end(fiber)
 
     with ThreadPoolExecutor(REQUESTS) as threads:
         list(threads.map(request, range(REQUESTS)))

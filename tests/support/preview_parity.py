@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from deployments.errors import HandOffIncompleteError
-from deployments.messages import DecodeInputs, OutputFormat
+from deployments.messages import DecodeInputs, Envelope, OutputFormat
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.decode import decode_output
+from deployments.stages.denoise_run import DenoisingFollower
 from deployments.tensors.values import tensors
 from tests.support.engine_parity import Stages, assert_same_bits
 from tests.support.tiny_models import TINY_MODELS, checkpoint
@@ -41,8 +42,9 @@ def check_previews(name: str, checkpoints_root: Path) -> None:
     previews: dict[int, DecodeInputs] = {}
 
     kind = "image" if name == "stable_audio" else describe_stage(stages.stage).media_kind
-    request = dataclasses.replace(request, previews=2, output=OUTPUTS[kind])
-    inputs, _ = stages.denoiser.denoise(request, stages.encode(request), on_preview=previews.__setitem__)
+    request = dataclasses.replace(request, output=OUTPUTS[kind])
+    envelope, follower = Envelope(previews=2), DenoisingFollower(preview=previews.__setitem__)
+    inputs, _ = stages.denoiser.denoise(request, stages.encode(request), None, envelope, follower)
     assert_same_bits(stages.numbers(inputs), truth)
     stages.close()
     if name in NO_PREVIEWS:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from deployments.accelerations.acceleration import Kernel, StageModules, unwrapped
 from deployments.devices import Device, select_device
+from deployments.modules import Kernel, StageModules, unwrapped
 from env_config.variables import EnvConfig
 
 CPU = select_device("cpu")

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.errors import CheckpointError
 from deployments.features.cache_dit.contexts import cached_denoisers, prepare
+from deployments.modules import AccelerationError
 from deployments.stage_pipeline.description import media_kind
 from tests.support.engine_parity import NEVER_MERGED
 from tests.support.preview_parity import NO_PREVIEWS

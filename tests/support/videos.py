@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from functools import cache
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from deployments.messages import GenerationRequest, Media, MediaFile
 
 
+@cache
 def video_file(
     num_frames: int = 5, width: int = 48, height: int = 32, container: str = "mp4", codec: str = "libx264", fps: int = 8
 ) -> bytes:

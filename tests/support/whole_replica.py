@@ -66,7 +66,7 @@ class WholeReplica:
 
     def cache_summary(self, component: str = "transformer") -> dict[str, Any]:
         """Of the last request: steps and blocks that Cache-DiT computed and reused."""
-        summary: dict[str, Any] = self.denoiser.recent_caches[-1][component]
+        summary: dict[str, Any] = self.denoiser.recent_summaries["cache_dit"][-1][component]
         return summary
 
     @property

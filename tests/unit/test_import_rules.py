@@ -44,6 +44,7 @@ ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors")
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 DEVICES = ("deployments.devices",)
+MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
@@ -90,6 +91,7 @@ RULES = (
             *WEIGHTS,
             *MEDIA,
             *DEVICES,
+            *MODULES,
             *ARGUMENTS,
             *MESSAGES,
             *ENV_CONFIG,
@@ -109,6 +111,7 @@ RULES = (
             *MEDIA,
             *TENSORS,
             *DEVICES,
+            *MODULES,
             *ARGUMENTS,
             *MESSAGES,
             *ENV_CONFIG,
@@ -122,20 +125,20 @@ RULES = (
     ),
     Rule(
         FEATURES,
-        (*FEATURES, *ACCELERATIONS, *DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MESSAGES, *ENV_CONFIG),
+        (*FEATURES, *DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MODULES, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(
         ENGINE,
-        (*ENGINE, *STAGE_PIPELINE, *DENOISING, *TENSORS, "deployments.errors"),
-        never=("ray", "diffusers", *HTTP),
+        (*ENGINE, *TENSORS, "deployments.errors"),
+        never=("ray", "diffusers", "transformers", *HTTP),
     ),
     Rule(
         STAGE_PIPELINE,
         (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, *MESSAGES),
         never=("ray", *HTTP),
     ),
-    Rule(ACCELERATIONS, (*ACCELERATIONS, *FEATURES, *WEIGHTS, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(ACCELERATIONS, (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
@@ -146,6 +149,7 @@ RULES = (
     ),
     Rule(WEIGHTS, (*WEIGHTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
+    Rule(MODULES, (*DEVICES, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
 )

@@ -55,7 +55,7 @@ def reused_steps(summary: dict[str, Any]) -> tuple[int, ...]:
 def test_sglang_cache_dit_enabled_reuses_steps(make_replica: MakeReplica, flux_checkpoint: Path) -> None:
     off = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_RDT="1000")
     picture = off.generate(STEPS).files[0].data
-    assert not off.replica.denoiser.recent_caches
+    assert not off.replica.denoiser.recent_summaries["cache_dit"]
     on = make_replica(flux_checkpoint, **ALIKE)
     assert on.generate(STEPS).files[0].data != picture
     assert reused_steps(on.cache_summary()) == REUSED

@@ -5,7 +5,7 @@ that the first step of a request can be served from the previous one. Here every
 (what is remembered of its earlier steps), and `activate` puts them into the transformer before each of its
 forwards, so that requests may take turns at any step. Without contexts a forward runs uncached.
 
-In the life of a request: `cache_plans` (cache_plan.py) says how it is cached; `new_contexts` once for each of
+In the life of a request: `cache_plans` (plan.py) says how it is cached; `new_contexts` once for each of
 its transformers; `activate` before each forward; `snapshot` and `restore` around a checkpoint; `summary` at
 the end.
 """
@@ -21,10 +21,10 @@ import torch
 from cache_dit import BlockAdapter, DBCacheConfig, ForwardPattern
 from cache_dit.caching.cache_contexts.cache_context import CachedContext
 
-from deployments.accelerations.acceleration import Acceleration, AccelerationError, StageModules
 from deployments.errors import InvalidRequestError
 from deployments.features.cache_dit.forward import CachedForward, Contexts, Patch
 from deployments.features.cache_dit.plan import PARAM, CacheKnobs, CachePlan, resolve_knobs
+from deployments.modules import AccelerationError, StageModules
 from env_config.variables import EnvConfig
 
 # Transformers that cache-dit only knows by the name of their pipeline: their lists of blocks.
@@ -32,7 +32,9 @@ BLOCKS_BY_CLASS = {"SD3Transformer2DModel": ("transformer_blocks", ForwardPatter
 
 
 def install(modules: StageModules, env: EnvConfig) -> str:
-    """Prepare every denoiser of the stage for cached forwards."""
+    """Prepare every denoiser of the stage for cached forwards, where the variables ask for caching."""
+    if not env.cache_dit.enabled:
+        return ""
     if not modules.denoisers:
         return "cache_dit: inert, this stage holds no denoiser"
     lines = []
@@ -46,9 +48,6 @@ def install(modules: StageModules, env: EnvConfig) -> str:
         blocks = "+".join(map(str, prepared(module).num_blocks))
         lines.append(f"{name} ({type(module).__name__}, {blocks} blocks) with {_described(knobs)}")
     return "cache_dit: " + "; ".join(lines)
-
-
-CACHE_DIT = Acceleration("cache_dit", lambda env: env.cache_dit.enabled, install)
 
 
 def cached_denoisers(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -99,7 +99,10 @@ class RoutedComponent:
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(object.__getattribute__(self, "_route")[0], name, value)
+        if name == "__class__":
+            object.__setattr__(self, name, value)  # the property refuses it
+        else:
+            setattr(object.__getattribute__(self, "_route")[0], name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)

@@ -19,7 +19,7 @@ from deployments.errors import FeedsBackError, HandOffError
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
-from deployments.stage_pipeline.sessions.session import PIPELINE, CancelledStage, Session, StopStage
+from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import describe, fill_meta, is_meta, map_values, same_description
 
@@ -99,11 +99,10 @@ class DenoiseSession(Session):
         self.ends_at_first = not complete and len(stage.layout.decoders) == 1
         self.on_progress = on_progress
         self.previews = previews
-        self.cancelled = False
         self.hand_off = HandOff([])
 
     def run(self) -> HandOff | Result:
-        """Raises HandOffError where the pipeline does not fit, CancelledStage when told to stop."""
+        """Raises HandOffError where the pipeline does not fit."""
         try:
             output = self.call_pipeline()
         except StopStage:
@@ -126,8 +125,6 @@ class DenoiseSession(Session):
 
     def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         """The denoiser's output, computed by `run_denoiser` or here."""
-        if self.cancelled:
-            raise CancelledStage
         context = self.contexts.get(component)
         if self.run_denoiser is None:
             return call_directly(real, component, context, args, kwargs)

@@ -36,10 +36,6 @@ class StopStage(BaseException):
     """Ends the pipeline's `__call__` when this stage's part is done (pipelines may catch Exception)."""
 
 
-class CancelledStage(BaseException):
-    """Ends the pipeline's `__call__` because nobody wants the result any more."""
-
-
 class Session:
     """The parts common to all stages; a subclass decides what happens at each component call."""
 

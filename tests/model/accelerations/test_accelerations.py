@@ -4,8 +4,10 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from deployments.accelerations import ACCELERATIONS, AccelerationError, install_all
+from deployments.accelerations import ACCELERATIONS, install_all
 from deployments.devices import Device
+from deployments.features import FEATURES, install_features
+from deployments.modules import AccelerationError, StageModules
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env
 from tests.support.tiny_models.flux import TRANSFORMER
@@ -25,16 +27,21 @@ def tiny_transformer() -> FluxTransformer2DModel:
     return diffusers_model(FluxTransformer2DModel, **TRANSFORMER)
 
 
+def install_everything(stage: StageModules, config: EnvConfig) -> list[str]:
+    """As a replica does at its start."""
+    return [*install_all(stage, config), *install_features(stage, config)]
+
+
 def test_without_variables_nothing_is_installed_and_nothing_is_said() -> None:
     transformer = tiny_transformer()
     before = [dict(vars(module)) for module in transformer.modules()]
-    assert install_all(denoiser_stage(transformer=transformer), EnvConfig.from_environ({})) == []
+    assert install_everything(denoiser_stage(transformer=transformer), EnvConfig.from_environ({})) == []
     assert [dict(vars(module)) for module in transformer.modules()] == before
 
 
 def test_every_acceleration_that_is_on_says_one_line_and_those_of_other_platforms_are_inert() -> None:
-    lines = install_all(denoiser_stage(transformer=tiny_transformer()), env(**EVERYTHING))
-    assert [line.partition(":")[0] for line in lines] == [acceleration.name for acceleration in ACCELERATIONS]
+    lines = install_everything(denoiser_stage(transformer=tiny_transformer()), env(**EVERYTHING))
+    assert [line.partition(":")[0] for line in lines] == [each.name for each in (*ACCELERATIONS, *FEATURES)]
     inert = [line.partition(":")[0] for line in lines if "inert" in line]
     assert inert == ["rocm_vae", "miopen_autotune", "mlx_norms", "fp4_gemm"]
     assert not any("\n" in line for line in lines)
@@ -46,7 +53,7 @@ def test_accelerations_work_together() -> None:
     pytest.importorskip("mlx.core")
     plain, transformer, watcher = tiny_transformer(), tiny_transformer(), KernelWatcher()
     stage = denoiser_stage(device=Device("mps", torch.device("cpu")), wrap_kernel=watcher, transformer=transformer)
-    install_all(stage, env(**EVERYTHING))
+    install_everything(stage, env(**EVERYTHING))
     inputs: dict[str, Any] = {
         "hidden_states": torch.randn(1, 16, 16),
         "encoder_hidden_states": torch.randn(1, 6, 32),

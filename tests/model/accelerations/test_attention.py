@@ -11,7 +11,6 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SanaTransformer2DMo
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from deployments.accelerations.acceleration import AccelerationError, StageModules
 from deployments.accelerations.attention import ATTENTION, check_choice
 from deployments.accelerations.attention_rules import (
     BACKENDS,
@@ -20,6 +19,7 @@ from deployments.accelerations.attention_rules import (
     diffusers_backend,
     read_rules,
 )
+from deployments.modules import AccelerationError, StageModules
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import CPU, KernelWatcher, denoiser_stage, env, vae_stage
 from tests.support.tiny_models import TINY_MODELS, tiny_patches

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.fp4_gemm import FP4_GEMM, default_backend
 from deployments.devices import Device
+from deployments.modules import AccelerationError
 from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint, main, quantizable_layers
 from deployments.weights.quantization.nvfp4 import NVFP4Linear, quantized_tensors, register
 from env_config.variables import EnvConfig

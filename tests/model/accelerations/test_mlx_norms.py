@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.normalization import FP32LayerNorm, RMSNorm
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.mlx_norms import MLX_NORMS
 from deployments.devices import Device
+from deployments.modules import AccelerationError
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env
 from tests.support.tiny_models.flux import TRANSFORMER
 from tests.support.tiny_models.random_weights import diffusers_model

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.accelerations.rocm_vae import ROCM_VAE
 from deployments.devices import Device
+from deployments.modules import AccelerationError
 from tests.support.aiter_stand_in import StandInGroupNorm
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env, vae_stage
 from tests.support.tiny_models.random_weights import diffusers_model

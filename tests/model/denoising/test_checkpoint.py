@@ -75,7 +75,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "number of steps": {"num_inference_steps": STEPS + 1},
     "prompt": {"prompt": "another cat"},
     "guidance": {"guidance_scale": 7.0},
-    "caching": {"cache_dit": {"enable": True}},
+    "caching": {"features": {"cache_dit": {"enable": True}}},
 }
 
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_request_is_refused(
     changed: str, stages: Stages, request_: GenerationRequest, half: Checkpoint
 ) -> None:
     change = CHANGES[changed]
-    own = {name: value for name, value in change.items() if name in ("seed", "cache_dit")}
+    own = {name: value for name, value in change.items() if name in ("seed", "features")}
     arguments = request_.arguments | {name: value for name, value in change.items() if name not in own}
     other = dataclasses.replace(request_, arguments=arguments, **own)
     with pytest.raises(InvalidRequestError, match="another model, version or request"):
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_request_is_refused(
 def test_the_name_of_a_request_does_not_bind_its_checkpoint(
     stages: Stages, request_: GenerationRequest, half: Checkpoint
 ) -> None:
-    other = dataclasses.replace(request_, request_id="a second attempt", report_progress=True)
+    other = dataclasses.replace(request_, request_id="a second attempt")
     assert resume(stages, other, half) == half.step
 
 
@@ -168,7 +168,6 @@ def test_a_given_interval_is_kept_whatever_checkpoints_cost() -> None:
 
 def test_the_given_interval_is_that_of_the_checkpoints_made(stages: Stages) -> None:
     request = stages.request(0, deterministic=True, steps=7)
-    every_second = Stages(stages.stage.layout.folder)
-    every_second.denoiser.args = every_second.denoiser.args.model_copy(update={"checkpoint_every": 2})
+    every_second = Stages(stages.stage.layout.folder, checkpoint_every=2)
     assert [made.step for made in every_second.alone(request)[1]] == [2, 4, 6]
     every_second.close()

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from deployments.denoising.preview import Previews
-from deployments.messages import STAGES, DecodeInputs, GenerationRequest, OutputFormat
+from deployments.messages import STAGES, DecodeInputs, Envelope, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
+from deployments.stages.denoise_run import DenoisingFollower
 from deployments.stages.encode import encode
 from tests.support.parity_models import PREVIEWED
 from tests.support.preview_parity import check_previews
@@ -36,10 +37,11 @@ def test_a_preview_shows_the_picture_without_its_noise() -> None:
     """The embedded model: half way the picture is nearly there, while its latents are still half noise."""
     encoder, denoiser, vae = (load_stage(EMOJI, (stage,)) for stage in STAGES)
     arguments = {"prompt": "a big fox on an orange background", "height": 128, "width": 128, "num_inference_steps": 8}
-    request = GenerationRequest("fox", "emoji", arguments, 0, OutputFormat("image", "png"), previews=3)
+    request = GenerationRequest("fox", "emoji", arguments, 0, OutputFormat("image", "png"))
     stage = DenoiserStage(denoiser)
     previews: list[DecodeInputs] = []
-    inputs, _ = stage.denoise(request, encode(encoder, request), on_preview=lambda _, made: previews.append(made))
+    follower = DenoisingFollower(preview=lambda _, made: previews.append(made))
+    inputs, _ = stage.denoise(request, encode(encoder, request), envelope=Envelope(previews=3), follower=follower)
     stage.engine.close()
     picture, *shown = (decode_output(vae, request, each).images for each in (inputs, *previews))
     differences = [float((one - picture).abs().mean()) for one in shown]

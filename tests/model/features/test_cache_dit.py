@@ -19,10 +19,8 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from deployments.accelerations.acceleration import AccelerationError
 from deployments.errors import InvalidRequestError
 from deployments.features.cache_dit.contexts import (
-    CACHE_DIT,
     activate,
     new_contexts,
     prepare,
@@ -32,6 +30,8 @@ from deployments.features.cache_dit.contexts import (
 )
 from deployments.features.cache_dit.forward import Contexts
 from deployments.features.cache_dit.plan import CachePlan, cache_plan
+from deployments.features.cache_dit.request import CACHE_DIT
+from deployments.modules import AccelerationError
 from deployments.tensors.packing import pack, unpack
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import denoiser_stage, env, vae_stage
@@ -342,8 +342,7 @@ def test_a_snapshot_continues_on_another_transformer_with_the_same_bytes(
 
 def test_cache_dit_enabled_prepares_the_denoisers_and_says_so() -> None:
     config = env(CACHE_DIT_ENABLED="true", CACHE_DIT_SECONDARY_FN="2")
-    assert CACHE_DIT.is_on(config)
-    assert not CACHE_DIT.is_on(env())
+    assert CACHE_DIT.install(denoiser_stage(transformer=flux_transformer()), env()) == ""
     line = CACHE_DIT.install(denoiser_stage(transformer=flux_transformer(), transformer_2=wan_transformer()), config)
     assert "transformer (FluxTransformer2DModel, 8 blocks) with Fn_compute_blocks=1" in line
     assert "transformer_2 (WanTransformer3DModel, 6 blocks) with Fn_compute_blocks=2" in line

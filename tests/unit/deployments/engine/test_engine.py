@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.engine import Engine, smallest_slack
-from deployments.engine.forward import Job
-from deployments.engine.measurements import BatchRun, Cancelled, Measurement, engine_measurements
+from deployments.engine.engine import Engine
+from deployments.engine.fiber import CancelledStage, Fiber
+from deployments.engine.orders import smallest_slack
+from deployments.engine.statistics import BatchRun, Cancelled
 from deployments.errors import GenerationFailedError
-from deployments.stage_pipeline.sessions.session import CancelledStage
 
 ROOT = Path(__file__).parents[4]
 TOKENS, WIDTH = 6, 8
@@ -100,21 +100,21 @@ class Requests:
         self.module = module
         self.threads = ThreadPoolExecutor(32)
 
-    def start(self, steps: list[float], job: Job | None = None, tokens: int = TOKENS) -> Outputs:
+    def start(self, steps: list[float], fiber: Fiber | None = None, tokens: int = TOKENS) -> Outputs:
         """One request: a forward for each time step."""
-        job = job or Job("request")
-        self.engine.begin(job)
-        return self.threads.submit(self._work, job, steps, tokens)
+        fiber = fiber or Fiber("request")
+        self.engine.begin(fiber)
+        return self.threads.submit(self._work, fiber, steps, tokens)
 
-    def _work(self, job: Job, steps: list[float], tokens: int) -> list[torch.Tensor]:
+    def _work(self, fiber: Fiber, steps: list[float], tokens: int) -> list[torch.Tensor]:
         try:
-            return self.engine.call(job, lambda: [self.step(job, t, tokens) for t in steps])
+            return self.engine.call(fiber, lambda: [self.step(fiber, t, tokens) for t in steps])
         finally:
-            self.engine.end(job)
+            self.engine.end(fiber)
 
-    def step(self, job: Job, timestep: float, tokens: int = TOKENS) -> torch.Tensor:
+    def step(self, fiber: Fiber, timestep: float, tokens: int = TOKENS) -> torch.Tensor:
         arguments = {"hidden_states": sample(timestep, tokens), "timestep": torch.tensor([timestep])}
-        output: torch.Tensor = self.engine.run(job, self.module, "transformer", None, (), arguments)
+        output: torch.Tensor = self.engine.run(fiber, self.module, "transformer", None, (), arguments)
         return output
 
     def hold_device(self) -> Outputs:
@@ -129,7 +129,7 @@ class Requests:
     def start_together(self, steps: list[list[float]], **settings: Any) -> list[Outputs]:
         """Requests whose first forwards wait for the device at the same time."""
         holding = self.hold_device()
-        started = [self.start(own, Job(f"request {i}", **settings)) for i, own in enumerate(steps)]
+        started = [self.start(own, Fiber(f"request {i}", **settings)) for i, own in enumerate(steps)]
         wait_until(lambda: self.engine.num_waiting == len(steps))
         self.module.gate.set()
         holding.result(PATIENCE_S)
@@ -214,13 +214,13 @@ def test_requests_at_different_steps_share_batches_and_get_their_own_outputs(mak
 def test_a_request_joins_and_leaves_between_the_steps_of_another(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module)
-    long, short = Job("long"), Job("short")
+    long, short = Fiber("long"), Fiber("short")
     served.engine.begin(long)
     outputs = [served.threads.submit(served.step, long, 0.1).result(PATIENCE_S)]
     served.engine.begin(short)
     for step in (0.2, 0.3):
         holding = served.hold_device()
-        both = [served.threads.submit(served.step, job, t) for job, t in ((long, step), (short, step + 0.5))]
+        both = [served.threads.submit(served.step, fiber, t) for fiber, t in ((long, step), (short, step + 0.5))]
         wait_until(lambda: served.engine.num_waiting == 2)
         module.gate.set()
         holding.result(PATIENCE_S)
@@ -307,7 +307,7 @@ def test_a_sample_larger_than_the_bound_still_runs(make_requests: MakeRequests) 
 def test_requests_that_come_while_another_is_prepared_share_its_first_batch(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module, max_wait_s=PATIENCE_S)
-    first, second = Job("first"), Job("second")
+    first, second = Fiber("first"), Fiber("second")
     served.engine.begin(first)
 
     def prepare() -> torch.Tensor:
@@ -338,7 +338,7 @@ def test_no_forward_waits_longer_than_max_wait_s_for_requests_that_keep_coming(m
 def test_a_new_request_joins_a_running_one_however_short_the_wait(make_requests: MakeRequests) -> None:
     module = SlowDenoiser()
     served = make_requests(module, max_wait_s=0.0)
-    long = Job("long")
+    long = Fiber("long")
     running = served.start([100.0 + i for i in range(LONG_STEPS)], long)
     wait_until(lambda: long.forwards > 0)
     assert_right(served.start([0.1]), module, [0.1])
@@ -349,15 +349,15 @@ def test_a_new_request_joins_a_running_one_however_short_the_wait(make_requests:
 def test_other_requests_go_on_while_one_asks_another_stage(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module)
-    job, answered = Job("asks"), threading.Event()
-    served.engine.begin(job)
+    fiber, answered = Fiber("asks"), threading.Event()
+    served.engine.begin(fiber)
 
     def work() -> list[Any]:
-        before = served.step(job, 0.1)
+        before = served.step(fiber, 0.1)
         thread = served.engine.elsewhere(lambda: answered.wait(PATIENCE_S) and threading.current_thread().name)
-        return [before, thread, served.step(job, 0.2)]
+        return [before, thread, served.step(fiber, 0.2)]
 
-    asking = served.threads.submit(served.engine.call, job, work)
+    asking = served.threads.submit(served.engine.call, fiber, work)
     assert_right(served.start([0.5, 0.6]), module, [0.5, 0.6])
     assert not asking.done()
     answered.set()
@@ -365,25 +365,25 @@ def test_other_requests_go_on_while_one_asks_another_stage(make_requests: MakeRe
     assert thread.startswith("elsewhere")
     torch.testing.assert_close(before, truth(module, 0.1))
     torch.testing.assert_close(after, truth(module, 0.2))
-    served.engine.end(job)
+    served.engine.end(fiber)
 
 
 def test_a_request_keeps_its_own_setting_of_gradients(make_requests: MakeRequests) -> None:
     served = make_requests(Denoiser())
     seen: dict[str, list[bool]] = {"with": [], "without": []}
 
-    def work(name: str, job: Job, is_enabled: bool) -> None:
+    def work(name: str, fiber: Fiber, is_enabled: bool) -> None:
         with torch.set_grad_enabled(is_enabled):
             for timestep in (0.1, 0.2, 0.3):
-                assert not served.step(job, timestep).requires_grad
+                assert not served.step(fiber, timestep).requires_grad
                 seen[name].append(torch.is_grad_enabled())
 
     holding = served.hold_device()
     made = []
     for name, is_enabled in (("with", True), ("without", False)):
-        job = Job(name)
-        served.engine.begin(job)
-        made.append(served.threads.submit(served.engine.call, job, functools.partial(work, name, job, is_enabled)))
+        fiber = Fiber(name)
+        served.engine.begin(fiber)
+        made.append(served.threads.submit(served.engine.call, fiber, functools.partial(work, name, fiber, is_enabled)))
     wait_until(lambda: served.engine.num_waiting == 2)
     served.module.gate.set()
     for each in (holding, *made):
@@ -447,10 +447,10 @@ def test_a_request_that_has_not_begun_is_cancelled_at_once(make_requests: MakeRe
     module = Denoiser()
     served = make_requests(module)
     running = served.hold_device()
-    job = Job("unwanted")
-    waiting = served.start([0.2], job)
+    fiber = Fiber("unwanted")
+    waiting = served.start([0.2], fiber)
     wait_until(lambda: served.engine.num_waiting == 1)
-    served.engine.cancel(job)
+    served.engine.cancel(fiber)
     with pytest.raises(CancelledStage):
         waiting.result(PATIENCE_S)  # while the device is still busy
     assert not running.done()
@@ -463,7 +463,7 @@ def test_a_waiting_forward_is_cancelled_at_once(make_requests: MakeRequests) -> 
     module = ClosesTheGate()
     served = make_requests(module, max_batch_size=1)
     running = served.hold_device()
-    urgent, unwanted = Job("urgent", deadline=0.0), Job("unwanted", deadline=time.monotonic() + 3600)
+    urgent, unwanted = Fiber("urgent", deadline=0.0), Fiber("unwanted", deadline=time.monotonic() + 3600)
     made = [served.start([0.1], urgent), served.start([0.2], unwanted)]
     wait_until(lambda: served.engine.num_waiting == 2)
     module.gate.set()
@@ -484,11 +484,11 @@ def test_a_running_request_is_cancelled_at_its_next_forward(make_requests: MakeR
     module = Denoiser()
     served = make_requests(module)
     module.gate.clear()
-    job = Job("unwanted")
-    running = served.start([0.1, 0.2, 0.3], job)
+    fiber = Fiber("unwanted")
+    running = served.start([0.1, 0.2, 0.3], fiber)
     assert module.entered.acquire(timeout=PATIENCE_S)
-    served.engine.cancel(job)
-    served.engine.cancel(job)
+    served.engine.cancel(fiber)
+    served.engine.cancel(fiber)
     module.gate.set()
     with pytest.raises(CancelledStage):
         running.result(PATIENCE_S)
@@ -499,7 +499,7 @@ def test_a_running_request_is_cancelled_at_its_next_forward(make_requests: MakeR
 def test_a_request_ends_when_its_deadline_has_passed(make_requests: MakeRequests) -> None:
     module = Denoiser()
     served = make_requests(module)
-    late = Job("late", deadline=time.monotonic() - 1, expires=time.monotonic() - 1)
+    late = Fiber("late", deadline=time.monotonic() - 1, expires=time.monotonic() - 1)
     with pytest.raises(GenerationFailedError, match="deadline"):
         served.start([0.1], late).result(PATIENCE_S)
     assert module.sizes == []
@@ -513,19 +513,19 @@ def test_two_hundred_requests_leave_no_thread_and_no_tensor(make_requests: MakeR
     outcomes: list[str] = []
 
     def request(number: int) -> None:
-        job = Job(str(number))
-        served.engine.begin(job)
+        fiber = Fiber(str(number))
+        served.engine.begin(fiber)
         try:
             for step in range(3):
-                output = served.step(job, 0.1 * number + 0.01 * step)
+                output = served.step(fiber, 0.1 * number + 0.01 * step)
                 kept.append(weakref.ref(output))
                 if number % 5 == 0:
-                    served.engine.cancel(job)
+                    served.engine.cancel(fiber)
             outcomes.append("done")
         except CancelledStage:
             outcomes.append("cancelled")
         finally:
-            served.engine.end(job)
+            served.engine.end(fiber)
 
     for group in range(10):
         threads = [threading.Thread(target=request, args=(20 * group + i,)) for i in range(20)]
@@ -537,7 +537,7 @@ def test_two_hundred_requests_leave_no_thread_and_no_tensor(make_requests: MakeR
     assert set(threading.enumerate()) == before
     assert len(kept) == 160 * 3 + 40
     wait_until(lambda: all(reference() is None for reference in kept))
-    assert (served.engine.num_waiting, served.engine.num_jobs) == (0, 0)
+    assert (served.engine.num_waiting, served.engine.num_fibers) == (0, 0)
 
 
 # --- order ---
@@ -548,12 +548,12 @@ LONG_STEPS = 50
 def run_long_and_short(served: Requests) -> list[float]:
     """The order of the forwards of a long request (time steps from 100 on) and of three short ones that come
     while it runs; their shapes differ."""
-    long = Job("long", remaining_forwards=lambda: max(1, LONG_STEPS - long.forwards))
+    long = Fiber("long", remaining_forwards=lambda: max(1, LONG_STEPS - long.forwards))
     long.deadline = long.arrived + 3600
     made = [served.start([100.0 + i for i in range(LONG_STEPS)], long, tokens=TOKENS + 1)]
     wait_until(lambda: long.forwards > 0)
     for number in range(3):
-        short = Job("short", deadline=time.monotonic() + 60, remaining_forwards=lambda: 1)
+        short = Fiber("short", deadline=time.monotonic() + 60, remaining_forwards=lambda: 1)
         made.append(served.start([number + 0.1, number + 0.2], short))
     for future in made:
         future.result(PATIENCE_S)
@@ -574,7 +574,7 @@ def test_short_requests_wait_for_a_long_one_in_the_order_fifo(make_requests: Mak
 
 def test_a_long_request_finishes_while_short_ones_keep_coming(make_requests: MakeRequests) -> None:
     served = make_requests(SlowDenoiser(), order="slack")
-    long = Job("long", remaining_forwards=lambda: max(1, 30 - long.forwards))
+    long = Fiber("long", remaining_forwards=lambda: max(1, 30 - long.forwards))
     long.deadline = long.arrived + 3 * 30 * 0.01
     finished = served.start([100.0 + i for i in range(30)], long, tokens=TOKENS + 1)
     short: list[Outputs] = []
@@ -582,8 +582,8 @@ def test_a_long_request_finishes_while_short_ones_keep_coming(make_requests: Mak
     while not finished.done():
         assert time.monotonic() < give_up, "the long one starves"
         while sum(not each.done() for each in short) < 3:  # there is always a short one that waits
-            job = Job("short", deadline=time.monotonic() + 3 * 0.01, remaining_forwards=lambda: 1)
-            short.append(served.start([len(short) * 0.001], job, tokens=TOKENS + 2 + len(short) % 3))
+            fiber = Fiber("short", deadline=time.monotonic() + 3 * 0.01, remaining_forwards=lambda: 1)
+            short.append(served.start([len(short) * 0.001], fiber, tokens=TOKENS + 2 + len(short) % 3))
         time.sleep(0.001)
     assert len(finished.result()) == 30
     assert len(short) > 3, "short ones were served beside it"
@@ -591,7 +591,7 @@ def test_a_long_request_finishes_while_short_ones_keep_coming(make_requests: Mak
 
 def test_a_new_request_without_a_deadline_is_not_left_behind_a_running_one(make_requests: MakeRequests) -> None:
     served = make_requests(SlowDenoiser(), order="slack")
-    long = Job("long", deadline=time.monotonic() - 1, remaining_forwards=lambda: 100)
+    long = Fiber("long", deadline=time.monotonic() - 1, remaining_forwards=lambda: 100)
     running = served.start([100.0 + i for i in range(LONG_STEPS)], long, tokens=TOKENS + 1)
     wait_until(lambda: long.forwards > 0)
     served.start([0.1]).result(PATIENCE_S)
@@ -613,7 +613,7 @@ def test_a_closed_engine_refuses_forwards_and_ends_its_thread(make_engine: MakeE
     engine.close()
     assert not engine.is_alive
     with pytest.raises(GenerationFailedError, match="closed"):
-        Requests(engine, module).step(Job("late"), 0.1)
+        Requests(engine, module).step(Fiber("late"), 0.1)
 
 
 def test_a_closed_engine_lets_every_request_leave_its_work(make_requests: MakeRequests) -> None:
@@ -621,26 +621,26 @@ def test_a_closed_engine_lets_every_request_leave_its_work(make_requests: MakeRe
     served = make_requests(module)
     left: list[int] = []
 
-    def work(job: Job) -> None:
+    def work(fiber: Fiber) -> None:
         try:
             for step in range(1000):
-                served.step(job, 0.1 + step)
+                served.step(fiber, 0.1 + step)
         finally:
             left.append(1)
 
-    jobs = [Job(str(number)) for number in range(6)]
-    made = [served.threads.submit(served.engine.call, job, functools.partial(work, job)) for job in jobs]
-    wait_until(lambda: all(job.forwards for job in jobs))
+    fibers = [Fiber(str(number)) for number in range(6)]
+    made = [served.threads.submit(served.engine.call, fiber, functools.partial(work, fiber)) for fiber in fibers]
+    wait_until(lambda: all(fiber.forwards for fiber in fibers))
     served.engine.close()
     for each in made:
         with pytest.raises(GenerationFailedError, match="closed"):
             each.result(PATIENCE_S)
-    assert len(left) == len(jobs)
+    assert len(left) == len(fibers)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_ever_when_the_engines_thread_fails(make_requests: MakeRequests) -> None:
-    def fail(measurement: Measurement) -> None:
+    def fail(measurement: object) -> None:
         raise OSError("nothing can be measured any more")
 
     served = make_requests(Denoiser(), measure=fail)
@@ -653,13 +653,13 @@ def test_nobody_waits_for_ever_when_the_engines_thread_fails(make_requests: Make
 
 
 def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> None:
-    told: list[Measurement] = []
+    told: list[object] = []
     module = Denoiser()
     served = make_requests(module, measure=told.append)
     for _ in range(2):
         for made in served.start_together([[0.1], [0.2], [0.3]]):
             made.result(PATIENCE_S)
-    unwanted = Job("unwanted")
+    unwanted = Fiber("unwanted")
     served.engine.begin(unwanted)
     served.engine.cancel(unwanted)
     served.engine.end(unwanted)
@@ -670,22 +670,23 @@ def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> No
     assert {turn.shape for turn in turns} == {f"{TOKENS}x{WIDTH}", f"{TOKENS + 1}x{WIDTH}"}
     assert all(len(turn.queue_seconds) == turn.num_forwards and turn.seconds > 0 for turn in turns)
     assert told.count(Cancelled()) == 1
-    measured = engine_measurements(served.engine)
-    expected = {"forwards": 8, "batches": 4, "merged": 6, "cancelled": 1, "waiting": 0, "requests": 0}
-    assert {name: measured[name] for name in expected} == expected
-    assert sorted(map(sorted, measured["step_seconds"].values())) == [[1], [3]]
+    described = served.engine.describe()
+    expected = {"forwards": 8, "batches": 4, "merged": 6, "cancelled": 1, "waiting_forwards": 0, "is_alive": True}
+    assert {name: described[name] for name in expected} == expected
+    assert served.engine.num_fibers == 0
+    assert sorted(map(sorted, served.engine.costs.table().values())) == [[1], [3]]
 
 
 def test_what_a_request_still_needs_is_predicted_from_its_own_forwards(make_requests: MakeRequests) -> None:
     requests = make_requests(SlowDenoiser())
-    engine, job = requests.engine, Job("request", remaining_forwards=lambda: 10)
-    engine.begin(job)
+    engine, fiber = requests.engine, Fiber("request", remaining_forwards=lambda: 10)
+    engine.begin(fiber)
     assert engine.remaining_s() == [], "nothing is known before its first forward"
     for timestep in (0.1, 0.2, 0.3):
-        requests.step(job, timestep)
-    assert engine.remaining_s() == [pytest.approx(10 * job.seconds / 3)]
-    assert engine.statistics.seconds == pytest.approx(job.seconds)
-    engine.end(job)
+        requests.step(fiber, timestep)
+    assert engine.remaining_s() == [pytest.approx(10 * fiber.seconds / 3)]
+    assert engine.statistics.seconds == pytest.approx(fiber.seconds)
+    engine.end(fiber)
     assert engine.remaining_s() == []
 
 
@@ -694,21 +695,21 @@ def test_a_slow_first_forward_does_not_tell_how_long_a_step_takes(make_requests:
     requests = make_requests(module, max_batch_size=1)
     requests.start([0.1] * 5).result(PATIENCE_S)
     module.gate.clear()
-    job = Job("late")
-    made = requests.start([0.2], job)
+    fiber = Fiber("late")
+    made = requests.start([0.2], fiber)
     time.sleep(0.3)
     module.gate.set()
     made.result(PATIENCE_S)
-    assert job.step_s < job.seconds / 2
+    assert fiber.step_s < fiber.seconds / 2
 
 
 def test_a_long_request_that_is_late_holds_up_a_short_one_for_no_longer_than_the_short_one_takes() -> None:
-    def job(forwards: int, remaining: int, deadline: float) -> Job:
-        return Job("r", deadline=deadline, remaining_forwards=lambda: remaining, forwards=forwards, step_s=0.25)
+    def fiber(forwards: int, remaining: int, deadline: float) -> Fiber:
+        return Fiber("r", deadline=deadline, remaining_forwards=lambda: remaining, forwards=forwards, step_s=0.25)
 
-    late = job(forwards=20, remaining=20, deadline=-1.0)  # 10 s of its own, 6 s late at the time 0
-    short = job(forwards=0, remaining=2, deadline=1.0)  # 0.5 s of its own
+    late = fiber(forwards=20, remaining=20, deadline=-1.0)  # 10 s of its own, 6 s late at the time 0
+    short = fiber(forwards=0, remaining=2, deadline=1.0)  # 0.5 s of its own
     assert smallest_slack(late, 0.0) == -0.6
     assert smallest_slack(short, 0.0) == 0.5
     assert smallest_slack(short, 0.9) < smallest_slack(late, 0.9)
-    assert smallest_slack(late, 20.0) < smallest_slack(job(0, 2, 21.0), 20.0)  # and it does not starve
+    assert smallest_slack(late, 20.0) < smallest_slack(fiber(0, 2, 21.0), 20.0)  # and it does not starve

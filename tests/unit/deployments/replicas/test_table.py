@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray.serve._private.build_app import build_app
 
 from deployments.model import ModelArgs
 from deployments.replicas.replica import StageReplica
@@ -71,3 +72,12 @@ def test_further_options_come_on_top_of_the_rows_own() -> None:
     assert (denoiser._bound_deployment.num_replicas, encoder._bound_deployment.num_replicas) == (2, 1)
     assert denoiser._bound_deployment.ray_actor_options["num_gpus"] == 0.5
     assert denoiser._bound_deployment.max_ongoing_requests == 16
+
+
+def test_serve_builds_one_deployment_for_each_name_and_hands_the_denoiser_its_handles() -> None:
+    _, denoiser, _ = bind_stages(MODEL, PLACEMENTS["three_stage"])
+    built = build_app(denoiser, name="app", make_deployment_handle=lambda deployment, app: f"{app}:{deployment.name}")
+    by_name = {deployment.name: deployment for deployment in built.deployments}
+    assert set(by_name) == {"Encoder", "Denoiser", "VAE"}
+    assert by_name["Denoiser"].init_args[2] == {"encoder": "app:Encoder", "vae": "app:VAE"}
+    assert all(deployment.func_or_class is StageReplica for deployment in built.deployments)

@@ -488,7 +488,7 @@ def test_characters_beyond_the_first_plane_are_no_halves():
 )
 def test_cache_dit_is_taken_in_our_words_and_in_sglangs(fields: dict[str, Any], cache_dit: Any) -> None:
     for request in image_requests(prompt="cat", n=2, **fields):
-        assert request.cache_dit == cache_dit
+        assert request.features.get("cache_dit") == cache_dit
 
 
 def test_cache_dit_in_both_words_is_refused_by_name() -> None:

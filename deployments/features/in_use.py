@@ -1,0 +1,75 @@
+"""The features that one request uses, taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from deployments.denoising.checkpoint import ResumableSession
+from deployments.engine.forward import Surround
+from deployments.errors import InvalidRequestError
+from deployments.features.feature import NOTHING, Feature, FeatureInUse, Summary, Surrounding
+from deployments.messages import GenerationRequest
+from env_config.variables import EnvConfig
+
+Wanted = list[tuple[Feature, Any]]  # each with what its `wanted` returned
+
+
+def wanted_features(features: Sequence[Feature], env: EnvConfig, request: GenerationRequest) -> Wanted:
+    """Raises InvalidRequestError for a feature that there is not, or one that cannot be had as asked."""
+    names = [feature.name for feature in features]
+    for name in request.features:
+        if name not in names:
+            known = f"known are {', '.join(names)}" if names else "there are none here"
+            raise InvalidRequestError(f"unknown feature {name!r}; {known}", param=name)
+    asked = [(feature, feature.wanted(env, request.features.get(feature.name))) for feature in features]
+    return [(feature, options) for feature, options in asked if options is not None]
+
+
+class FeaturesInUse:
+    """What the features of one request do, in the order of their rows."""
+
+    def __init__(self, in_use: Mapping[str, FeatureInUse]) -> None:
+        self.in_use = dict(in_use)
+
+    def surround(self, component: str, module: Any) -> Surrounding:
+        """All surroundings of the forward that comes next as one; it may share a batch if each of them allows it."""
+        if not self.in_use:
+            return NOTHING
+        each = [(name, feature.surround(component, module)) for name, feature in self.in_use.items()]
+        keys = tuple((name, around.merge_key) for name, around in each if around != NOTHING)
+        merge_key = None if any(key is None for _, key in keys) else keys
+        entered = [around.enter for _, around in each if around.enter is not None]
+        return Surrounding(_entered_in_turn(entered), merge_key)
+
+    def snapshot(self) -> dict[str, Any]:
+        """By feature; those that have nothing to keep are left out."""
+        states = {name: feature.snapshot() for name, feature in self.in_use.items()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def summaries(self) -> dict[str, Summary]:
+        """By feature; those that have nothing to say are left out."""
+        summaries = {name: feature.summary() for name, feature in self.in_use.items()}
+        return {name: summary for name, summary in summaries.items() if summary is not None}
+
+
+def begin_features(wanted: Wanted, session: ResumableSession) -> FeaturesInUse:
+    saved = session.saved_features
+    return FeaturesInUse(
+        {feature.name: feature.begin(options, session, saved.get(feature.name)) for feature, options in wanted}
+    )
+
+
+def _entered_in_turn(entered: Sequence[Surround]) -> Surround | None:
+    if len(entered) <= 1:
+        return entered[0] if entered else None
+
+    @contextmanager
+    def all_of_them() -> Iterator[None]:
+        with ExitStack() as stack:
+            for enter in entered:
+                stack.enter_context(enter())
+            yield
+
+    return all_of_them

@@ -1,0 +1,225 @@
+"""Which forwards share a batch, and whose fault an error is, with an executor that counts its calls."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.axes import BatchAxes
+from deployments.engine.batches import Batches, is_close
+from deployments.engine.executor import CacheContext
+from deployments.engine.fiber import Fiber
+from deployments.engine.forward import Forward
+from deployments.engine.statistics import EngineStatistics
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CountedExecutor:
+    """Runs `compute` on the argument `x`, and notes the number of samples of each call."""
+
+    def __init__(self, compute: Compute = lambda x: 2 * x) -> None:
+        self.compute = compute
+        self.sizes: list[int] = []
+        self.freed = 0
+
+    def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
+        self.sizes.append(len(arguments["x"]))
+        return self.compute(arguments["x"])
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
+
+def make(executor: CountedExecutor, max_batch_size: int = 8, max_batch_tokens: int | None = None) -> Batches:
+    return Batches(max_batch_size, max_batch_tokens, executor, EngineStatistics())
+
+
+def waiting(
+    batches: Batches, values: list[float], *, samples: int = 1, width: int = 4, **changes: Any
+) -> list[Forward]:
+    """One forward for each value, [samples, width] each."""
+    fiber = Fiber("fiber", deterministic=changes.pop("deterministic", False))
+    forwards = [
+        Forward(fiber, None, "model", changes.get("context"), {"x": torch.full((samples, width), value)})
+        for value in values
+    ]
+    for forward in forwards:
+        forward.merge_key = changes.get("merge_key", ())
+        forward.surround = changes.get("surround")
+        batches.classify(forward)
+    return forwards
+
+
+def known(batches: Batches, **shape: Any) -> None:
+    """The structure has been merged before."""
+    batches.run(waiting(batches, [1.0, 2.0], **shape))
+
+
+def outputs(forwards: list[Forward]) -> list[float]:
+    return [float(forward.output[0, 0]) for forward in forwards]
+
+
+# --- filling ---
+
+
+@given(
+    num=st.integers(1, 12),
+    samples=st.integers(1, 3),
+    max_batch_size=st.integers(1, 6),
+    max_tokens=st.none() | st.integers(1, 20),
+)
+@settings(deadline=None)
+def test_no_batch_passes_a_bound_and_only_a_lone_forward_may_be_larger(
+    num: int, samples: int, max_batch_size: int, max_tokens: int | None
+) -> None:
+    batches = make(CountedExecutor(), max_batch_size, max_tokens)
+    ranked = waiting(batches, [float(i) for i in range(num)], samples=samples)
+    batch = batches.fill(ranked)
+    assert batch == ranked[: len(batch)], "the first of the ranking, in its order"
+    assert 1 <= len(batch) <= max_batch_size
+    tokens = len(batch) * samples  # one token for each sample
+    assert len(batch) == 1 or max_tokens is None or tokens <= max_tokens
+    is_full = len(batch) == max_batch_size or (max_tokens is not None and tokens + samples > max_tokens)
+    assert is_full or len(batch) == num
+
+
+def test_other_shapes_merge_keys_and_contexts_do_not_share() -> None:
+    batches = make(CountedExecutor())
+    first, *like_it = waiting(batches, [1.0, 2.0], merge_key="a")
+    others = [
+        *waiting(batches, [3.0], merge_key="b"),
+        *waiting(batches, [4.0], width=5, merge_key="a"),
+        *waiting(batches, [5.0], merge_key="a", context=("cond", {})),
+        *waiting(batches, [6.0], merge_key=None),
+    ]
+    assert batches.fill([first, *others, *like_it]) == [first, *like_it]
+
+
+@pytest.mark.parametrize("changes", [{"merge_key": None}, {"deterministic": True}])
+def test_a_forward_that_must_run_alone_leads_and_joins_no_batch(changes: dict[str, Any]) -> None:
+    batches = make(CountedExecutor())
+    alone, others = waiting(batches, [1.0, 2.0], **changes), waiting(batches, [3.0, 4.0])
+    assert batches.fill([*alone, *others]) == alone[:1]
+    assert batches.fill([*others, *alone]) == others
+
+
+# --- running ---
+
+
+def test_the_first_merge_is_checked_and_the_next_are_one_call_each() -> None:
+    executor = CountedExecutor()
+    batches = make(executor)
+    for expected in ([1, 1, 1, 3], [3]):
+        executor.sizes.clear()
+        forwards = waiting(batches, [1.0, 2.0, 3.0])
+        batches.run(forwards)
+        assert outputs(forwards) == [2.0, 4.0, 6.0]
+        assert executor.sizes == expected
+
+
+def test_a_structure_whose_merge_deviates_runs_alone_from_then_on() -> None:
+    executor = CountedExecutor(lambda x: x - x.mean(0, keepdim=True) if len(x) > 1 else x)
+    batches = make(executor)
+    known(batches)
+    executor.sizes.clear()
+    forwards = waiting(batches, [1.0, 2.0])
+    assert not batches.may_share(forwards[0])
+    batches.run(forwards)
+    assert outputs(forwards) == [1.0, 2.0]
+    assert executor.sizes == [1, 1]
+    assert batches.statistics.refused_structures == 1
+
+
+@given(num=st.integers(2, 8), bad=st.integers(0, 7))
+@settings(deadline=None)
+def test_halving_finds_the_one_forward_that_fails(num: int, bad: int) -> None:
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        if bool((x == bad % num).any()):
+            raise ValueError("the bad one")
+        return 2 * x
+
+    batches = make(CountedExecutor(compute))
+    known(batches, width=3)
+    forwards = waiting(batches, [float(i) for i in range(num)])
+    batches.run(forwards)
+    assert [i for i, forward in enumerate(forwards) if forward.error] == [bad % num]
+    assert all(forward.output is not None for forward in forwards if not forward.error)
+
+
+def test_a_batch_that_does_not_fit_lowers_the_bound_and_frees_memory() -> None:
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError
+        return x
+
+    executor = CountedExecutor(compute)
+    batches = make(executor)
+    known(batches)
+    forwards = waiting(batches, [float(i) for i in range(6)])
+    batches.run(batches.fill(forwards))
+    assert outputs(forwards) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert executor.freed == 3, "six did not fit, and neither did three, twice"
+    assert len(batches.fill(waiting(batches, [0.0] * 6))) == 1, "half of three"
+
+
+# --- surroundings ---
+
+
+def test_a_batch_runs_in_the_surrounding_of_its_first_and_every_try_enters_anew() -> None:
+    entered: list[str] = []
+
+    def surround(name: str) -> Any:
+        @contextmanager
+        def around() -> Iterator[None]:
+            entered.append(name)
+            yield
+            entered.append(f"left {name}")
+
+        return around
+
+    batches = make(CountedExecutor())
+    for expected in (["a", "left a", "b", "left b", "a", "left a"], ["a", "left a"]):
+        entered.clear()
+        pair = [waiting(batches, [1.0], merge_key="key", surround=surround(name))[0] for name in ("a", "b")]
+        batches.run(batches.fill(pair))
+        assert entered == expected
+
+
+# --- the comparison ---
+
+
+@given(st.integers(1, 4), st.floats(-100, 100, width=32))
+def test_an_output_is_close_to_itself_and_to_its_rounding(size: int, value: float) -> None:
+    lone = torch.full((size,), value)
+    assert is_close(lone, lone)
+    assert is_close(lone * (1 + 1e-5), lone)
+
+
+@pytest.mark.parametrize(
+    ("merged", "lone"),
+    [
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(2, dtype=torch.float16)),
+        (torch.tensor([1.0, float("nan")]), torch.ones(2)),
+        (torch.tensor([1.0, 1.1]), torch.ones(2)),
+        (torch.tensor([1, 2]), torch.tensor([1, 3])),
+    ],
+    ids=["shape", "dtype", "nan", "value", "integers"],
+)
+def test_what_deviates_is_not_close(merged: torch.Tensor, lone: torch.Tensor) -> None:
+    assert not is_close(merged, lone)
+
+
+def test_learned_axes_are_used_where_there_are_any() -> None:
+    executor = CountedExecutor()
+    batches = make(executor)
+    batches.axes["model"] = BatchAxes({("x",): 1}, {(): 1})
+    forwards = waiting(batches, [1.0, 2.0], samples=2, width=3)
+    assert [forward.num_samples for forward in forwards] == [3, 3]
+    batches.run(forwards)
+    assert [tuple(forward.output.shape) for forward in forwards] == [(2, 3), (2, 3)]

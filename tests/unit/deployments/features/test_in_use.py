@@ -1,0 +1,101 @@
+"""The features of one request taken together: who is wanted, what surrounds a forward, what is kept and said."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from deployments.errors import InvalidRequestError
+from deployments.features.feature import NOTHING, Feature, Summary, Surrounding
+from deployments.features.in_use import FeaturesInUse, wanted_features
+from deployments.messages import GenerationRequest, OutputFormat
+from env_config.variables import EnvConfig
+
+ENV = EnvConfig.from_environ({})
+
+
+class Played:
+    """A feature in use that answers what it was told to."""
+
+    def __init__(self, around: Surrounding = NOTHING, state: Any = None, summary: Summary | None = None) -> None:
+        self.around = around
+        self.state = state
+        self.said = summary
+
+    def surround(self, component: str, module: Any) -> Surrounding:
+        return self.around
+
+    def snapshot(self) -> Any:
+        return self.state
+
+    def summary(self) -> Summary | None:
+        return self.said
+
+
+def row(name: str) -> Feature:
+    return Feature(name, lambda env, asked: asked, lambda *_: Played())
+
+
+def request(**features: Any) -> GenerationRequest:
+    return GenerationRequest("r", "model", {}, 0, OutputFormat("image", "png"), features=features)
+
+
+def noting(entered: list[str], name: str) -> Any:
+    @contextmanager
+    def enter() -> Iterator[None]:
+        entered.append(name)
+        yield
+        entered.append(f"left {name}")
+
+    return enter
+
+
+def test_a_request_gets_the_features_that_it_asks_for_in_the_order_of_their_rows() -> None:
+    rows = (row("a"), row("b"), row("c"))
+    wanted = wanted_features(rows, ENV, request(c={"x": 1}, a=2))
+    assert [(feature.name, options) for feature, options in wanted] == [("a", 2), ("c", {"x": 1})]
+
+
+def test_an_unknown_feature_is_refused_by_name_with_what_there_is() -> None:
+    with pytest.raises(InvalidRequestError, match="unknown feature 'd'; known are a, b"):
+        wanted_features((row("a"), row("b")), ENV, request(d={}))
+    with pytest.raises(InvalidRequestError, match="unknown feature 'd'; there are none here"):
+        wanted_features((), ENV, request(d={}))
+
+
+def test_features_that_leave_a_forward_as_it_is_leave_its_merge_key_too() -> None:
+    assert FeaturesInUse({}).surround("transformer", None) == Surrounding(None, ())
+    assert FeaturesInUse({"a": Played(), "b": Played()}).surround("transformer", None) == Surrounding(None, ())
+
+
+def test_merge_keys_are_told_apart_by_feature_and_one_that_forbids_sharing_forbids_it_for_all() -> None:
+    a, b = Played(Surrounding(None, "key")), Played(Surrounding(None, "other"))
+    alone = Played(Surrounding(None, None))
+    assert FeaturesInUse({"a": a, "b": b}).surround("t", None).merge_key == (("a", "key"), ("b", "other"))
+    assert (
+        FeaturesInUse({"b": a}).surround("t", None).merge_key != FeaturesInUse({"a": a}).surround("t", None).merge_key
+    )
+    assert FeaturesInUse({"a": a, "b": alone}).surround("t", None).merge_key is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [("a", ["a", "left a"]), ("ab", ["a", "b", "left b", "left a"])], ids=["one", "two"]
+)
+def test_surroundings_are_entered_in_order_and_anew_each_time(names: str, expected: list[str]) -> None:
+    entered: list[str] = []
+    in_use = FeaturesInUse({name: Played(Surrounding(noting(entered, name), "key")) for name in names})
+    around = in_use.surround("t", None)
+    assert around.enter is not None
+    for _ in range(2):
+        entered.clear()
+        with around.enter():
+            pass
+        assert entered == expected
+
+
+def test_what_has_nothing_to_keep_or_to_say_is_left_out() -> None:
+    said = Summary({"steps": 3})
+    in_use = FeaturesInUse({"a": Played(state={"x": 1}), "b": Played(summary=said)})
+    assert in_use.snapshot() == {"a": {"x": 1}}
+    assert in_use.summaries() == {"b": said}
