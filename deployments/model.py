@@ -21,7 +21,7 @@ class DenoisingArgs(BaseModel):
     max_wait_s: float = Field(
         0.01, ge=0, le=1, description="longest that a forward waits while new requests are prepared to join it, seconds"
     )
-    order: Order = Field("slack", description="slack: least time to spare first; fifo: first come, first served")
+    order: Order = Field("slack", description="slack: the least slack first; fifo: first come, first served")
     deterministic: bool = Field(False, description="every forward runs alone: same seed, same bytes under any load")
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: as few as cost less than 1 % of the time"

@@ -33,7 +33,7 @@ class Opaque:
 
 
 class Anything:
-    """Answers every use of an Opaque object with another Anything, so that code which hands it on goes on."""
+    """Answers every use of an Opaque object with another Anything, so code that only passes it along works."""
 
     def __getattr__(self, name: str) -> Anything:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Parts of a file, as RFC 9110 (section 14) lets callers ask for them: players seek in videos so."""
+"""Parts of a file, as RFC 9110 (section 14) lets callers ask for them: this is how players seek in videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application's jobs in the books of this replica's admission: what they will cost counts until they end."""
+"""Keeps admission control in step with the job store: every unfinished job holds tickets here."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class NewJob:
     input_images: list[bytes] = field(default_factory=list, repr=False)
     shown: dict[str, Any] = field(default_factory=dict)
     owner: str = ""
-    webhook_url: str | None = None  # its end is told there
+    webhook_url: str | None = None  # gets a signed POST when the job ends
     sizes: list[Size] = field(default_factory=list)
 
 

@@ -151,14 +151,14 @@ class GenerationBody(BaseModel):
     enable_cache_dit: bool | None = Field(None, description="SGLang's name of `cache_dit.enable`")
     cache_dit_params: dict[str, JsonValue] | None = Field(None, description="SGLang's name of the knobs in `cache_dit`")
     webhook_url: Text | None = Field(
-        None, max_length=2000, description="the end of a job is told there in a signed POST; for jobs only"
+        None, max_length=2000, description="we POST a signed event to this URL when the job ends (jobs only)"
     )
     deterministic: bool = Field(False, description="its forwards run alone: same seed, same bytes under any load")
     deadline_s: float | None = Field(
         None,
         gt=0,
-        description="seconds after its arrival at the denoiser; who has least time to spare goes first, and past it "
-        "the request ends with an error",
+        description="seconds after its arrival at the denoiser; the request with the least slack runs first, after the "
+        "deadline it fails",
     )
     extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"

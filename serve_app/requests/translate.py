@@ -1,4 +1,4 @@
-"""A body that a caller sent becomes the requests that go to the stages: checked against the model and the limits.
+"""Translates a request body into one GenerationRequest per image or video, checked against the model and the limits.
 
 A field is either passed on to the pipeline's own `__call__` or refused: nothing is silently ignored. The few
 fields of OpenAI's that mean nothing to a diffusion model are accepted with the values that ask for nothing.
