@@ -670,8 +670,8 @@ async def test_a_cut_checkpoint_means_start_again_with_the_same_bytes(folder: Fo
         await stages.reached.wait()
         await until(lambda: checkpoint_step(first) == 3)
     with sqlite3.connect(folder.path / "jobs.sqlite") as database:
-        [(data,)] = database.execute("SELECT data FROM checkpoints").fetchall()
-        database.execute("UPDATE checkpoints SET data = ?", (data[:cut],))
+        [(data,)] = database.execute("SELECT data FROM job_checkpoints").fetchall()
+        database.execute("UPDATE job_checkpoints SET data = ?", (data[:cut],))
     database.close()
     async with folder.runner(alive) as second:
         job = await ended(second)
