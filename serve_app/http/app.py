@@ -45,8 +45,11 @@ def api_keys(service: Service) -> Middleware | None:
     return Middleware(RequireApiKey, keys=service.keys) if service.keys else None
 
 
-# A row makes one from the service, or None where it is off. The first is the outermost.
-MIDDLEWARE: tuple[Callable[[Service], Middleware | None], ...] = (
+MakeMiddleware = Callable[[Service], Middleware | None]  # None: it is off
+MakeRoutes = Callable[[Service], APIRouter | None]  # None: they are off
+
+# The first is the outermost.
+MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     lambda service: Middleware(AnswerHeaders),
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
@@ -54,8 +57,8 @@ MIDDLEWARE: tuple[Callable[[Service], Middleware | None], ...] = (
     lambda service: Middleware(BodySizeLimit),
 )
 
-# A row makes the routes of one family, or None where they are off.
-ROUTERS: tuple[Callable[[Service], APIRouter | None], ...] = (
+# One family of routes each.
+ROUTERS: tuple[MakeRoutes, ...] = (
     image_routes,
     video_edit_routes,
     video_routes,
@@ -80,17 +83,21 @@ class PlainASGI:
         await self._app(scope, receive, send)
 
 
-def http_app(service: Service) -> ASGIApp:
+def http_app(
+    service: Service,
+    middleware: tuple[MakeMiddleware, ...] = MIDDLEWARE,
+    routers: tuple[MakeRoutes, ...] = ROUTERS,
+) -> ASGIApp:
     """The application that answers for `service`."""
     app = FastAPI(
         title="Triptych",
         description="Diffusion models on Ray Serve, spoken to as OpenAI's API.",
         version=version("triptych"),
-        middleware=[made for row in MIDDLEWARE if (made := row(service)) is not None],
+        middleware=[made for row in middleware if (made := row(service)) is not None],
     )
     install_error_handlers(app)
     describe_truly(app)
-    for row in ROUTERS:
+    for row in routers:
         if (router := row(service)) is not None:
             app.include_router(router)
     return PlainASGI(app)

@@ -77,6 +77,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
+        self.environment: dict[str, dict[str, Any]] = {}  # variables by section, of the next service
         self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()
 
@@ -110,7 +111,9 @@ class Server:
         return self._opened[1]
 
     async def _open(self) -> tuple[Service, ASGIApp]:
-        env = EnvConfig.model_validate({"runtime": {"cache_root": self.folder.with_name(f"{self.folder.name}-cache")}})
+        cache_root = self.folder.with_name(f"{self.folder.name}-cache")
+        runtime = {"cache_root": cache_root, **self.environment.get("runtime", {})}
+        env = EnvConfig.model_validate({**self.environment, "runtime": runtime})
         service = await open_service(self._args, env, played(self.handle), "app")
         if self._pictures is not None:
             service = dataclasses.replace(service, pictures=self._pictures)

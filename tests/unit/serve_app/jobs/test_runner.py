@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -43,7 +44,7 @@ from serve_app.jobs import runner, service
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
 )
-from serve_app.jobs.records import IdempotencyKey, Job
+from serve_app.jobs.records import IdempotencyKey, Job, NewJob
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
@@ -626,3 +627,53 @@ async def test_a_cancelled_job_makes_room_at_once(folder: Folder) -> None:
         assert folder.admission.num_pending == 0
         await asyncio.sleep(0.1)
         assert folder.admission.num_pending == 0
+
+
+# --- rows of other versions, damaged ones ---
+
+ROWS = Path(__file__).with_name("rows")
+
+
+def rows_of(version: int, job_id: str) -> list[dict[str, Any]]:
+    """A video as that version stored it: the second request of its file."""
+    text = (ROWS / f"requests_v{version}.json").read_text(encoding="utf-8").replace("job_2", job_id)
+    rows: list[dict[str, Any]] = json.loads(text)
+    return rows[1:]
+
+
+@pytest.mark.parametrize("version", [0, 1])
+async def test_a_job_that_another_version_stored_is_made(folder: Folder, version: int) -> None:
+    async with folder.runner(Stages()) as jobs:
+        jobs.store.add(NewJob("video_1", "video", rows_of(version, "video_1")), None)
+        job = await ended(jobs)
+        assert (job.status, job.asked.seed) == ("completed", 7)
+
+
+async def test_a_job_whose_row_cannot_be_read_fails_by_itself_and_holds_up_no_other(folder: Folder) -> None:
+    [row] = rows_of(1, "video_1")
+    del row["work"]["seed"]
+    async with folder.runner(Stages()) as jobs:
+        jobs.store.add(NewJob("video_1", "video", [row]), None)
+        await submit(jobs, "video_2")
+        bad, good = await ended(jobs, "video_1"), await ended(jobs, "video_2")
+    assert (bad.status, good.status) == ("failed", "completed")
+    assert bad.error is not None
+    assert "seed" in bad.error["message"]
+
+
+@pytest.mark.parametrize("cut", [0, 20, -1])
+async def test_a_cut_checkpoint_means_start_again_with_the_same_bytes(folder: Folder, cut: int) -> None:
+    stages, alive = Stages(), Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages) as first:
+        await submit(first)
+        await stages.reached.wait()
+        await until(lambda: checkpoint_step(first) == 3)
+    with sqlite3.connect(folder.path / "jobs.sqlite") as database:
+        [(data,)] = database.execute("SELECT data FROM job_checkpoints").fetchall()
+        database.execute("UPDATE job_checkpoints SET data = ?", (data[:cut],))
+    database.close()
+    async with folder.runner(alive) as second:
+        job = await ended(second)
+    assert (alive.began_at, job.status) == ([0], "completed")
+    assert await file_of(folder, job) == await truth()
