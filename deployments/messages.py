@@ -183,6 +183,7 @@ class StageDescription:
     weight_bytes: dict[str, int]  # component -> bytes of parameters and buffers held in this process
     process_id: int
     node_id: str = ""
+    features: tuple[str, ...] = ()  # names that GenerationRequest.features may have
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
 
     def takes(self, name: str) -> bool:

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.devices import select_device, synchronize
+from deployments.features import FEATURES
 from deployments.media.pool import MediaPool
 from deployments.messages import (
     UNFOLLOWED,
@@ -78,7 +79,11 @@ class StageReplica:
         self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), observers)
         self.stage = build_stage(model, stages, self.env, self.device, self.observers.wrap_kernel)
         self.observers.install(self.stage.components)
-        self.description = replace(describe_stage(self.stage), node_id=ray.get_runtime_context().get_node_id())
+        self.description = replace(
+            describe_stage(self.stage),
+            features=tuple(feature.name for feature in FEATURES),
+            node_id=ray.get_runtime_context().get_node_id(),
+        )
         self.threads = StageThreads(self.stage, self.observers)
         self._owners = OwnerWatch()
         self._others = OtherStages(others or {})

@@ -92,7 +92,7 @@ def to_generation_requests(
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
-    cache_dit = _cache_dit(body)
+    features = _features(body, description)
     return [
         GenerationRequest(
             id,
@@ -102,7 +102,7 @@ def to_generation_requests(
             output,
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
-            features={} if cache_dit is None else {"cache_dit": cache_dit},
+            features=dict(features),
         )
         for index, id in enumerate(ids)
     ]
@@ -114,6 +114,16 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
         if value not in harmless:
             allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
             raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+
+
+def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
+    """What the request asks of features, by their names; the denoiser checks the values.
+
+    A feature that has no field of its own is asked for in `extra_args`.
+    """
+    features = {name: value for name, value in body.extra_args.items() if name in description.features}
+    cache_dit = _cache_dit(body)
+    return features if cache_dit is None else {**features, "cache_dit": cache_dit}
 
 
 def _cache_dit(body: GenerationBody) -> dict[str, Any] | None:
@@ -210,7 +220,8 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
 
 def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     known = [*body.field_names(), *FIELD_INSTEAD]
-    for name, value in body.extra_args.items():
+    extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
+    for name, value in extra.items():
         param = f"extra_args.{name[:80]}"
         if name in known:
             raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
@@ -220,7 +231,7 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
             hint = closest(name, [each for each in description.parameters if each not in known])
             raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
         _check_extra_value(param, value, description.parameters[name], limits)
-    return dict(body.extra_args)
+    return extra
 
 
 _TYPES_LIKE: dict[type, tuple[tuple[type, ...], str]] = {

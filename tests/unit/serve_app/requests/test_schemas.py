@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from typing import Any
@@ -488,6 +489,16 @@ def test_characters_beyond_the_first_plane_are_no_halves():
 def test_cache_dit_is_taken_in_our_words_and_in_sglangs(fields: dict[str, Any], cache_dit: Any) -> None:
     for request in image_requests(prompt="cat", n=2, **fields):
         assert request.features.get("cache_dit") == cache_dit
+
+
+def test_a_feature_without_a_field_is_asked_for_in_extra_args_where_the_model_has_it() -> None:
+    body = ImageGenerationBody.model_validate({"prompt": "a fox", "extra_args": {"planted": {"strength": 2}}})
+    with_it = dataclasses.replace(describe(FluxPipeline), features=("cache_dit", "planted"))
+    [request] = to_generation_requests(body, with_it, LIMITS, "r", "tiny")
+    assert request.features == {"planted": {"strength": 2}}
+    assert "planted" not in request.arguments
+    assert "has no argument 'planted'" in refused("extra_args.planted", extra_args={"planted": 1})
+    assert "use the field 'cache_dit'" in refused("extra_args.cache_dit", extra_args={"cache_dit": {}})
 
 
 def test_cache_dit_in_both_words_is_refused_by_name() -> None:
