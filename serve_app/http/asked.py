@@ -22,6 +22,7 @@ class HowAsked:
 
     idempotency_key: str | None
     respond_async: bool
+    is_streamed: bool = False
 
     @property
     def wants_job(self) -> bool:
@@ -36,7 +37,24 @@ def how_asked(headers: Mapping[str, str], body: object = None) -> HowAsked:
         raise InvalidRequestError("Idempotency-Key must have 1 to 255 printable ASCII characters", "Idempotency-Key")
     preferences = headers.get("prefer", "").lower().replace(" ", "").split(",")
     respond_async = any(each.partition(";")[0] == "respond-async" for each in preferences)
-    return HowAsked(key, respond_async or getattr(body, "background", None) in (True, "true"))
+    in_background = getattr(body, "background", None) in (True, "true")
+    return HowAsked(key, respond_async or in_background, bool(getattr(body, "stream", None)))
+
+
+def check_how_asked(asked: HowAsked, body: ImageGenerationBody | VideoGenerationBody) -> None:
+    """Raises InvalidRequestError for fields that do not go together with the way of answering."""
+    if not asked.respond_async and body.webhook_url is not None:
+        raise NotSupportedError("webhook_url is for jobs: ask for one with Prefer: respond-async", "webhook_url")
+    if asked.wants_job and asked.is_streamed:
+        field = "background" if asked.respond_async else "Idempotency-Key"
+        raise NotSupportedError(f"{field} is not supported together with stream: a job has events of its own", field)
+    if asked.is_streamed and body.response_format == "url":
+        raise NotSupportedError("response_format must be 'b64_json' with stream: true", "response_format")
+    if body.partial_images and not asked.wants_job and not asked.is_streamed:
+        needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
+        raise InvalidRequestError(
+            f"partial_images={body.partial_images} needs {needed} (for events of a job)", "partial_images"
+        )
 
 
 def idempotency_key(asked: HowAsked, route: str, body: BaseModel) -> IdempotencyKey | None:
@@ -44,21 +62,3 @@ def idempotency_key(asked: HowAsked, route: str, body: BaseModel) -> Idempotency
     if asked.idempotency_key is None:
         return None
     return IdempotencyKey(asked.idempotency_key, body_digest(route, body))
-
-
-def check_how_asked(asked: HowAsked, body: ImageGenerationBody | VideoGenerationBody) -> None:
-    """Raises NotSupportedError for fields that do not go together with the way of answering."""
-    if not asked.respond_async and body.webhook_url is not None:
-        raise NotSupportedError("webhook_url is for jobs: ask for one with Prefer: respond-async", "webhook_url")
-    if asked.wants_job and getattr(body, "stream", None):
-        field = "background" if asked.respond_async else "Idempotency-Key"
-        raise NotSupportedError(f"{field} is not supported together with stream: a job has events of its own", field)
-
-
-def refuse_partial_images(body: ImageGenerationBody | VideoGenerationBody) -> None:
-    """Raises InvalidRequestError: an answer at once has no place for them."""
-    if body.partial_images:
-        needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
-        raise InvalidRequestError(
-            f"partial_images={body.partial_images} needs {needed} (for events of a job)", "partial_images"
-        )

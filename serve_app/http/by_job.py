@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi.responses import JSONResponse, Response
 
+from deployments.messages import GenerationRequest
 from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
     ImagesAnswer,
@@ -19,7 +20,6 @@ from serve_app.http.context import RequestContext
 from serve_app.http.errors import error_response
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.records import Job
-from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.service import Service
 
@@ -30,6 +30,8 @@ async def answer_by_job(
     asked: HowAsked,
     route: str,
     body: ImageGenerationBody | VideoGenerationBody,
+    job_id: str,
+    requests: list[GenerationRequest],
 ) -> Response | ImagesAnswer:
     """With `background` or `Prefer: respond-async` the job itself, as soon as it is stored; with an
     Idempotency-Key what the job made, when it has ended, be it of this request or of an earlier one with the
@@ -37,8 +39,7 @@ async def answer_by_job(
 
     Raises InvalidRequestError, OverloadedError, ConflictError.
     """
-    kind, job_id = body.media_kind, new_job_id(body.media_kind)
-    requests = await service.parse(body, job_id)
+    kind = body.media_kind
     shown = {"prompt": body.prompt}
     if kind == "video":
         shown |= shown_of_video(requests[0], await service.model.describe())

@@ -9,14 +9,12 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from deployments.errors import NotSupportedError
 from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.errors import report_error
 from serve_app.http.errors import error_content
 from serve_app.http.sse import KEEP_ALIVE, sse_event
 from serve_app.making.at_once import Tasks
 from serve_app.making.follower import Follower
-from serve_app.requests.bodies import ImageGenerationBody
 
 StreamPrefix = Literal["image_generation", "image_edit"]
 
@@ -27,13 +25,6 @@ NO_TOKENS = {
     "output_tokens": 0,
     "total_tokens": 0,
 }
-
-
-def without_stream(body: ImageGenerationBody) -> ImageGenerationBody:
-    """The body of the same pictures, not streamed. Raises NotSupportedError for what cannot be streamed."""
-    if body.response_format == "url":
-        raise NotSupportedError("response_format must be 'b64_json' with stream: true", "response_format")
-    return body.model_copy(update={"stream": None})
 
 
 class PartialPictures:

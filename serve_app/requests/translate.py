@@ -31,7 +31,6 @@ NO_REQUEST: dict[str, tuple[Any, ...]] = {
     "style": (None, "auto"),
     "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
     "moderation": (None, "auto", "low"),
-    "stream": (None, False),
 }
 
 # Passed on under the same name when they are set.

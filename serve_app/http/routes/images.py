@@ -9,20 +9,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.errors import InvalidRequestError, NotSupportedError
-from deployments.messages import StageDescription
+from deployments.messages import GenerationRequest, StageDescription
 from serve_app.http.answers import ImagesAnswer, OutputURLs, items_of_media
-from serve_app.http.asked import check_how_asked, how_asked, refuse_partial_images
+from serve_app.http.asked import check_how_asked, how_asked
 from serve_app.http.by_job import answer_by_job
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM
 from serve_app.http.reading import openapi_content, read_body
-from serve_app.http.streaming import (
-    PartialPictureFollower,
-    PartialPictures,
-    StreamPrefix,
-    picture_events,
-    without_stream,
-)
+from serve_app.http.streaming import PartialPictureFollower, PartialPictures, StreamPrefix, picture_events
+from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.service import Service
@@ -63,12 +58,12 @@ async def answer_images(
     """The answer to generations and edits: by a job, with `stream` as events, or at once."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
-    if asked.wants_job:
-        return await answer_by_job(service, context, asked, prefix, body)
-    if body.stream:
-        return await stream_images(service, context, body, prefix)
-    refuse_partial_images(body)
-    requests = await service.parse(body)
+    job_id = new_job_id("image") if asked.wants_job else None
+    requests = await service.parse(body, job_id)
+    if job_id is not None:
+        return await answer_by_job(service, context, asked, prefix, body, job_id, requests)
+    if asked.is_streamed:
+        return await stream_images(service, context, requests, body.partial_images or 0, prefix)
     media = await service.at_once.all(requests, context.caller)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.route_prefix)
@@ -76,12 +71,11 @@ async def answer_images(
 
 
 async def stream_images(
-    service: Service, context: RequestContext, body: ImageGenerationBody, prefix: StreamPrefix
+    service: Service, context: RequestContext, requests: list[GenerationRequest], previews: int, prefix: StreamPrefix
 ) -> Response:
-    """Each picture as an event when it is made, and those on its way that were asked for."""
-    requests = await service.parse(without_stream(body))
+    """Each picture as an event when it is made, and `previews` of each on its way."""
     partials = PartialPictures()
-    followers = [PartialPictureFollower(partials, each, body.partial_images or 0) for each in requests]
+    followers = [PartialPictureFollower(partials, each, previews) for each in requests]
     store = partial(store_media, service.storage) if service.storage.is_shared else None
     tasks = await service.at_once.start(requests, context.caller, followers, then=store)
     return StreamingResponse(picture_events(prefix, tasks, partials), media_type="text/event-stream")

@@ -24,7 +24,7 @@ from serve_app.http.answers import (
     shown_of_video,
     video_object,
 )
-from serve_app.http.asked import check_how_asked, how_asked, idempotency_key, refuse_partial_images
+from serve_app.http.asked import check_how_asked, how_asked, idempotency_key
 from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
@@ -50,10 +50,10 @@ def video_routes(service: Service) -> APIRouter:
         """A video from a prompt; the answer comes when it is made."""
         asked = how_asked(request.headers, body)
         check_how_asked(asked, body)
-        if asked.wants_job:
-            return await answer_by_job(service, context, asked, request.url.path, body)
-        refuse_partial_images(body)
-        requests = await service.parse(body)
+        job_id = new_job_id("video") if asked.wants_job else None
+        requests = await service.parse(body, job_id)
+        if job_id is not None:
+            return await answer_by_job(service, context, asked, request.url.path, body, job_id, requests)
         media = await service.at_once.all(requests, context.caller)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.route_prefix)

@@ -221,7 +221,6 @@ def test_another_model_than_the_served_one_is_not_found():
         ("style", ["auto"], "vivid"),
         ("background", ["auto", "opaque"], "transparent"),
         ("moderation", ["auto", "low"], "strict"),
-        ("stream", [False], True),
     ],
 )
 def test_openai_fields_without_meaning_here_are_accepted_only_if_they_ask_for_nothing(
