@@ -120,7 +120,7 @@ def check_kills(applications: list[Application], rounds: int, metrics_port: int)
     ]
     metrics = wait_for_metrics(metrics_port, ("triptych_recoveries", "triptych_resumes", "triptych_step_seconds"))
     figures += [f"{name}: {value:g}" for name, value in {**hits, **metrics}.items()]
-    assert all(app.finished >= 3 for app in applications)
+    assert all(app.finished >= 2 for app in applications), "each of the two callers got on"
     assert hits["recoveries"] >= FEWEST_HITS * rounds * len(MOMENTS)
     assert hits["extra_steps"] <= CHECKPOINT_EVERY * hits["recoveries"]
     return figures
