@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,11 +21,9 @@ from deployments.media.pool import MediaPool
 from deployments.messages import StageDescription
 from deployments.observability.observer import Observers
 from deployments.observability.torch_profiler import ProfilerBusyError, TorchProfiler
+from deployments.stages.denoise import DenoiserStage
 from env_config.effective import effective_values
 from env_config.variables import EnvConfig
-
-if TYPE_CHECKING:
-    from deployments.stages.denoise import DenoiserStage
 
 
 @dataclass(frozen=True)
