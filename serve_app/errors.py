@@ -1,4 +1,4 @@
-"""The application's errors, and ErrorReport: any error as callers are told of it.
+"""The application's errors, and ErrorReport: any error as callers read it.
 
 They stand under deployments.errors, whose tree goes on here:
 
@@ -102,7 +102,7 @@ class ErrorReport:
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """How errors of one class are reported; without a `message` the error's own text is told."""
+    """How errors of one class are reported; without a `message` callers read the error's own text."""
 
     error: type[Exception]
     status: int
@@ -111,7 +111,7 @@ class ErrorKind:
     message: str | None = None
 
 
-# The first row that fits counts. The texts of Ray's own errors hold tracebacks and paths: never told.
+# The first row that fits counts. The texts of Ray's own errors hold tracebacks and paths: never sent.
 ERROR_KINDS = (
     ErrorKind(NotFoundError, 404, "invalid_request_error"),
     ErrorKind(ModelNotFoundError, 404, "invalid_request_error"),

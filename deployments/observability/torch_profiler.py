@@ -70,8 +70,7 @@ class TorchProfiler(Observer):
     def trace(self, request_id: str, stage: StageName, all_threads: bool = False) -> Iterator[StepCounter]:
         """Profile the calling thread, or with `all_threads` the process, until the end or `max_steps` steps.
 
-        A process takes one trace at a time: a request that comes meanwhile runs unprofiled, and the log says
-        so.
+        A process takes one trace at a time. A request that comes meanwhile runs unprofiled; the log names it.
         """
         if not self.directory:
             yield StepCounter(self._max_steps, None)

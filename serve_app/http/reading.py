@@ -95,7 +95,7 @@ async def _read_form(request: Request) -> dict[str, Any]:
 
 
 def _plain_value(value: str | bytes) -> Any:
-    """Forms have no types: what reads as JSON is meant so."""
+    """Forms have no types: a value that reads as JSON is taken as JSON."""
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

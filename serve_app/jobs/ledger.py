@@ -15,7 +15,7 @@ from serve_app.making.admission import Admission, Size, Ticket
 PAUSE_S = 1.0  # between looks at what other replicas have taken, begun or ended
 
 
-class JobBooks:
+class JobLedger:
     """The tickets of every job that has not ended, whichever replica took it or runs it, from one start to the next."""
 
     def __init__(self, admission: Admission, store: JobStore, threads: StoreThreads, runner: str) -> None:
@@ -61,7 +61,7 @@ class JobBooks:
         await asyncio.sleep(PAUSE_S)
 
     async def look(self) -> None:
-        """Bring the books to what the store says."""
+        """Bring the tickets in line with the store."""
         known = self._tickets.keys() - self._being_stored
         unfinished = {job.id: job for job in await self._threads.run(self._store.unfinished)}
         for job_id in known - unfinished.keys():

@@ -19,7 +19,7 @@ from deployments.messages import GenerationRequest, MediaKind, StageDescription
 from serve_app.jobs.codec import requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import JobEvent, job_events
-from serve_app.jobs.ledger import JobBooks
+from serve_app.jobs.ledger import JobLedger
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
@@ -89,15 +89,15 @@ class Jobs:
         self.webhook_rules = webhook_rules or WebhookRules()
         self._webhooks: set[asyncio.Task[None]] = set()
         name = uuid.uuid4().hex
-        self.books = JobBooks(admission, self.store, self.threads, name)
+        self.ledger = JobLedger(admission, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.changes, make, storage, name, args.max_running, args.lease_s,
-            on_made=self.books.made,
+            on_made=self.ledger.made,
         )  # fmt: skip
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(self.books.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
+        self.runner.start(self.ledger.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -138,17 +138,17 @@ class Jobs:
             if known is not None:
                 return known
         if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
-            raise self.books.admission.overloaded("too many jobs are waiting")
+            raise self.ledger.admission.overloaded("too many jobs are waiting")
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
         new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
-        with self.books.entering(job_id, sizes, owner, is_awaited):
+        with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
             self.changes.notify()
         else:
-            self.books.close(job_id)
+            self.ledger.close(job_id)
         return job
 
     async def get(self, job_id: str, owner: str) -> Job:
@@ -186,7 +186,7 @@ class Jobs:
         """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
         job = await self.threads.run(self.store.cancel, job_id, owner)
         self.runner.stop_job(job_id)
-        self.books.close(job_id)
+        self.ledger.close(job_id)
         self.changes.notify()
         for output in job.outputs:
             await self.storage.delete(output.key)
@@ -195,7 +195,7 @@ class Jobs:
     async def delete(self, job_id: str, owner: str) -> Job:
         """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
         job = await self.runner.remove(job_id, owner)
-        self.books.close(job_id)
+        self.ledger.close(job_id)
         self.changes.notify()
         return job
 

@@ -165,7 +165,7 @@ class JobStore:
             connection.execute(change)
 
     def take_webhooks(self, limit: int, again_after_s: float) -> list[Webhook]:
-        """Those that are due; who takes one has `again_after_s` to tell it and to say so."""
+        """The webhooks that are due. The taker has `again_after_s` to deliver one; then it is due again."""
         now = self._clock()
         due = (
             sa.select(jobs.c.id)
@@ -181,7 +181,7 @@ class JobStore:
             return [Webhook(*row) for row in connection.execute(change.returning(*columns))] if ids else []
 
     def webhook_done(self, job_id: str) -> None:
-        """It was told, or given up."""
+        """It was delivered, or given up."""
         with self._writing.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_due=None))
 

@@ -95,7 +95,7 @@ def _at(known: dict[Shape, float], shape: Shape) -> float | None:
 
 
 class Admission:
-    """The books of one ingress replica; used from its event loop only.
+    """Counts what one ingress replica has let in; used from its event loop only.
 
     Jobs are in them too (serve_app.jobs.ledger). Those that wait are not in the way of those who wait for an answer:
     few jobs run at a time. So they count for what new jobs are told, and not for the others.

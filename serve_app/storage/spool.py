@@ -108,7 +108,7 @@ class SpooledStorage:
                 return
         except StorageError as error:
             logger.warning("%s will be deleted later, because %s", key, error)
-        # The one who uploads also deletes what is marked, so it cannot upload it after the deletion.
+        # The uploader also deletes marked objects: it cannot upload one after its deletion.
         await asyncio.to_thread(write_whole, self._mark(key), b"")
         _remove(self._entry(key))
 

@@ -1,4 +1,4 @@
-"""Cache-DiT: steps whose first blocks hardly change reuse what the rest of the blocks gave before.
+"""Cache-DiT: if the first blocks barely changed since the last step, the output of the remaining blocks is reused.
 
 The library is made for one request at a time: its own refresh between requests starts one step late, so
 that the first step of a request can be served from the previous one. Here every request owns its contexts

@@ -39,7 +39,7 @@ from deployments.messages import (
 )
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
-from serve_app.jobs import ledger as books
+from serve_app.jobs import ledger
 from serve_app.jobs import runner, service
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
@@ -60,7 +60,7 @@ STEPS = 10
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.02)
-    monkeypatch.setattr(books, "PAUSE_S", 0.02)
+    monkeypatch.setattr(ledger, "PAUSE_S", 0.02)
     monkeypatch.setattr(runner, "WRITE_PAUSE_S", 0.0)
     monkeypatch.setattr(runner, "WRITE_SHARE", 1.0)
 
@@ -566,10 +566,10 @@ async def test_a_webhook_is_refused_where_nothing_signs_it(folder: Folder) -> No
 # --- requests and checkpoints as bytes ---
 
 
-# --- the books of admission ---
+# --- jobs in the ledger ---
 
 
-async def test_jobs_count_in_the_books_of_every_replica_until_they_end(folder: Folder) -> None:
+async def test_jobs_count_in_the_ledger_of_every_replica_until_they_end(folder: Folder) -> None:
     stages = Stages()
     stages.hold_at = 3
     folder.admission = here = Admission(AdmissionArgs())
@@ -599,8 +599,8 @@ async def test_jobs_of_before_a_restart_still_count(folder: Folder) -> None:
     folder.admission = Admission(AdmissionArgs(max_job_queue_s=12, first_guess_s=5))
     async with folder.runner(later, max_running=1) as jobs:
         await later.reached.wait()
-        await until(lambda: jobs.books.admission.queue_s(with_waiting_jobs=False) == 5)
-        assert jobs.books.admission.queue_s() == 10
+        await until(lambda: jobs.ledger.admission.queue_s(with_waiting_jobs=False) == 5)
+        assert jobs.ledger.admission.queue_s() == 10
         with pytest.raises(OverloadedError) as refused:
             await submit(jobs, "video_3")
         assert refused.value.retry_after_s == 3

@@ -169,7 +169,7 @@ def test_more_replicas_make_the_queue_shorter(monkeypatch):
     assert made.queue_s() == pytest.approx(8, rel=0.35)  # and not 16
 
 
-# --- jobs in the books ---
+# --- jobs beside those who wait ---
 
 FOUR_STEPS = (32, 32, 1, 4)
 
