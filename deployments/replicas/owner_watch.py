@@ -62,7 +62,7 @@ class OwnerWatch:
                 await asyncio.sleep(self._every_s)
                 continue
             self._seen |= self._tasks.keys() & living
-            absent = (self._tasks.keys() & self._seen) - living  # an owner that was never seen may be invisible from here
+            absent = (self._tasks.keys() & self._seen) - living  # one that was never seen may be invisible here
             for owner in absent & missing:  # twice in a row: one look may come while the control store starts again
                 tasks = self._tasks.pop(owner)
                 logger.warning("%d requests are ended: %s, which asked for them, is gone", len(tasks), owner)

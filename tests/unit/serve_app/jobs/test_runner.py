@@ -39,8 +39,7 @@ from deployments.messages import (
 )
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
-from serve_app.jobs import ledger
-from serve_app.jobs import runner, service
+from serve_app.jobs import ledger, runner, service
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
 )
