@@ -8,27 +8,17 @@ from typing import Any, Literal
 from deployments.messages import MediaKind
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
+from serve_app.storage.outputs import StoredFile
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class Output:
-    """A file that a job made; `upload_pending`: it still waits in the spool of the machine that made it."""
+class Output(StoredFile):
+    """A file that a job made."""
 
     request: int  # its place among the job's requests
-    number: int  # of the request's files
-    key: str  # in the storage
-    content_type: str
-    num_bytes: int
-    sha256: str  # hexadecimal
-    seed: int
-    width: int  # pixels
-    height: int  # pixels
-    num_frames: int
-    fps: float | None
-    upload_pending: bool
 
 
 @dataclass(frozen=True)
