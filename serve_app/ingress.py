@@ -23,7 +23,9 @@ from serve_app.service import ServiceArgs, open_service
 )
 @serve.ingress()
 class Ingress:
-    """One replica of the ingress; it holds handles and no tensors. One that cannot store outputs does not start."""
+    """One replica of the ingress: it runs no model. It does not start where it cannot store outputs, or spool them."""
+
+    docs_path = "/docs"  # where Serve's status page finds the routes
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: ServiceArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
@@ -33,10 +35,12 @@ class Ingress:
         owner = ray.get_runtime_context().get_actor_name() or ""
         stages = Stages(encoder, denoiser, vae, owner)
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
-        self.service.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return http_app(self.service)
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called after the constructor. The service starts last: a replica that cannot answer runs no jobs."""
+        app = http_app(self.service)
+        self.service.start()
+        return app
 
     def __del__(self) -> None:
         """Serve calls it when the replica is stopped: its jobs go to others at once."""

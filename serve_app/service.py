@@ -98,9 +98,9 @@ class Service:
 
     def close(self) -> None:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
-        self.jobs.close()
         for task in self._uploads:
             task.cancel()
+        self.jobs.close()
 
 
 async def open_service(

@@ -243,7 +243,7 @@ def digest(content: Packed) -> str:
 def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> str:
     """Equal for the same request on the same model; settings that change the numbers are part of it."""
     arguments = map_values(_file_content, dict(sorted(request.arguments.items())))
-    settings = pack(without_opaque([arguments, request.seed, request.features]))
+    settings = pack(without_opaque([arguments, request.seed, dict(sorted(request.features.items()))]))
     return hashlib.sha256(f"{model_fingerprint}|{digest(settings)}".encode()).hexdigest()
 
 

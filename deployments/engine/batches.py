@@ -49,7 +49,7 @@ class Batches:
         forward.num_samples = merger.num_samples(forward.arguments)
         context = forward.context[0] if forward.context else None
         try:
-            if forward.merge_key is None:
+            if forward.is_alone:
                 raise CannotMergeError("what surrounds it is for this forward alone")
             structure = merger.structure(forward.arguments, forward.num_samples)
             key = (forward.component, context, merger.axes is None, forward.merge_key, structure)

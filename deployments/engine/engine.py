@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
@@ -135,7 +134,8 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What waits and what has been done so far, as plain values."""
-        return {"is_alive": self.is_alive, "waiting_forwards": self.num_waiting, **asdict(self.statistics)}
+        statistics = {**vars(self.statistics), "batch_sizes": self.statistics.batch_sizes.copy()}
+        return {"is_alive": self.is_alive, "waiting_forwards": self.num_waiting, **statistics}
 
     def set_axes(self, component: str, axes: BatchAxes) -> None:
         """What was learned of a module; what is known of it already stays."""
@@ -167,7 +167,7 @@ class Engine:
         """The forward's output; other fibers go on until it is there.
 
         `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
-        a batch, which runs in the surrounding of its first; None: this one runs alone.
+        a batch, which runs in the surrounding of its first. None, or a surrounding without a key: this one runs alone.
         Raises what the module raised, CancelledStage, or GenerationFailedError when the fiber has expired.
         """
         if threading.current_thread() is not self._thread:

@@ -1,4 +1,4 @@
-"""What calls a module: the engine's only touch of the device."""
+"""What calls a module. The engine itself merges, splits and compares tensors where they are; it calls no module."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Forward:
     context: CacheContext | None
     arguments: dict[str, Any]
     surround: Surround | None = None
-    merge_key: Hashable | None = ()  # None: it runs alone
+    merge_key: Hashable | None = ()  # None: it runs alone; so does a surrounded forward without a key of its own
     structure: Structure = field(default_factory=lambda: Structure(None, ""))
     num_samples: int = 1
     merger: Merger | None = None
@@ -51,6 +51,11 @@ class Forward:
     caller: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """It shares a batch with no other, whatever its arguments."""
+        return self.merge_key is None or (self.surround is not None and self.merge_key == ())
 
 
 def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Which requests want it, and with what (`wanted`)? How does it begin in a request's session, and what does it take over
 from a checkpoint (`begin`)? What surrounds one forward, and under which key may that forward share a batch
-(`surround`)? What of it goes into a checkpoint (`snapshot`)? What do the answer and the metrics say of it (`summary`)?
+(`surround`)? What of it goes into a checkpoint (`snapshot`)? What do /dev/features and the metrics say (`summary`)?
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ class Surrounding:
     """What is entered around one forward, in the engine's thread; it touches nothing that another forward sees."""
 
     enter: Surround | None = None
-    merge_key: Hashable | None = ()  # equal keys may share a batch, surrounded as its first forward; None: alone
+    merge_key: Hashable | None = None  # equal keys may share a batch, surrounded as its first forward; None: alone
 
 
-NOTHING = Surrounding()
+NOTHING = Surrounding(None, ())
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a feature has done for one request."""
 
-    values: dict[str, Any]  # plain values, for the routes under /dev
-    measurements: tuple[object, ...] = ()  # for the metrics
+    values: dict[str, Any]  # plain values, for /dev/features
+    measurements: tuple[object, ...] = ()  # for the metrics: each type needs a row of EXPORTS in replicas/metrics.py
 
 
 class FeatureInUse(Protocol):
     """A feature in the session of one request."""
 
     def surround(self, component: str, module: Any) -> Surrounding:
-        """For the forward that comes next; NOTHING leaves it as it is."""
+        """For the forward that comes next; NOTHING leaves it as it is.
+
+        Asked too for the forwards that a resumed request makes again before its checkpoint (`session.is_skipping`).
+        """
         ...
 
     def snapshot(self) -> Any:
@@ -48,7 +51,7 @@ class FeatureInUse(Protocol):
         ...
 
     def summary(self) -> Summary | None:
-        """Asked once, when the request has ended in whatever way; None: there is nothing to say."""
+        """Asked when the request has ended in whatever way; None: there is nothing to say."""
         ...
 
 
@@ -62,9 +65,10 @@ class Feature:
     """One row of FEATURES.
 
     `wanted` gets the process's settings and the request's own entry (None: it has none), and returns what `begin`
-    gets, or None for a request that goes without. It raises InvalidRequestError before anything has run.
+    gets, or None for a request that goes without. It raises InvalidRequestError before the denoiser has run anything.
     `begin` gets that, the session, and the snapshot of the checkpoint that the session goes on from (None: none).
-    `settings` are those of the process that change the numbers: a checkpoint made under others is refused.
+    `settings` are those of the process that change the numbers: a checkpoint made under others is refused. Their
+    repr must be the same in every process.
     `install` prepares the modules of a stage once, at its start, and returns a line for the log.
     """
 

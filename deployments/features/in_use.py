@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
 
 from deployments.denoising.checkpoint import ResumableSession
 from deployments.engine.forward import Surround
@@ -12,6 +15,8 @@ from deployments.errors import InvalidRequestError
 from deployments.features.feature import NOTHING, Feature, FeatureInUse, Summary, Surrounding
 from deployments.messages import GenerationRequest
 from env_config.variables import EnvConfig
+
+logger = logging.getLogger(__name__)
 
 Wanted = list[tuple[Feature, Any]]  # each with what its `wanted` returned
 
@@ -49,11 +54,20 @@ class FeaturesInUse:
         return {name: state for name, state in states.items() if state is not None}
 
     def summaries(self) -> dict[str, Summary]:
-        """By feature; those that have nothing to say are left out."""
-        summaries = {name: feature.summary() for name, feature in self.in_use.items()}
-        return {name: summary for name, summary in summaries.items() if summary is not None}
+        """By feature, without those that have nothing to say, or fail to: the request has ended anyway."""
+        summaries = {}
+        for name, feature in self.in_use.items():
+            try:
+                summary = feature.summary()
+            except Exception:
+                logger.exception("the feature %s has no summary of a request", name)
+                continue
+            if summary is not None:
+                summaries[name] = summary
+        return summaries
 
 
+@torch.no_grad()
 def begin_features(wanted: Wanted, session: ResumableSession) -> FeaturesInUse:
     saved = session.saved_features
     return FeaturesInUse(

@@ -96,12 +96,12 @@ class Observers(Observer):
         raise LookupError(f"this replica has no {kind.__name__}")
 
     def wrap_kernel(self, name: str, kernel: Kernel) -> Kernel:
-        for observer in self._observers:
+        for observer in reversed(self._observers):
             kernel = observer.wrap_kernel(name, kernel)
         return kernel
 
     def install(self, components: Mapping[str, torch.nn.Module]) -> None:
-        for observer in self._observers:
+        for observer in reversed(self._observers):
             observer.install(components)
 
     @contextmanager

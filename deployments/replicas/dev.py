@@ -71,10 +71,10 @@ class Inside:
             raise InvalidRequestError(str(error)) from error
         return {"replica_id": self.replica_id, "file": str(file)}
 
-    def cache_dit_summary(self) -> dict[str, Any]:
-        """Steps and blocks computed and reused by the last cached requests."""
-        requests = list(self.denoiser.recent_summaries["cache_dit"]) if self.denoiser else []
-        return {"replica_id": self.replica_id, "requests": requests}
+    def feature_summaries(self) -> dict[str, Any]:
+        """What each feature has done for the latest requests, by the names of features."""
+        recent = self.denoiser.recent_summaries if self.denoiser else {}
+        return {"replica_id": self.replica_id, "features": {name: list(each) for name, each in recent.items()}}
 
     async def caches(self) -> dict[str, Any]:
         """Bytes of each folder below the cache root and of the device's memory."""

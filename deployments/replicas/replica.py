@@ -72,7 +72,7 @@ class StageReplica:
         runtime = self.env.runtime
         set_library_caches(runtime.cache_root)
         apply_logging_level(runtime.logging_level)
-        # Before the device and the weights: see media_pool.
+        # Before the device and the weights: see deployments/media/pool.py.
         self.media_pool = MediaPool(runtime.worker_multiproc_method) if "vae" in stages else None
         self.device = select_device(runtime.target_device)
         replica_id = serve.get_replica_context().replica_id.unique_id
@@ -185,8 +185,8 @@ class StageReplica:
     async def stop_profiler(self) -> dict[str, Any]:
         return await self._inside.stop_profiler()
 
-    async def cache_dit_summary(self) -> dict[str, Any]:
-        return self._inside.cache_dit_summary()
+    async def feature_summaries(self) -> dict[str, Any]:
+        return self._inside.feature_summaries()
 
     async def caches(self) -> dict[str, Any]:
         return await self._inside.caches()

@@ -51,7 +51,7 @@ def call_inputs(pipeline_class: type) -> dict[str, inspect.Parameter]:
     call: Any = pipeline_class.__call__
     try:
         signature = inspect.signature(call, eval_str=True)
-    except (NameError, TypeError):  # names that only a type checker imports
+    except Exception:  # noqa: BLE001  (names that only a type checker imports, or that are gone)
         signature = inspect.signature(call)
     return dict(signature.parameters)
 

@@ -38,7 +38,7 @@ from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
-from deployments.stages.denoise_run import NO_FOLLOWER, Denoiser, DenoiseRun, DenoisingFollower
+from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
 
@@ -89,7 +89,7 @@ class DenoiserStage:
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
         denoisers = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
         wiring = SharedWiring(type(stage.pipeline).__name__, denoisers)
-        self._denoiser = Denoiser(stage, self.args, self.engine, wiring, measure, self.recent_summaries)
+        self._shared = SharedByRuns(stage, self.args, self.engine, wiring, measure, self.recent_summaries)
         self._learned: set[tuple[str, ...]] = set()  # kinds of requests whose batch axes are known
 
     def denoise(
@@ -108,7 +108,7 @@ class DenoiserStage:
         wanted = wanted_features(self.features, self.env, request)
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint, request)
-        run = DenoiseRun(self._denoiser, request, conditioning, wanted, fingerprint, envelope, follower)
+        run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not self.needs_remote_calls:
             try:

@@ -52,7 +52,7 @@ NO_FOLLOWER = DenoisingFollower()
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class SharedByRuns:
     """What all requests of a denoiser stage share."""
 
     stage: StagePipeline
@@ -70,7 +70,7 @@ class DenoiseRun:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: SharedByRuns,
         request: GenerationRequest,
         conditioning: Conditioning,
         wanted: Wanted,

@@ -36,6 +36,8 @@ from deployments.weights.stream import STREAMER_VARIABLE, stream_tensors
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError)  # what a broken or foreign checkpoint raises
+
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # in safetensors
 
 # Two streams from S3 in one process crash or lose tensors (runai-model-streamer 0.17), and both libraries
@@ -75,7 +77,7 @@ def load_component(
             module = load(cls, folder, dtype, torch.device(device))
         refuse_missing_weights(module)
         return module.to(device).eval()
-    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 

@@ -70,7 +70,7 @@ ROUTERS: tuple[MakeRoutes, ...] = (
 
 
 class PlainASGI:
-    """An application with nothing but what ASGI asks for, and its routes, by which Serve names its metrics.
+    """An application with nothing but what ASGI asks for, and what Serve names its metrics by: routes and router.
 
     Serve puts handlers of its own for its errors into an application that has `add_exception_handler`.
     """
@@ -78,6 +78,7 @@ class PlainASGI:
     def __init__(self, app: FastAPI) -> None:
         self._app = app
         self.routes: list[BaseRoute] = app.routes
+        self.router = app.router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

@@ -52,9 +52,8 @@ async def answer_by_job(
         location = {"Location": f"{context.route_prefix}/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
         return JSONResponse(content.model_dump(), 202, location)
     job = await service.jobs.end_of(job.id, context.caller)
-    failure = error_from_json(job.error)
-    if failure is not None:
-        return error_response(failure)
+    if job.status != "completed":
+        return error_response(error_from_json(job.error or {}))
     urls = OutputURLs(service.storage, context.route_prefix)
     return result_of(job, await items_of_job(body.response_format, job, urls))
 

@@ -237,7 +237,7 @@ def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
 
 
 def checkpoint_from_bytes(data: bytes) -> Checkpoint | None:
-    """The same checkpoint again; None, with a warning, for one that is damaged or of a newer version.
+    """The same checkpoint again; None, with a warning, for one that is damaged or of another version.
 
     The denoiser holds the content against its digest too.
     """
@@ -249,17 +249,17 @@ def checkpoint_from_bytes(data: bytes) -> Checkpoint | None:
 
 
 def _checkpoint(data: bytes) -> Checkpoint:
-    body = memoryview(data)
-    if data.startswith(MAGIC):
-        body = body[len(MAGIC) + _DIGEST_BYTES :]
-        if hashlib.sha256(body).digest() != data[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES]:
-            raise ValueError("it is damaged")
+    if not data.startswith(MAGIC):
+        raise ValueError("it is of version 0, or damaged")  # the denoiser of today could not use one of version 0
+    body = memoryview(data)[len(MAGIC) + _DIGEST_BYTES :]
+    if hashlib.sha256(body).digest() != data[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES]:
+        raise ValueError("it is damaged")
     end = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
     header = json.loads(bytes(body[_LENGTH_BYTES:end]))
     if not _is_object(header):
         raise ValueError("its header is no JSON object")
-    if header.get("version", 0) not in (0, VERSION):
-        raise ValueError(f"it is of version {header['version']!r}")
+    if header.get("version") != VERSION:
+        raise ValueError(f"it is of version {header.get('version')!r}")
     for name, is_right in CHECKPOINT_FIELDS.items():
         if not is_right(header[name]):
             raise ValueError(f"its field {name!r} has the wrong type")
@@ -286,10 +286,10 @@ def error_to_json(report: ErrorReport) -> Row:
     return error
 
 
-def error_from_json(error: Row | None) -> ErrorReport | None:
+def error_from_json(error: Row) -> ErrorReport:
     """The same report again; of what earlier versions wrote, parts may be missing."""
-    if error is None:
-        return None
+    if "code" not in error:
+        return ErrorReport(500, "server_error", "the job failed; why is not known", "generation_failed")
     status = error.get("status", 409)  # 409: it was cancelled
     kind = error.get("type") or ("server_error" if status >= 500 else "invalid_request_error")
-    return ErrorReport(status, kind, error["message"], error["code"], error.get("param"))
+    return ErrorReport(status, kind, error.get("message", ""), error["code"], error.get("param"))

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.errors import InvalidRequestError, StageUnavailableError, StorageError
+from deployments.errors import StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
 from serve_app.errors import ErrorReport, JobNotFoundError, LeaseLostError, original_error, report_error
 from serve_app.jobs.codec import (
@@ -215,14 +215,7 @@ class JobRunner:
                 message = f"the processes that worked on it ended {job.takeovers} times in a row"
                 await self._fail(job, ErrorReport(500, "server_error", message, "generation_failed"))
                 return
-            try:
-                await self._make(job)
-            except InvalidRequestError as error:
-                if getattr(original_error(error), "param", None) != "checkpoint":
-                    raise
-                logger.warning("job %s starts again, its checkpoint does not fit: %s", job.id, error)
-                await self.threads.run(self.store.drop_checkpoints, self.name, job.id)
-                await self._make(await self.threads.run(self.store.get, job.id))
+            await self._make(job)
             await self.threads.run(self.store.complete, self.name, job.id)
         except LeaseLostError as error:
             logger.info("job %s is left: %s", job.id, error)
@@ -270,7 +263,7 @@ class JobRunner:
         tasks = []
         for number, previews in enumerate(previews_from_json(job.requests)):
             if number not in done:
-                checkpoint = checkpoint_from_bytes(saved[number]) if number in saved else None
+                checkpoint = checkpoint_from_bytes(saved.pop(number)) if number in saved else None
                 follower = JobFollower(running, number, previews, checkpoint)
                 tasks.append(asyncio.create_task(self._make_one(requests[number], follower)))
         try:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
-from serve_app.jobs.codec import requests_from_json, requests_to_json
+from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import JobEvent, job_events
 from serve_app.jobs.ledger import JobLedger
@@ -164,6 +164,10 @@ class Jobs:
     async def requests_of(self, job: Job) -> list[GenerationRequest]:
         """What the job was asked for."""
         return requests_from_json(job.requests, await self.threads.run(self.store.input_images, job.id))
+
+    def previews_of(self, job: Job) -> int:
+        """How many pictures each of the job's requests was to show on its way."""
+        return max(previews_from_json(job.requests), default=0)
 
     async def end_of(self, job_id: str, owner: str) -> Job:
         """The job when it has ended. Raises JobNotFoundError if it is deleted meanwhile."""

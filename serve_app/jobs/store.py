@@ -288,12 +288,6 @@ class JobStore:
                 connection.execute(sa.insert(table).values(job_id=job_id, request=request, step=step, data=data))
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(takeovers=0))
 
-    def drop_checkpoints(self, runner: str, job_id: str) -> None:
-        """Forget them: they do not fit what is served now. Raises LeaseLostError."""
-        with self._writing.begin() as connection:
-            self._leased(connection, runner, job_id)
-            connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
-
     def save_outputs(
         self, runner: str, job_id: str, request: int, outputs: Sequence[Output], seconds: dict[str, float]
     ) -> None:

@@ -16,7 +16,7 @@ class Follower:
 
     wants_progress: bool = False  # an event after each step
     previews: int = 0  # pictures to show on the way
-    resume_from: Checkpoint | None = None  # where an earlier generation of the same request got to
+    resume_from: Checkpoint | None = None  # where an earlier generation of the same work got to
 
     def on_progress(self, progress: DenoisingProgress) -> None:
         """A step is done."""

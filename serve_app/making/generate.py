@@ -6,7 +6,6 @@ its last checkpoint and the inputs of the VAE stage, it also holds as bytes.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from typing import Any
 from ray.exceptions import ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError, HandOffIncompleteError
+from deployments.errors import GenerationFailedError, HandOffIncompleteError, InvalidRequestError
 from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, Envelope, GenerationRequest, Media
+from serve_app.errors import original_error
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
@@ -61,8 +61,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     """The files that the request makes.
 
     The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
-    from its last checkpoint. Raises InvalidRequestError for the caller's faults, GenerationFailedError for a
-    request whose replicas died MAX_DEATHS times without getting further.
+    from its last checkpoint. A checkpoint that does not fit means start again. Raises InvalidRequestError for the
+    caller's faults, GenerationFailedError for a request whose replicas died MAX_DEATHS times without getting further.
     """
     reached = Reached(follower.resume_from)
     reached.last_step = reached.step
@@ -78,6 +78,11 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
                 raise
             logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
             stages.complete_hand_off = True
+            reached = Reached(shown=reached.shown)
+        except InvalidRequestError as error:
+            if reached.checkpoint is None or getattr(original_error(error), "param", None) != "checkpoint":
+                raise
+            logger.warning("request %s starts again, its checkpoint does not fit: %s", request.request_id, error)
             reached = Reached(shown=reached.shown)
         except (RayError, RayServeException) as error:
             death = lost(error)
@@ -133,6 +138,7 @@ async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, 
                 case DecodeInputsArrived(inputs, reference, seconds):
                     reached.decode_inputs, reached.decode_inputs_reference = inputs, reference
                     reached.seconds = seconds
-    except asyncio.CancelledError:
+                    reached.checkpoint = None  # nobody goes back behind the inputs
+    except BaseException:  # nobody reads on, so nobody may work on
         stream.cancel()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -148,12 +149,19 @@ class SpoolUploads:
         lock = FileLock(self.storage.folder / ".lock", thread_local=False)
         pause_s = FIRST_PAUSE_S
         while True:
-            if not _acquired(lock) or await self.round():
+            if not _acquired(lock) or await self._safe_round():
                 pause_s = FIRST_PAUSE_S
                 await asyncio.sleep(IDLE_PAUSE_S)
             else:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _safe_round(self) -> bool:
+        try:
+            return await self.round()
+        except Exception:  # if this ended, outputs would wait for ever in a replica that looks healthy
+            logger.exception("the spool could not be looked through; trying again")
+            return False
 
     async def round(self) -> bool:
         """Try what is pending, and what is to be deleted; returns whether the storage took it."""
@@ -161,16 +169,20 @@ class SpoolUploads:
         for work, keys in ((self._upload, self.storage.pending), (self._delete, self._marked)):
             for key in keys():
                 try:
-                    await work(key)
+                    await self._work_or_set_aside(work, key)
                     failures = 0
-                except (DamagedEntryError, ObjectNotFoundError) as error:
-                    await asyncio.to_thread(self._set_aside, key, error)
                 except (StorageError, OSError) as error:
                     failures += 1
                     logger.warning("%s still waits in the spool: %s", key, error)
                 if failures >= MAX_FAILURES_PER_ROUND:
                     return False
         return failures == 0
+
+    async def _work_or_set_aside(self, work: Callable[[str], Awaitable[None]], key: str) -> None:
+        try:
+            await work(key)
+        except (DamagedEntryError, ObjectNotFoundError) as error:
+            await asyncio.to_thread(self._set_aside, key, error)
 
     async def _upload(self, key: str) -> None:
         entry = self.storage._entry(key)
@@ -197,7 +209,7 @@ class SpoolUploads:
         folder.mkdir(exist_ok=True)
         entry = self.storage._entry(key)
         for file in (entry, entry.with_suffix(".data"), self.storage._mark(key)):
-            if file.exists():
+            with contextlib.suppress(FileNotFoundError):  # it has no such file, or it was deleted meanwhile
                 file.rename(folder / file.name)
         logger.error("%s is set aside in %s, it cannot be uploaded: %s", key, folder, error)
 

@@ -215,6 +215,7 @@ def _reporting_class(cls: Any) -> Any:
 
     The signatures are kept, because pipelines inspect them to decide what to pass (the generator, for one).
     An instance without a session, such as one that a pipeline makes of this class, behaves as one of `cls`.
+    Instances cannot be pickled, since the class hides behind the name of its parent; no pipeline of diffusers does.
     """
 
     @functools.wraps(cls.step)

@@ -30,8 +30,11 @@ QUANTIZERS: tuple[Quantizer, ...] = (Quantizer("nvfp4", register_nvfp4),)
 def register_method(method: str | None) -> None:
     """Register the row of this name. Methods without one are the library's own, or it refuses them.
 
-    Raises ImportError where a row's library is not installed.
+    Raises ValueError where a row's library is not installed.
     """
     for quantizer in QUANTIZERS:
         if quantizer.method == method:
-            quantizer.register()
+            try:
+                quantizer.register()
+            except ImportError as error:
+                raise ValueError(str(error)) from error

@@ -67,10 +67,19 @@ def dev_routes(service: Service) -> APIRouter | None:
         """End the windows; answers the files, which are complete."""
         return await ask_all(service.stages, "stop_profiler")
 
+    @router.get("/features")
+    async def show_features() -> dict[str, Any]:
+        """What each feature has done for the latest requests of every replica."""
+        return await ask_all(service.stages, "feature_summaries")
+
     @router.get("/cache_dit")
     async def show_cache_dit() -> dict[str, Any]:
         """Steps and blocks that Cache-DiT computed and reused, for the last cached requests of every replica."""
-        return await ask_all(service.stages, "cache_dit_summary")
+        replicas = await ask_all(service.stages, "feature_summaries")
+        return {
+            name: [{"replica_id": a["replica_id"], "requests": a["features"].get("cache_dit", [])} for a in answers]
+            for name, answers in replicas.items()
+        }
 
     @router.get("/caches")
     async def show_caches() -> dict[str, Any]:

@@ -134,7 +134,8 @@ def video_routes(service: Service) -> APIRouter:
         ]
         shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
         key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
-        job = await service.jobs.submit("video", job_id, requests, shown, context.caller, key)
+        previews = service.jobs.previews_of(original)
+        job = await service.jobs.submit("video", job_id, requests, shown, context.caller, key, previews=previews)
         return _answer(service, context, job, response)
 
     return router

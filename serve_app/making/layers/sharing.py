@@ -16,7 +16,8 @@ Key = tuple[str, int, bool]  # digest of the work, number of previews, whether p
 class SharedGeneration(Follower):
     """A generation under way: it tells all who follow it."""
 
-    def __init__(self, first: Follower) -> None:
+    def __init__(self, key: Key, first: Follower) -> None:
+        self.key = key
         self.wants_progress = first.wants_progress
         self.previews = first.previews
         self.resume_from = first.resume_from
@@ -58,23 +59,26 @@ class SharedGenerations:
         finally:
             shared.followers.remove(follower)
             if not shared.followers:
+                self._forget(shared)  # at once: what is being cancelled serves no newcomer
                 shared.task.cancel()  # of no effect when it is done
 
     def _start(self, digest: str, request: GenerationRequest, first: Follower) -> SharedGeneration:
-        shared = SharedGeneration(first)
-        key = digest, first.previews, first.wants_progress
+        shared = SharedGeneration((digest, first.previews, first.wants_progress), first)
 
         async def work() -> Media:
             try:
                 return await self._make(request, shared)
             finally:
-                if self._under_way.get(key) is shared:
-                    del self._under_way[key]
+                self._forget(shared)
 
         # An empty context: it does not end with the HTTP request that began it, which others may share.
         shared.task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
-        self._under_way[key] = shared
+        self._under_way[shared.key] = shared
         return shared
+
+    def _forget(self, shared: SharedGeneration) -> None:
+        if self._under_way.get(shared.key) is shared:
+            del self._under_way[shared.key]
 
 
 SHARING = Layer("sharing", lambda make, context: SharedGenerations(make).make)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 from fastapi import APIRouter
+from ray.serve._private.thirdparty.get_asgi_route_name import extract_route_patterns, get_asgi_route_name
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,6 +57,14 @@ async def test_a_row_adds_a_family_of_routes_and_another_a_header_to_every_answe
             assert "/v1/planted" in (await client.get("/openapi.json")).json()["paths"]
             for path in ("/v1/models", "/nothing"):
                 assert (await client.get(path)).headers["x-planted"] == "flux"
+
+
+async def test_serve_names_its_metrics_by_our_routes(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        app: Any = await server.open()
+    assert "/v1/videos/{video_id}/content" in {pattern.path for pattern in extract_route_patterns(app)}
+    scope = {"type": "http", "method": "GET", "path": "/nothing", "headers": []}
+    assert get_asgi_route_name(app, scope) is None
 
 
 async def test_the_dev_routes_are_there_in_dev_mode_only(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from serve_app.jobs import runner
 from serve_app.making.admission import AdmissionArgs
 from tests.support.in_process import description, make_at_once
 from tests.support.jobs_in_process import ended, server_with_jobs
+from tests.support.videos import make_video
 
 IMAGES = "/v1/images/generations"
 VIDEO = description("WanPipeline", "num_frames", "fps", media_kind="video")
@@ -214,3 +217,30 @@ async def test_a_video_is_asked_for_as_sglangs_benchmark_does(tmp_path: Path) ->
         job = (await client.post("/v1/videos", files={**parts, "model": (None, info["model_path"])})).json()
         await ended(client, job["id"])
     assert [(request.seed, request.arguments["num_inference_steps"]) for request in server.requests] == [(5, 3), (6, 3)]
+
+
+async def previews_of(client: httpx.AsyncClient, job_id: str) -> list[int]:
+    """The steps of the previews among the events of a job that ends."""
+    answer = await client.get(f"/v1/jobs/{job_id}/events")
+    return [json.loads(line[6:])["step"] for line in re.findall(r"event: preview\n(data: .*)", answer.text)]
+
+
+async def make_later(request: GenerationRequest) -> Media:
+    await asyncio.sleep(0.5)  # what was shown on the way is written down by then
+    return await (make_video if request.output.kind == "video" else make_at_once)(request)
+
+
+async def test_partial_images_of_a_job_come_as_events_of_it(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        server.make = make_later
+        made = await client.post(IMAGES, json={"prompt": "x", "background": True, "partial_images": 2})
+        assert await previews_of(client, made.json()["id"]) == [1, 2]
+
+
+async def test_partial_images_of_a_video_come_as_events_of_it_and_of_its_remix(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        server.make = make_later
+        video = (await client.post("/v1/videos", json={"prompt": "x", "partial_images": 2})).json()
+        assert await previews_of(client, video["id"]) == [1, 2]
+        remix = (await client.post(f"/v1/videos/{video['id']}/remix", json={"prompt": "y"})).json()
+        assert await previews_of(client, remix["id"]) == [1, 2]

@@ -257,22 +257,6 @@ async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(folder: Fold
         assert (await ended(second)).status == "completed"
 
 
-async def test_a_checkpoint_that_does_not_fit_is_dropped_and_the_job_begins_anew(folder: Folder) -> None:
-    stages = Stages()
-    stages.hold_at = 3
-    async with folder.runner(stages) as first:
-        await submit(first)
-        await stages.reached.wait()
-        await until(lambda: checkpoint_step(first) == 3)
-    other_model = Stages()
-    other_model.failures = [InvalidRequestError("made by another model", "checkpoint")]
-    async with folder.runner(other_model) as second:
-        job = await ended(second)
-    assert other_model.began_at == [3, 0]
-    assert job.status == "completed"
-    assert await file_of(folder, job) == await truth()
-
-
 async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
     stages = Stages()

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError
+from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.messages import (
     Checkpoint,
     DecodeInputs,
@@ -204,3 +204,50 @@ def test_a_checkpoint_outlives_the_node_of_the_denoiser_that_made_it() -> None:
     denoiser = Stage([CHECKPOINT, checkpoint(1), PayloadFollows("checkpoint", 2), lost], COMPLETE)
     assert run(denoiser, Stage(media())).files == media().files
     assert checkpoints_sent(denoiser) == [None, checkpoint(1)]
+
+
+class ResumesFrom(Follower):
+    def __init__(self, step: int) -> None:
+        self.resume_from = checkpoint(step)
+
+
+def test_a_checkpoint_that_does_not_fit_means_start_again() -> None:
+    refused = RayTaskError("denoise", "traceback", InvalidRequestError("made by another model", "checkpoint"))
+    denoiser = Stage([refused.as_instanceof_cause()], COMPLETE)  # type: ignore[no-untyped-call]
+    stages = Stages(Stage("conditioning", "conditioning"), denoiser, Stage(media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST, ResumesFrom(5))).files == media().files
+    assert checkpoints_sent(denoiser) == [checkpoint(5), None]
+
+
+def test_a_request_that_is_refused_without_a_checkpoint_is_refused_once() -> None:
+    denoiser = Stage([InvalidRequestError("no such size", "size")])
+    with pytest.raises(InvalidRequestError, match="no such size"):
+        run(denoiser, Stage())
+    assert len(denoiser.calls) == 1
+
+
+@pytest.mark.parametrize("end", ["the caller hangs up", "something else comes than was announced"])
+def test_the_denoiser_is_told_when_nobody_reads_on(end: str) -> None:
+    async def stuck() -> AsyncIterator[Any]:
+        yield DenoisingProgress(1, 2)
+        if end == "the caller hangs up":
+            await asyncio.Event().wait()
+        yield CHECKPOINT
+        yield DECODE_INPUTS
+
+    class Denoiser(Stage):
+        def remote(self, *arguments: Any) -> Any:
+            return call
+
+        denoise = property(lambda self: self)
+
+    async def run_it() -> None:
+        stages = Stages(Stage("conditioning"), Denoiser(), Stage())  # type: ignore[arg-type]
+        task = asyncio.create_task(generate(stages, REQUEST))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    call = Stream(stuck())
+    asyncio.run(run_it())
+    assert call.is_cancelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import io
@@ -16,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image, ImageChops
 
-from deployments.messages import MediaFile
+from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.app import AppArgs
 from serve_app.making.layers.signing import MADE_BY_A_MODEL, ProvenanceError, make_signer
-from tests.support.in_process import picture, serving
+from tests.support.in_process import make_at_once, picture, serving, until
 from tests.support.stored_files import generation
 from tests.support.videos import make_video, video_file
 
@@ -138,6 +139,20 @@ async def test_answers_and_stored_files_are_signed_and_show_the_same_picture(tmp
         assert '"seed": "5"' in json.dumps(manifest)
         with Image.open(io.BytesIO(file)) as signed, Image.open(io.BytesIO(picture())) as plain:
             assert not ImageChops.difference(signed, plain).getbbox()
+
+
+async def test_equal_requests_at_the_same_time_get_the_same_signed_bytes(tmp_path: Path, chain: Chain) -> None:
+    async def make_when_both_have_asked(request: GenerationRequest) -> Media:
+        await until(lambda: server.service.admission.num_pending == 2)
+        return await make_at_once(request)
+
+    with serving(tmp_path / "outputs") as server:
+        server.configure(**chain.settings())
+        server.make = make_when_both_have_asked
+        body = {"prompt": "x", "seed": 5}
+        both = await asyncio.gather(*(server.post("/v1/images/generations", json=body) for _ in range(2)))
+    assert len(server.requests) == 1
+    assert len({answer.json()["data"][0]["b64_json"] for answer in both}) == 1
 
 
 async def test_a_video_is_signed_too(tmp_path: Path, chain: Chain) -> None:

@@ -179,3 +179,23 @@ async def test_a_generation_without_previews_does_not_serve_one_who_wants_some(
     stages.go.set()
     await asyncio.gather(*tasks)
     assert [follower.previews for follower in stages.followers] == [0, 2]
+
+
+async def test_a_newcomer_does_not_join_a_generation_that_is_being_cancelled() -> None:
+    winding_up = asyncio.Event()
+
+    async def make(request: GenerationRequest, follower: Follower) -> Media:
+        try:
+            await asyncio.sleep(0.05 if request.request_id == "b" else 60)
+        finally:
+            if request.request_id == "a":
+                winding_up.set()
+                await asyncio.sleep(0.1)
+        return Media((MediaFile(request.request_id.encode()),))
+
+    shared = SharedGenerations(make)
+    [first] = await start(shared, named("a"))
+    first.cancel()
+    await winding_up.wait()
+    [second] = await start(shared, named("b"))
+    assert (await second).files[0].data == b"b"

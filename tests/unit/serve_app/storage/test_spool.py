@@ -276,6 +276,14 @@ async def test_a_cut_entry_is_set_aside_whole_and_told(
     assert await setting.uploads.round(), "it is left alone from now on"
 
 
+async def test_an_entry_that_cannot_even_be_set_aside_ends_no_uploads(setting: Setting) -> None:
+    await spool_two(setting)
+    spooled(setting, ".data").unlink()
+    (setting.folder / "spool" / SET_ASIDE).write_text("no folder")
+    await setting.uploads.round()
+    assert setting.uploaded == [OTHER]
+
+
 async def test_what_is_no_key_is_set_aside(setting: Setting) -> None:
     await spool_two(setting)
     (setting.folder / "spool" / "notes.json").write_text("{}")
