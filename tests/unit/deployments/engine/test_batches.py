@@ -1,7 +1,7 @@
 """Which forwards share a batch, and whose fault an error is, with an executor that counts its calls."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -100,7 +100,9 @@ def test_other_shapes_merge_keys_and_contexts_do_not_share() -> None:
     assert batches.fill([first, *others, *like_it]) == [first, *like_it]
 
 
-@pytest.mark.parametrize("changes", [{"merge_key": None}, {"deterministic": True}])
+@pytest.mark.parametrize(
+    "changes", [{"merge_key": None}, {"deterministic": True}, {"surround": nullcontext}], ids=["None", "bits", "no key"]
+)
 def test_a_forward_that_must_run_alone_leads_and_joins_no_batch(changes: dict[str, Any]) -> None:
     batches = make(CountedExecutor())
     alone, others = waiting(batches, [1.0, 2.0], **changes), waiting(batches, [3.0, 4.0])

@@ -99,3 +99,17 @@ def test_what_has_nothing_to_keep_or_to_say_is_left_out() -> None:
     in_use = FeaturesInUse({"a": Played(state={"x": 1}), "b": Played(summary=said)})
     assert in_use.snapshot() == {"a": {"x": 1}}
     assert in_use.summaries() == {"b": said}
+
+
+def test_a_summary_that_fails_takes_no_other_with_it() -> None:
+    class Fails(Played):
+        def summary(self) -> Summary | None:
+            raise RuntimeError("no summary")
+
+    said = Summary({"forwards": 3})
+    assert FeaturesInUse({"bad": Fails(), "good": Played(summary=said)}).summaries() == {"good": said}
+
+
+def test_what_surrounds_a_forward_without_a_key_keeps_it_alone() -> None:
+    around = Surrounding(noting([], "a"))
+    assert FeaturesInUse({"a": Played(around)}).surround("transformer", None).merge_key is None

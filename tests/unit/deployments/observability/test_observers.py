@@ -140,3 +140,18 @@ def test_nobody_watches_an_observer_of_its_own_kind() -> None:
         work.step()
     assert work.on_step == calls
     assert (observer.describe(), observer.recall("r"), observer.wrap_kernel("neg", torch.neg)) == ({}, [], torch.neg)
+
+
+def test_the_wrapper_of_the_first_row_is_the_outermost_as_its_surrounding_is() -> None:
+    class Wraps(Planted):
+        def wrap_kernel(self, name: str, kernel: Kernel) -> Kernel:
+            def wrapped(*arguments: Any) -> Any:
+                self.seen.append(self.name)
+                return kernel(*arguments)
+
+            return wrapped  # type: ignore[return-value]
+
+    seen: list[str] = []
+    observers = Observers(replica_with({}), (lambda _: Wraps("first", seen), lambda _: Wraps("second", seen)))
+    observers.wrap_kernel("neg", torch.neg)(torch.ones(1))
+    assert seen == ["first", "second"]
