@@ -20,7 +20,6 @@ import runai_model_streamer
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from ray import serve
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from deployments.accelerations.attention import check_choice
@@ -231,23 +230,24 @@ def one_replica(replica: Any) -> Any:
 
 
 @pytest.fixture
-def dev_client(make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def dev_client(make_replica: MakeReplica, flux_checkpoint: Path) -> Any:
     """A client of an ingress over a real replica, both with these variables."""
 
     def client(**variables: str) -> TestClient:
         whole = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="1000", **variables)
         whole.generate(6, "cat")
-        ingress = SimpleNamespace(env=EnvConfig.from_environ(), stages=one_replica(whole.replica))
-        monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(servable_object=ingress))
+        service: Any = SimpleNamespace(env=EnvConfig.from_environ(), stages=one_replica(whole.replica))
         app = FastAPI()
         install_error_handlers(app)
-        app.include_router(dev_routes)
+        router = dev_routes(service)
+        if router is not None:
+            app.include_router(router)
         return TestClient(app)
 
     return client
 
 
-GETS = ("/dev", "/dev/config", "/dev/replicas", "/dev/stacks", "/dev/cache_dit", "/dev/caches")
+GETS = ("/dev", "/dev/config", "/dev/replicas", "/dev/stacks", "/dev/features", "/dev/cache_dit", "/dev/caches")
 POSTS = ("/dev/profiler/start", "/dev/profiler/stop", "/dev/caches/clear")
 
 

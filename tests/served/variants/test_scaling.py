@@ -36,7 +36,8 @@ def test_work_for_the_denoiser_starts_a_second_one_which_goes_again_and_no_reque
         observe(until=(1, 1), at_once=1, steps=2)  # fewer, and while there are some the second denoiser is taken away
 
     assert all(len(answer.result()) == 1 for answer in answers)
-    assert seen == {(1, 1), (1, 2)}, "the encoder and the VAE had little to do"
+    assert {(1, 1), (1, 2)} <= seen
+    assert all(ends <= denoisers for ends, denoisers in seen), f"{seen}: the encoder and the VAE had less to do"
 
 
 def num_replicas(served: ServedApplication, deployment: str) -> int:
