@@ -15,7 +15,8 @@ endif
 
 VENV := .venv
 COMMA := ,
-PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Without bytecode: Python writes what is imported at its first use, a tenth of what is installed.
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 LOG := $(VENV)/set-up.log
 STEPS := $(if $(filter test lint $(VENV)/installed-dev,$(MAKECMDGOALS)),4,3)
 

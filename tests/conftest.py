@@ -11,7 +11,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the default writes a token
 from collections import defaultdict
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# What a change breaks shows in every run of CI, and chance finds new cases elsewhere. A busy machine is no failure.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(scope="session")

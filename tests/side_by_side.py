@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LANES = {
     "computing": ("tests/unit", "tests/model", "tests/parity/core"),
-    "serving": ("tests/served", "tests/variables"),
+    "serving": ("tests/served", "tests/services", "tests/variables"),
 }
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 REPORT_EVERY_S = 30.0

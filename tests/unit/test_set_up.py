@@ -89,7 +89,7 @@ test -z "$SAYS" || echo "$SAYS"
 case "$*" in *"$FAILS"*) test -n "$FAILS" && exit 1 ;; esac
 exit 0
 """
-PIP = "python -m pip install --disable-pip-version-check --constraint constraints.txt"
+PIP = "python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt"
 INSTALL = [f"{PIP} torch", f"{PIP} --editable ."]
 INSTALL_FOR_TESTS = [*INSTALL, f"{PIP} --editable .[dev]"]
 LINT = ["ruff check .", "mypy "]

@@ -69,7 +69,7 @@ def test_a_planted_observer_is_one_more_row_beside_all_others() -> None:
     assert [line.removeprefix("planted: ") for line in planted.seen] == [
         "kernel attention", "components vae", "came", "step", "vae made 5 bytes in 1 steps", "left",
     ]  # fmt: skip
-    assert observers.describe() == {"requests": [], "planted": 6}
+    assert observers.describe()["planted"] == 6
     assert observers.recall("r") == [{"request_id": "r", "seen": planted.seen}]
     assert observers.find(Planted) is planted
     observers.forget()

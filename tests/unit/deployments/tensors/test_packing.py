@@ -63,7 +63,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    if not tensor.numel():
+        return b""
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))  # a single number keeps whatever stride it has
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Outputs when the storage fails: kept, served, uploaded later, deleted; also with a real S3 server that is killed."""
+"""Outputs when the storage fails: kept, served, uploaded later, deleted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +18,7 @@ from deployments.errors import StorageError
 from serve_app.errors import ObjectNotFoundError
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
-from serve_app.storage.s3 import S3Storage
 from serve_app.storage.spool import SET_ASIDE, SpooledStorage, SpoolUploads
-from tests.support.s3_server import S3Server, s3_server
 
 KEY = "videos/2026/11/21/video_1-0.mp4"
 OTHER = "videos/2026/11/21/video_2-0.mp4"
@@ -324,32 +319,3 @@ def test_no_flipped_bit_brings_other_bytes_to_the_storage_or_ends_the_uploads(
 
 
 # --- a real server ---
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("outputs")
-        yield server
-
-
-async def test_a_killed_s3_server_has_the_object_and_its_checksum_when_it_is_back(s3: S3Server, tmp_path: Path) -> None:
-    with closing(S3Storage(s3.cloud_storage("outputs"), attempts=1)) as backend:
-        storage = SpooledStorage(backend, tmp_path)
-        uploads = SpoolUploads(storage, lambda key: asyncio.sleep(0))
-        s3.kill()
-        stored = await storage.store(KEY, DATA, "video/mp4", {"seed": "7"})
-        assert stored.upload_pending
-        assert not await uploads.round()
-        await asyncio.to_thread(s3.start)
-        assert await uploads.round()
-        with closing(s3.client()) as client:
-            found = client.get_object(Bucket="outputs", Key=KEY)
-            assert hashlib.sha256(found["Body"].read()).hexdigest() == stored.sha256
-            assert (found["ContentType"], found["Metadata"]) == ("video/mp4", {"seed": "7"})
-            s3.kill()
-            await storage.delete(KEY)
-            await asyncio.to_thread(s3.start)
-            assert await uploads.round()
-            with pytest.raises(ClientError, match="NoSuchKey"):
-                client.get_object(Bucket="outputs", Key=KEY)

@@ -19,7 +19,7 @@ from deployments.errors import GenerationFailedError
 from deployments.media.files import FileToWrite, write_file
 from deployments.media.pool import MediaPool, MediaWorkerError, StartMethod
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 METHODS: tuple[StartMethod, ...] = ("fork", "spawn")
 
 # Python 3.12 warns of what the pool is built for: this process has threads when it forks.

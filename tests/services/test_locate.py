@@ -24,7 +24,7 @@ from deployments.weights.locate import ETAGS, resolve_checkpoint
 from deployments.weights.s3 import PROBE_TIMEOUTS_S
 from tests.support.s3_server import S3Server, s3_server
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[2]
 
 WEIGHTS = {
     "transformer": [
