@@ -1,5 +1,6 @@
 """What every test shares: reproducible arithmetic, no network, tiny checkpoints built once a run; seconds by tier."""
 
+import logging
 import os
 
 # Before torch is imported anywhere: without it equal weights at different addresses give different bits.
@@ -24,6 +25,15 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where tests.support.tiny_models.checkpoint builds its folders."""
     return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(autouse=True)
+def our_loggers_are_fresh() -> None:
+    """A replica that an earlier test made in this process has given them its level and its handlers."""
+    for name in ("deployments", "env_config", "serve_app"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
