@@ -103,8 +103,8 @@ class Runtime(EnvSection):
         "SGLANG_DIFFUSION_CACHE_ROOT",
         "~/.cache/sgl_diffusion",
         "Root directory for cache files",
-        "Holds the torch.compile, Triton and MIOpen caches, weights pulled from S3, outputs and their spool, jobs, logs; "
-        "the default follows `XDG_CACHE_HOME`.",
+        "Holds the torch.compile, Triton and MIOpen caches, weights pulled from S3, outputs and their spool, jobs, "
+        "logs; the default follows `XDG_CACHE_HOME`.",
     )
     config_root: Annotated[Path, path()] = variable(
         "SGLANG_DIFFUSION_CONFIG_ROOT",
