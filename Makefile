@@ -15,7 +15,8 @@ endif
 
 VENV := .venv
 COMMA := ,
-# Without bytecode: Python writes what is imported at its first use, a tenth of what is installed.
+# Without bytecode, which takes longer than the download: Python writes that of what it imports, at its first use.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 LOG := $(VENV)/set-up.log
 STEPS := $(if $(filter test lint $(VENV)/installed-dev,$(MAKECMDGOALS)),4,3)
