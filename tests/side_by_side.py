@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LANES = {
-    "computing": ("tests/unit", "tests/model", "tests/parity/core"),
-    "serving": ("tests/served", "tests/services", "tests/variables"),
+    "computing": ("tests/unit", "tests/services", "tests/model", "tests/parity/core"),
+    "serving": ("tests/served", "tests/variables"),
 }
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 REPORT_EVERY_S = 30.0
