@@ -28,12 +28,14 @@ def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def our_loggers_are_fresh() -> None:
-    """A replica that an earlier test made in this process has given them its level and its handlers."""
-    for name in ("deployments", "env_config", "serve_app"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
-        logger.setLevel(logging.NOTSET)
+def loggers_are_fresh() -> None:
+    """A replica that an earlier test made in this process gives its level to our loggers, and to pytest's handlers."""
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("deployments", "env_config", "serve_app"):
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
