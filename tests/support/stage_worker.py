@@ -36,6 +36,9 @@ from tests.support.tiny_models import TINY_MODELS, tiny_patches
 OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
 
 
+READS_FILES = EnvConfig.from_environ({"SGLANG_USE_RUNAI_MODEL_STREAMER": "false"})  # streaming has tests of its own
+
+
 class StageWorker:
     """One stage of one pipeline at a time."""
 
@@ -49,7 +52,7 @@ class StageWorker:
 
     def load(self, folder: Path, dtype: DType) -> dict[str, int]:
         args = ModelArgs(path=str(folder), name=folder.name, dtype=dtype)
-        self.stage = build_stage(args, (self.name,), EnvConfig(), select_device("cpu"))
+        self.stage = build_stage(args, (self.name,), READS_FILES, select_device("cpu"))
         model = TINY_MODELS.get(folder.name)
         if model is not None and model.after_load is not None:
             model.after_load(self.stage.pipeline)
