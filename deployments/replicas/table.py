@@ -11,7 +11,6 @@ from ray.serve import Application
 
 from deployments.messages import STAGES, StageName
 from deployments.model import ModelArgs
-from deployments.replicas.replica import StageReplica
 
 Bound = tuple[Application, Application, Application]  # the encoder, the denoiser, the VAE
 
@@ -25,6 +24,9 @@ class ReplicaKind:
     options: Mapping[str, Any]  # of Ray Serve
     calls: tuple[StageName, ...] = ()
 
+
+# By its path, which Serve imports in the replica: what builds an application then loads no torch.
+STAGE_REPLICA = "deployments.replicas.replica.StageReplica"
 
 ONE_AT_A_TIME = {"max_ongoing_requests": 32, "health_check_period_s": 2}  # the others wait in the replica
 # Draining a denoiser is a bounded wait: what is not done by then goes on elsewhere from its last checkpoint.
@@ -62,4 +64,4 @@ def bind_stages(
 
 def deployment(kind: ReplicaKind, **options: Any) -> Any:
     """The Ray Serve deployment of the row; `options` come on top of the row's own."""
-    return serve.deployment(StageReplica, name=kind.name, **{**kind.options, **options})
+    return serve.deployment(name=kind.name, **{**kind.options, **options})(STAGE_REPLICA)

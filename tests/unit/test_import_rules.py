@@ -242,9 +242,9 @@ def test_a_planted_violation_is_found_and_nothing_else(file: str, tmp_path: Path
     assert all(violation.startswith(expected or "") for violation in found)
 
 
-def test_the_ingress_replica_loads_no_torch() -> None:
+def test_an_ingress_and_what_builds_an_application_load_no_torch() -> None:
     loaded = subprocess.run(
-        [sys.executable, "-c", "import serve_app.ingress, sys; print(*sorted(sys.modules))"],
+        [sys.executable, "-c", "import serve_app.app, sys; print(*sorted(sys.modules))"],
         capture_output=True,
         text=True,
         check=True,

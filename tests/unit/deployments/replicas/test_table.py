@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 from ray.serve._private.build_app import build_app
 
 from deployments.model import ModelArgs
-from deployments.replicas.replica import StageReplica
-from deployments.replicas.table import REPLICAS, bind_stages
+from deployments.replicas.table import REPLICAS, STAGE_REPLICA, bind_stages
 from serve_app.app import PLACEMENTS
 
 MODEL = ModelArgs(path="checkpoints/none", name="none")
@@ -32,7 +32,7 @@ def test_a_deployment_is_the_one_class_with_the_options_of_its_row(placement: st
     for deployment in deployments_of(placement):
         model, stages, _ = deployment.init_args
         config = deployment._deployment_config
-        assert deployment.func_or_class is StageReplica
+        assert deployment.func_or_class == STAGE_REPLICA
         assert model == MODEL
         assert OPTIONS[deployment.name] == (
             stages,
@@ -40,6 +40,11 @@ def test_a_deployment_is_the_one_class_with_the_options_of_its_row(placement: st
             config.health_check_period_s,
             config.graceful_shutdown_timeout_s,
         )
+
+
+def test_the_one_class_is_found_by_its_path() -> None:
+    module, name = STAGE_REPLICA.rsplit(".", 1)
+    assert getattr(import_module(module), name).__doc__.startswith("Does the work of one, two or all of the stages")
 
 
 def test_every_row_is_of_a_placement() -> None:
@@ -80,4 +85,4 @@ def test_serve_builds_one_deployment_for_each_name_and_hands_the_denoiser_its_ha
     by_name = {deployment.name: deployment for deployment in built.deployments}
     assert set(by_name) == {"Encoder", "Denoiser", "VAE"}
     assert by_name["Denoiser"].init_args[2] == {"encoder": "app:Encoder", "vae": "app:VAE"}
-    assert all(deployment.func_or_class is StageReplica for deployment in built.deployments)
+    assert all(deployment.func_or_class == STAGE_REPLICA for deployment in built.deployments)
