@@ -5,7 +5,7 @@
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
-TESTS_quick := pytest tests/unit
+TESTS_quick := pytest -n 2 --dist loadfile tests/unit
 TESTS_all := tests.side_by_side
 TESTS_parity := pytest tests/parity
 TESTS_stress := pytest tests/stress

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source import syntax_tree
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("serve_app", "deployments", "env_config")
 
@@ -267,7 +269,7 @@ def imports_from_tests(root: Path) -> list[str]:
     return [
         f"{file.relative_to(root)}:{line} imports {module}"
         for file in files
-        for line, module in imports_in(ast.parse(file.read_text(encoding="utf-8")), set())
+        for line, module in imports_in(syntax_tree(file), set())
         if module.startswith("tests.") and not module.startswith(("tests.support", "tests.side_by_side"))
     ]
 
@@ -277,7 +279,7 @@ def violations(root: Path) -> list[str]:
     modules = modules_of(root)
     found = []
     for module, path in modules.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = syntax_tree(path)
         found += [
             f"{violation} ({path.relative_to(root)}:{line})"
             for line, violation in [

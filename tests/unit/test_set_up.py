@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.source import syntax_tree
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -65,7 +67,7 @@ def imported_names() -> set[str]:
     names = set()
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in ast.walk(syntax_tree(file)):
                 if isinstance(node, ast.Import):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
@@ -232,7 +234,7 @@ def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
 
 
 RUNS = {
-    "quick": "pytest tests/unit",
+    "quick": "pytest -n 2 --dist loadfile tests/unit",
     "all": "tests.side_by_side",
     "parity": "pytest tests/parity",
     "stress": "pytest tests/stress",
@@ -247,7 +249,7 @@ def test_make_test_runs_the_folders_of_its_choice(tests: str, clone: Path) -> No
 
 def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
     run(clone, "make", "test")
-    assert called(clone)[-1] == "python -m pytest tests/unit"
+    assert called(clone)[-1] == "python -m pytest -n 2 --dist loadfile tests/unit"
 
 
 def test_ci_runs_lint_and_all_tests_but_the_long_ones(clone: Path) -> None:

@@ -16,6 +16,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription, Task
 from deployments.stage_pipeline.description import call_parameters, media_kind
 from deployments.stage_pipeline.tasks import ENLARGES_LATENTS, NEEDS_INPUT, tasks_of
+from tests.support.source import syntax_tree
 
 # Importing every pipeline brings what its libraries deprecate in each other's code.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -146,7 +147,7 @@ def test_every_tiny_model_that_makes_pictures_or_video_is_in_the_table() -> None
     built = {
         node.id
         for file in TINY_MODELS.glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(syntax_tree(file))
         if isinstance(node, ast.Name) and node.id in servable()
     }
     assert built == TASKS.keys()

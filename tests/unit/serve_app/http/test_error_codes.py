@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serve_app.errors import ERROR_KINDS
 from serve_app.http.errors import _VALIDATION_CODES, HTTP_CODES
+from tests.support.source import syntax_tree
 
 ROOT = Path(__file__).resolve().parents[4]
 SOURCES = [*(ROOT / "serve_app").rglob("*.py"), *(ROOT / "deployments").rglob("*.py")]
@@ -32,7 +33,7 @@ def test_the_documented_status_is_that_of_the_tables() -> None:
 
 def codes_in_source() -> set[str]:
     tables = {*HTTP_CODES.values(), *_VALIDATION_CODES.values(), *(kind.code for kind in ERROR_KINDS if kind.code)}
-    return tables.union(*(codes_of(ast.parse(file.read_text(encoding="utf-8"))) for file in SOURCES))
+    return tables.union(*(codes_of(syntax_tree(file)) for file in SOURCES))
 
 
 def codes_of(tree: ast.Module) -> Iterator[str]:
