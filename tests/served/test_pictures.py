@@ -157,7 +157,7 @@ def test_the_routes_are_documented(served: ServedApplication) -> None:
 
 
 def test_serve_status_tells_of_every_deployment(served: ServedApplication) -> None:
-    status = served.status()["triptych"]
+    status = yaml.safe_load(served.cli("status"))["applications"]["triptych"]
     assert status["status"] == "RUNNING"
     assert {name: deployment["status"] for name, deployment in status["deployments"].items()} == dict.fromkeys(
         ("Ingress", "Encoder", "Denoiser", "VAE"), "HEALTHY"

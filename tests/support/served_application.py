@@ -108,24 +108,24 @@ class ServedApplication:
 
     @contextmanager
     def beside(self, *applications: dict[str, Any]) -> Iterator[None]:
-        """`serve deploy` these applications beside those that are there, which stay; remove them afterwards."""
+        """Deploy these applications beside those that are there, which stay; remove them afterwards."""
         self.others.extend(applications)
-        file = self.folder / "serve_others.yaml"
-        file.write_text(yaml.safe_dump(self._config()), encoding="utf-8")
-        self.cli("deploy", str(file))
+        self._deploy()
         try:
             yield
         finally:
             self.others[:] = [each for each in self.others if each not in applications]
-            url = f"{self.dashboard()}/api/serve/applications/"
-            httpx.put(url, json=self._config(), timeout=60).raise_for_status()  # as `serve deploy` does, in no time
+            self._deploy()
 
-    def _config(self) -> dict[str, Any]:
-        return {**self.config, "applications": [*self.config["applications"], *self.others]}
+    def _deploy(self) -> None:
+        """As `serve deploy` does, without the seconds that its process takes to start."""
+        config = {**self.config, "applications": [*self.config["applications"], *self.others]}
+        httpx.put(f"{self.dashboard()}/api/serve/applications/", json=config, timeout=60).raise_for_status()
 
     def status(self) -> dict[str, Any]:
-        """The applications in the answer of `serve status`, by name."""
-        applications: dict[str, Any] = yaml.safe_load(self.cli("status"))["applications"]
+        """What Serve's REST API says of the applications, by name: more than `serve status` prints, and sooner."""
+        answer = httpx.get(f"{self.dashboard()}/api/serve/applications/", timeout=60).raise_for_status()
+        applications: dict[str, Any] = answer.json()["applications"]
         return applications
 
     def log(self) -> str:

@@ -23,6 +23,7 @@ def test_serve_status_says_why_an_application_cannot_start(
     give_up = time.monotonic() + 180
     while (status := variants.status()[name])["status"] != "DEPLOY_FAILED":
         assert time.monotonic() < give_up, status
+        time.sleep(0.5)
     assert sentence in status["deployments"][deployment]["message"]
     with pytest.raises(LaunchError, match=f"application '{name}' failed to deploy") as error:
         deployment_messages({name: status})
