@@ -81,7 +81,7 @@ def _refuse_flagged(output: Any) -> None:
 def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...]:
     made = _first_of(output, ("images", "image"))
     if made is None and (videos := _first_of(output, ("frames", "video"))) is not None:
-        made = [video[0] for video in _each_video(videos)]  # asked for by the preview of a video
+        made = [video[-1] for video in _each_video(videos)]  # a preview, which may stand behind given frames
     if made is None:
         raise GenerationFailedError(f"a picture was asked for, but {type(output).__name__} has no images")
     return tuple(_picture_file(pixels, request) for pixels in _to_pixels(made))

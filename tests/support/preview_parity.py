@@ -28,8 +28,8 @@ NO_PREVIEWS = {
     "klein_kv": "its forwards answer with a key-value cache that belongs to one request",
 }
 
-# Videos that are decoded frame by frame, or behind the frames of a given one, and so shown whole.
-DECODED_WHOLE = {"animatediff", "skyreels_df_v2v"}
+DECODED_WHOLE = {"animatediff"}  # frame by frame
+GIVEN_FRAMES = {"skyreels_df_v2v": 9}  # before those that are made
 OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
 
 
@@ -60,7 +60,8 @@ def check_previews(name: str, checkpoints_root: Path) -> None:
     except HandOffIncompleteError:  # the application then asks for the complete hand-off, and so for other previews
         return
     if kind == "video" and name not in DECODED_WHOLE:
-        shapes = [torch.Size((s[0], 1, *s[2:])) if len(s) == 5 else s for s in shapes]
+        frames = GIVEN_FRAMES.get(name, 0) + 1
+        shapes = [torch.Size((s[0], frames, *s[2:])) if len(s) == 5 else s for s in shapes]
     for preview in previews.values():
         assert shapes_of(decode_output(vae, request, preview)) == shapes
 
