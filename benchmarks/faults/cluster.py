@@ -74,7 +74,7 @@ class FaultCluster:
 
     def logs(self) -> str:
         """What the ingress replicas logged."""
-        files = sorted(self.folder.glob("session_*/logs/serve/replica_*Ingress*.log"))
+        files = sorted(self.folder.glob("ray/session_2*/logs/serve/replica_*Ingress*.log"))
         return "\n".join(file.read_text(errors="replace") for file in files)
 
     def fill_disk(self) -> None:
