@@ -15,7 +15,7 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
-from deployments.weights.load import read_tensors
+from deployments.weights.load import base_reading_replaced, read_tensors
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -57,19 +57,11 @@ def build_from_config(cls: Any, folder: Path, meta_buffers: bool = False) -> Any
 
 
 def _build_transformers(cls: type[transformers.PreTrainedModel], folder: Path) -> Any:
-    # Some classes override from_pretrained to choose another class or configuration: let them, and replace
-    # only the base method that reads the weights.
-    base: Any = transformers.PreTrainedModel
-    reading = base.__dict__["from_pretrained"]
-
-    def construct(klass: Any, path: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def construct(_read: Any, klass: Any, path: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         return klass(config or klass.config_class.from_pretrained(path))
 
-    base.from_pretrained = classmethod(construct)
-    try:
+    with base_reading_replaced(construct):
         return cls.from_pretrained(folder)
-    finally:
-        base.from_pretrained = reading
 
 
 def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:

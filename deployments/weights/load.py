@@ -9,8 +9,10 @@ import re
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +161,35 @@ def stream_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: 
 def stream_transformers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
     """Renamed keys, tied weights and dtypes are from_pretrained's own doing: it gets the streamed tensors."""
     tensors = {name: tensor.clone() for name, tensor in stream_tensors(weight_files(TRANSFORMERS_FILES, folder))}
-    config = cls.config_class.from_pretrained(folder)
-    model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+
+    def give(read: Callable[..., Any], klass: Any, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        if str(path) != str(folder):  # a part that has files of its own
+            return read(klass, path, *args, config=config, **kwargs)
+        config = config or klass.config_class.from_pretrained(path)
+        return read(klass, None, *args, config=config, state_dict=tensors, **kwargs)
+
+    with base_reading_replaced(give):
+        model = cls.from_pretrained(folder, dtype=dtype)
     model.config.name_or_path = str(folder)
     if model.can_generate():
         model.generation_config = read_generation_config(folder)
     return model
+
+
+@contextmanager
+def base_reading_replaced(replacement: Callable[..., Any]) -> Iterator[None]:
+    """PreTrainedModel.from_pretrained becomes `replacement(read, cls, path, ...)`; `read` is the method as it was.
+
+    Some classes override from_pretrained to choose another class or configuration (the T5GemmaEncoder of diffusers
+    takes the encoder's part of its config): theirs is called as ever, only the base method that they call is another.
+    """
+    base: Any = PreTrainedModel
+    reading = base.__dict__["from_pretrained"]
+    base.from_pretrained = classmethod(partial(replacement, reading.__func__))
+    try:
+        yield
+    finally:
+        base.from_pretrained = reading
 
 
 @dataclass(frozen=True)
