@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from deployments.errors import CheckpointError
 from deployments.stage_pipeline.roles import component_class
 from deployments.weights import load, stream
-from deployments.weights.load import load_component, read_tensors
+from deployments.weights.load import load_component, read_tensors, stored_dtype
 from tests.support.tiny_models import (
     autoencoders,
     bria_fibo,
@@ -123,6 +123,17 @@ def from_pretrained(cls: Any, folder: Path, dtype: torch.dtype | None) -> Any:
 
 
 def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Tensor] | None) -> None:
+    assert_same_tensors(ours, theirs)
+    assert dict(ours.config.to_dict() if hasattr(ours.config, "to_dict") else ours.config) == dict(
+        theirs.config.to_dict() if hasattr(theirs.config, "to_dict") else theirs.config
+    )
+    assert generation(ours) == generation(theirs)
+    if forward is not None:
+        with torch.no_grad():
+            assert torch.equal(forward(ours), forward(theirs))
+
+
+def assert_same_tensors(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
     for kind in ("named_parameters", "named_buffers"):  # buffers that no file holds included
         mine, other = (dict(getattr(m, kind)(remove_duplicate=False)) for m in (ours, theirs))
@@ -135,13 +146,6 @@ def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Ten
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert shared_weights(ours) == shared_weights(theirs)
     assert ours.training == theirs.training
-    assert dict(ours.config.to_dict() if hasattr(ours.config, "to_dict") else ours.config) == dict(
-        theirs.config.to_dict() if hasattr(theirs.config, "to_dict") else theirs.config
-    )
-    assert generation(ours) == generation(theirs)
-    if forward is not None:
-        with torch.no_grad():
-            assert torch.equal(forward(ours), forward(theirs))
 
 
 def generation(model: Any) -> dict[str, Any] | None:
@@ -218,6 +222,79 @@ def test_a_component_in_shards_is_streamed_whole(saved, name):
     assert len(list(folder.glob("*.safetensors"))) > 1
     ours = load_component(cls, folder, torch.bfloat16, "cpu", use_streamer=True)
     assert_same_model(ours, from_pretrained(cls, folder, torch.bfloat16), CASES[name].forward)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "variant": {"variant": "fp16"},
+    "variant in shards": {"variant": "bf16", "max_shard_size": "50KB"},
+}
+PICKLED = {"clip": "pytorch_model.bin", "autoencoder kl": "diffusion_pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamed", "mapped"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", PICKLED)
+def test_files_of_a_variant_alone_are_read(saved, name, form, use_streamer):
+    cls, folder = saved(name, **FORMS[form])
+    assert all(FORMS[form]["variant"] in path.name for path in folder.iterdir() if path.name != "config.json")
+    ours = load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert_same_tensors(ours, from_pretrained(cls, saved(name)[1], torch.float32))
+
+
+@pytest.fixture
+def pickled(saved, tmp_path: Path) -> Callable[..., tuple[type, Path]]:
+    """A component's folder with the file of torch.save alone."""
+
+    def write(name: str, **options: Any) -> tuple[type, Path]:
+        cls, folder = saved(name)
+        copied = tmp_path / "pickled"
+        copied.mkdir()
+        shutil.copy(folder / "config.json", copied)
+        torch.save(load_file(next(folder.glob("*.safetensors"))), copied / PICKLED[name], **options)
+        return cls, copied
+
+    return write
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamer", "mapped"])
+@pytest.mark.parametrize("name", PICKLED)
+def test_what_torch_save_wrote_is_read_by_torch(saved, pickled, name, use_streamer, zipped):
+    cls, folder = pickled(name, _use_new_zipfile_serialization=zipped)
+    ours = load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert_same_tensors(ours, from_pretrained(cls, saved(name)[1], torch.float32))
+    some = "encoder.conv_in.bias" if name != "clip" else "embeddings.token_embedding.weight"
+    assert read_tensors(cls, folder, {some}).keys() == {some}
+    assert stored_dtype(cls, folder) == torch.float32
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("ran",))
+
+
+@pytest.mark.parametrize("use_streamer", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda file: os.truncate(file, file.stat().st_size - 100), "is not a whole file of torch.save|is not whole"),
+        (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        (lambda file: file.write_bytes(b""), "is empty"),
+        (lambda file: file.write_bytes(b"no pickle at all"), "is not whole, or it holds more than tensors"),
+        (lambda file: torch.save({"a": Code()}, file), "could run code when it is read"),
+        (lambda file: torch.save([1], file), "does not hold tensors by name"),
+    ],
+)
+def test_a_file_of_torch_save_that_is_no_weights_is_refused_by_its_name(
+    pickled, monkeypatch, tmp_path, damage, sentence, use_streamer
+):
+    monkeypatch.chdir(tmp_path)
+    cls, folder = pickled("clip")
+    damage(folder / PICKLED["clip"])
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert str(folder / PICKLED["clip"]) in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_clip_under_the_names_of_published_checkpoints_is_streamed(saved, tmp_path):
@@ -316,10 +393,11 @@ def put_a_weight_in_two_shards(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
     ],
 )
-def test_a_damaged_component_is_refused_with_its_folder_and_the_cause(broken, damage, sentence):
+@pytest.mark.parametrize("use_streamer", [True, False])
+def test_a_damaged_component_is_refused_with_its_folder_and_the_cause(broken, damage, sentence, use_streamer):
     damage(broken)
     with pytest.raises(CheckpointError, match=sentence) as refusal:
-        load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer=True)
+        load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer)
     assert str(broken) in str(refusal.value)
 
 
