@@ -39,6 +39,9 @@ class ModelArgs(BaseModel):
     component_dtypes: dict[str, ComponentDType] = Field(
         default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
     )
+    variant: str | None = Field(
+        None, description="which variant of the weight files to read, such as `fp16`, where there are several"
+    )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )

@@ -21,6 +21,11 @@ class AppArgs(ServiceArgs):
     component_dtypes: dict[str, ComponentDType] = Field(
         default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
     )
+    variant: str | None = Field(
+        None,
+        pattern=r"^[\w-]+$",
+        description="the variant of the weight files, such as fp16; null: the plain files, or the only variant",
+    )
     placement: Literal["three_stage", "two_stage", "one_stage"] = Field(
         "three_stage",
         description="three_stage: Encoder, Denoiser, VAE; two_stage: EncoderVAE, Denoiser; one_stage: Pipeline",
@@ -56,6 +61,7 @@ def build_app(args: AppArgs) -> Application:
         name=name,
         dtype=args.dtype,
         component_dtypes=args.component_dtypes,
+        variant=args.variant,
         default_arguments=args.default_arguments,
         denoising=args.denoising,
     )

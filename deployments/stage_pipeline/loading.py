@@ -55,21 +55,23 @@ def load_stage(
     dtype: torch.dtype | None = None,
     use_streamer: bool = False,
     component_dtypes: Mapping[str, torch.dtype] | None = None,
+    variant: str | None = None,
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
-    `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`.
+    `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
+    `variant` is that of the weight files, such as fp16.
     """
     layout = read_layout(folder)
     device = torch.device(device)
-    dtypes = stored_dtypes(folder, layout) if dtype is None else dict.fromkeys(layout.models, dtype)
+    dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
     dtypes |= dict(component_dtypes or {})
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
     components = {
-        name: load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer)
+        name: load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer, variant)
         if needed & set(stages)
-        else skeleton(layout.models[name], folder / name, device, dtypes[name])
+        else skeleton(layout.models[name], folder / name, device, dtypes[name], variant)
         for name, needed in layout.stages_of.items()
     }
     try:
@@ -82,10 +84,10 @@ def load_stage(
     return loaded
 
 
-def stored_dtypes(folder: Path, layout: PipelineLayout) -> dict[str, torch.dtype | None]:
+def stored_dtypes(folder: Path, layout: PipelineLayout, variant: str | None = None) -> dict[str, torch.dtype | None]:
     """Of each component, None where its quantiser decides; where its files are not here, that of most of the others."""
     models = {name: model for name, model in layout.models.items() if not is_quantised(folder / name)}
-    found = {name: stored_dtype(model, folder / name) for name, model in models.items()}
+    found = {name: stored_dtype(model, folder / name, variant) for name, model in models.items()}
     known = Counter(dtype for dtype in found.values() if dtype is not None)
     usual = known.most_common(1)[0][0] if known else None
     return dict.fromkeys(layout.models) | {name: dtype or usual for name, dtype in found.items()}

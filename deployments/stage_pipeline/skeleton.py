@@ -15,18 +15,24 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
-from deployments.weights.load import read_tensors
+from deployments.weights.load import base_reading_replaced, read_tensors
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def skeleton(cls: type[torch.nn.Module], folder: Path, device: torch.device, dtype: torch.dtype | None) -> Any:
+def skeleton(
+    cls: type[torch.nn.Module],
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    variant: str | None = None,
+) -> Any:
     """The component of `folder` without its weights; it reports `device` as its own.
 
     Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real.
     """
     module = cast_like_from_pretrained(build_from_config(cls, folder), dtype)
-    _read_buffers(module, cls, folder)
+    _read_buffers(module, cls, folder, variant)
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Pipelines move components about; nothing is here to be moved, only a change of dtype means something.
@@ -57,19 +63,11 @@ def build_from_config(cls: Any, folder: Path, meta_buffers: bool = False) -> Any
 
 
 def _build_transformers(cls: type[transformers.PreTrainedModel], folder: Path) -> Any:
-    # Some classes override from_pretrained to choose another class or configuration: let them, and replace
-    # only the base method that reads the weights.
-    base: Any = transformers.PreTrainedModel
-    reading = base.__dict__["from_pretrained"]
-
-    def construct(klass: Any, path: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def construct(_read: Any, klass: Any, path: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         return klass(config or klass.config_class.from_pretrained(path))
 
-    base.from_pretrained = classmethod(construct)
-    try:
+    with base_reading_replaced(construct):
         return cls.from_pretrained(folder)
-    finally:
-        base.from_pretrained = reading
 
 
 def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
@@ -85,12 +83,12 @@ def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
     return module
 
 
-def _read_buffers(module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path) -> None:
+def _read_buffers(module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path, variant: str | None) -> None:
     # What state_dict names beside the parameters is stored with the weights; other buffers are computed.
     stored = module.state_dict().keys() - dict(module.named_parameters()).keys()
     if stored:
         buffers = dict(module.named_buffers())
-        for name, tensor in read_tensors(cls, folder, stored).items():
+        for name, tensor in read_tensors(cls, folder, stored, variant).items():
             buffers[name].data.copy_(tensor)
 
 

@@ -35,11 +35,11 @@ def build_stage(
     `wrap_kernel` is given each kernel that an acceleration installs. Raises CheckpointError for a model that
     cannot be served as `model` says, AccelerationError for an acceleration that cannot be had here.
     """
-    folder = fetch(model.path, stages, env)
+    folder = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
     use_streamer = env.runtime.use_runai_model_streamer
-    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions)
+    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant)
     check_default_arguments(model, stage)
     modules = stage_modules(stage, device, wrap_kernel)
     # Features come last: Cache-DiT keeps the forwards that it finds.
@@ -48,11 +48,11 @@ def build_stage(
     return stage
 
 
-def fetch(path: str, stages: tuple[StageName, ...], env: EnvConfig) -> Path:
+def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Path:
     """The local folder of the checkpoint, with the weights that the stages need. Raises CheckpointError."""
     cache_root, use_streamer = env.runtime.cache_root, env.runtime.use_runai_model_streamer
-    folder = resolve_checkpoint(path, cache_root, (), use_streamer)
-    return resolve_checkpoint(path, cache_root, weights_needed(folder, stages), use_streamer)
+    folder = resolve_checkpoint(model.path, cache_root, (), use_streamer)
+    return resolve_checkpoint(model.path, cache_root, weights_needed(folder, stages), use_streamer, model.variant)
 
 
 def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:

@@ -9,8 +9,10 @@ import re
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from transformers import GenerationConfig, PreTrainedModel
 from deployments.errors import CheckpointError
 from deployments.weights.files import (
     DIFFUSERS_FILES,
-    S3_WEIGHTS,
     TRANSFORMERS_FILES,
     FileNames,
-    read_json,
+    StoredForm,
+    file_names,
+    form_in,
+    in_s3,
+    read_object,
     weight_files,
 )
+from deployments.weights.pickled import read_pickled
 from deployments.weights.quantization.table import register_method
 from deployments.weights.stream import STREAMER_VARIABLE, stream_tensors
 
@@ -51,74 +57,111 @@ def load_component(
     dtype: torch.dtype | None,
     device: torch.device | str,
     use_streamer: bool,
+    variant: str | None = None,
 ) -> Any:
     """The module that `cls.from_pretrained(folder)` returns, on `device`, in evaluation mode.
 
     With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise
     from_pretrained maps the files into memory. Both leave the same numbers in the same dtypes. A quantised
-    component is always read by its own quantiser: a row of QUANTIZERS, or one that the library has. `dtype` None
-    means what it means to from_pretrained.
+    component is always read by its own quantiser (a row of QUANTIZERS, or one that the library has), one that
+    torch.save wrote by torch. `dtype` None means what it means to from_pretrained; `variant` as in `stored_form`.
 
     Raises CheckpointError, naming the folder and the cause.
     """
     folder = Path(folder)
     library = library_of(cls)
     quantised = is_quantised(folder)
-    if quantised and use_streamer:
-        logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
-    streams = use_streamer and not quantised
-    if not streams and (folder / S3_WEIGHTS).exists():
+    form = form_in(library.files, folder, variant)
+    reader = other_reader(form, quantised)
+    if reader and use_streamer:
+        logger.info("%s %s, not the Run:ai streamer", folder, reader)
+    streams = use_streamer and not reader
+    if not streams and in_s3(folder) and not form.is_pickled:
         raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
+    check_whole(library.files, folder, form)
     load = library.stream if streams else library.map_files
     try:
         if quantised:
             register_method(stored_method(folder))
         with one_load_at_a_time:
-            module = load(cls, folder, dtype, torch.device(device))
+            module = load(cls, folder, form, dtype, torch.device(device))
         refuse_missing_weights(module)
         return module.to(device).eval()
     except UNREADABLE as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 
+def other_reader(form: StoredForm, quantised: bool) -> str:
+    """Why the streamer does not read a component; empty where it does."""
+    if quantised:
+        return "is quantised: its quantiser reads the files"
+    return "holds what torch.save wrote: torch reads the files" if form.is_pickled else ""
+
+
+def check_whole(names: FileNames, folder: Path, form: StoredForm) -> None:
+    """Raises CheckpointError for a file that is missing, cut, or not what its name says."""
+    if form.is_pickled:
+        read_pickled([folder / name for name in file_names(form, folder)])
+    else:
+        weight_files(names, folder, form)
+
+
 def is_quantised(folder: Path | str) -> bool:
-    return "quantization_config" in read_json(Path(folder) / "config.json")
+    return "quantization_config" in read_object(Path(folder) / "config.json")
 
 
 def stored_method(folder: Path | str) -> str | None:
     """The method of quantisation that a component's configuration names."""
-    stored = read_json(Path(folder) / "config.json").get("quantization_config")
+    stored = read_object(Path(folder) / "config.json").get("quantization_config")
     return stored.get("quant_method") if isinstance(stored, dict) else None
 
 
-def stored_dtype(cls: type[torch.nn.Module], folder: Path | str) -> torch.dtype | None:
+def stored_dtype(cls: type[torch.nn.Module], folder: Path | str, variant: str | None = None) -> torch.dtype | None:
     """The dtype in which most of a component's weights are stored.
 
-    From the headers of its files, or, where another process has these, from the configuration that transformers
-    writes; None where neither says it.
+    From its files, or, where another process has these, from the configuration that transformers writes; None where
+    neither says it.
     """
     num_elements: Counter[torch.dtype] = Counter()
     try:
-        for file in weight_files(library_of(cls).files, Path(folder)).files:
-            for entry in file.entries.values():
-                if entry["dtype"] in FLOATING:
-                    num_elements[FLOATING[entry["dtype"]]] += math.prod(entry["shape"])
+        for dtype, size in stored_sizes(library_of(cls).files, Path(folder), variant):
+            num_elements[dtype] += size
     except CheckpointError:  # loading it says what is wrong
         num_elements.clear()
     if num_elements:
         return max(num_elements, key=num_elements.__getitem__)
-    config = read_json(Path(folder) / "config.json")
+    config = read_object(Path(folder) / "config.json")
     named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
     return named if isinstance(named, torch.dtype) else None
 
 
-def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collection[str]) -> dict[str, torch.Tensor]:
+def stored_sizes(names: FileNames, folder: Path, variant: str | None) -> Iterator[tuple[torch.dtype, int]]:
+    """The dtype and the number of elements of each floating tensor."""
+    form = form_in(names, folder, variant)
+    if form.is_pickled:
+        tensors = read_pickled([folder / name for name in file_names(form, folder)]).values()
+        yield from ((tensor.dtype, tensor.numel()) for tensor in tensors if tensor.dtype in FLOATING.values())
+        return
+    for file in weight_files(names, folder, form).files:
+        for entry in file.entries.values():
+            if entry["dtype"] in FLOATING:
+                yield FLOATING[entry["dtype"]], math.prod(entry["shape"])
+
+
+def read_tensors(
+    cls: type[torch.nn.Module], folder: Path | str, names: Collection[str], variant: str | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors of a component's files that have one of these names, without reading the others.
 
     Raises CheckpointError where the files are neither in the folder nor in S3.
     """
+    folder, library_names = Path(folder), library_of(cls).files
+    form = form_in(library_names, folder, variant)
+    if form.is_pickled:
+        tensors = read_pickled([folder / name for name in file_names(form, folder)])
+        return {name: tensor for name, tensor in tensors.items() if name in names}
     found: dict[str, torch.Tensor] = {}
-    for file in weight_files(library_of(cls).files, Path(folder)).files:
+    for file in weight_files(library_names, folder, form).files:
         for name, entry in file.entries.items():
             if name in names:
                 start, end = entry["data_offsets"]
@@ -128,18 +171,22 @@ def read_tensors(cls: type[torch.nn.Module], folder: Path | str, names: Collecti
     return found
 
 
-def map_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+def map_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
+    return cls.from_pretrained(str(folder), torch_dtype=dtype, **reading_options(form))
 
 
-def map_transformers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+def map_transformers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
+    return cls.from_pretrained(str(folder), dtype=dtype, weights_only=True, **reading_options(form))
 
 
-def stream_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
+def reading_options(form: StoredForm) -> dict[str, Any]:
+    return {"variant": form.variant, "use_safetensors": not form.is_pickled, "local_files_only": True}
+
+
+def stream_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
     """Tensor by tensor to the device, so that the host never holds the whole model."""
     model = construct_without_weights(cls, cls.load_config(folder), dtype)
-    weights = weight_files(DIFFUSERS_FILES, folder)
+    weights = weight_files(DIFFUSERS_FILES, folder, form)
     names = {name: name for name in weights.names}  # the model's name -> the file's
     if not weights.is_sharded:
         model._fix_state_dict_keys_on_load(names)  # attention blocks of old checkpoints
@@ -156,15 +203,41 @@ def stream_diffusers(cls: Any, folder: Path, dtype: torch.dtype | None, device: 
     return model
 
 
-def stream_transformers(cls: Any, folder: Path, dtype: torch.dtype | None, device: torch.device) -> Any:
+def stream_transformers(
+    cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device
+) -> Any:
     """Renamed keys, tied weights and dtypes are from_pretrained's own doing: it gets the streamed tensors."""
-    tensors = {name: tensor.clone() for name, tensor in stream_tensors(weight_files(TRANSFORMERS_FILES, folder))}
-    config = cls.config_class.from_pretrained(folder)
-    model = cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    weights = weight_files(TRANSFORMERS_FILES, folder, form)
+    tensors = {name: tensor.clone() for name, tensor in stream_tensors(weights)}
+
+    def give(read: Callable[..., Any], klass: Any, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        if str(path) != str(folder):  # a part that has files of its own
+            return read(klass, path, *args, config=config, **kwargs)
+        config = config or klass.config_class.from_pretrained(path)
+        return read(klass, None, *args, config=config, state_dict=tensors, **kwargs)
+
+    with base_reading_replaced(give):
+        model = cls.from_pretrained(folder, dtype=dtype)
     model.config.name_or_path = str(folder)
     if model.can_generate():
         model.generation_config = read_generation_config(folder)
     return model
+
+
+@contextmanager
+def base_reading_replaced(replacement: Callable[..., Any]) -> Iterator[None]:
+    """PreTrainedModel.from_pretrained becomes `replacement(read, cls, path, ...)`; `read` is the method as it was.
+
+    Some classes override from_pretrained to choose another class or configuration (the T5GemmaEncoder of diffusers
+    takes the encoder's part of its config): theirs is called as ever, only the base method that they call is another.
+    """
+    base: Any = PreTrainedModel
+    reading = base.__dict__["from_pretrained"]
+    base.from_pretrained = classmethod(partial(replacement, reading.__func__))
+    try:
+        yield
+    finally:
+        base.from_pretrained = reading
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import huggingface_hub
 from filelock import FileLock
 
 from deployments.errors import CheckpointError
-from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, read_json
+from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, StoredForm, read_object, stored_form
 from deployments.weights.s3 import naming_the_cause, object_opener, s3_client
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
@@ -20,56 +20,106 @@ ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object 
 
 
 def resolve_checkpoint(
-    model: str, cache_root: Path, components: Collection[str] | None = None, use_streamer: bool = True
+    model: str,
+    cache_root: Path,
+    components: Collection[str] | None = None,
+    use_streamer: bool = True,
+    variant: str | None = None,
 ) -> Path:
     """The local folder of a checkpoint: `model` is a folder, `s3://bucket/prefix`, or a hub repository.
 
     Configurations and tokenizers of all components are brought there; weights only of `components` (None: of
-    all). With `use_streamer`, weights in S3 stay there, to be streamed when a component is loaded. Hub repositories are
-    kept in huggingface_hub's own cache.
+    all), of `variant` where there is a choice. With `use_streamer`, weights in S3 that can be streamed stay there. Hub
+    repositories are kept in huggingface_hub's own cache.
 
     Raises CheckpointError, naming the cause.
     """
-    if model.startswith("s3://"):
-        folder = pull_from_s3(model.rstrip("/"), cache_root, components, use_streamer)
-    elif Path(model).expanduser().is_dir():
-        folder = Path(model).expanduser().absolute()
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
-        folder = pull_from_hub(model, components)
-    else:
-        raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
-    if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+    try:
+        if model.startswith("s3://"):
+            folder = pull_from_s3(model.rstrip("/"), cache_root, components, use_streamer, variant)
+        elif (here := local_path(model)).is_dir():
+            folder = here
+        elif here.exists():
+            raise CheckpointError(f"{model} is a file: `model` must be the folder of a diffusers pipeline")
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+            folder = pull_from_hub(model, components, variant)
+        else:
+            raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
+        if not (folder / "model_index.json").is_file():
+            raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or model} cannot be used: {error.strerror or error}") from error
     return folder
 
 
-def pull_from_hub(model: str, components: Collection[str] | None) -> Path:
+def local_path(model: str) -> Path:
+    """Raises CheckpointError for the home of a user who does not exist."""
     try:
-        return Path(
-            huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weight_patterns(components)])
-        )
+        return Path(model).expanduser().absolute()
+    except RuntimeError as error:
+        user = model.partition("/")[0]
+        raise CheckpointError(f"{model!r} cannot be found: no home folder is known for {user!r}") from error
+
+
+def pull_from_hub(model: str, components: Collection[str] | None, variant: str | None) -> Path:
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(SMALL_FILES)))
+        weights = weights_to_fetch(hub_files(model, folder), folder, components, variant)
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weights]))
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
         raise CheckpointError(f"{model} is not a folder here, and the Hugging Face hub says: {error}") from error
 
 
-def weight_patterns(components: Collection[str] | None) -> list[str]:
-    folders = ["*"] if components is None else sorted(components)
-    return [f"{folder}/{name}" for folder in folders for names in FILE_NAMES for name in names.patterns]
+def hub_files(model: str, snapshot: Path) -> list[str]:
+    """The paths of a repository's files; without the hub, of those that were fetched before."""
+    try:
+        return huggingface_hub.HfApi().list_repo_files(model, revision=snapshot.name)
+    except OSError:
+        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*")]
 
 
-def pull_from_s3(model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool) -> Path:
+def weights_to_fetch(
+    paths: Collection[str], folder: Path, components: Collection[str] | None, variant: str | None
+) -> dict[str, StoredForm]:
+    """Of the files at `paths`, those with weights of the components, each with the form it belongs to.
+
+    `folder` has their indexes of shards already.
+    """
+    here: dict[str, set[str]] = {}
+    for path in map(PurePosixPath, paths):
+        if len(path.parts) == 2 and (components is None or path.parts[0] in components):
+            here.setdefault(path.parts[0], set()).add(path.name)
+    chosen: dict[str, StoredForm] = {}
+    for component, names in sorted(here.items()):
+        for library in FILE_NAMES:
+            if form := stored_form(library, names, variant):
+                indexed = read_object(folder / component / form.name)["weight_map"].values() if form.is_sharded else ()
+                chosen |= {f"{component}/{name}": form for name in (indexed or [form.name])}
+    return chosen
+
+
+def pull_from_s3(
+    model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool, variant: str | None
+) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
     object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
         objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for p in pages for item in p["Contents"]}
-    patterns = SMALL_FILES if use_streamer else (*SMALL_FILES, *weight_patterns(components))
-    wanted = {path: tag for path, tag in objects.items() if matches(path, patterns) and is_below(path)}
+    objects = {path: tag for path, tag in objects.items() if is_below(path)}
     folder = cache_root / "weights" / ("s3-streamed" if use_streamer else "s3-downloaded") / bucket / prefix
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"), naming_the_cause(model):
-        download_changed(client, f"{bucket}/{prefix}", wanted, folder)
+        small = {path: tag for path, tag in objects.items() if matches(path, SMALL_FILES)}
+        download_changed(client, f"{bucket}/{prefix}", small, folder)
+        weights = weights_to_fetch(objects, folder, components, variant)
+        here = {path: tag for path, tag in objects.items() if path in weights}
+        if use_streamer:
+            here = {path: tag for path, tag in here.items() if weights[path].is_pickled}
+        download_changed(client, f"{bucket}/{prefix}", here, folder)
         remove_gone(objects, folder)
         if use_streamer:
             note_weights_in_s3(model, objects, folder)
@@ -98,7 +148,7 @@ def remove_gone(objects: Collection[str], folder: Path) -> None:
 
 
 def read_etags(folder: Path) -> dict[str, str]:
-    return dict(read_json(folder / ETAGS)) if (folder / ETAGS).exists() else {}
+    return read_object(folder / ETAGS) if (folder / ETAGS).exists() else {}
 
 
 def note_weights_in_s3(model: str, objects: Collection[str], folder: Path) -> None:
@@ -118,5 +168,5 @@ def is_below(path: str) -> bool:
 
 def write_json(path: Path, content: Any) -> None:
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content))
+    partial.write_text(json.dumps(content), encoding="utf-8")
     partial.replace(path)

@@ -18,9 +18,23 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from deployments.errors import CheckpointError
+from deployments.stage_pipeline.roles import component_class
 from deployments.weights import load, stream
-from deployments.weights.load import load_component, read_tensors
-from tests.support.tiny_models import autoencoders, flux2, ltx, qwen_image, wan
+from deployments.weights.load import load_component, read_tensors, stored_dtype
+from tests.support.tiny_models import (
+    autoencoders,
+    bria_fibo,
+    cogview,
+    easyanimate,
+    flux2,
+    hidream,
+    hunyuan,
+    ltx,
+    prx,
+    qwen_image,
+    text_encoders,
+    wan,
+)
 from tests.support.tiny_models.flux import flux
 
 
@@ -108,7 +122,18 @@ def from_pretrained(cls: Any, folder: Path, dtype: torch.dtype | None) -> Any:
     return cls.from_pretrained(str(folder), torch_dtype=dtype)
 
 
-def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Tensor]) -> None:
+def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Tensor] | None) -> None:
+    assert_same_tensors(ours, theirs)
+    assert dict(ours.config.to_dict() if hasattr(ours.config, "to_dict") else ours.config) == dict(
+        theirs.config.to_dict() if hasattr(theirs.config, "to_dict") else theirs.config
+    )
+    assert generation(ours) == generation(theirs)
+    if forward is not None:
+        with torch.no_grad():
+            assert torch.equal(forward(ours), forward(theirs))
+
+
+def assert_same_tensors(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
     for kind in ("named_parameters", "named_buffers"):  # buffers that no file holds included
         mine, other = (dict(getattr(m, kind)(remove_duplicate=False)) for m in (ours, theirs))
@@ -121,11 +146,11 @@ def assert_same_model(ours: Any, theirs: Any, forward: Callable[[Any], torch.Ten
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert shared_weights(ours) == shared_weights(theirs)
     assert ours.training == theirs.training
-    assert dict(ours.config.to_dict() if hasattr(ours.config, "to_dict") else ours.config) == dict(
-        theirs.config.to_dict() if hasattr(theirs.config, "to_dict") else theirs.config
-    )
-    with torch.no_grad():
-        assert torch.equal(forward(ours), forward(theirs))
+
+
+def generation(model: Any) -> dict[str, Any] | None:
+    config = getattr(model, "generation_config", None)
+    return None if config is None else config.to_dict()
 
 
 def shared_weights(model: torch.nn.Module) -> set[frozenset[str]]:
@@ -145,12 +170,131 @@ def test_a_loaded_component_is_the_one_from_pretrained_returns(saved, name, dtyp
     assert_same_model(ours, from_pretrained(cls, folder, dtype), CASES[name].forward)
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """A transformers class of the pipelines of diffusers, as a published checkpoint holds it."""
+
+    build: Callable[[], Any]  # a model, or a pipeline that has one
+    component: str | None = "text_encoder"
+    after_save: Callable[[Path, Any], None] | None = None
+
+
+ENCODERS = {
+    "CLIPTextModelWithProjection": Encoder(text_encoders.clip_text_encoder_with_projection, None),
+    "CLIPVisionModel": Encoder(text_encoders.clip_image_encoder, None),
+    "CLIPVisionModelWithProjection": Encoder(lambda: text_encoders.clip_image_encoder_with_projection(32, 16), None),
+    "Gemma2Model": Encoder(text_encoders.gemma2_encoder, None),
+    "Gemma3ForConditionalGeneration": Encoder(ltx._gemma3, None),
+    "GlmModel": Encoder(cogview.cogview4),
+    "LlamaForCausalLM": Encoder(hidream.hidream, "text_encoder_4"),
+    "LlamaModel": Encoder(text_encoders.llama_encoder, None),
+    "LlavaForConditionalGeneration": Encoder(hunyuan.hunyuanvideo_i2v),
+    "Mistral3ForConditionalGeneration": Encoder(flux2.flux2_dev),
+    "Qwen2VLForConditionalGeneration": Encoder(easyanimate.easyanimate),
+    "Qwen2_5_VLTextModel": Encoder(text_encoders.qwen2_5_text_encoder, None),
+    "Qwen3ForCausalLM": Encoder(text_encoders.qwen3_language_model, None),
+    "Qwen3Model": Encoder(text_encoders.qwen3_encoder, None),
+    "SiglipVisionModel": Encoder(text_encoders.siglip_image_encoder, None),
+    "SmolLM3ForCausalLM": Encoder(bria_fibo.bria_fibo),
+    "T5GemmaEncoder": Encoder(prx.prx, after_save=prx.save_whole_t5gemma_config),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`LoraLoaderMixin`:FutureWarning")  # by the PRX pipeline of diffusers
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_text_and_image_encoder_is_streamed_as_it_is_read_from_files(name, tmp_path):
+    case = ENCODERS[name]
+    built = case.build()
+    model = getattr(built[0], case.component) if case.component else built
+    folder = tmp_path / (case.component or "")
+    model.save_pretrained(folder)
+    if case.after_save:
+        case.after_save(tmp_path, built[0])
+    cls = component_class("transformers", name)
+    for dtype in (torch.bfloat16, None):
+        streamed = load_component(cls, folder, dtype, "cpu", use_streamer=True)
+        assert_same_model(streamed, from_pretrained(cls, folder, dtype), None)
+
+
 @pytest.mark.parametrize("name", ["t5", "qwen2.5-vl", "flux transformer"])
 def test_a_component_in_shards_is_streamed_whole(saved, name):
     cls, folder = saved(name, max_shard_size="50KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     ours = load_component(cls, folder, torch.bfloat16, "cpu", use_streamer=True)
     assert_same_model(ours, from_pretrained(cls, folder, torch.bfloat16), CASES[name].forward)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "variant": {"variant": "fp16"},
+    "variant in shards": {"variant": "bf16", "max_shard_size": "50KB"},
+}
+PICKLED = {"clip": "pytorch_model.bin", "autoencoder kl": "diffusion_pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamed", "mapped"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", PICKLED)
+def test_files_of_a_variant_alone_are_read(saved, name, form, use_streamer):
+    cls, folder = saved(name, **FORMS[form])
+    assert all(FORMS[form]["variant"] in path.name for path in folder.iterdir() if path.name != "config.json")
+    ours = load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert_same_tensors(ours, from_pretrained(cls, saved(name)[1], torch.float32))
+
+
+@pytest.fixture
+def pickled(saved, tmp_path: Path) -> Callable[..., tuple[type, Path]]:
+    """A component's folder with the file of torch.save alone."""
+
+    def write(name: str, **options: Any) -> tuple[type, Path]:
+        cls, folder = saved(name)
+        copied = tmp_path / "pickled"
+        copied.mkdir()
+        shutil.copy(folder / "config.json", copied)
+        torch.save(load_file(next(folder.glob("*.safetensors"))), copied / PICKLED[name], **options)
+        return cls, copied
+
+    return write
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamer", "mapped"])
+@pytest.mark.parametrize("name", PICKLED)
+def test_what_torch_save_wrote_is_read_by_torch(saved, pickled, name, use_streamer, zipped):
+    cls, folder = pickled(name, _use_new_zipfile_serialization=zipped)
+    ours = load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert_same_tensors(ours, from_pretrained(cls, saved(name)[1], torch.float32))
+    some = "encoder.conv_in.bias" if name != "clip" else "embeddings.token_embedding.weight"
+    assert read_tensors(cls, folder, {some}).keys() == {some}
+    assert stored_dtype(cls, folder) == torch.float32
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("ran",))
+
+
+@pytest.mark.parametrize("use_streamer", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda file: os.truncate(file, file.stat().st_size - 100), "is not a whole file of torch.save|is not whole"),
+        (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        (lambda file: file.write_bytes(b""), "is empty"),
+        (lambda file: file.write_bytes(b"no pickle at all"), "is not whole, or it holds more than tensors"),
+        (lambda file: torch.save({"a": Code()}, file), "could run code when it is read"),
+        (lambda file: torch.save([1], file), "does not hold tensors by name"),
+    ],
+)
+def test_a_file_of_torch_save_that_is_no_weights_is_refused_by_its_name(
+    pickled, monkeypatch, tmp_path, damage, sentence, use_streamer
+):
+    monkeypatch.chdir(tmp_path)
+    cls, folder = pickled("clip")
+    damage(folder / PICKLED["clip"])
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    assert str(folder / PICKLED["clip"]) in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_clip_under_the_names_of_published_checkpoints_is_streamed(saved, tmp_path):
@@ -249,10 +393,11 @@ def put_a_weight_in_two_shards(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
     ],
 )
-def test_a_damaged_component_is_refused_with_its_folder_and_the_cause(broken, damage, sentence):
+@pytest.mark.parametrize("use_streamer", [True, False])
+def test_a_damaged_component_is_refused_with_its_folder_and_the_cause(broken, damage, sentence, use_streamer):
     damage(broken)
     with pytest.raises(CheckpointError, match=sentence) as refusal:
-        load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer=True)
+        load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer)
     assert str(broken) in str(refusal.value)
 
 

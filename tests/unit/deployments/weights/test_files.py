@@ -14,11 +14,13 @@ from safetensors.numpy import load_file, save
 from deployments.errors import CheckpointError
 from deployments.weights.files import (
     DIFFUSERS_FILES,
-    FILE_NAMES,
     S3_WEIGHTS,
     TRANSFORMERS_FILES,
     FileNames,
+    form_in,
     open_weight_file,
+    read_json,
+    stored_form,
     weight_files,
 )
 from deployments.weights.s3 import RangeReader
@@ -50,7 +52,7 @@ def test_a_file_with_bytes_too_many_is_refused_by_its_name(extra: bytes) -> None
 
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_safetensors_file_are_refused_by_their_name(data: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"^it is not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"^it is (not a safetensors file|empty|a pointer of git-lfs)"):
         open_weight_file("it", kept_in_memory(data))
 
 
@@ -85,7 +87,7 @@ def test_a_file_without_tensors_is_whole() -> None:
 def test_of_an_index_and_a_single_file_the_librarys_own_choice_is_read(
     names: FileNames, present: tuple[str, ...], chosen: str, tmp_path: Path
 ) -> None:
-    stem = names.shards.partition("-")[0]
+    stem = names.safetensors[0].partition(".")[0]
     if "single" in present:
         (tmp_path / f"{stem}.safetensors").write_bytes(save({"single": np.zeros(1)}))
     if "index" in present:
@@ -102,10 +104,135 @@ def test_of_an_index_and_a_single_file_the_librarys_own_choice_is_read(
     assert not found.is_s3
 
 
-def test_every_library_finds_its_single_file_and_its_shards_by_pattern() -> None:
-    for names in FILE_NAMES:
-        assert len(names.patterns) == 2
-        assert all(pattern.endswith(".safetensors") for pattern in names.patterns)
+D, T = "diffusion_pytorch_model", "model"
+FORMS = {
+    "plain": (DIFFUSERS_FILES, [f"{D}.safetensors"], None, (f"{D}.safetensors", None, False)),
+    "plain before variants": (
+        TRANSFORMERS_FILES,
+        [f"{T}.safetensors", f"{T}.fp16.safetensors"],
+        None,
+        (f"{T}.safetensors", None, False),
+    ),
+    "the only variant": (DIFFUSERS_FILES, [f"{D}.fp16.safetensors"], None, (f"{D}.fp16.safetensors", "fp16", False)),
+    "any name of a variant": (
+        TRANSFORMERS_FILES,
+        [f"{T}.non_ema.safetensors"],
+        None,
+        (f"{T}.non_ema.safetensors", "non_ema", False),
+    ),
+    "the variant asked for": (
+        DIFFUSERS_FILES,
+        [f"{D}.fp16.safetensors", f"{D}.safetensors"],
+        "fp16",
+        (f"{D}.fp16.safetensors", "fp16", False),
+    ),
+    "one of two variants": (
+        DIFFUSERS_FILES,
+        [f"{D}.fp16.safetensors", f"{D}.bf16.safetensors"],
+        "bf16",
+        (f"{D}.bf16.safetensors", "bf16", False),
+    ),
+    "a component without the variant": (
+        DIFFUSERS_FILES,
+        [f"{D}.safetensors"],
+        "fp16",
+        (f"{D}.safetensors", None, False),
+    ),
+    "shards of a variant": (
+        TRANSFORMERS_FILES,
+        [f"{T}.safetensors.index.fp16.json", f"{T}.fp16-00001-of-00002.safetensors"],
+        None,
+        (f"{T}.safetensors.index.fp16.json", "fp16", False),
+    ),
+    "pickled": (DIFFUSERS_FILES, [f"{D}.bin"], None, (f"{D}.bin", None, True)),
+    "pickled variant": (TRANSFORMERS_FILES, ["pytorch_model.fp16.bin"], None, ("pytorch_model.fp16.bin", "fp16", True)),
+    "pickled shards": (
+        TRANSFORMERS_FILES,
+        ["pytorch_model.bin.index.json"],
+        None,
+        ("pytorch_model.bin.index.json", None, True),
+    ),
+    "safetensors before pickled": (
+        TRANSFORMERS_FILES,
+        ["pytorch_model.bin", f"{T}.fp16.safetensors"],
+        None,
+        (f"{T}.fp16.safetensors", "fp16", False),
+    ),
+    "the other library's": (DIFFUSERS_FILES, [f"{T}.safetensors", f"{D}-00001-of-00002.safetensors"], None, None),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_the_form_that_is_read_is_told_from_the_names_of_the_files(case: str) -> None:
+    names, here, variant, expected = FORMS[case]
+    form = stored_form(names, here, variant)
+    assert (form and (form.name, form.variant, form.is_pickled)) == expected
+
+
+@pytest.mark.parametrize(
+    ("here", "variant", "sentence"),
+    [
+        (("fp16", "bf16"), None, "only in the variants bf16, fp16: choose one of them with `variant:`"),
+        (("fp16",), "fp8", "only in the variants fp16, not in 'fp8'"),
+    ],
+)
+def test_a_choice_of_variants_is_left_to_the_user(
+    here: tuple[str, ...], variant: str | None, sentence: str, tmp_path: Path
+) -> None:
+    for name in here:
+        (tmp_path / f"model.{name}.safetensors").write_bytes(WHOLE)
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        form_in(TRANSFORMERS_FILES, tmp_path, variant)
+    assert str(refusal.value).startswith(str(tmp_path))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n"
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text(POINTER)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a pointer of git-lfs.*git lfs pull"):
+        weight_files(TRANSFORMERS_FILES, tmp_path)
+    (tmp_path / "config.json").write_text(POINTER)
+    with pytest.raises(CheckpointError, match=r"config\.json is a pointer of git-lfs"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        ({"weight_map": {"a": "gone.safetensors"}}, "names the file gone.safetensors, which is not there"),
+        ({}, "has no weight_map"),
+        ({"weight_map": []}, "has no weight_map"),
+        ([], "must hold a JSON object"),
+    ],
+)
+def test_an_index_that_leads_nowhere_is_refused_by_its_name(index: object, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        weight_files(TRANSFORMERS_FILES, tmp_path)
+    assert str(refusal.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark: save it as UTF-8 without one"),
+        (b"{", "it is no JSON"),
+        (b"", "it is empty"),
+        (b"[" * 100_000, "it is no JSON"),
+        (b"\xff\xfe\xfd", "it is no JSON"),
+        (None, "it is not there"),
+    ],
+)
+def test_a_json_file_that_cannot_be_read_is_named_with_the_cause(
+    data: bytes | None, sentence: str, tmp_path: Path
+) -> None:
+    if data is not None:
+        (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"config\.json .*{sentence}"):
+        read_json(tmp_path / "config.json")
 
 
 def test_ranges_are_read_from_a_file_on_disk(tmp_path: Path) -> None:
