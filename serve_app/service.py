@@ -14,7 +14,7 @@ from deployments.messages import GenerationRequest
 from env_config.variables import EnvConfig
 from serve_app.api_keys import ApiKeys
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.jobs.webhooks import WebhookRules
+from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower

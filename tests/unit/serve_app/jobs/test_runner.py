@@ -45,7 +45,7 @@ from serve_app.jobs.codec import (
 )
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.jobs.webhooks import WebhookRules
+from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.follower import Follower
 from serve_app.storage.local import LocalStorage

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from deployments.errors import InvalidRequestError
-from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver
+from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, deliver
 from tests.support.web_server import Receiver, web_server
 
 EAGER = WebhookRules(allow_private=True, attempts=4, first_wait_s=0)
