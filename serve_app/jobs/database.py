@@ -15,7 +15,7 @@ import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def open_database(url: str | None, folder: Path) -> sa.Engine:
         with _one_process_at_a_time(address):
             engine = DIALECTS[address.get_backend_name()](address)
             migrate(engine)
-    except (OperationalError, OSError, sqlite3.Error) as error:
+    except (DBAPIError, OSError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", error)).strip().split("\n", 1)[0]
         raise JobStoreError(f"jobs.store_url: {address.render_as_string()} cannot be opened: {reason}") from error
     return engine

@@ -39,12 +39,13 @@ from deployments.messages import (
 )
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
-from serve_app.jobs import ledger, runner, service
+from serve_app.jobs import ledger, runner
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
 )
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob
 from serve_app.jobs.service import JobArgs, Jobs
+from serve_app.jobs.webhooks import sender
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.follower import Follower
@@ -523,7 +524,7 @@ async def test_the_same_key_makes_one_job_and_another_body_a_conflict(folder: Fo
 
 
 async def test_the_end_of_a_job_is_told_to_the_callers_address(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "WEBHOOK_PAUSE_S", 0.02)
+    monkeypatch.setattr(sender, "PAUSE_S", 0.02)
     receiver = Receiver(500, 200)
     async with web_server(receiver.answer) as url:
         rules = WebhookRules(allow_private=True, first_wait_s=0)
