@@ -9,6 +9,9 @@ InvalidRequestError
 └── ConflictError             what was asked does not fit what is there                                   (409)
 TriptychError
 ├── OverloadedError           the queue is full                                                           (429)
+├── StorageError
+│   └── StorageAwayError      the storage did not answer, or not as a storage does                        (502)
+├── JobStoreAwayError         the job store did not answer, or is not there                               (503)
 └── LeaseLostError            a job belongs to another runner now; never leaves serve_app.jobs
 
 `ERROR_KINDS` maps each kind of error to its report. What is not in it is a bug: it is logged with its
@@ -77,6 +80,16 @@ class OverloadedError(TriptychError):
         return self.message
 
 
+class StorageAwayError(StorageError):
+    """The storage did not answer in time, or not as a storage does: the next call would fare no better."""
+
+
+class JobStoreAwayError(TriptychError):
+    """The job store does not answer, or is not there; what was asked may be asked again."""
+
+    retry_after_s = 5
+
+
 class LeaseLostError(TriptychError):
     """The job was cancelled, deleted, or taken over by another runner: nothing more may be written to it."""
 
@@ -120,6 +133,7 @@ ERROR_KINDS = (
     ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),
     ErrorKind(StorageError, 502, "server_error", "storage_failed"),
+    ErrorKind(JobStoreAwayError, 503, "server_error", "job_store_unavailable"),
     ErrorKind(GenerationFailedError, 500, "server_error", "generation_failed"),
     ErrorKind(TriptychError, 500, "server_error", "generation_failed"),
     ErrorKind(BackPressureError, 429, "rate_limit_error", "rate_limit_exceeded", OVERLOADED),
@@ -145,7 +159,7 @@ def report_error(error: Exception, request_id: str | None = None) -> ErrorReport
 
 
 def _retry_after_s(error: Exception) -> int | None:
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | JobStoreAwayError):
         return error.retry_after_s
     if isinstance(error, BackPressureError):
         return math.ceil(error.retry_after_s or 1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.messages import GenerationRequest
 from env_config.variables import EnvConfig
 from serve_app.api_keys import ApiKeys
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.jobs.webhooks import WebhookRules
+from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
@@ -27,6 +27,8 @@ from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.parse import parse
 from serve_app.storage.base import StorageBackend, URLStyle
+from serve_app.storage.guarded import GuardedStorage
+from serve_app.storage.s3 import S3Args
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from serve_app.storage.table import make_storage
 
@@ -46,6 +48,7 @@ class ServiceArgs(BaseModel):
     )
     public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
     url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
+    s3: S3Args = Field(default_factory=S3Args, description="how the bucket of S3 is reached, and its URLs")
     admission: AdmissionArgs = Field(
         default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
     )
@@ -64,6 +67,13 @@ class ServiceArgs(BaseModel):
         False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
     )
     jobs: JobArgs = Field(default_factory=JobArgs, description="how jobs (videos, requests in the background) are kept")
+
+    @model_validator(mode="after")
+    def check_that_urls_have_the_endpoint(self) -> Self:
+        """Raises ValueError for a public endpoint that no URL would have."""
+        if self.s3.public_endpoint is not None and self.url_style == "path":
+            raise ValueError("s3.public_endpoint is of no effect with url_style: path, whose URLs have public_url")
+        return self
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class Service:
 async def open_service(
     args: ServiceArgs, env: EnvConfig, stages: Stages, application: str, layers: tuple[Layer, ...] = LAYERS
 ) -> Service:
-    """`application` is Serve's name of it: jobs and spooled outputs belong to the application and its model.
+    """`application` is Serve's name of it: jobs and spooled outputs belong to it, whatever model it serves.
 
     Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, ValueError.
     """
@@ -114,8 +124,7 @@ async def open_service(
     admission = Admission(args.admission)
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
-    owner = f"{application}/{model.name}"
-    storage = await open_storage(args, env, owner)
+    storage = await open_storage(args, env, application)
     context = LayerContext(env, stages, args.c2pa_certificate, args.c2pa_private_key)
 
     async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:
@@ -123,7 +132,17 @@ async def open_service(
 
     make = wrapped(through_the_stages, context, layers)
     webhooks = WebhookRules(allow_private=args.private_targets)
-    jobs = Jobs(args.jobs, env.runtime.cache_root, owner, make, storage, admission, model.describe, webhooks)
+    jobs = Jobs(
+        args.jobs,
+        env.runtime.cache_root,
+        application,
+        make,
+        storage,
+        admission,
+        model.describe,
+        webhooks,
+        model.check_name,
+    )
     return Service(
         args=args,
         env=env,
@@ -138,14 +157,22 @@ async def open_service(
     )
 
 
-async def open_storage(args: ServiceArgs, env: EnvConfig, owner: str) -> StorageBackend:
+async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> StorageBackend:
     """The configured storage, behind a spool where it is on another machine; raises StorageError unless it works."""
     cache_root, cloud = env.runtime.cache_root, env.cloud_storage
+    if args.s3 != S3Args() and cloud.type != "s3":
+        raise ValueError("s3: its settings are of no effect unless SGLANG_CLOUD_STORAGE_TYPE is s3")
     folder = args.output_directory or cache_root / "outputs"
-    storage = make_storage(cloud, folder, args.public_url, url_style=args.url_style)
-    if storage.is_shared:
+    backend = make_storage(cloud, folder, args.public_url, args.url_style, args.s3)
+    storage: StorageBackend
+    if backend.is_shared:
         place = f"{cloud.endpoint_url} {cloud.bucket_name} {cloud.region_name}"
-        spool = cache_root / "spool" / quote(owner, safe="")
-        storage = SpooledStorage(storage, spool, args.public_url or "", place)
+        spools, name = cache_root / "spool", quote(application, safe="")
+        storage = SpooledStorage(
+            backend, spools / name, args.public_url or "", place,
+            lambda: [each for each in spools.iterdir() if each.name.startswith(f"{name}%2F")],
+        )  # fmt: skip
+    else:
+        storage = GuardedStorage(backend)
     await storage.check()
     return storage

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import AbstractContextManager, nullcontext
+import os
+import sqlite3
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-WAIT_S = 30  # for another process's write
+OPENING_S = 30  # for another process that opens the same file
+WRITE_WAIT_S = 10  # for another process's write
+CONNECT_S = 5  # to a PostgreSQL server
+# A server whose machine is gone is noticed within some 25 s; one that hangs is given up by whoever asks (StoreThreads).
+POSTGRESQL = {"connect_timeout": CONNECT_S, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 ADVISORY_LOCK = 0x7472_6970  # PostgreSQL's lock around the migrations: any number that is ours alone
 
 
 class JobStoreError(RuntimeError):
     """The job store cannot be opened; the sentence names the argument to correct."""
+
+
+class JobStoreLostError(SQLAlchemyError):
+    """The file of the job store was removed or replaced while it was open: what is written now would be lost."""
 
 
 def open_database(url: str | None, folder: Path) -> sa.Engine:
@@ -33,11 +44,11 @@ def open_database(url: str | None, folder: Path) -> sa.Engine:
     folder.mkdir(parents=True, exist_ok=True)
     address = _address(url, folder)
     try:
-        engine = DIALECTS[address.get_backend_name()](address)
         with _one_process_at_a_time(address):
+            engine = DIALECTS[address.get_backend_name()](address)
             migrate(engine)
-    except OperationalError as error:
-        reason = str(error.orig).strip().split("\n", 1)[0]
+    except (DBAPIError, OSError, sqlite3.Error) as error:
+        reason = str(getattr(error, "orig", error)).strip().split("\n", 1)[0]
         raise JobStoreError(f"jobs.store_url: {address.render_as_string()} cannot be opened: {reason}") from error
     return engine
 
@@ -56,7 +67,7 @@ def migrate(engine: sa.Engine) -> None:
 def _one_process_at_a_time(address: sa.URL) -> AbstractContextManager[Any]:
     # The first switch of an SQLite file to its write-ahead log fails at once, unwaited, where two meet.
     if address.get_backend_name() == "sqlite":
-        return FileLock(f"{address.database}.lock", timeout=WAIT_S)
+        return FileLock(f"{address.database}.lock", timeout=OPENING_S)
     return nullcontext()
 
 
@@ -75,34 +86,74 @@ def _address(url: str | None, folder: Path) -> sa.URL:
     if address.get_backend_name() not in DIALECTS:
         allowed = " or ".join(DIALECTS)
         raise JobStoreError(f"jobs.store_url must begin with {allowed}, got {address.drivername!r}")
+    if address.get_backend_name() == "sqlite" and address.database in (None, "", ":memory:"):
+        raise JobStoreError("jobs.store_url must name a file: sqlite:////folder/jobs.sqlite")
     if address.drivername == "postgresql":
         return address.set(drivername="postgresql+psycopg")
     return address
 
 
 def _sqlite(address: sa.URL) -> sa.Engine:
-    connect_args = {"timeout": WAIT_S, "check_same_thread": False}
-    engine = sa.create_engine(address, connect_args=connect_args, json_deserializer=json_or_none)
+    assert address.database is not None
+    path = Path(address.database).resolve()
+    with closing(sqlite3.connect(path)):  # makes the file; nothing else does, so that a lost one is noticed
+        pass
+
+    def connect() -> sqlite3.Connection:
+        place = f"file:{quote(str(path))}?mode=rw"
+        return sqlite3.connect(place, timeout=WRITE_WAIT_S, check_same_thread=False, uri=True)
+
+    engine = sa.create_engine(address, creator=connect, json_deserializer=json_or_none, pool_timeout=WRITE_WAIT_S)
+    wal = Path(f"{path}-wal")
 
     @sa.event.listens_for(engine, "connect")
-    def prepare(connection: Any, _: Any) -> None:
+    def prepare(connection: Any, record: Any) -> None:
         connection.text_factory = lambda text: text.decode("utf-8", "replace")  # a damaged value is one job's affair
         connection.isolation_level = None  # transactions begin below, not where Python guesses
         connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
         connection.execute("PRAGMA synchronous = FULL")  # what is committed outlives a loss of power
         connection.execute("PRAGMA foreign_keys = ON")
+        record.info["file"] = _identity(path)
+
+    @sa.event.listens_for(engine, "checkout")
+    def check_that_it_is_the_same_file(_: Any, record: Any, __: Any) -> None:
+        if not _is_same(record.info):
+            logger.critical(
+                "the job store %s was removed or replaced while it was open: put it back, or start again with an "
+                "empty one; until then jobs are refused", path,
+            )  # fmt: skip
+            raise DisconnectionError("the file of the job store is another one")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if writes:
+            connection.connection.info.setdefault("wal", _identity(wal))
+
+    @sa.event.listens_for(engine, "commit")
+    def check_that_it_will_last(connection: sa.Connection) -> None:
+        if not _is_same(connection.connection.info):
+            raise JobStoreLostError("the file of the job store was removed or replaced")
+
+    def _is_same(info: Any) -> bool:
+        return info["file"] == _identity(path) is not None and info.get("wal") in (None, _identity(wal))
 
     return engine
 
 
-def _postgresql(address: sa.URL) -> sa.Engine:
+def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        return sa.create_engine(address, pool_pre_ping=True)
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _postgresql(address: sa.URL) -> sa.Engine:
+    asked = {name: value for name, value in POSTGRESQL.items() if name not in address.query}
+    try:
+        return sa.create_engine(address, pool_pre_ping=True, pool_timeout=CONNECT_S, connect_args=asked)
     except ModuleNotFoundError as error:
         raise JobStoreError(
             f"jobs.store_url: PostgreSQL needs {error.name!r}; install it with: pip install 'triptych[postgresql]'"

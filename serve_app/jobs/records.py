@@ -77,13 +77,15 @@ class UnfinishedJob:
 
 @dataclass(frozen=True)
 class Webhook:
-    """A job's end that is to be told to `url`."""
+    """A job's end that is to be told to `url`; this is delivery number `attempt`: 1, 2, ..."""
 
     job_id: str
     kind: MediaKind
     status: Status
     completed_at: float
     url: str
+    target: str  # its host and port
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,25 @@ class IdempotencyKey:
 
     key: str
     body_digest: str  # SHA-256, hexadecimal
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happened to a job after an event, and where it stands."""
+
+    events: list[Event]
+    last_number: int  # of all its events
+    has_ended: bool
+    position: int | None  # in the queue, while it waits
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened to jobs since somebody looked."""
+
+    events: dict[str, list[Event]]
+    gone: set[str]  # they were deleted
+    positions: dict[str, int]  # of those that wait
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
-from serve_app.errors import ErrorReport, JobNotFoundError, LeaseLostError, original_error, report_error
+from serve_app.errors import (
+    ErrorReport,
+    JobNotFoundError,
+    JobStoreAwayError,
+    LeaseLostError,
+    original_error,
+    report_error,
+)
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
     checkpoint_to_bytes,
@@ -30,12 +37,13 @@ from serve_app.jobs.codec import (
     previews_from_json,
     requests_from_json,
 )
+from serve_app.jobs.events import JobWatch
 from serve_app.jobs.records import Job, Output
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.follower import Follower, Make
 from serve_app.storage.base import StorageBackend
-from serve_app.storage.outputs import store_media
+from serve_app.storage.outputs import store_media_in_the_end
 from serve_app.storage.previews import small_picture
 
 logger = logging.getLogger(__name__)
@@ -52,7 +60,7 @@ MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
 TRANSIENT = (*AWAY, RayError)
-
+STORE_FAILED = (JobStoreAwayError, SQLAlchemyError)
 
 OnMade = Callable[[Job, int, Media], None]  # told of each request that was made, by its place in the job
 
@@ -106,23 +114,30 @@ class JobRunner:
         self,
         store: JobStore,
         threads: StoreThreads,
+        leases: StoreThreads,
         changes: Changes,
+        watch: JobWatch,
         make: Make,
         storage: StorageBackend,
         name: str,
         max_running: int = 8,
         lease_s: float = 15.0,
         on_made: OnMade = lambda *_: None,
+        check_model: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`leases`: threads for what must not wait for other work. `check_model` raises ModelNotFoundError."""
         self.store = store
         self.threads = threads
+        self.leases = leases
         self.changes = changes
+        self.watch = watch
         self.make = make
         self.storage = storage
         self.name = name
         self.max_running = max_running
         self.lease_s = lease_s
         self.on_made = on_made
+        self.check_model = check_model
         self.running: dict[str, asyncio.Task[None]] = {}
         self._paused_until = 0.0  # time.monotonic(); the stages were away
         self._pause_s = 0.0
@@ -153,8 +168,9 @@ class JobRunner:
 
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
+        await self.leases.run(self.store.look_at_leases)  # also where nothing is claimed: only what was seen counts
         while len(self.running) < self.max_running and time.monotonic() >= self._paused_until:
-            job = await self.threads.run(self.store.claim, self.name, self.lease_s)
+            job = await self.leases.run(self.store.claim, self.name, self.lease_s)
             if job is None:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
@@ -162,15 +178,17 @@ class JobRunner:
             task = asyncio.create_task(self._run(job))
             self.running[job.id] = task
             task.add_done_callback(partial(self._ended, job.id))
+            self.watch.notify(job.id)
         await wait_for_change(change, POLL_S)
 
     def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         del self.running[job_id]
         self.changes.notify()
+        self.watch.notify(job_id)
 
     async def _keep_leases(self) -> None:
         running = list(self.running)
-        kept = await self.threads.run(self.store.renew, self.name, running, self.lease_s) if running else set()
+        kept = await self.leases.run(self.store.renew, self.name, running, self.lease_s) if running else set()
         for job_id in running:
             if job_id not in kept and job_id in self.running:
                 self.running[job_id].cancel()
@@ -219,7 +237,7 @@ class JobRunner:
             await self.threads.run(self.store.complete, self.name, job.id)
         except LeaseLostError as error:
             logger.info("job %s is left: %s", job.id, error)
-        except SQLAlchemyError:
+        except STORE_FAILED:
             logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
         except Exception as error:  # noqa: BLE001  (whatever it is, the job's caller is told)
             await self._end_badly(job, error)
@@ -234,7 +252,7 @@ class JobRunner:
                     await self.threads.run(self.store.postpone, self.name, job.id, pause_s)
                 else:  # its lease will end as if this runner had died, so it is not tried for ever
                     await self.threads.run(self.store.renew, self.name, [job.id], pause_s)
-            except SQLAlchemyError:
+            except STORE_FAILED:
                 logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
             return
         await self._fail(job, report_error(error, job.id))
@@ -251,12 +269,16 @@ class JobRunner:
             await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
         except LeaseLostError as lost:
             logger.info("job %s failed, but %s", job.id, lost)
+        except STORE_FAILED:
+            logger.exception("job %s failed, but the job store too: it is tried again when its lease has ended", job.id)
 
     async def _make(self, job: Job) -> None:
         """What the job's requests still lack."""
         pictures = await self.threads.run(self.store.input_images, job.id)
         saved = await self.threads.run(self.store.checkpoints, job.id)
         requests = requests_from_json(job.requests, pictures)
+        for request in requests:
+            self.check_model(request.model)
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))
@@ -280,7 +302,9 @@ class JobRunner:
         self.on_made(running.job, number, media)
         running.shares[number] = DENOISING_SHARE
         day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
-        stored = await store_media(self.storage, request, media, day)
+        stored = await store_media_in_the_end(
+            self.storage, request, media, day, partial(self._tell_of_trouble, running.job, number)
+        )
         outputs = [Output(request=number, **vars(file)) for file in stored]
         try:
             await self.threads.run(self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds)
@@ -288,7 +312,17 @@ class JobRunner:
             await self._remove_if_unwanted(running.job.id, outputs)
             raise
         running.shares[number] = 1.0
-        self.changes.notify()
+        self.watch.notify(running.job.id)
+
+    async def _tell_of_trouble(self, job: Job, number: int, error: StorageError) -> None:
+        """What was made waits here for the storage; its checkpoint stays in the job store until it is stored."""
+        logger.error("job %s: what was made cannot be stored now, and is tried again until it is: %s", job.id, error)
+        try:
+            data = {"request": number, "for": "storage"}
+            await self.threads.run(self.store.save_event, self.name, job.id, "waiting", data)
+            self.watch.notify(job.id)
+        except STORE_FAILED:
+            logger.exception("the events of job %s could not be saved", job.id)
 
     async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
         """A cancelled or deleted job leaves nothing; a runner that took it over stores under the same keys."""
@@ -319,12 +353,12 @@ class JobRunner:
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
-            self.changes.notify()
+            self.watch.notify(job_id)
         while running.previews:
             request, at_step, file = running.previews.pop(0)
             preview = {"request": request, "step": at_step, **await asyncio.to_thread(small_picture, file.data)}
-            await self.threads.run(self.store.save_preview, self.name, job_id, preview)
-            self.changes.notify()
+            await self.threads.run(self.store.save_event, self.name, job_id, "preview", preview)
+            self.watch.notify(job_id)
         for number in list(running.checkpoints):
             await self.threads.run(self._save_checkpoint, job_id, number, running.checkpoints.pop(number))
 

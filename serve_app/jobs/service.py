@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -16,25 +16,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
+from serve_app.errors import JobStoreAwayError
 from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
-from serve_app.jobs.events import JobEvent, job_events
+from serve_app.jobs.events import JobEvent, JobWatch
 from serve_app.jobs.ledger import JobLedger
-from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
+from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
-from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
-from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
+from serve_app.jobs.threads import Changes, StoreThreads
+from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, signed_headers
+from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
 from serve_app.storage.base import StorageBackend
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.5  # between looks at a job that another process runs
-MAX_WEBHOOKS = 16  # sent at a time
-WEBHOOK_PAUSE_S = 1.0  # between looks for jobs whose end is to be told
-WEBHOOK_AGAIN_S = 900.0  # longer than all attempts at one take
+RELEASING_S = 5.0  # at most, at a stop
 
 
 class JobArgs(BaseModel):
@@ -77,37 +76,59 @@ class Jobs:
         admission: Admission,
         describe: Callable[[], Awaitable[StageDescription]],
         webhook_rules: WebhookRules | None = None,
+        check_model: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Opens the store; raises JobStoreError."""
+        """Opens the store. `check_model` raises ModelNotFoundError for a model that is not served (any more).
+
+        Raises JobStoreError.
+        """
         self.args = args
         self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s)
-        self.threads = StoreThreads()
+        self.threads = StoreThreads("job-store")
+        self.leases = StoreThreads("job-leases", max_threads=2)
+        self.following = StoreThreads("job-followers", max_threads=2)
         self.changes = Changes()
+        self.watch = JobWatch(self.store, self.following)
         self.storage = storage
         self.describe = describe
         self._is_closed = False
         self.webhook_rules = webhook_rules or WebhookRules()
-        self._webhooks: set[asyncio.Task[None]] = set()
         name = uuid.uuid4().hex
+        self.webhooks: WebhookSender | None = None
+        if args.webhook_secret is not None:
+            secret = args.webhook_secret.get_secret_value()
+            self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules)
         self.ledger = JobLedger(admission, self.store, self.threads, name)
         self.runner = JobRunner(
-            self.store, self.threads, self.changes, make, storage, name, args.max_running, args.lease_s,
-            on_made=self.ledger.made,
+            self.store, self.threads, self.leases, self.changes, self.watch, make, storage, name,
+            args.max_running, args.lease_s, on_made=self.ledger.made, check_model=check_model,
         )  # fmt: skip
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(self.ledger.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
+        self.runner.start(self.ledger.keep, *([self.webhooks.keep] if self.webhooks else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
         if not self._is_closed:
             self._is_closed = True
             self.runner.stop()
-            for task in self._webhooks:
-                task.cancel()
-            self.threads.close()  # before the release: a job that is being claimed now is given back too
+            if self.webhooks is not None:
+                self.webhooks.stop()
+            for threads in (self.threads, self.leases, self.following):
+                threads.close()  # before the release: a job that is being claimed now is given back too
+            releasing = threading.Thread(target=self._release, daemon=True)  # a store that hangs holds up no stop
+            releasing.start()
+            releasing.join(RELEASING_S)
+
+    def _release(self) -> None:
+        try:
             self.store.release(self.runner.name)
+        except SQLAlchemyError as error:
+            logger.warning(
+                "the jobs of this replica could not be given back, others find their leases ended: %s", error
+            )
+        finally:
             self.store.close()
 
     async def submit(
@@ -171,12 +192,13 @@ class Jobs:
 
     async def end_of(self, job_id: str, owner: str) -> Job:
         """The job when it has ended. Raises JobNotFoundError if it is deleted meanwhile."""
-        while True:
-            change = self.changes.next()
+        job = await self.get(job_id, owner)
+        while not job.has_ended:
+            async for event in self.watch.events(job_id, after=None):
+                if event.kind in (*ENDED, "deleted"):
+                    break
             job = await self.get(job_id, owner)
-            if job.has_ended:
-                return job
-            await wait_for_change(change, POLL_S)
+        return job
 
     async def queue_position(self, job: Job) -> int | None:
         """How many wait before it; None if it does not wait."""
@@ -184,53 +206,33 @@ class Jobs:
 
     def events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
         """What happens to the job after its event number `after`, to its end."""
-        return job_events(self.store, self.threads, self.changes, job_id, after)
+        return self.watch.events(job_id, after)
 
     async def cancel(self, job_id: str, owner: str) -> Job:
         """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
         job = await self.threads.run(self.store.cancel, job_id, owner)
         self.runner.stop_job(job_id)
         self.ledger.close(job_id)
-        self.changes.notify()
+        self.watch.notify(job_id)
         for output in job.outputs:
-            await self.storage.delete(output.key)
+            try:
+                await self.storage.delete(output.key)
+            except StorageError as error:  # the job is cancelled all the same
+                logger.warning("%s of the cancelled job %s is left in the storage: %s", output.key, job_id, error)
         return await self.get(job_id, owner)
 
     async def delete(self, job_id: str, owner: str) -> Job:
         """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
         job = await self.runner.remove(job_id, owner)
         self.ledger.close(job_id)
-        self.changes.notify()
+        self.watch.notify(job_id)
         return job
-
-    async def _send_webhooks(self) -> None:
-        """At least once each: one whose sender died is sent again, with the same id."""
-        room = MAX_WEBHOOKS - len(self._webhooks)
-        for webhook in await self.threads.run(self.store.take_webhooks, room, WEBHOOK_AGAIN_S) if room else ():
-            task = asyncio.create_task(self._send(webhook))
-            self._webhooks.add(task)
-            task.add_done_callback(self._webhooks.discard)
-        await asyncio.sleep(WEBHOOK_PAUSE_S)
-
-    async def _send(self, webhook: Webhook) -> None:
-        assert self.args.webhook_secret is not None
-        webhook_id = f"wh_{webhook.job_id}"
-        payload = {
-            "id": webhook_id,
-            "object": "event",
-            "type": f"{webhook.kind}.{webhook.status}",  # as OpenAI's: video.completed, video.failed
-            "created_at": int(webhook.completed_at),
-            "data": {"id": webhook.job_id},
-        }
-        secret = self.args.webhook_secret.get_secret_value()
-        await deliver(webhook.url, secret, payload, self.webhook_rules, webhook_id)
-        await self.threads.run(self.store.webhook_done, webhook.job_id)
 
     async def mark_uploaded(self, key: str) -> None:
         """An output is in the storage now. Raises StorageError when that cannot be written down yet."""
         try:
             await self.threads.run(self.store.mark_uploaded, key)
-        except (SQLAlchemyError, StageUnavailableError) as error:
+        except (JobStoreAwayError, SQLAlchemyError, StageUnavailableError) as error:
             raise StorageError("the job store cannot be written to") from error
 
 

@@ -1,16 +1,18 @@
 """The durable store of jobs: every method is one transaction, and may be called from any thread.
 
 A runner that works on a job holds a lease on it and renews it. What it writes counts only while the lease
-is its own, so a runner that was thought dead can spoil nothing. Clocks of machines that share a store must
-agree to within a small part of the lease.
+is its own, so a runner that was thought dead can spoil nothing. Leases need no clock that is right (`leases`).
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -18,10 +20,28 @@ from sqlalchemy.exc import IntegrityError
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
-from serve_app.jobs.records import ENDED, Event, IdempotencyKey, Job, NewJob, Output, Status, UnfinishedJob, Webhook
+from serve_app.jobs.leases import Lease, SeenLeases
+from serve_app.jobs.records import (
+    ENDED,
+    Event,
+    IdempotencyKey,
+    Job,
+    NewJob,
+    News,
+    Output,
+    Status,
+    Story,
+    UnfinishedJob,
+    Webhook,
+)
 from serve_app.making.admission import Size
 
 jobs = tables.jobs
+
+EARLIER_LEASE_S = 15.0  # of rows that an earlier version wrote
+SECOND_LOOK_S = 600.0  # a job that seems to have expired is looked at again after so long
+LONGEST_WEBHOOK_PAUSE_S = 3600.0  # a delivery that is due later was dated by a clock that was wrong
+_ID = re.compile(r"[A-Za-z0-9_-]{1,96}", re.ASCII)
 
 
 class JobStore:
@@ -33,12 +53,19 @@ class JobStore:
         application: str = "",
         lifetime_s: float = 86_400,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` gives Unix time, `monotonic` seconds that no one sets."""
         self.application = application
         self.lifetime_s = lifetime_s
         self._engine = engine
         self._writing = writing(engine)
         self._clock = clock
+        self._monotonic = monotonic
+        self._began = clock() - monotonic()
+        self._leases = SeenLeases(monotonic)
+        self._expired_since: dict[str, float] = {}  # monotonic
+        self._adopt()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -100,14 +127,33 @@ class JobStore:
             rows = connection.execute(select).all()
             return self._with_outputs(connection, rows[:limit]), len(rows) > limit
 
-    def events_after(self, job_id: str, number: int) -> list[Event]:
-        """What happened to the job after its event `number`."""
-        events = tables.events
-        select = sa.select(events.c.number, events.c.kind, events.c.data, events.c.created_at)
-        select = select.where(events.c.job_id == job_id, events.c.number > number).order_by(events.c.number)
+    def story(self, job_id: str, after: int | None) -> Story:
+        """What happened to the job after its event number `after` (None: nothing of it), and where it stands.
+
+        Raises JobNotFoundError.
+        """
         with self._engine.begin() as connection:
-            rows = connection.execute(select).all()
-        return [Event(row.number, row.kind, row.data or {}, row.created_at) for row in rows]
+            row = self._row(connection, job_id)
+            last = int(connection.execute(_last_number(job_id)).scalar_one())
+            events = _events(connection, {job_id: last if after is None else after})
+            position = self._position(connection, row.created_at) if row.status == "queued" else None
+        return Story(events.get(job_id, []), last, row.status in ENDED, position)
+
+    def news(self, seen: Mapping[str, int]) -> News:
+        """What happened to these jobs after the event number that stands with each."""
+        events = tables.events
+        select = sa.select(events.c.job_id, sa.func.max(events.c.number)).where(events.c.job_id.in_(seen))
+        waiting = sa.select(jobs.c.id, jobs.c.created_at).where(
+            jobs.c.application == self.application, jobs.c.status == "queued"
+        )
+        with self._engine.begin() as connection:
+            last = {row[0]: row[1] for row in connection.execute(select.group_by(events.c.job_id))}
+            changed = {job_id: seen[job_id] for job_id, number in last.items() if number > seen[job_id]}
+            happened = _events(connection, changed) if changed else {}
+            queue = {row.id: row.created_at for row in connection.execute(waiting.order_by(jobs.c.created_at))}
+        times = list(queue.values())
+        positions = {job_id: bisect_left(times, queue[job_id]) for job_id in seen if job_id in queue}
+        return News(happened, set(seen) - last.keys(), positions)
 
     def queue_position(self, job_id: str) -> int | None:
         """How many jobs are started before it; None when it does not wait."""
@@ -153,10 +199,15 @@ class JobStore:
             return job
 
     def expired(self, limit: int = 100) -> list[str]:
-        """Jobs whose time is over."""
-        select = sa.select(jobs.c.id).where(jobs.c.application == self.application, jobs.c.expires_at < self._clock())
+        """Jobs whose time is over, found so twice: a clock that jumps ahead must not remove what was just made."""
+        now = min(self._clock(), self._began + self._monotonic())
+        select = sa.select(jobs.c.id).where(jobs.c.application == self.application, jobs.c.expires_at < now)
         with self._engine.begin() as connection:
-            return list(connection.execute(select.limit(limit)).scalars())
+            found = list(connection.execute(select.order_by(jobs.c.expires_at).limit(100 * limit)).scalars())
+        looked_at = self._monotonic()
+        self._expired_since = {job_id: self._expired_since.get(job_id, looked_at) for job_id in found}
+        second_look_s = min(SECOND_LOOK_S, self.lifetime_s)
+        return [job_id for job_id, since in self._expired_since.items() if looked_at - since >= second_look_s][:limit]
 
     def mark_uploaded(self, key: str) -> None:
         """The output of this key is in the storage now."""
@@ -164,42 +215,83 @@ class JobStore:
         with self._writing.begin() as connection:
             connection.execute(change)
 
-    def take_webhooks(self, limit: int, again_after_s: float) -> list[Webhook]:
-        """The webhooks that are due. The taker has `again_after_s` to deliver one; then it is due again."""
+    def take_webhook(
+        self, taker: str, again_after_s: float, busy: Collection[str] = (), repeated: bool = True
+    ) -> Webhook | None:
+        """One that is due, those that were never tried first; none of the targets in `busy`.
+
+        The taker has `again_after_s` to deliver it; then it is due again. Without `repeated` only one that was
+        never tried.
+        """
         now = self._clock()
+        is_due = sa.or_(jobs.c.webhook_due <= now, jobs.c.webhook_due > now + LONGEST_WEBHOOK_PAUSE_S)
         due = (
             sa.select(jobs.c.id)
-            .where(jobs.c.application == self.application, jobs.c.webhook_due <= now)
-            .order_by(jobs.c.webhook_due)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
+            .where(jobs.c.application == self.application, is_due)
+            .where(sa.func.coalesce(jobs.c.webhook_target, "").not_in(list(busy)))
+            .order_by(jobs.c.webhook_attempts, jobs.c.webhook_due)
+            .limit(1)
         )
-        columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
+        if not repeated:
+            due = due.where(jobs.c.webhook_attempts == 0)
+        with self._engine.begin() as connection:
+            if connection.execute(due).scalar_one_or_none() is None:  # so that nothing is locked where nothing is due
+                return None
         with self._writing.begin() as connection:
-            ids = list(connection.execute(due).scalars())
-            change = sa.update(jobs).where(jobs.c.id.in_(ids)).values(webhook_due=now + again_after_s)
-            return [Webhook(*row) for row in connection.execute(change.returning(*columns))] if ids else []
+            job_id = connection.execute(due.with_for_update(skip_locked=True)).scalar_one_or_none()
+            if job_id is None:
+                return None
+            change = sa.update(jobs).where(jobs.c.id == job_id)
+            change = change.values(
+                webhook_due=now + again_after_s, webhook_taker=taker, webhook_attempts=jobs.c.webhook_attempts + 1
+            )
+            columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
+            more = (sa.func.coalesce(jobs.c.webhook_target, ""), jobs.c.webhook_attempts)
+            return Webhook(*connection.execute(change.returning(*columns, *more)).one())
+
+    def webhook_failed(self, taker: str, job_id: str, again_after_s: float) -> None:
+        """Its delivery failed; the next one is due so many seconds from now."""
+        change = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.webhook_taker == taker)
+        with self._writing.begin() as connection:
+            connection.execute(change.values(webhook_due=self._clock() + again_after_s, webhook_taker=None))
 
     def webhook_done(self, job_id: str) -> None:
         """It was delivered, or given up."""
         with self._writing.begin() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_due=None))
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_due=None, webhook_taker=None))
 
     # --- what runners do ---
 
+    def look_at_leases(self) -> list[Lease]:
+        """Those that have ended. To be called all the time: only time in which it was called counts."""
+        select = sa.select(jobs.c.id, jobs.c.lease_owner, jobs.c.heartbeat, jobs.c.lease_s)
+        select = select.where(jobs.c.application == self.application, jobs.c.status == "in_progress")
+        with self._engine.begin() as connection:
+            rows = connection.execute(select).all()
+        return self._leases.look(_lease(row) for row in rows)
+
     def claim(self, runner: str, lease_s: float) -> Job | None:
         """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`."""
-        now = self._clock()
-        abandoned = sa.and_(jobs.c.status == "in_progress", jobs.c.lease_until < now)
+        ended = [
+            sa.and_(
+                jobs.c.id == lease.job_id,
+                jobs.c.status == "in_progress",
+                jobs.c.heartbeat == lease.heartbeat,
+                jobs.c.lease_owner.is_not_distinct_from(lease.owner),
+            )
+            for lease in self.look_at_leases()[:100]
+        ]
         first = (
             sa.select(jobs.c.id)
-            .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", abandoned))
+            .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", *ended))
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(1)
-            .with_for_update(skip_locked=True)
         )
+        with self._engine.begin() as connection:
+            if connection.execute(first).scalar_one_or_none() is None:  # so that nothing is locked where nothing waits
+                return None
         with self._writing.begin() as connection:
-            job_id = connection.execute(first).scalar_one_or_none()
+            job_id = connection.execute(first.with_for_update(skip_locked=True)).scalar_one_or_none()
             if job_id is None:
                 return None
             row = self._row(connection, job_id)
@@ -209,45 +301,54 @@ class JobStore:
                 .where(jobs.c.id == job_id)
                 .values(
                     status="in_progress",
-                    started_at=row.started_at or now,
+                    started_at=row.started_at or self._clock(),
                     lease_owner=runner,
-                    lease_until=now + lease_s,
+                    lease_s=lease_s,
+                    heartbeat=row.heartbeat + 1,
                     takeovers=row.takeovers + taken_over,
                 )
             )
             self._append(connection, job_id, "in_progress", {"taken_over": taken_over})
-            return self._read(connection, job_id)
+            job = self._read(connection, job_id)
+        self._leases.written(Lease(job_id, runner, row.heartbeat + 1, lease_s))
+        return job
 
     def renew(self, runner: str, job_ids: Iterable[str], lease_s: float) -> set[str]:
         """Those of the jobs that are still the runner's, for `lease_s` more seconds."""
-        change = (
-            sa.update(jobs)
-            .where(jobs.c.id.in_(list(job_ids)), jobs.c.lease_owner == runner)
-            .values(lease_until=self._clock() + lease_s)
-            .returning(jobs.c.id)
-        )
-        with self._writing.begin() as connection:
-            return set(connection.execute(change).scalars())
+        return self._beat(runner, job_ids, lease_owner=runner, lease_s=lease_s)
 
     def postpone(self, runner: str, job_id: str, seconds: float) -> None:
         """Nobody works on the runner's job for so long; its next runner does not take it over from one that died."""
+        self._beat(runner, [job_id], lease_owner=None, lease_s=seconds)
+
+    def _beat(self, runner: str, job_ids: Iterable[str], **values: Any) -> set[str]:
         change = (
             sa.update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.lease_owner == runner)
-            .values(lease_owner=None, lease_until=self._clock() + seconds)
+            .where(jobs.c.id.in_(list(job_ids)), jobs.c.lease_owner == runner, jobs.c.status == "in_progress")
+            .values(heartbeat=jobs.c.heartbeat + 1, **values)
+            .returning(jobs.c.id, jobs.c.lease_owner, jobs.c.heartbeat, jobs.c.lease_s)
         )
         with self._writing.begin() as connection:
-            connection.execute(change)
+            rows = connection.execute(change).all()
+        for row in rows:
+            self._leases.written(_lease(row))
+        return {row.id for row in rows}
 
     def release(self, runner: str) -> None:
-        """Give all the runner's jobs back to the queue."""
-        change = (
+        """Give all the runner's jobs back to the queue, and its webhooks to whoever looks for them next."""
+        free_jobs = (
             sa.update(jobs)
             .where(jobs.c.lease_owner == runner, jobs.c.status == "in_progress")
-            .values(status="queued", lease_owner=None, lease_until=None)
+            .values(status="queued", lease_owner=None, lease_s=None, heartbeat=jobs.c.heartbeat + 1)
+        )
+        free_webhooks = (
+            sa.update(jobs)
+            .where(jobs.c.webhook_taker == runner, jobs.c.webhook_due.is_not(None))
+            .values(webhook_due=self._clock(), webhook_taker=None, webhook_attempts=jobs.c.webhook_attempts - 1)
         )
         with self._writing.begin() as connection:
-            connection.execute(change)
+            connection.execute(free_jobs)
+            connection.execute(free_webhooks)
 
     def input_images(self, job_id: str) -> list[bytes]:
         images = tables.input_images
@@ -271,11 +372,11 @@ class JobStore:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(progress=progress))
             self._append(connection, job_id, "step", {"progress": progress} | step)
 
-    def save_preview(self, runner: str, job_id: str, preview: dict[str, Any]) -> None:
-        """A `preview` event. Raises LeaseLostError."""
+    def save_event(self, runner: str, job_id: str, kind: str, data: dict[str, Any]) -> None:
+        """Something that happened to the runner's job. Raises LeaseLostError."""
         with self._writing.begin() as connection:
             self._leased(connection, runner, job_id)
-            self._append(connection, job_id, "preview", preview)
+            self._append(connection, job_id, kind, data)
 
     def save_checkpoint(self, runner: str, job_id: str, request: int, step: int, data: bytes) -> None:
         """Replace the request's checkpoint. Raises LeaseLostError."""
@@ -317,13 +418,33 @@ class JobStore:
 
     # --- parts of transactions ---
 
+    def _adopt(self) -> None:
+        """Earlier versions put the name of the model behind that of the application: their rows are its own too."""
+        keys = tables.idempotency_keys
+        earlier_jobs, earlier_keys = (
+            table.c.application.startswith(f"{self.application}/", autoescape=True) for table in (jobs, keys)
+        )
+        with self._engine.begin() as connection:
+            if connection.execute(sa.select(jobs.c.id).where(earlier_jobs).limit(1)).scalar_one_or_none() is None:
+                return
+        with self._writing.begin() as connection:
+            connection.execute(sa.update(jobs).where(earlier_jobs).values(application=self.application))
+            select = sa.select(keys).join(jobs, jobs.c.id == keys.c.job_id).where(earlier_keys)
+            rows = connection.execute(select.order_by(jobs.c.created_at)).all()
+            connection.execute(sa.delete(keys).where(earlier_keys))
+            own = sa.select(keys.c.owner, keys.c.key).where(keys.c.application == self.application)
+            known = {(row.owner, row.key) for row in connection.execute(own)}
+            latest = {(row.owner, row.key): row._asdict() | {"application": self.application} for row in rows}
+            if moved := [values for key, values in latest.items() if key not in known]:
+                connection.execute(sa.insert(keys), moved)
+
     def _insert(self, connection: sa.Connection, new: NewJob, idempotency_key: IdempotencyKey | None) -> None:
         now = self._clock()
         connection.execute(
             sa.insert(jobs).values(
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
-                webhook_url=new.webhook_url, sizes=new.sizes,
+                webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
             )
         )  # fmt: skip
         if new.input_images:
@@ -372,6 +493,8 @@ class JobStore:
         param: str = "id",
         lock: bool = False,
     ) -> sa.Row[Any]:
+        if not _ID.fullmatch(job_id):  # a database may refuse to look for it
+            raise JobNotFoundError(f"there is no job {job_id[:96]!r}", param)
         select = sa.select(jobs).where(jobs.c.application == self.application, jobs.c.id == job_id)
         if owner is not None:
             select = select.where(jobs.c.owner == owner)
@@ -406,7 +529,7 @@ class JobStore:
         now = self._clock()
         values: dict[str, Any] = {"progress": 100} if status == "completed" else {"error": error}
         values |= {"status": status, "completed_at": now, "expires_at": now + self.lifetime_s}
-        values |= {"lease_owner": None, "lease_until": None}
+        values |= {"lease_owner": None, "lease_s": None}
         values["webhook_due"] = sa.case((jobs.c.webhook_url.is_not(None), now))
         connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
         connection.execute(sa.delete(tables.checkpoints).where(tables.checkpoints.c.job_id == job_id))
@@ -415,16 +538,20 @@ class JobStore:
     def _append(self, connection: sa.Connection, job_id: str, kind: str, data: dict[str, Any]) -> None:
         """The next event; every caller has locked the job's row or has just made it."""
         events = tables.events
-        last = sa.select(sa.func.coalesce(sa.func.max(events.c.number), 0)).where(events.c.job_id == job_id)
-        number = connection.execute(last).scalar_one() + 1
+        number = connection.execute(_last_number(job_id)).scalar_one() + 1
         connection.execute(
             sa.insert(events).values(job_id=job_id, number=number, kind=kind, data=data, created_at=self._clock())
         )
 
 
+_NOT_OF_A_JOB = {"application", "lease_owner", "lease_s", "heartbeat"} | {
+    column.name for column in jobs.c if column.name.startswith("webhook_")
+}
+
+
 def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
-    for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
+    for name in [name for name in values if name in _NOT_OF_A_JOB]:
         del values[name]
     readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
@@ -433,3 +560,28 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
 
 def _sizes(rows: list[list[int]] | None) -> list[Size]:
     return [(width, height, frames, steps) for width, height, frames, steps in rows or []]
+
+
+def _lease(row: Any) -> Lease:
+    return Lease(row.id, row.lease_owner, row.heartbeat, EARLIER_LEASE_S if row.lease_s is None else row.lease_s)
+
+
+def _target(url: str | None) -> str | None:
+    return None if url is None else urlsplit(url).netloc.lower()[:300]
+
+
+def _last_number(job_id: str) -> sa.Select[int]:
+    events = tables.events
+    return sa.select(sa.func.coalesce(sa.func.max(events.c.number), 0)).where(events.c.job_id == job_id)
+
+
+def _events(connection: sa.Connection, after: Mapping[str, int]) -> dict[str, list[Event]]:
+    """Of each job those after the number that stands with it."""
+    events = tables.events
+    select = sa.select(events).where(events.c.job_id.in_(after), events.c.number > min(after.values()))
+    found: dict[str, list[Event]] = {}
+    for row in connection.execute(select.order_by(events.c.job_id, events.c.number)):
+        if row.number > after[row.job_id]:
+            event = Event(row.number, row.kind, row.data or {}, row.created_at)
+            found.setdefault(row.job_id, []).append(event)
+    return found

@@ -26,11 +26,15 @@ jobs = sa.Table(
     sa.Column("timings", Json, nullable=False),  # seconds of each part, by request
     sa.Column("error", Json),
     sa.Column("lease_owner", sa.String(128)),  # the runner that works on it
-    sa.Column("lease_until", Seconds),
+    sa.Column("heartbeat", sa.BigInteger, nullable=False, server_default="0"),  # changes while the runner lives
+    sa.Column("lease_s", sa.Double),  # seconds without a change after which the runner is taken for dead
     sa.Column("takeovers", sa.Integer, nullable=False),  # runners that died with it since it last got further
     sa.Column("sizes", Json, nullable=False, server_default="[]"),  # width, height, frames, steps of each request
     sa.Column("webhook_url", sa.String(2000)),
+    sa.Column("webhook_target", sa.String(300)),  # host and port of the URL
     sa.Column("webhook_due", Seconds),  # when its end is to be told; empty when it is not, or was
+    sa.Column("webhook_attempts", sa.Integer, nullable=False, server_default="0"),  # deliveries that were begun
+    sa.Column("webhook_taker", sa.String(128)),  # the process that delivers it now
     sa.Index("ix_jobs_waiting", "application", "status", "created_at"),
     sa.Index("ix_jobs_listed", "application", "owner", "kind", "created_at", "id"),
     sa.Index("ix_jobs_expired", "expires_at"),

@@ -9,6 +9,7 @@ URLStyle = Literal["presigned", "public", "path"]
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
 CHECK_KEY = "triptych-startup-check"  # of the trial object; not the shape of an output's key
+CHECK_BYTES = b"written by Triptych at its start, and removed at once\n"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class StorageBackend(Protocol):
     is_shared: bool  # outlives this machine, so that every output belongs there
 
     async def check(self) -> None:
-        """Write and remove a trial object; raises StorageError that names the variable to correct."""
+        """Write a trial object as outputs are written, and remove it; raises StorageError that names the variable to
+        correct."""
         ...
 
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 from deployments.errors import StorageError
+from serve_app.bounded_threads import BoundedThreads
 from serve_app.errors import ObjectNotFoundError
-from serve_app.storage.base import CHECK_KEY, StoredObject
+from serve_app.storage.base import CHECK_BYTES, CHECK_KEY, StoredObject
 from serve_app.storage.keys import content_type_of, file_url, known_shape
+
+MAX_THREADS = 16
 
 
 class LocalStorage:
@@ -22,11 +24,12 @@ class LocalStorage:
     def __init__(self, folder: Path, base_url: str = "") -> None:
         self.folder = folder
         self.base_url = base_url.rstrip("/")
+        self._threads = BoundedThreads("output-folder", MAX_THREADS)
 
     async def check(self) -> None:
         try:
-            await asyncio.to_thread(write_whole, self.folder / CHECK_KEY, b"")
-            (self.folder / CHECK_KEY).unlink()
+            await self._threads.run(write_whole, self.folder / CHECK_KEY, CHECK_BYTES)
+            await self._threads.run((self.folder / CHECK_KEY).unlink, missing_ok=True)  # another replica's too
         except OSError as error:
             raise StorageError(
                 f"the output folder {str(self.folder)!r} cannot be written to ({error.strerror}); "
@@ -36,7 +39,7 @@ class LocalStorage:
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
         path = self.folder / known_shape(key)
         try:
-            await asyncio.to_thread(write_whole, path, data)
+            await self._threads.run(write_whole, path, data)
         except OSError as error:
             raise StorageError(f"the output could not be written to the local folder: {error.strerror}") from error
         return StoredObject(self.url_of(key), key, len(data), hashlib.sha256(data).hexdigest())
@@ -47,7 +50,7 @@ class LocalStorage:
     async def load(self, key: str) -> tuple[bytes, str]:
         path = self.folder / known_shape(key)
         try:
-            data = await asyncio.to_thread(path.read_bytes)
+            data = await self._threads.run(path.read_bytes)
         except FileNotFoundError as error:
             raise ObjectNotFoundError(f"there is no file {key!r}") from error
         except OSError as error:
@@ -57,7 +60,7 @@ class LocalStorage:
     async def delete(self, key: str) -> None:
         path = self.folder / known_shape(key)
         try:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            await self._threads.run(path.unlink, missing_ok=True)
         except OSError as error:
             raise StorageError(f"the file {key!r} could not be deleted: {error.strerror}") from error
 

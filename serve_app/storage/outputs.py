@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from deployments.errors import StorageError
 from deployments.messages import GenerationRequest, Media, MediaFile
-from serve_app.storage.base import StorageBackend
+from serve_app.storage.base import StorageBackend, StoredObject
 from serve_app.storage.keys import object_key
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries to store one file; each is twice as long as the last
+PATIENCE_S = 10.0  # of a caller who waits for the answer
+
+OnTrouble = Callable[[StorageError], Awaitable[None]]  # told of the first failure
 
 
 @dataclass(frozen=True)
@@ -30,17 +42,62 @@ class StoredFile:
 async def store_media(
     storage: StorageBackend, request: GenerationRequest, media: Media, day: datetime | None = None
 ) -> list[StoredFile]:
-    """All files of `media`, one after another. `day` is a part of the keys; None: today. Raises StorageError."""
-    return [await _store(storage, request, index, file, day) for index, file in enumerate(media.files)]
+    """All files of `media`, one after another. `day` is a part of the keys; None: today.
+
+    What fails is tried again for PATIENCE_S. Raises StorageError.
+    """
+    give_up_at = time.monotonic() + PATIENCE_S
+
+    async def give_up(error: StorageError, pause_s: float) -> None:
+        if time.monotonic() + pause_s > give_up_at:
+            raise error
+
+    return [await _store(storage, request, index, file, day, give_up) for index, file in enumerate(media.files)]
+
+
+async def store_media_in_the_end(
+    storage: StorageBackend, request: GenerationRequest, media: Media, day: datetime, on_trouble: OnTrouble
+) -> list[StoredFile]:
+    """The same, tried again however long that is: a full volume, a denied access or a lost server can be mended."""
+    is_told = False
+
+    async def tell_once(error: StorageError, pause_s: float) -> None:
+        nonlocal is_told
+        if not is_told:
+            is_told = True
+            await on_trouble(error)
+
+    return [await _store(storage, request, index, file, day, tell_once) for index, file in enumerate(media.files)]
+
+
+OnFailure = Callable[[StorageError, float], Awaitable[None]]  # told the error and the pause; it may raise
 
 
 async def _store(
-    storage: StorageBackend, request: GenerationRequest, index: int, file: MediaFile, day: datetime | None
+    storage: StorageBackend,
+    request: GenerationRequest,
+    index: int,
+    file: MediaFile,
+    day: datetime | None,
+    on_failure: OnFailure,
 ) -> StoredFile:
     key = object_key(request, index, file.mime_type, day)
     metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
-    stored = await storage.store(key, file.data, file.mime_type, metadata)
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            stored = await storage.store(key, file.data, file.mime_type, metadata)
+        except StorageError as error:
+            await on_failure(error, pause_s)
+            logger.warning("%s is kept in memory and stored again in %g s: %s", key, pause_s, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        else:
+            return _stored_file(stored, request, index, file)
+
+
+def _stored_file(stored: StoredObject, request: GenerationRequest, index: int, file: MediaFile) -> StoredFile:
     return StoredFile(
-        index, key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
+        index, stored.key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
         file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
     )  # fmt: skip

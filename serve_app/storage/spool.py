@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -16,15 +16,18 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from deployments.errors import StorageError
+from serve_app.bounded_threads import BoundedThreads, ThreadsExhaustedError
 from serve_app.errors import ObjectNotFoundError
 from serve_app.storage.base import StorageBackend, StoredObject
+from serve_app.storage.guarded import OF_CALLERS, OF_UPLOADS, Breaker, GuardedStorage
 from serve_app.storage.keys import content_type_of, file_url, known_shape
 from serve_app.storage.local import write_whole
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between rounds of uploads, while the storage fails
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between rounds of uploads, while the storage fails
 IDLE_PAUSE_S = 2.0
+MAX_THREADS = 8
 MAX_FAILURES_PER_ROUND = 2  # the storage is down, not one object bad
 VERSION = 1  # of an entry; one without a version is of version 0, which could not show whether it was whole
 SET_ASIDE = "set_aside"  # the folder of entries that cannot be uploaded, in the spool's own
@@ -50,19 +53,33 @@ class SpooledStorage:
 
     An entry is two files, named by the object's key: the bytes and, written after them, what goes with them.
     Objects to be deleted while the storage fails leave a mark instead. A damaged entry is set aside in a folder
-    of the spool and holds up no other. `place` names the storage as it is configured now.
+    of the spool and holds up no other. `place` names the storage as it is configured now. Callers wait for the
+    storage a few seconds, uploads from the spool longer, and neither where it does not answer. What waits in
+    `earlier_folders`, those of earlier versions of the application, is moved here once nobody uploads from there.
     """
 
-    def __init__(self, backend: StorageBackend, folder: Path, base_url: str = "", place: str = "") -> None:
-        self.backend = backend
+    def __init__(
+        self,
+        backend: StorageBackend,
+        folder: Path,
+        base_url: str = "",
+        place: str = "",
+        earlier_folders: Callable[[], Iterable[Path]] = tuple,
+    ) -> None:
+        breaker = Breaker()
+        self.backend = GuardedStorage(backend, OF_CALLERS, breaker)
+        self.for_uploads = GuardedStorage(backend, OF_UPLOADS, breaker)
+        self.threads = BoundedThreads("spool", MAX_THREADS)
         self.folder = folder
         self.place = hashlib.sha256(place.encode()).hexdigest()
         self.base_url = base_url.rstrip("/")
         self.is_shared = backend.is_shared
+        self.earlier_folders = earlier_folders
         folder.mkdir(parents=True, exist_ok=True)
 
     async def check(self) -> None:
         """Raises StorageError, unless the same storage has worked before: then it is down, and the spool serves."""
+        await self.threads.run(self.adopt)
         known = self.folder / ".checked"
         try:
             await self.backend.check()
@@ -71,17 +88,20 @@ class SpooledStorage:
                 raise
             logger.warning("starting although the storage does not answer, it has worked before: %s", error)
         else:
-            await asyncio.to_thread(write_whole, known, self.place.encode())
+            await self.threads.run(write_whole, known, self.place.encode())
 
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
+        known_shape(key)
         try:
             return await self.backend.store(key, data, content_type, metadata)
         except StorageError as error:
             logger.warning("%s waits in the spool, because %s", key, error)
+            refusal = error
         try:
-            await asyncio.to_thread(self._write, key, data, content_type, metadata)
-        except OSError as error:
-            raise StorageError(f"neither the storage nor the spool took the output: {error.strerror}") from error
+            await self.threads.run(self._write, key, data, content_type, metadata)
+        except (OSError, ThreadsExhaustedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(f"neither the storage ({refusal}) nor the spool ({reason}) took the output") from error
         return StoredObject(self.url_of(key), key, len(data), hashlib.sha256(data).hexdigest(), upload_pending=True)
 
     def url_of(self, key: str) -> str:
@@ -92,10 +112,10 @@ class SpooledStorage:
         if self._mark(key).exists():
             raise ObjectNotFoundError(f"there is no file {key[:200]!r}")
         try:
-            found = await asyncio.to_thread(_read, entry, key)
+            found = await self.threads.run(_read, entry, key)
         except FileNotFoundError:
             pass  # it was taken, also at this moment
-        except DamagedEntryError as error:
+        except (DamagedEntryError, OSError, ThreadsExhaustedError) as error:
             logger.warning("%s is not served from the spool: %s", key, error)
         else:
             return found.data, found.content_type
@@ -109,9 +129,25 @@ class SpooledStorage:
                 return
         except StorageError as error:
             logger.warning("%s will be deleted later, because %s", key, error)
-        # The uploader also deletes marked objects: it cannot upload one after its deletion.
-        await asyncio.to_thread(write_whole, self._mark(key), b"")
-        _remove(self._entry(key))
+        try:
+            # The uploader also deletes marked objects: it cannot upload one after its deletion.
+            await self.threads.run(write_whole, self._mark(key), b"")
+            await self.threads.run(_remove, self._entry(key))
+        except (OSError, ThreadsExhaustedError) as error:
+            raise StorageError(f"{key} could not be marked in the spool as deleted: {error}") from error
+
+    def adopt(self) -> None:
+        """Move what waits in the earlier folders here: the bytes of each entry before the text that makes it one."""
+        for folder in self.earlier_folders():
+            lock = FileLock(folder / ".lock", thread_local=False)
+            if _acquired(lock):
+                try:
+                    for ending in ("*.data", "*.json", "*.delete"):
+                        for file in folder.glob(ending):
+                            file.replace(self.folder / file.name)
+                            logger.info("%s was taken over from the spool %s", file.name, folder)
+                finally:
+                    lock.release()
 
     def pending(self) -> list[str]:
         """Keys that are still to be uploaded, those that failed last at the end."""
@@ -158,6 +194,7 @@ class SpoolUploads:
 
     async def _safe_round(self) -> bool:
         try:
+            await self.storage.threads.run(self.storage.adopt)
             return await self.round()
         except Exception:  # if this ended, outputs would wait for ever in a replica that looks healthy
             logger.exception("the spool could not be looked through; trying again")
@@ -182,16 +219,16 @@ class SpoolUploads:
         try:
             await work(key)
         except (DamagedEntryError, ObjectNotFoundError) as error:
-            await asyncio.to_thread(self._set_aside, key, error)
+            await self.storage.threads.run(self._set_aside, key, error)
 
     async def _upload(self, key: str) -> None:
         entry = self.storage._entry(key)
         try:
-            found = await asyncio.to_thread(_read, entry, key)
+            found = await self.storage.threads.run(_read, entry, key)
         except FileNotFoundError:
             return  # deleted meanwhile
         try:
-            await self.storage.backend.store(key, found.data, found.content_type, found.metadata)
+            await self.storage.for_uploads.store(key, found.data, found.content_type, found.metadata)
         except StorageError:
             if entry.exists():
                 os.utime(entry)  # to the end of the queue
@@ -201,7 +238,7 @@ class SpoolUploads:
         logger.info("%s was uploaded from the spool", key)
 
     async def _delete(self, key: str) -> None:
-        await self.storage.backend.delete(key)
+        await self.storage.for_uploads.delete(key)
         self.storage._mark(key).unlink(missing_ok=True)
 
     def _set_aside(self, key: str, error: Exception) -> None:
@@ -218,7 +255,7 @@ class SpoolUploads:
 
 
 def _acquired(lock: FileLock) -> bool:
-    """Held until this process ends."""
+    """Held until this process ends, or until it is released."""
     try:
         if not lock.is_locked:
             lock.acquire(blocking=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from env_config.variables import CloudStorage
 from serve_app.storage.base import StorageBackend, URLStyle
 from serve_app.storage.local import LocalStorage
-from serve_app.storage.s3 import S3Storage
+from serve_app.storage.s3 import S3Args, S3Storage
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,19 @@ class StorageOptions:
     local_folder: Path
     base_url: str
     url_style: URLStyle
-    url_lifetime_s: int
+    s3: S3Args
 
 
 STORAGE_BACKENDS: dict[str, Callable[[StorageOptions], StorageBackend]] = {
     "local": lambda options: LocalStorage(options.local_folder, options.base_url),
-    "s3": lambda options: S3Storage(options.cloud, options.url_style, options.url_lifetime_s, options.base_url),
+    "s3": lambda options: S3Storage(
+        options.cloud,
+        options.url_style,
+        options.s3.url_lifetime_s,
+        options.base_url,
+        addressing=options.s3.addressing,
+        public_endpoint=options.s3.public_endpoint,
+    ),
 }
 
 
@@ -34,11 +41,11 @@ def make_storage(
     local_folder: Path,
     base_url: str | None = None,
     url_style: URLStyle = "presigned",
-    url_lifetime_s: int = 3600,
+    s3: S3Args | None = None,
 ) -> StorageBackend:
     """The storage that SGLANG_CLOUD_STORAGE_TYPE names; `local_folder` if it is not set.
 
     `base_url` is the public address of this server, for URLs that lead through it; else they are relative.
     """
     backend = STORAGE_BACKENDS[cloud.type or "local"]
-    return backend(StorageOptions(cloud, local_folder, base_url or "", url_style, url_lifetime_s))
+    return backend(StorageOptions(cloud, local_folder, base_url or "", url_style, s3 or S3Args()))

@@ -34,7 +34,9 @@ def make_store(database_url: str, tmp_path: Path, clock: Clock) -> Iterator[Make
     with ExitStack() as cleaning:
 
         def make(application: str = "app") -> JobStore:
-            store = JobStore(open_database(database_url, tmp_path), application, lifetime_s=100, clock=clock)
+            store = JobStore(
+                open_database(database_url, tmp_path), application, lifetime_s=100, clock=clock, monotonic=clock
+            )
             cleaning.callback(store.close)
             return store
 

@@ -6,19 +6,21 @@ import base64
 import hashlib
 import json
 import os
+import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from deployments.errors import StorageError
 from env_config.variables import CloudStorage
-from serve_app.errors import ObjectNotFoundError
+from serve_app.errors import ObjectNotFoundError, StorageAwayError
 from serve_app.storage.s3 import S3Storage
 from tests.support.s3_server import S3Server, free_ports, s3_server
 from tests.support.stored_files import DATA, KEY
@@ -95,9 +97,7 @@ async def test_a_public_url_reads_a_bucket_that_anyone_may_read(server):
         "Resource": f"arn:aws:s3:::{bucket}/*",
     }
     with closing(server.client()) as client:
-        client.put_bucket_policy(
-            Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [allow]})
-        )
+        client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [allow]}))
     with opened(server.cloud_storage(bucket), url_style="public") as storage:
         stored = await storage.store(KEY, DATA, "image/png", {})
     assert stored.url == f"{server.endpoint}/{bucket}/{KEY}"
@@ -110,10 +110,39 @@ async def test_a_path_url_leads_through_this_server(server, bucket):
     assert stored.url == f"https://x.example/v1/files/{KEY}"
 
 
-def test_a_public_url_of_aws_has_the_bucket_and_the_region_in_its_host():
-    cloud = CloudStorage(type="s3", bucket_name="b", region_name="eu-west-1")
-    with opened(cloud, url_style="public") as storage:
-        assert storage._public_url("k") == "https://b.s3.eu-west-1.amazonaws.com/k"
+OWN = "https://s3.example.com/base"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "begins"),
+    [
+        ({}, {}, "https://pictures.s3.eu-west-1.amazonaws.com/k%20%C3%A9"),
+        ({"bucket_name": "my.pictures"}, {}, "https://s3.eu-west-1.amazonaws.com/my.pictures/k%20%C3%A9"),
+        ({"region_name": "cn-north-1"}, {}, "https://pictures.s3.cn-north-1.amazonaws.com.cn/k%20%C3%A9"),
+        ({"region_name": "us-gov-west-1"}, {}, "https://pictures.s3.us-gov-west-1.amazonaws.com/k%20%C3%A9"),
+        ({}, {"addressing": "path"}, "https://s3.eu-west-1.amazonaws.com/pictures/k%20%C3%A9"),
+        ({"endpoint_url": "http://10.0.0.1:9000"}, {}, "http://10.0.0.1:9000/pictures/k%20%C3%A9"),
+        ({"endpoint_url": OWN}, {"addressing": "virtual"}, "https://pictures.s3.example.com/base/k%20%C3%A9"),
+        ({"endpoint_url": "http://minio:9000"}, {"public_endpoint": OWN}, f"{OWN}/pictures/k%20%C3%A9"),
+        ({}, {"public_endpoint": "https://v.example", "addressing": "virtual"}, "https://pictures.v.example/k%20"),
+    ],
+)
+@pytest.mark.parametrize("url_style", ["public", "presigned"])
+def test_urls_are_those_of_the_bucket_where_callers_reach_it(settings, options, begins, url_style):
+    keys = {"access_key_id": "a", "secret_access_key": "s"}
+    cloud = CloudStorage(**{"type": "s3", "bucket_name": "pictures", "region_name": "eu-west-1", **keys, **settings})
+    with opened(cloud, url_style=url_style, **options) as storage:
+        url = storage.url_of("k é")
+    assert url.startswith(begins)
+    assert ("X-Amz-Signature" in url) == (url_style == "presigned")
+
+
+async def test_a_presigned_url_is_signed_for_the_host_that_callers_reach(server, bucket):
+    other_name = server.endpoint.replace("127.0.0.1", "localhost")
+    with opened(server.cloud_storage(bucket), public_endpoint=other_name) as storage:
+        stored = await storage.store(KEY, DATA, "image/png", {})
+    assert stored.url.startswith(other_name)
+    assert read_url(stored.url) == (DATA, "image/png")
 
 
 async def test_the_check_of_a_bucket_leaves_nothing_behind(server):
@@ -149,9 +178,7 @@ async def test_the_check_names_the_variable_that_is_wrong_and_no_secret(server, 
 
 async def test_a_server_that_is_not_there_is_named_without_its_password(server, bucket):
     [port] = free_ports(1)
-    cloud = server.cloud_storage(bucket).model_copy(
-        update={"endpoint_url": f"http://user:hunter2@127.0.0.1:{port}"}
-    )
+    cloud = server.cloud_storage(bucket).model_copy(update={"endpoint_url": f"http://user:hunter2@127.0.0.1:{port}"})
     with (
         opened(cloud, attempts=1) as storage,
         pytest.raises(StorageError, match=f"http://127.0.0.1:{port} .SGLANG_S3_ENDPOINT_URL.") as caught,
@@ -182,6 +209,84 @@ async def test_no_credentials_at_all_names_both_variables(server, bucket, monkey
 
 
 @contextmanager
+def fake_s3(answer: Callable[[BaseHTTPRequestHandler], int]) -> Iterator[tuple[int, list[dict[str, str]]]]:
+    """A server that answers with the status that `answer` returns; its port, and the headers that it was sent."""
+    seen: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append({"method": self.command, "path": self.path, **self.headers})
+            status = answer(self)
+            refusal = b"<Error><Code>SecondLevelDomainForbidden</Code></Error>" if status == 403 else b""
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", str(len(refusal)))
+            self.end_headers()
+            self.wfile.write(refusal)
+
+        do_DELETE = do_HEAD = do_GET = do_PUT
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield http.server_address[1], seen
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("answers", ["path", "virtual"])
+async def test_the_way_to_address_the_bucket_is_found_out_at_the_start(answers, monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", to_this_machine)
+
+    def answer(request: BaseHTTPRequestHandler) -> int:
+        is_virtual = request.headers["Host"].startswith("bkt.")
+        return 200 if is_virtual == (answers == "virtual") else 403
+
+    with fake_s3(answer) as (port, seen), opened(cloud_at(f"http://s3.example:{port}", "bkt")) as storage:
+        await storage.check()
+        seen.clear()
+        await storage.store(KEY, DATA, "image/png", {})
+        url = storage.url_of(KEY)
+    assert len(seen) == 1
+    assert urlsplit(url).hostname == ("bkt.s3.example" if answers == "virtual" else "s3.example")
+
+
+def to_this_machine(host: str, port: int, *args: object, **kwargs: object) -> list[Any]:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+
+async def test_the_trial_object_is_sent_as_outputs_are_and_without_trailers():
+    with fake_s3(lambda _: 200) as (port, seen), opened(cloud_at(f"http://127.0.0.1:{port}", "bkt")) as storage:
+        await storage.check()
+        await storage.store(KEY, DATA, "image/png", {"model": "m"})
+    trial, _, output = seen
+    assert trial.keys() == output.keys()
+    for sent in (trial, output):
+        assert "x-amz-trailer" not in {name.lower() for name in sent}
+        assert sent.get("Content-Encoding") is None
+
+
+async def test_whatever_a_server_answers_is_a_storage_error():
+    status = 307  # without a region: boto asks for it again and again
+    with (
+        fake_s3(lambda _: status) as (port, _),
+        opened(cloud_at(f"http://127.0.0.1:{port}", "bkt"), attempts=1) as storage,
+    ):
+        with pytest.raises(StorageAwayError):
+            await storage.store(KEY, DATA, "image/png", {})
+        for status in (400, 403, 404, 409, 500, 501, 503):
+            for call in (storage.store(KEY, DATA, "image/png", {}), storage.load(KEY), storage.delete(KEY)):
+                with pytest.raises((StorageError, ObjectNotFoundError)) as caught:
+                    await call
+                assert isinstance(caught.value, StorageAwayError) == (status >= 500)
+
+
+@contextmanager
 def unreliable_s3(failures: int) -> Iterator[tuple[str, list[bytes]]]:
     """An S3 server that answers the first `failures` uploads with 503, and the bodies that it was sent."""
     bodies: list[bytes] = []
@@ -204,10 +309,8 @@ def unreliable_s3(failures: int) -> Iterator[tuple[str, list[bytes]]]:
         thread.join()
 
 
-def cloud_at(endpoint: str) -> CloudStorage:
-    return CloudStorage(
-        type="s3", bucket_name="b", endpoint_url=endpoint, access_key_id="a", secret_access_key="s"
-    )
+def cloud_at(endpoint: str, bucket: str = "b") -> CloudStorage:
+    return CloudStorage(type="s3", bucket_name=bucket, endpoint_url=endpoint, access_key_id="a", secret_access_key="s")
 
 
 async def test_an_upload_that_fails_is_tried_again():

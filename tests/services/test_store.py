@@ -15,9 +15,9 @@ from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.codec import Asked
 from serve_app.jobs.database import JobStoreError, open_database
-from serve_app.jobs.records import IdempotencyKey, NewJob, Output, Webhook
+from serve_app.jobs.records import IdempotencyKey, NewJob, News, Output, Webhook
 from serve_app.jobs.store import JobStore
-from tests.support.job_stores import Clock, MakeStore
+from tests.support.job_stores import Clock, MakeStore, watch
 
 
 def new_job(job_id: str, owner: str = "", kind: str = "video") -> NewJob:
@@ -111,12 +111,12 @@ def test_jobs_are_claimed_in_the_order_they_came(store: JobStore, clock: Clock) 
 def test_a_job_is_taken_over_when_its_lease_ends_and_not_before(store: JobStore, clock: Clock) -> None:
     store.add(new_job("video_1"))
     store.claim("first", 10)
-    clock.now += 9
+    watch(store, clock, 9)
     assert store.claim("second", 10) is None
     assert store.renew("first", ["video_1"], 10) == {"video_1"}
-    clock.now += 9
+    watch(store, clock, 9)
     assert store.claim("second", 10) is None
-    clock.now += 2
+    watch(store, clock, 2)
     job = store.claim("second", 10)
     assert job is not None
     assert (job.id, job.takeovers) == ("video_1", 1)
@@ -129,9 +129,9 @@ def test_a_job_that_is_postponed_waits_so_long_and_is_not_counted_as_taken_over(
     store.postpone("second", "video_1", 100)  # not its own
     store.postpone("first", "video_1", 5)
     assert [job.runner for job in store.unfinished()] == [None]
-    clock.now += 4
+    watch(store, clock, 4)
     assert store.claim("second", 10) is None
-    clock.now += 2
+    watch(store, clock, 2)
     job = store.claim("second", 10)
     assert job is not None
     assert (job.id, job.takeovers) == ("video_1", 0)
@@ -140,7 +140,7 @@ def test_a_job_that_is_postponed_waits_so_long_and_is_not_counted_as_taken_over(
 def test_a_runner_that_lost_its_lease_can_write_nothing(store: JobStore, clock: Clock) -> None:
     store.add(new_job("video_1"))
     store.claim("first", 10)
-    clock.now += 11
+    watch(store, clock, 11)
     store.claim("second", 10)
     for write in (
         lambda: store.save_progress("first", "video_1", 50, {}),
@@ -162,7 +162,7 @@ def test_what_the_first_runner_saved_is_there_for_the_second(store: JobStore, cl
     store.save_checkpoint("first", "video_1", 0, 2, b"two")
     store.save_checkpoint("first", "video_1", 1, 5, b"other")
     store.save_outputs("first", "video_1", 1, [output(1)], {"denoise": 2.5})
-    clock.now += 11
+    watch(store, clock, 11)
     job = store.claim("second", 10)
     assert job is not None
     assert store.checkpoints("video_1") == {0: b"two"}
@@ -185,7 +185,7 @@ def test_getting_further_clears_the_count_of_takeovers(store: JobStore, clock: C
         job = store.claim(runner, 10)
         assert job is not None
         counts.append(job.takeovers)
-        clock.now += 11
+        watch(store, clock, 11)
     store.save_checkpoint("c", "video_1", 0, 1, b"x")
     job = store.claim("d", 10)
     assert job is not None
@@ -216,11 +216,14 @@ def test_events_are_numbered_and_read_from_any_number_on(store: JobStore) -> Non
     store.save_progress("runner", "video_1", 10, {"step": 1})
     store.save_outputs("runner", "video_1", 0, [output(pending=True)], {})
     store.complete("runner", "video_1")
-    events = store.events_after("video_1", 0)
+    events = store.story("video_1", 0).events
     assert [event.number for event in events] == [1, 2, 3, 4, 5]
     assert [event.kind for event in events] == ["queued", "in_progress", "step", "stored", "completed"]
     assert events[3].data["upload"] == "pending"
-    assert store.events_after("video_1", 3) == events[3:]
+    story = store.story("video_1", 3)
+    assert (story.events, story.last_number, story.has_ended) == (events[3:], 5, True)
+    assert store.story("video_1", None).events == []
+    assert store.news({"video_1": 3, "video_2": 0}) == News({"video_1": events[3:]}, {"video_2"}, {})
 
 
 def test_a_waiting_job_knows_how_many_are_before_it(store: JobStore, clock: Clock) -> None:
@@ -241,7 +244,7 @@ def test_a_cancelled_job_has_ended_and_is_its_runners_no_more(store: JobStore, i
     assert store.cancel("video_1").status == "cancelled"
     assert store.renew("runner", ["video_1"], 10) == set()
     assert store.claim("other", 10) is None
-    assert [event.kind for event in store.events_after("video_1", 0)][-1] == "cancelled"
+    assert [event.kind for event in store.story("video_1", 0).events][-1] == "cancelled"
 
 
 def test_a_completed_job_cannot_be_cancelled(store: JobStore) -> None:
@@ -276,6 +279,8 @@ def test_a_job_expires_its_lifetime_after_its_end(store: JobStore, clock: Clock)
     store.complete("runner", "video_1")
     assert store.get("video_1").expires_at == clock.now + 100
     clock.now += 101
+    assert store.expired() == [], "it is looked at twice"
+    clock.now += 100
     assert store.expired() == ["video_1"]
 
 
@@ -291,17 +296,41 @@ def test_the_end_of_a_job_is_due_to_be_told_until_it_was(store: JobStore, clock:
     for job_id, url in (("video_1", "https://a.example/"), ("video_2", None)):
         store.add(replace(new_job(job_id), webhook_url=url))
         store.claim("runner", 10)
-    assert store.take_webhooks(10, 60) == []
+    assert store.take_webhook("sender", 60) is None
     store.complete("runner", "video_1")
     store.complete("runner", "video_2")
-    webhook = Webhook("video_1", "video", "completed", clock.now, "https://a.example/")
-    assert store.take_webhooks(10, 60) == [webhook]
-    assert store.take_webhooks(10, 60) == []
+    webhook = Webhook("video_1", "video", "completed", clock.now, "https://a.example/", "a.example", 1)
+    assert store.take_webhook("sender", 60) == webhook
+    assert store.take_webhook("sender", 60) is None
     clock.now += 60  # who took it has died
-    assert store.take_webhooks(10, 60) == [webhook]
+    assert store.take_webhook("sender", 60, repeated=False) is None
+    assert store.take_webhook("sender", 60, busy=["a.example"]) is None
+    assert store.take_webhook("sender", 60) == replace(webhook, attempt=2)
+    store.webhook_failed("sender", "video_1", 5)
+    clock.now += 4
+    assert store.take_webhook("sender", 60) is None
+    clock.now += 2
+    assert store.take_webhook("sender", 60) == replace(webhook, attempt=3)
+    store.release("sender")
+    assert store.take_webhook("other", 60) == replace(webhook, attempt=3), "the interrupted delivery does not count"
+    clock.now -= 7200
+    assert store.take_webhook("other", 60) is not None, "it was dated by a clock that was wrong"
     store.webhook_done("video_1")
-    clock.now += 60
-    assert store.take_webhooks(10, 60) == []
+    clock.now += 10_000
+    assert store.take_webhook("other", 60) is None
+
+
+def test_webhooks_that_were_never_tried_come_first(store: JobStore, clock: Clock) -> None:
+    for number in range(3):
+        store.add(replace(new_job(f"video_{number}"), webhook_url=f"https://{number}.example/"))
+        store.claim("runner", 10)
+        store.complete("runner", f"video_{number}")
+        if number == 0:
+            store.take_webhook("sender", 60)
+            store.webhook_failed("sender", "video_0", 0)
+        clock.now += 1
+    taken = [store.take_webhook("sender", 60) for _ in range(3)]
+    assert [each and each.job_id for each in taken] == ["video_1", "video_2", "video_0"]
 
 
 # --- whose, and in which order ---

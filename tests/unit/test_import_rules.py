@@ -55,7 +55,8 @@ STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
-DOOR = ("serve_app.errors", *MESSAGES, *ENV_CONFIG)  # what every room of the application may ask
+# What every room of the application may ask.
+DOOR = ("serve_app.errors", "serve_app.bounded_threads", *MESSAGES, *ENV_CONFIG)
 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
@@ -75,7 +76,11 @@ RULES = (
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
     Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
-    Rule(("serve_app", "serve_app.errors", "serve_app.outbound", "serve_app.api_keys"), DOOR, never=HTTP),
+    Rule(
+        ("serve_app", "serve_app.errors", "serve_app.bounded_threads", "serve_app.outbound", "serve_app.api_keys"),
+        DOOR,
+        never=HTTP,
+    ),
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),

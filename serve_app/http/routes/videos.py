@@ -129,7 +129,7 @@ def video_routes(service: Service) -> APIRouter:
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
         job_id = new_job_id("video")
         requests = [
-            _remixed(each, body.prompt, job_id, number)
+            _remixed(each, service.model.name, body.prompt, job_id, number)
             for number, each in enumerate(await service.jobs.requests_of(original))
         ]
         shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
@@ -166,9 +166,11 @@ async def answer_with_job(
     return _answer(service, context, job, response)
 
 
-def _remixed(request: GenerationRequest, prompt: str, job_id: str, number: int) -> GenerationRequest:
+def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, number: int) -> GenerationRequest:
+    """By the model that is served now: the original's may have had another name."""
     request_id = f"{job_id}-{number}" if "-" in request.request_id else job_id
-    return dataclasses.replace(request, request_id=request_id, arguments=request.arguments | {"prompt": prompt})
+    arguments = request.arguments | {"prompt": prompt}
+    return dataclasses.replace(request, request_id=request_id, model=model, arguments=arguments)
 
 
 def _answer(service: Service, context: RequestContext, job: Job, response: Response) -> VideoObject:

@@ -21,7 +21,7 @@ from PIL import Image
 
 import serve_app.outbound
 from serve_app.http.middleware.limits import BodySizeLimit
-from serve_app.jobs.webhooks import WebhookRules, deliver
+from serve_app.jobs.webhooks.delivery import WebhookRules, deliver
 from serve_app.outbound import CheckedResolver, ForbiddenTargetError, checked_url
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits

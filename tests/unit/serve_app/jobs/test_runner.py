@@ -20,12 +20,15 @@ import pytest
 from PIL import Image
 from ray.exceptions import RaySystemError
 from ray.serve.exceptions import RayServeException
+from sqlalchemy.exc import OperationalError
 
 from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
+    ModelNotFoundError,
     NotSupportedError,
     StageUnavailableError,
+    StorageError,
 )
 from deployments.messages import (
     Checkpoint,
@@ -39,15 +42,19 @@ from deployments.messages import (
 )
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
-from serve_app.jobs import ledger, runner, service
+from serve_app.jobs import ledger, runner
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
 )
-from serve_app.jobs.records import IdempotencyKey, Job, NewJob
+from serve_app.jobs.database import open_database
+from serve_app.jobs.records import IdempotencyKey, Job, NewJob, News
 from serve_app.jobs.service import JobArgs, Jobs
-from serve_app.jobs.webhooks import WebhookRules
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.webhooks import sender
+from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.follower import Follower
+from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 from tests.support.web_server import Receiver, web_server
@@ -121,11 +128,18 @@ class Folder:
 
     @asynccontextmanager
     async def runner(
-        self, stages: Stages, webhook_rules: WebhookRules | None = None, **args: Any
+        self, stages: Stages, webhook_rules: WebhookRules | None = None, serves: str = "wan", **args: Any
     ) -> AsyncIterator[Jobs]:
-        job_args = JobArgs(lease_s=1, **args)
+        job_args = JobArgs(**{"lease_s": 1, **args})
+
+        def check_model(name: str) -> None:
+            if name != serves:
+                raise ModelNotFoundError(f"the model {name!r} is not served here")
+
         admission = self.admission or Admission(AdmissionArgs())
-        jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules)
+        jobs = Jobs(
+            job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, check_model
+        )
         jobs.start()
         try:
             yield jobs
@@ -429,6 +443,163 @@ async def test_an_expired_job_is_removed_with_its_file(folder: Folder, monkeypat
     assert not list((folder.path / "outputs").rglob("*.mp4"))
 
 
+# --- storage that fails ---
+
+
+class Full(LocalStorage):
+    """A volume that is full until it is told otherwise."""
+
+    is_full = True
+
+    async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
+        if self.is_full:
+            raise StorageError("no space left on device")
+        return await super().store(key, data, content_type, metadata)
+
+
+async def test_a_full_volume_fails_no_job_and_takes_no_checkpoint(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.storage.outputs.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("serve_app.storage.outputs.LONGEST_PAUSE_S", 0.02)
+    folder.storage = full = Full(folder.path / "outputs")
+    async with folder.runner(Stages()) as jobs:
+        for number in range(3):
+            await submit(jobs, f"video_{number}")
+        await until(lambda: all(waits(jobs, f"video_{number}") for number in range(3)))
+        assert all(jobs.store.checkpoints(f"video_{number}") for number in range(3))
+        full.is_full = False
+        assert [(await ended(jobs, f"video_{number}")).status for number in range(3)] == ["completed"] * 3
+        events = jobs.store.story("video_0", 0).events
+    assert [event.kind for event in events if event.kind in ("waiting", "stored")] == ["waiting", "stored"]
+
+
+async def test_what_waits_for_storage_is_made_from_its_checkpoint_by_another_when_its_replica_ends(
+    folder: Folder,
+) -> None:
+    first, second = Stages(), Stages()
+    folder.storage = full = Full(folder.path / "outputs")
+    async with folder.runner(first) as jobs:
+        await submit(jobs)
+        await until(lambda: waits(jobs, "video_1"))
+    full.is_full = False
+    async with folder.runner(second) as jobs:
+        assert (await ended(jobs)).status == "completed"
+    assert second.began_at > [0]
+
+
+def waits(jobs: Jobs, job_id: str) -> bool:
+    return any(event.kind == "waiting" for event in jobs.store.story(job_id, 0).events)
+
+
+# --- other names of the model ---
+
+
+async def test_jobs_of_an_earlier_key_are_found_with_their_idempotency_keys(folder: Folder) -> None:
+    key = IdempotencyKey("key", "a" * 64)
+    for model, job_id in (("wan-v1", "video_1"), ("wan/v2", "video_2")):
+        earlier = JobStore(open_database(None, folder.path), f"app/{model}")
+        earlier.add(NewJob(job_id, "video", rows_of(1, job_id)), key)
+        earlier.close()
+    other = JobStore(open_database(None, folder.path), "app2/wan")
+    other.add(NewJob("video_3", "video", rows_of(1, "video_3")))
+    other.close()
+    async with folder.runner(Stages(), serves=rows_of(1, "video_1")[0]["work"]["model"]) as jobs:
+        assert (await submit(jobs, "video_4", key=key)).id == "video_2", "the latest that the key was used for"
+        assert [(await ended(jobs, f"video_{number}")).status for number in (1, 2)] == ["completed"] * 2
+        with pytest.raises(JobNotFoundError):
+            await jobs.get("video_3", "")
+
+
+async def test_a_job_of_a_model_that_is_no_longer_served_ends_with_a_sentence(folder: Folder) -> None:
+    stages = Stages()
+    async with folder.runner(Stages(), serves="wan") as jobs:
+        await submit(jobs, "video_1")
+        made = await ended(jobs)
+        jobs.runner._loops[0].cancel()  # claims nothing more
+        await submit(jobs, "video_2")
+    async with folder.runner(stages, serves="wan-v2") as jobs:
+        job = await ended(jobs, "video_2")
+        assert await file_of(folder, await jobs.get("video_1", "")) == await file_of(folder, made)
+    assert (job.status, job.error and job.error["code"], stages.began_at) == ("failed", "model_not_found", [])
+    assert job.error is not None
+    assert "'wan'" in job.error["message"]
+
+
+# --- followers ---
+
+
+async def test_many_followers_ask_the_store_once_and_wake_for_their_own_job_only(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages, max_running=1) as jobs:
+        looks = []
+        news = jobs.store.news
+
+        def count(seen: dict[str, int]) -> News:
+            looks.append(seen)
+            return news(seen)
+
+        jobs.store.news = count  # type: ignore[method-assign,assignment]
+        await submit(jobs, "video_1")
+        await stages.reached.wait()
+        await submit(jobs, "video_2")
+        followers = [asyncio.create_task(kinds_of(jobs, "video_1")) for _ in range(100)]
+        waiting = [asyncio.create_task(kinds_of(jobs, "video_2")) for _ in range(100)]
+        await until(lambda: sum(len(each.readers) for each in jobs.watch._jobs.values()) == 200)
+        await until(lambda: len(looks) > 2 and len(looks[-1]) == 2)
+        num_looks = len(looks)
+        await asyncio.sleep(1.0)
+        assert len(looks) - num_looks <= 3, "nothing happens, so the store is asked twice a second, for all"
+        stages.held.set()
+        told = await asyncio.gather(*followers, *waiting)
+    assert {tuple(kinds[-1:]) for kinds in told} == {("completed",)}
+    assert len({tuple(kinds) for kinds in told[:100]}) == 1
+    assert jobs.watch._jobs == {}
+
+
+async def kinds_of(jobs: Jobs, job_id: str, after: int = 0) -> list[str | None]:
+    return [event.kind async for event in jobs.events(job_id, after)]
+
+
+async def test_followers_and_those_who_wait_outlast_a_store_that_is_away(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.events.AWAY_S", 0.05)
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        follower = asyncio.create_task(kinds_of(jobs, "video_1"))
+        waiting = asyncio.create_task(ended(jobs))
+        await stages.reached.wait()
+        news, failures = jobs.store.news, [OperationalError("", {}, Exception("away")) for _ in range(3)]
+
+        def fail_at_first(seen: dict[str, int]) -> News:
+            if failures:
+                raise failures.pop()
+            return news(seen)
+
+        jobs.store.news = fail_at_first  # type: ignore[method-assign,assignment]
+        stages.held.set()
+        assert (await follower)[-1] == "completed"
+        assert (await waiting).status == "completed"
+    assert failures == []
+
+
+async def test_a_follower_from_beyond_the_last_event_hears_the_end(folder: Folder) -> None:
+    stages = Stages()
+    stages.hold_at = 3
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await stages.reached.wait()
+        following = asyncio.create_task(kinds_of(jobs, "video_1", after=10**6))
+        await asyncio.sleep(0.1)
+        await jobs.delete("video_1", "")
+        async with asyncio.timeout(WAIT_S):
+            assert (await following)[-1] == "deleted"
+
+
 # --- progress and events ---
 
 
@@ -523,7 +694,7 @@ async def test_the_same_key_makes_one_job_and_another_body_a_conflict(folder: Fo
 
 
 async def test_the_end_of_a_job_is_told_to_the_callers_address(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "WEBHOOK_PAUSE_S", 0.02)
+    monkeypatch.setattr(sender, "PAUSE_S", 0.02)
     receiver = Receiver(500, 200)
     async with web_server(receiver.answer) as url:
         rules = WebhookRules(allow_private=True, first_wait_s=0)
@@ -626,8 +797,9 @@ def rows_of(version: int, job_id: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("version", [0, 1])
 async def test_a_job_that_another_version_stored_is_made(folder: Folder, version: int) -> None:
-    async with folder.runner(Stages()) as jobs:
-        jobs.store.add(NewJob("video_1", "video", rows_of(version, "video_1")), None)
+    rows = rows_of(version, "video_1")
+    async with folder.runner(Stages(), serves=rows[0].get("work", rows[0])["model"]) as jobs:
+        jobs.store.add(NewJob("video_1", "video", rows), None)
         job = await ended(jobs)
         assert (job.status, job.asked.seed) == ("completed", 7)
 

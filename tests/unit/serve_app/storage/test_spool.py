@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,6 +204,63 @@ async def test_a_replica_starts_without_a_storage_only_if_it_has_worked_before(s
     setting.restart(place="another bucket")
     with pytest.raises(StorageError):
         await setting.storage.check()
+
+
+@pytest.mark.parametrize("error", [RecursionError(), ValueError("no XML"), TimeoutError(), OSError(5, "I/O")])
+async def test_whatever_the_storage_raises_the_output_is_kept(setting: Setting, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    setting.backend._fail = fail  # type: ignore[method-assign]
+    assert (await setting.store()).upload_pending
+    assert await setting.storage.load(KEY) == (DATA, "video/mp4")
+
+
+async def test_a_full_spool_is_a_storage_error_and_the_output_is_stored_when_there_is_room(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    setting.backend.is_down = True
+    with monkeypatch.context() as patch:
+        patch.setattr("serve_app.storage.spool.write_whole", full)
+        with pytest.raises(StorageError, match=r"it is down.*No space"):
+            await setting.store()
+        with pytest.raises(StorageError, match="No space"):
+            await setting.storage.delete(OTHER)
+    assert (await setting.store()).upload_pending
+
+
+# --- other names of the application ---
+
+
+async def test_what_waits_under_a_former_name_is_served_and_uploaded(setting: Setting) -> None:
+    setting.backend.is_down = True
+    await setting.store()
+    await setting.storage.delete(OTHER)
+    former = (setting.folder / "spool").rename(setting.folder / "app%2Fflux-v1")
+    setting.storage = SpooledStorage(setting.backend, setting.folder / "app", earlier_folders=lambda: [former])
+    (setting.folder / "app" / ".checked").write_bytes(setting.storage.place.encode())
+    await setting.storage.check()
+    assert await setting.storage.load(KEY) == (DATA, "video/mp4")
+    setting.backend.is_down = False
+    setting.uploads = SpoolUploads(setting.storage, setting.note)
+    assert await setting.uploads.round()
+    assert setting.uploaded == [KEY]
+    assert not [path for path in former.iterdir() if path.suffix in (".json", ".data", ".delete")]
+
+
+async def test_a_former_spool_is_left_alone_while_its_process_uploads_from_it(setting: Setting) -> None:
+    setting.backend.is_down = True
+    await setting.store()
+    former = setting.folder / "spool"
+    new = SpooledStorage(setting.backend, setting.folder / "app", earlier_folders=lambda: [former])
+    with FileLock(former / ".lock", thread_local=False):
+        await asyncio.to_thread(new.adopt)
+        assert new.pending() == []
+    await asyncio.to_thread(new.adopt)
+    assert new.pending() == [KEY]
 
 
 # --- damage and other versions ---

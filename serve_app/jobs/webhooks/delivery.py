@@ -1,4 +1,4 @@
-"""Webhooks: a signed POST to an address that the caller named, tried again until it is taken.
+"""One delivery of a webhook: a signed POST to an address that the caller named.
 
 Signed as https://www.standardwebhooks.com says and OpenAI's client verifies: HMAC-SHA256 over
 `id.timestamp.body`, base64, in the header `webhook-signature`.
@@ -6,7 +6,6 @@ Signed as https://www.standardwebhooks.com says and OpenAI's client verifies: HM
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -14,10 +13,9 @@ import json
 import logging
 import random
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
@@ -25,6 +23,9 @@ from deployments.errors import InvalidRequestError
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
 
 logger = logging.getLogger(__name__)
+
+
+Outcome = Literal["taken", "refused", "failed"]  # refused: another try is of no use
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class WebhookRules:
     attempts: int = 8
     first_wait_s: float = 1.0
     max_wait_s: float = 60.0
-    timeout_s: float = 10.0
+    timeout_s: float = 10.0  # of one delivery
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds from the end of attempt number 1, 2 ... to the next."""
+        wait_s = min(self.max_wait_s, self.first_wait_s * 2.0 ** (attempt - 1))
+        return wait_s * random.uniform(0.75, 1.25)
 
 
 def check_webhook_url(url: str, rules: WebhookRules) -> None:
@@ -46,36 +52,25 @@ def check_webhook_url(url: str, rules: WebhookRules) -> None:
         raise InvalidRequestError(f"webhook_url: {error}", "webhook_url") from error
 
 
-async def deliver(
-    url: str, secret: str, payload: Mapping[str, Any], rules: WebhookRules | None = None, webhook_id: str | None = None
-) -> bool:
-    """Whether the target took it (a 2xx answer) within all attempts; each is signed anew.
+async def deliver(url: str, secret: str, payload: Mapping[str, Any], rules: WebhookRules, webhook_id: str) -> Outcome:
+    """Whether the target took it (a 2xx answer); each delivery is signed anew.
 
-    `webhook_id` stays the same for all attempts at one event, also after a restart: receivers tell by it
-    what they have had. Redirects are not followed. A target that is forbidden is not tried again.
+    `webhook_id` stays the same for all deliveries of one event, also after a restart: receivers tell by it
+    what they have had. Redirects are not followed. A forbidden target, or one that is gone, refuses.
     """
-    rules = rules or WebhookRules()
-    webhook_id = webhook_id or f"wh_{uuid.uuid4().hex}"
     body = json.dumps(payload, separators=(",", ":")).encode()
-    for attempt in range(rules.attempts):
-        if attempt:
-            wait_s = min(rules.max_wait_s, rules.first_wait_s * 2 ** (attempt - 1))
-            await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))
-        try:
-            status = await _post(url, signed_headers(secret, webhook_id, int(time.time()), body), body, rules)
-        except ForbiddenTargetError as error:
-            logger.warning("webhook %s was not sent: %s", webhook_id, error)
-            return False
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            logger.info("webhook %s, attempt %d: %s", webhook_id, attempt + 1, type(error).__name__)
-            continue
-        if 200 <= status < 300:
-            return True
-        logger.info("webhook %s, attempt %d: status %d", webhook_id, attempt + 1, status)
-        if status == 410:  # "gone": the receiver asks for no more
-            return False
-    logger.warning("webhook %s was given up after %d attempts", webhook_id, rules.attempts)
-    return False
+    try:
+        status = await _post(url, signed_headers(secret, webhook_id, int(time.time()), body), body, rules)
+    except ForbiddenTargetError as error:
+        logger.warning("webhook %s was not sent: %s", webhook_id, error)
+        return "refused"
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        logger.info("webhook %s: %s", webhook_id, type(error).__name__)
+        return "failed"
+    if 200 <= status < 300:
+        return "taken"
+    logger.info("webhook %s: status %d", webhook_id, status)
+    return "refused" if status == 410 else "failed"  # "gone": the receiver asks for no more
 
 
 def signed_headers(secret: str, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:

@@ -1,0 +1,140 @@
+"""Leases as one process observes them, while clocks are set and the store is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.jobs.database import open_database
+from serve_app.jobs.leases import LOOK_S, Lease, SeenLeases
+from serve_app.jobs.records import NewJob
+from serve_app.jobs.store import JobStore
+from tests.support.job_stores import Clock, watch
+
+LEASE_S = 10.0
+DAY_S = 86_400.0
+
+
+class Observer:
+    """A process that looks once a second at what `heartbeat` makes of one lease."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.seen = SeenLeases(self.clock)
+        self.heartbeat = 0
+
+    def look(self) -> bool:
+        """Whether the lease has ended."""
+        return bool(self.seen.look([Lease("video_1", "runner", self.heartbeat, LEASE_S)]))
+
+    def pass_seconds(self, seconds: int, beats: bool) -> bool:
+        ended = False
+        for _ in range(seconds):
+            self.clock.now += 1
+            self.heartbeat += beats
+            ended = self.look()
+        return ended
+
+
+def test_a_lease_ends_when_its_heartbeat_stands_still_and_not_while_it_beats() -> None:
+    observer = Observer()
+    assert not observer.pass_seconds(100, beats=True)
+    assert not observer.pass_seconds(int(LEASE_S), beats=False)
+    assert observer.pass_seconds(1, beats=False)
+    assert not observer.pass_seconds(1, beats=True), "a late heartbeat is one all the same"
+
+
+def test_time_in_which_the_store_was_not_seen_does_not_count() -> None:
+    observer = Observer()
+    observer.look()
+    for _ in range(10):
+        observer.clock.now += LOOK_S + 1
+        assert not observer.look()
+    assert observer.pass_seconds(int(LEASE_S) + 1, beats=False)
+
+
+# --- clocks that are set ---
+
+
+class Machine:
+    """Two processes that share a store; `wall` is the clock that people set, `monotonic` the one that nobody sets."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.wall, self.monotonic = Clock(), Clock()
+        self.stores: list[JobStore] = []
+
+    def store(self) -> JobStore:
+        engine = open_database(None, self.path)
+        self.stores.append(JobStore(engine, lifetime_s=DAY_S, clock=self.wall, monotonic=self.monotonic))
+        return self.stores[-1]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    for store in made.stores:
+        store.close()
+
+
+@pytest.mark.parametrize("jump_s", [-3600, -7 * DAY_S, 20, 2 * DAY_S])
+def test_a_dead_runners_job_is_taken_over_after_its_lease_whatever_the_clock_says(
+    machine: Machine, jump_s: float
+) -> None:
+    dead, alive = machine.store(), machine.store()
+    dead.add(NewJob("video_1", "video", [{}]))
+    dead.claim("dead", LEASE_S)
+    assert alive.claim("alive", LEASE_S) is None
+    machine.wall.now += jump_s
+    watch(alive, machine.monotonic, int(LEASE_S) - 1)
+    assert alive.claim("alive", LEASE_S) is None, "a jump alone ends no lease"
+    watch(alive, machine.monotonic, 2)
+    job = alive.claim("alive", LEASE_S)
+    assert job is not None
+    assert job.takeovers == 1
+
+
+def test_a_paused_job_waits_its_pause_whatever_the_clock_says(machine: Machine) -> None:
+    store = machine.store()
+    store.add(NewJob("video_1", "video", [{}]))
+    store.claim("runner", LEASE_S)
+    store.postpone("runner", "video_1", 5)
+    machine.wall.now -= 3600
+    watch(store, machine.monotonic, 4)
+    assert store.claim("runner", LEASE_S) is None
+    watch(store, machine.monotonic, 2)
+    assert store.claim("runner", LEASE_S) is not None
+
+
+def test_a_clock_that_is_two_days_ahead_removes_nothing_that_was_just_made(machine: Machine) -> None:
+    store = machine.store()
+    store.add(NewJob("video_1", "video", [{}]))
+    store.claim("runner", LEASE_S)
+    store.complete("runner", "video_1")
+    machine.wall.now += 2 * DAY_S
+    for _ in range(100):
+        machine.monotonic.now += 60
+        assert store.expired() == []
+    restarted = machine.store()
+    assert restarted.expired() == [], "nor at once after a restart"
+    machine.monotonic.now += 60
+    assert restarted.expired() == []
+    machine.wall.now -= 2 * DAY_S
+    machine.monotonic.now += 3600
+    assert restarted.expired() == []
+
+
+def test_a_job_is_removed_when_its_time_is_really_over(machine: Machine) -> None:
+    store = machine.store()
+    store.add(NewJob("video_1", "video", [{}]))
+    store.claim("runner", LEASE_S)
+    store.complete("runner", "video_1")
+    for clock in (machine.wall, machine.monotonic):
+        clock.now += DAY_S + 1
+    assert store.expired() == []
+    for clock in (machine.wall, machine.monotonic):
+        clock.now += 601
+    assert store.expired() == ["video_1"]
