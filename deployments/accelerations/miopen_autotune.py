@@ -30,7 +30,7 @@ def install(modules: StageModules, env: EnvConfig) -> str:
     return "miopen_autotune: " + "; ".join(lines)
 
 
-MIOPEN_AUTOTUNE = Acceleration("miopen_autotune", lambda env: env.rocm.use_rocm_cudnn_benchmark, install, lambda env: True)
+MIOPEN_AUTOTUNE = Acceleration("miopen_autotune", lambda env: env.rocm.use_rocm_cudnn_benchmark, install)
 
 
 def _searching(forward: Kernel) -> Kernel:

@@ -28,9 +28,10 @@ from deployments.tensors.values import fill, map_values
 FORMAT = 3  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
 FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
-SAVED = frozenset(
-    "steps rounds counts outputs schedulers guiders generators descriptions forwards features".split()
-)  # what a checkpoint holds
+SAVED = {  # what a checkpoint holds
+    *("steps", "rounds", "counts", "outputs", "schedulers", "guiders"),
+    *("generators", "descriptions", "forwards", "features"),
+}
 NOT_SAVED = ("_internal_dict", "_session")
 
 Round = tuple[int, int]  # (ordinal of the scheduler object, number of its set_timesteps call)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ import pytest
 
 from deployments.errors import GenerationFailedError
 from deployments.media.files import FileToWrite, write_file
-from deployments.media.pool import MediaPool, MediaWorkerError, StartMethod
+from deployments.media.pool import MAX_DEATHS, MediaPool, MediaWorkerError, StartMethod
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS: tuple[StartMethod, ...] = ("fork", "spawn")
@@ -90,6 +91,76 @@ def test_a_worker_that_dies_while_it_writes_is_replaced_and_the_file_is_written(
         busy.kill()
         assert writing.result() == write_file(slow)
     assert busy.pid not in pool.process_ids
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.media.pool.WATCH_S", 0.1)
+
+
+@pytest.mark.usefixtures("quick_watch")
+def test_workers_that_are_stopped_are_replaced_and_the_files_are_written() -> None:
+    pool = MediaPool("fork")
+    before = pool.process_ids
+    for process_id in before:
+        os.kill(process_id, signal.SIGSTOP)
+    large = FileToWrite("png", [noise(1024, 1024, 3)], {})  # more than a pipe holds: already sending it waits
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(pool.write, [large, FILES["png"]])) == [write_file(large), write_file(FILES["png"])]
+    assert not set(before) & set(pool.process_ids)
+    assert not any(psutil.pid_exists(process_id) for process_id in before)
+    pool.close()
+
+
+@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.parametrize("hang", ["waits for ever", "computes for ever"])
+def test_a_file_that_never_ends_is_given_up_and_the_next_one_is_written(
+    hang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.media.pool.write_file", HANGS[hang])
+    monkeypatch.setattr("deployments.media.pool.MAX_DEATHS", 1)  # its successor would be spawned, with the true writer
+    if hang == "waits for ever":
+        monkeypatch.setattr("deployments.media.pool.STALLED_S", 0.3)
+    pool = MediaPool("fork", num_workers=1, file_timeout_s=None if hang == "waits for ever" else 1.0)
+    with pytest.raises(GenerationFailedError, match="stood still" if hang == "waits for ever" else "within 1 s"):
+        pool.write(FILES["jpeg"])
+    assert pool.write(FILES["png"]) == write_file(FILES["png"])
+    pool.close()
+
+
+def wait_for_ever(file: FileToWrite) -> object:
+    """But for the file by which a worker proves itself."""
+    if file.format != "png":
+        time.sleep(3600)
+    return write_file(file)
+
+
+def compute_for_ever(file: FileToWrite) -> object:
+    while file.format != "png":
+        pass
+    return write_file(file)
+
+
+HANGS = {"waits for ever": wait_for_ever, "computes for ever": compute_for_ever}
+
+
+def test_a_file_that_crashes_each_worker_is_given_up(pool: MediaPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, killed = pool._replace, []
+
+    def replace_and_kill(dead: Any) -> Any:
+        worker = replace(dead)
+        os.kill(worker.process_id, signal.SIGKILL)
+        killed.append(worker.process_id)
+        return worker
+
+    monkeypatch.setattr(pool, "_replace", replace_and_kill)
+    os.kill(pool.process_ids[0], signal.SIGKILL)
+    os.kill(pool.process_ids[1], signal.SIGKILL)
+    with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS} times in a row"):
+        pool.write(FILES["png"])
+    assert len(killed) == MAX_DEATHS
+    monkeypatch.undo()
+    assert pool.write(FILES["png"]) == write_file(FILES["png"])
 
 
 def test_a_file_that_cannot_be_written_is_refused_and_the_worker_lives_on(pool: MediaPool) -> None:

@@ -37,8 +37,8 @@ from deployments.messages import (
     Packed,
     PayloadFollows,
 )
-from serve_app.making.follower import Follower
 from serve_app.making import generate as generate_module
+from serve_app.making.follower import Follower
 from serve_app.making.generate import MAX_FAILURES, generate
 from serve_app.making.stages import Stages
 from serve_app.making.suspects import MAX_DEATHS_ALONE
