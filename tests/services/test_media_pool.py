@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from deployments.errors import GenerationFailedError
+from deployments.media import pool as pool_module
 from deployments.media.files import FileToWrite, write_file
 from deployments.media.pool import MAX_DEATHS, MediaPool, MediaWorkerError, StartMethod
 
@@ -94,11 +94,14 @@ def test_a_worker_that_dies_while_it_writes_is_replaced_and_the_file_is_written(
 
 
 @pytest.fixture
-def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.media.pool.WATCH_S", 0.1)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers are looked at often, and their successors are forked: no thread here holds a lock of a library."""
+    worker = pool_module._Worker
+    monkeypatch.setattr(pool_module, "WATCH_S", 0.1)
+    monkeypatch.setattr(pool_module, "_Worker", lambda method: worker("fork"))
 
 
-@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.usefixtures("quick")
 def test_workers_that_are_stopped_are_replaced_and_the_files_are_written() -> None:
     pool = MediaPool("fork")
     before = pool.process_ids
@@ -112,17 +115,16 @@ def test_workers_that_are_stopped_are_replaced_and_the_files_are_written() -> No
     pool.close()
 
 
-@pytest.mark.usefixtures("quick_watch")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("hang", ["waits for ever", "computes for ever"])
 def test_a_file_that_never_ends_is_given_up_and_the_next_one_is_written(
     hang: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.media.pool.write_file", HANGS[hang])
-    monkeypatch.setattr("deployments.media.pool.MAX_DEATHS", 1)  # its successor would be spawned, with the true writer
-    if hang == "waits for ever":
-        monkeypatch.setattr("deployments.media.pool.STALLED_S", 0.3)
-    pool = MediaPool("fork", num_workers=1, file_timeout_s=None if hang == "waits for ever" else 1.0)
-    with pytest.raises(GenerationFailedError, match="stood still" if hang == "waits for ever" else "within 1 s"):
+    monkeypatch.setattr(pool_module, "write_file", HANGS[hang])
+    monkeypatch.setattr(pool_module, "MAX_DEATHS", 2)
+    monkeypatch.setattr(pool_module, "STALLED_S", 0.3)
+    pool = MediaPool("fork", num_workers=1, file_timeout_s=None if hang == "waits for ever" else 0.5)
+    with pytest.raises(GenerationFailedError, match="stood still" if hang == "waits for ever" else "within 0.5 s"):
         pool.write(FILES["jpeg"])
     assert pool.write(FILES["png"]) == write_file(FILES["png"])
     pool.close()
@@ -144,23 +146,20 @@ def compute_for_ever(file: FileToWrite) -> object:
 HANGS = {"waits for ever": wait_for_ever, "computes for ever": compute_for_ever}
 
 
-def test_a_file_that_crashes_each_worker_is_given_up(pool: MediaPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, killed = pool._replace, []
-
-    def replace_and_kill(dead: Any) -> Any:
-        worker = replace(dead)
-        os.kill(worker.process_id, signal.SIGKILL)
-        killed.append(worker.process_id)
-        return worker
-
-    monkeypatch.setattr(pool, "_replace", replace_and_kill)
-    os.kill(pool.process_ids[0], signal.SIGKILL)
-    os.kill(pool.process_ids[1], signal.SIGKILL)
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_crashes_each_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "write_file", crash)
+    pool = MediaPool("fork", num_workers=1)
     with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS} times in a row"):
-        pool.write(FILES["png"])
-    assert len(killed) == MAX_DEATHS
-    monkeypatch.undo()
+        pool.write(FILES["jpeg"])
     assert pool.write(FILES["png"]) == write_file(FILES["png"])
+    pool.close()
+
+
+def crash(file: FileToWrite) -> object:
+    if file.format != "png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return write_file(file)
 
 
 def test_a_file_that_cannot_be_written_is_refused_and_the_worker_lives_on(pool: MediaPool) -> None:
