@@ -59,6 +59,7 @@ class DeviceProbe:
 
     def __init__(self, device: Device) -> None:
         self._numbers = torch.ones(2, device=device.torch_device)
+        self._numbers.sum().item()  # waits until they are there, for the other stream too
         self._stream = _stream_of(device.torch_device)
         self()
 
