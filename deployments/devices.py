@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,6 +48,36 @@ def synchronize(device: Device) -> None:
     """Wait until the device has done all that was queued."""
     if device.torch_device.type != "cpu":
         torch.get_device_module(device.torch_device).synchronize()
+
+
+class DeviceProbe:
+    """A tiny operation that shows whether the device works.
+
+    In a stream of its own, where the device has them, so that it need not wait for the work of others; its memory is
+    taken now, when the device works.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._numbers = torch.ones(2, device=device.torch_device)
+        self._numbers.sum().item()  # waits until they are there, for the other stream too
+        self._stream = _stream_of(device.torch_device)
+        self()
+
+    def __call__(self) -> None:
+        """Raises what the device raises; does not return where it hangs."""
+        with self._stream or nullcontext():
+            if int(self._numbers.sum().item()) != len(self._numbers):
+                raise RuntimeError("one and one are not two on this device")
+
+
+def _stream_of(device: torch.device) -> Any:
+    """None for devices without streams."""
+    if device.type in ("cpu", "mps"):
+        return None
+    try:
+        return torch.Stream(device)
+    except (RuntimeError, NotImplementedError, TypeError):  # of a plugin
+        return None
 
 
 def memory_allocated(device: Device) -> int | None:

@@ -7,6 +7,9 @@ TriptychError
 ├── StageUnavailableError     a stage has no replica that can answer now                                  (503)
 ├── GenerationFailedError     the stages failed although the request was fine                             (500)
 ├── StorageError              the output could not be stored                                              (502)
+├── CannotResumeError         the saved steps of a request are of no use here: it starts again            (never)
+├── ReplicaUnfitError         the replica cannot work any more: another one does the request's work        (never)
+├── ReplicaRefusedError       the replica has not begun with the request: it is asked again later          (never)
 ├── CheckpointError           a checkpoint folder cannot be served; raised while a replica starts
 └── HandOffError              the pipeline did not behave as the hand-off between stages needs
     ├── FeedsBackError        decoded or encoded data is needed inside the loop: remote calls serve it
@@ -59,6 +62,18 @@ class GenerationFailedError(TriptychError):
 
 class StorageError(TriptychError):
     """The output was made but could not be stored."""
+
+
+class CannotResumeError(TriptychError):
+    """The saved steps of a request are damaged, or not of this model, version or request: it starts again."""
+
+
+class ReplicaUnfitError(TriptychError):
+    """The replica that worked on the request cannot go on: its device, its media workers or its engine are gone."""
+
+
+class ReplicaRefusedError(TriptychError):
+    """The replica has not begun with the request: it cannot work, or it tries a suspected request."""
 
 
 class CheckpointError(TriptychError):

@@ -28,6 +28,22 @@ class DenoisingArgs(BaseModel):
     )
 
 
+class WatchdogArgs(BaseModel):
+    """After how long what does not end is taken to hang: its process is replaced, and its work done again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forward_timeout_s: float | None = Field(
+        600, gt=0, description="a forward, an encoding or a decoding, seconds; null: no limit"
+    )
+    first_forward_timeout_s: float | None = Field(
+        3600, gt=0, description="the same for the first of its kind and size, which may compile; null: no limit"
+    )
+    file_timeout_s: float | None = Field(
+        600, gt=0, description="the writing of one picture or video, seconds; null: no limit"
+    )
+
+
 class ModelArgs(BaseModel):
     """The checkpoint and how its weights are held."""
 
@@ -46,3 +62,4 @@ class ModelArgs(BaseModel):
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )
     denoising: DenoisingArgs = Field(default_factory=DenoisingArgs, description="the step engine")
+    watchdog: WatchdogArgs = Field(default_factory=WatchdogArgs, description="when work is taken to hang")

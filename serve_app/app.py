@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
-from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs
+from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs, WatchdogArgs
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
 from serve_app.ingress import Ingress
@@ -32,6 +32,9 @@ class AppArgs(ServiceArgs):
     )
     denoising: DenoisingArgs = Field(
         default_factory=DenoisingArgs, description="how the denoiser's step engine shares the device"
+    )
+    watchdog: WatchdogArgs = Field(
+        default_factory=WatchdogArgs, description="after how long what does not end is taken to hang and is replaced"
     )
 
     @model_validator(mode="before")
@@ -64,6 +67,7 @@ def build_app(args: AppArgs) -> Application:
         variant=args.variant,
         default_arguments=args.default_arguments,
         denoising=args.denoising,
+        watchdog=args.watchdog,
     )
     service = {name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name}
     return Ingress.bind(ServiceArgs(**service), *bind_stages(model, PLACEMENTS[args.placement]))

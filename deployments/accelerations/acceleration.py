@@ -14,9 +14,11 @@ class Acceleration:
     """One acceleration: when it is on, and how it is put into the modules of a stage, once, at start.
 
     `install` returns the line for the log that says what was done or why there was nothing to do.
-    It raises AccelerationError when what was asked for cannot be done.
+    It raises AccelerationError when what was asked for cannot be done. `settings` are those of the variables that
+    change the denoiser's numbers: a checkpoint made under others means start again. Their `repr` is compared.
     """
 
     name: str
     is_on: Callable[[EnvConfig], bool]
     install: Callable[[StageModules, EnvConfig], str]
+    settings: Callable[[EnvConfig], object] = lambda env: None

@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,12 @@ def _is_on(env: EnvConfig) -> bool:
     return is_asked or env.kernel_api.loglevel > 0
 
 
-ATTENTION = Acceleration("attention", _is_on, install)
+def _settings(env: EnvConfig) -> object:
+    """The rules, whichever file they come from."""
+    return [replace(rule, choice=replace(rule.choice, source="")) for rule in read_rules(env)]
+
+
+ATTENTION = Acceleration("attention", _is_on, install, _settings)
 
 
 @dataclass

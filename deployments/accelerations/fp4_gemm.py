@@ -55,7 +55,12 @@ def install(modules: StageModules, env: EnvConfig) -> str:
     return f"fp4_gemm: FlashInfer's {backend} multiplies in {len(layers)} NVFP4 layers"
 
 
-FP4_GEMM = Acceleration("fp4_gemm", lambda env: True, install)  # a checkpoint may have NVFP4 layers
+FP4_GEMM = Acceleration(
+    "fp4_gemm",
+    lambda env: True,  # a checkpoint may have NVFP4 layers
+    install,
+    lambda env: env.quantization.flashinfer_fp4_gemm_backend,
+)
 
 
 def default_backend(capability: tuple[int, int]) -> str:

@@ -41,7 +41,7 @@ def install(modules: StageModules, env: EnvConfig) -> str:
     return f"mlx_norms: {counts or 'no'} norms run in MLX"
 
 
-MLX_NORMS = Acceleration("mlx_norms", lambda env: env.apple_mps.use_mlx is True, install)
+MLX_NORMS = Acceleration("mlx_norms", lambda env: env.apple_mps.use_mlx is True, install, lambda env: True)
 
 
 def _is_over_last_dimension(module: Any) -> bool:

@@ -15,24 +15,24 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
-from deployments.errors import InvalidRequestError
-from deployments.messages import Checkpoint, GenerationRequest, InputImage, Packed
-from deployments.stage_pipeline.loading import StagePipeline
+from deployments.errors import CannotResumeError
+from deployments.messages import Checkpoint, GenerationRequest, Packed
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
 from deployments.tensors.packing import pack, unpack
-from deployments.tensors.values import fill, map_values, without_opaque
+from deployments.tensors.values import fill, map_values
 
-FORMAT = 2  # raised when what a checkpoint holds changes
+FORMAT = 3  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
 FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
+SAVED = {  # what a checkpoint holds
+    *("steps", "rounds", "counts", "outputs", "schedulers", "guiders"),
+    *("generators", "descriptions", "forwards", "features"),
+}
 NOT_SAVED = ("_internal_dict", "_session")
-SAMPLED_BYTES, SAMPLES = 4096, 16  # of each weight file, for its fingerprint
 
 Round = tuple[int, int]  # (ordinal of the scheduler object, number of its set_timesteps call)
 
@@ -78,7 +78,7 @@ class ResumableSession(DenoiseSession):
         self.on_checkpoint = on_checkpoint
         self.feature_states = feature_states
         self.interval = CheckpointInterval(every)
-        self.saved: dict[str, Any] | None = unpack(resume_from, self.stage.device) if resume_from else None
+        self.saved = _unpacked(resume_from, self.stage.device) if resume_from else None
         self.resumed_at = self.saved["steps"] if self.saved else 0
         self._last_checkpoint = self.resumed_at
         self._stepped: list[Any] = []  # scheduler objects in the order of their first step
@@ -89,10 +89,16 @@ class ResumableSession(DenoiseSession):
         self._skipped_forwards = 0
         self._round_is_fresh = True
         self._generators_after_step: Any = None
+        self._is_restored = False
 
     @property
     def saved_features(self) -> dict[str, Any]:
         return self.saved["features"] if self.saved else {}
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether it is still on its way to the step of the checkpoint that it goes on from."""
+        return self.saved is not None and not self._is_restored
 
     @property
     def is_skipping(self) -> bool:
@@ -126,7 +132,8 @@ class ResumableSession(DenoiseSession):
             self._outputs[round_] = (self._counts[round_], [], None)
             self._rounds_since_forward.add(round_)
         first, outputs, _ = self._outputs[round_]
-        self._outputs[round_] = (first, [*outputs, output], self._generators_after_step)
+        kept = map_values(_copied, output)  # the pipeline may go on with it in place
+        self._outputs[round_] = (first, [*outputs, kept], self._generators_after_step)
         return output
 
     def _skip_step(self, round_: Round, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -164,6 +171,7 @@ class ResumableSession(DenoiseSession):
             self._counts[round_] = count
             self._outputs[round_] = outputs
         self._generators_after_step = self.saved["generators"]
+        self._is_restored = True
 
     def _is_checkpoint_due(self) -> bool:
         since = self.steps_done - self._last_checkpoint
@@ -212,6 +220,18 @@ def _portable_state(owner: Any) -> dict[str, Any]:
     return state
 
 
+def _unpacked(content: Packed, device: torch.device) -> dict[str, Any]:
+    """Raises CannotResumeError: the digest was right, but this version does not read what was written."""
+    try:
+        saved: dict[str, Any] = unpack(content, device)
+        missing = SAVED - saved.keys()
+    except Exception as error:
+        raise CannotResumeError(f"the checkpoint cannot be read: {error}") from error
+    if missing:
+        raise CannotResumeError(f"the checkpoint lacks {', '.join(sorted(missing))}")
+    return saved
+
+
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
 
@@ -221,14 +241,11 @@ def make_checkpoint(request: GenerationRequest, fingerprint: str, step: int, con
 
 
 def check_checkpoint(checkpoint: Checkpoint, fingerprint: str) -> Packed:
-    """The content; raises InvalidRequestError for a damaged checkpoint or one of another model or request."""
+    """The content; raises CannotResumeError for a damaged checkpoint or one of another model or request."""
     if digest(checkpoint.content) != checkpoint.digest:
-        raise InvalidRequestError("the checkpoint is damaged: its digest is not that of its content", "checkpoint")
+        raise CannotResumeError("the checkpoint is damaged: its digest is not that of its content")
     if checkpoint.fingerprint != fingerprint:
-        raise InvalidRequestError(
-            "the checkpoint was made by another model, version or request, or with other settings",
-            "checkpoint",
-        )
+        raise CannotResumeError("the checkpoint was made by another model, version or request, or with other settings")
     return checkpoint.content
 
 
@@ -236,37 +253,6 @@ def digest(content: Packed) -> str:
     """SHA-256 of the structure and the bytes."""
     sha = hashlib.sha256(json.dumps(content.tree).encode())
     for buffer in content.buffers:
+        sha.update(len(buffer).to_bytes(8, "little"))
         sha.update(buffer.data)
     return sha.hexdigest()
-
-
-def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> str:
-    """Equal for the same request on the same model; settings that change the numbers are part of it."""
-    arguments = map_values(_file_content, dict(sorted(request.arguments.items())))
-    settings = pack(without_opaque([arguments, request.seed, dict(sorted(request.features.items()))]))
-    return hashlib.sha256(f"{model_fingerprint}|{digest(settings)}".encode()).hexdigest()
-
-
-def _file_content(value: Any) -> Any:
-    return value.data if isinstance(value, InputImage) else value
-
-
-def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:
-    """Tells models apart by their configurations and samples of their weight files, and versions of the code."""
-    sha = hashlib.sha256(f"{FORMAT}|{diffusers.__version__}|{torch.__version__}|{stage.dtype}|{settings}".encode())
-    for file in sorted(stage.layout.folder.rglob("*")):
-        if file.suffix == ".json":
-            sha.update(file.read_bytes())
-        elif file.suffix == ".safetensors":
-            sha.update(_sampled(file))
-    return sha.hexdigest()
-
-
-def _sampled(file: Path) -> bytes:
-    size = file.stat().st_size
-    pieces = [size.to_bytes(8, "little")]
-    with file.open("rb") as weights:
-        for index in range(SAMPLES):
-            weights.seek(size * index // SAMPLES)
-            pieces.append(weights.read(SAMPLED_BYTES))
-    return b"".join(pieces)

@@ -14,6 +14,7 @@ from deployments.engine.executor import Executor
 from deployments.engine.forward import Forward, Structure, shape_of_sample, tokens_per_sample
 from deployments.engine.merging import CannotMergeError, Merger
 from deployments.engine.statistics import EngineStatistics
+from deployments.engine.under_way import UnderWay
 from deployments.tensors.values import tensors
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,13 @@ class Batches:
         max_batch_tokens: int | None,
         executor: Executor,
         statistics: EngineStatistics,
+        under_way: UnderWay | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.executor = executor
         self.statistics = statistics
+        self.under_way = under_way or UnderWay()
         self.axes: dict[str, BatchAxes] = {}  # of each module, as they were learned
         self._structures: dict[Hashable, Structure] = {}
         self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
@@ -152,10 +155,11 @@ class Batches:
     def _call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
         counts = [f.num_samples for f in batch]
         arguments = merger.merge([f.arguments for f in batch], counts, shared)
-        return merger.split(self._call(batch[0], arguments), counts)
+        return merger.split(self._call(batch[0], arguments, sum(counts)), counts)
 
-    def _call(self, forward: Forward, arguments: dict[str, Any]) -> Any:
-        with forward.surround() if forward.surround else nullcontext():
+    def _call(self, forward: Forward, arguments: dict[str, Any], num_samples: int | None = None) -> Any:
+        kind = (forward.component, forward.structure.shape, num_samples or forward.num_samples)
+        with self.under_way.work(kind), forward.surround() if forward.surround else nullcontext():
             return self.executor.run(forward.component, forward.module, forward.context, arguments)
 
 

@@ -31,6 +31,7 @@ from deployments.engine.forward import Forward, Surround, bind
 from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
 from deployments.engine.step_costs import StepCosts
+from deployments.engine.under_way import UnderWay
 from deployments.errors import GenerationFailedError
 
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
@@ -54,7 +55,10 @@ class Engine:
         self.measure = measure
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
-        self.batches = Batches(max_batch_size, max_batch_tokens, executor or LocalExecutor(), self.statistics)
+        self.under_way = UnderWay()  # in the engine's thread: a forward, or what fibers do between two of them
+        self.batches = Batches(
+            max_batch_size, max_batch_tokens, executor or LocalExecutor(), self.statistics, self.under_way
+        )
         self._changed = threading.Condition()
         self._ready: deque[greenlet | Callable[[], None]] = deque()  # they go on before the next batch
         self._waiting: list[Forward] = []
@@ -233,13 +237,18 @@ class Engine:
     def _turns(self) -> Iterator[greenlet]:
         """The fibers that can go on, each until its next forward; the forwards run between the turns."""
         while not self._closed:
-            yield from self._ready_fibers()
+            yield from self._timed(self._ready_fibers())
             now = time.monotonic()
-            yield from self._refused(now, "the request's deadline has passed")
-            yield from self._served(now)
+            yield from self._timed(self._refused(now, "the request's deadline has passed"))
+            yield from self._timed(self._served(now))
         while self._ready or self._waiting:  # each to the end of its work
-            yield from self._ready_fibers()
-            yield from self._refused(math.inf, "the engine is closed")
+            yield from self._timed(self._ready_fibers())
+            yield from self._timed(self._refused(math.inf, "the engine is closed"))
+
+    def _timed(self, turns: Iterator[greenlet]) -> Iterator[greenlet]:
+        for turn in turns:
+            with self.under_way.work("a turn"):
+                yield turn
 
     def _ready_fibers(self) -> Iterator[greenlet]:
         """Waits for something to do.

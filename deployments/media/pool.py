@@ -14,10 +14,13 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
+import time
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 
 from deployments.errors import GenerationFailedError
 from deployments.media.files import FileToWrite, write_file
@@ -28,7 +31,9 @@ logger = logging.getLogger(__name__)
 StartMethod = Literal["fork", "spawn"]
 VARIABLE = "SGLANG_DIFFUSION_WORKER_MULTIPROC_METHOD"
 START_TIMEOUT_S = 120.0
-MAX_DEATHS = 2  # a file whose workers died this often is given up
+WATCH_S = 1.0  # between two looks at the workers
+STALLED_S = 30.0  # a worker that was not seen to compute for so long is stopped, or waits for ever
+MAX_DEATHS = 3  # a file whose workers died this often is given up
 STANDARD_STREAMS = 3  # file descriptors below it
 
 
@@ -39,23 +44,27 @@ class MediaWorkerError(RuntimeError):
 class MediaPool:
     """Writes files in processes of its own, at most `num_workers` at a time.
 
-    `method` is how the first workers are started. They end when `close` is called or the replica ends.
+    `method` is how the first workers are started. They end when `close` is called or the replica ends. A worker that
+    is stopped, hangs, or takes longer than `file_timeout_s` for a file is killed, and is then one that died.
     """
 
-    def __init__(self, method: StartMethod, num_workers: int = 2) -> None:
+    def __init__(self, method: StartMethod, num_workers: int = 2, file_timeout_s: float | None = None) -> None:
         """Raises MediaWorkerError when a worker does not write its first file within START_TIMEOUT_S."""
         self.method = method
+        self._file_timeout_s = file_timeout_s
+        self._closed = threading.Event()
         self._workers = [_Worker(method) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             worker.check()
             self._idle.put(worker)
+        threading.Thread(target=self._watch, name="media-watch", daemon=True).start()
 
     def write(self, file: FileToWrite) -> MediaFile:
         """The file as `media_files.write_file` writes it; waits for a free worker.
 
         The work of a worker that dies is done again by its successor. Raises GenerationFailedError where
-        `write_file` raises, and after MAX_DEATHS deaths.
+        `write_file` raises, and after MAX_DEATHS deaths; MediaWorkerError where a successor cannot be started.
         """
         worker = self._idle.get()
         try:
@@ -63,11 +72,14 @@ class MediaPool:
                 try:
                     return worker.write(file)
                 except (EOFError, OSError):
-                    logger.warning("the media worker %d died, another takes its place", worker.process_id)
+                    how = worker.why_killed or "died"
+                    logger.warning("the media worker %d %s, another takes its place", worker.process_id, how)
                     worker = self._replace(worker)
         finally:
             self._idle.put(worker)
-        raise GenerationFailedError(f"the processes that wrote the {file.format} file died {MAX_DEATHS} times in a row")
+        raise GenerationFailedError(
+            f"the processes that wrote the {file.format} file died {MAX_DEATHS} times in a row; the last {how}"
+        )
 
     def describe(self) -> dict[str, Any]:
         """How the pool was started and the processes it has now."""
@@ -78,8 +90,14 @@ class MediaPool:
         return [worker.process_id for worker in self._workers]
 
     def close(self) -> None:
+        self._closed.set()
         for worker in self._workers:
             worker.close()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(WATCH_S):
+            for worker in tuple(self._workers):
+                worker.kill_if_stuck(self._file_timeout_s)
 
     def _replace(self, dead: _Worker) -> _Worker:
         dead.close()
@@ -101,6 +119,8 @@ class _Worker:
         theirs.close()  # so that the end of the process is the end of the pipe
         assert self._process.pid is not None
         self.process_id = self._process.pid
+        self.why_killed = ""
+        self._watched = _Watched(self.process_id)
 
     def check(self) -> None:
         try:
@@ -116,9 +136,20 @@ class _Worker:
 
     def write(self, file: FileToWrite) -> MediaFile:
         """Raises EOFError or OSError when the process is gone, GenerationFailedError when it lives but could not."""
-        self._connection.send(file)
-        wait([self._connection, self._process.sentinel])
-        return self._receive()
+        self._watched.begin()
+        try:
+            self._connection.send(file)  # waits for a worker that does not read
+            wait([self._connection, self._process.sentinel])
+            return self._receive()
+        finally:
+            self._watched.end()
+
+    def kill_if_stuck(self, file_timeout_s: float | None) -> None:
+        """Called by another thread: `write` then sees the process die."""
+        reason = self._watched.why_stuck(file_timeout_s)
+        if reason and not self.why_killed:
+            self.why_killed = reason
+            self._process.kill()
 
     def _receive(self) -> MediaFile:
         answer = self._connection.recv()
@@ -131,6 +162,38 @@ class _Worker:
         self._connection.close()
         self._process.kill()
         self._process.join()
+
+
+class _Watched:
+    """Whether a worker gets on with the file that it writes: by the clock, and by the time that it computes."""
+
+    def __init__(self, process_id: int) -> None:
+        self._process_id = process_id
+        self._began: float | None = None  # time.monotonic(); None: it writes nothing
+        self._computed_s, self._computed_at = 0.0, 0.0  # seconds of its processor, and when they were seen to grow
+
+    def begin(self) -> None:
+        self._computed_s, self._computed_at = -1.0, time.monotonic()
+        self._began = self._computed_at
+
+    def end(self) -> None:
+        self._began = None
+
+    def why_stuck(self, file_timeout_s: float | None) -> str:
+        """Empty while it is not."""
+        began, now = self._began, time.monotonic()
+        if began is None:
+            return ""
+        if file_timeout_s is not None and now - began > file_timeout_s:
+            return f"had not written its file within {file_timeout_s:g} s"
+        with contextlib.suppress(psutil.Error):  # gone meanwhile: `write` sees it
+            process = psutil.Process(self._process_id)
+            if process.status() == psutil.STATUS_STOPPED:
+                return "was stopped"
+            times = process.cpu_times()
+            if times.user + times.system > self._computed_s:
+                self._computed_s, self._computed_at = times.user + times.system, now
+        return f"stood still for {STALLED_S:g} s" if now - self._computed_at > STALLED_S else ""
 
 
 def _serve(connection: Connection) -> None:

@@ -13,7 +13,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.devices import select_device, synchronize
+from deployments.devices import DeviceProbe, select_device, synchronize
 from deployments.features import FEATURES
 from deployments.media.pool import MediaPool
 from deployments.messages import (
@@ -23,6 +23,7 @@ from deployments.messages import (
     ComponentCall,
     Conditioning,
     DecodeInputs,
+    DenoisingProgress,
     Envelope,
     GenerationRequest,
     Media,
@@ -36,6 +37,7 @@ from deployments.observability.stage_load import StageLoads
 from deployments.observability.table import OBSERVERS
 from deployments.replicas.autoscaling import autoscaling_stats
 from deployments.replicas.dev import Inside, free_memory
+from deployments.replicas.fitness import Fitness, hangs
 from deployments.replicas.metrics import DenoiserMetrics
 from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
@@ -73,7 +75,11 @@ class StageReplica:
         set_library_caches(runtime.cache_root)
         apply_logging_level(runtime.logging_level)
         # Before the device and the weights: see deployments/media/pool.py.
-        self.media_pool = MediaPool(runtime.worker_multiproc_method) if "vae" in stages else None
+        self.media_pool = (
+            MediaPool(runtime.worker_multiproc_method, file_timeout_s=model.watchdog.file_timeout_s)
+            if "vae" in stages
+            else None
+        )
         self.device = select_device(runtime.target_device)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), observers)
@@ -88,6 +94,7 @@ class StageReplica:
         self._owners = OwnerWatch()
         self._others = OtherStages(others or {})
         self.denoiser = self._open_denoiser(model, can_ask=bool(others)) if "denoiser" in stages else None
+        self.fitness = self._open_fitness(model)
         self._inside = Inside(
             replica_id, self.env, self.device, self.description, self.observers, self.denoiser, self.media_pool
         )
@@ -105,12 +112,21 @@ class StageReplica:
             measure=DenoiserMetrics(),
         )
 
+    def _open_fitness(self, model: ModelArgs) -> Fitness:
+        signs = [hangs("the work in the pipeline's thread", self.threads.under_way, model.watchdog)]
+        if self.denoiser is not None:
+            engine = self.denoiser.engine
+            signs.append(lambda: None if engine.is_alive else "the engine's thread has ended")
+            signs.append(hangs("a forward", engine.under_way, model.watchdog))
+        return Fitness(DeviceProbe(self.device), signs)
+
     # -- the work of the stages -----------------------------------------------------------------------------
 
     async def encode(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> Conditioning:
         """The encoder stage."""
         self._check_stage("encoder")
-        return await self.threads.run("encoder", request, envelope, encode)
+        async with self.fitness.work(envelope):
+            return await self.threads.run("encoder", request, envelope, encode)
 
     async def denoise(
         self,
@@ -123,14 +139,21 @@ class StageReplica:
         self._check_stage("denoiser")
         assert self.denoiser is not None
         self._others.use_running_loop()
-        with self._owners.bound_to(envelope.owner):
-            items = denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
-            async for item in items:
-                yield item
+        async with self.fitness.work(envelope) as trial:
+            with self._owners.bound_to(envelope.owner):
+                items = denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
+                async for item in items:
+                    if isinstance(item, DenoisingProgress):
+                        trial.reached(item.step)
+                    yield item
 
-    async def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+    async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""
         self._check_stage("vae")
+        async with self.fitness.work(envelope):
+            return await self._decode(request, inputs)
+
+    async def _decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
         assert self.media_pool is not None
         decoded = await self.threads.run("vae", request, UNFOLLOWED, decode, inputs)
         started = time.perf_counter()
@@ -141,7 +164,8 @@ class StageReplica:
 
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
-        return await self.threads.in_worker(answer_call, self.stage, call)
+        async with self.fitness.work(UNFOLLOWED):
+            return await self.threads.in_worker(answer_call, self.stage, call)
 
     def _check_stage(self, stage: StageName) -> None:
         """Raises RuntimeError: the application was bound wrongly."""
@@ -155,9 +179,8 @@ class StageReplica:
     # -- what others ask of it ------------------------------------------------------------------------------
 
     async def check_health(self) -> None:
-        """Raises RuntimeError when the thread that owns the device is gone, so that Serve replaces the replica."""
-        if self.denoiser is not None and not self.denoiser.engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        """Raises RuntimeError when it cannot work any more, so that Serve replaces the replica."""
+        self.fitness.check()
 
     async def describe(self) -> StageDescription:
         return self.description

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+from deployments.engine.under_way import UnderWay
 from deployments.messages import Conditioning, DecodeInputs, Envelope, GenerationRequest, StageName
 from deployments.observability.observer import Observers, StageWork
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stages.decode import Decoded
 
 MAX_REQUEST_THREADS = 64  # each waits for the engine most of the time; Serve's max_ongoing_requests bounds them first
+
+SIZES = ("width", "height", "num_frames")  # arguments by which the first of its kind is told
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +29,7 @@ class StageThreads:
     def __init__(self, pipeline: StagePipeline, observers: Observers) -> None:
         self._pipeline = pipeline
         self._observers = observers
+        self.under_way = UnderWay()  # in the thread that owns the pipeline
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
         self.request_threads: Executor = ThreadPoolExecutor(
             max_workers=MAX_REQUEST_THREADS, thread_name_prefix="request"
@@ -36,6 +40,7 @@ class StageThreads:
     ) -> T:
         """`run(pipeline, request, *inputs)` in the thread that owns the pipeline, observed."""
         work = stage_work(stage, request, envelope, time.time(), *inputs)
+        kind = (stage, *(str(request.arguments.get(name)) for name in SIZES))
 
         def observed() -> T:
             with self._observers.around(work):
@@ -44,7 +49,7 @@ class StageThreads:
                 return output
 
         with self._observers.present(work):  # it waits for its turn first
-            return await self.in_worker(observed)
+            return await self._in_worker(kind, observed)
 
     @contextmanager
     def observed_denoising(
@@ -57,7 +62,14 @@ class StageThreads:
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in the thread that owns the pipeline."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, lambda: function(*args, **kwargs))
+        return await self._in_worker(function, lambda: function(*args, **kwargs))
+
+    async def _in_worker(self, kind: Hashable, function: Callable[[], T]) -> T:
+        def timed() -> T:
+            with self.under_way.work(kind):
+                return function()
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, timed)
 
     def close(self) -> None:
         self._worker.shutdown()

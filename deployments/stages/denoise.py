@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from deployments.denoising.checkpoint import check_checkpoint, model_fingerprint, request_fingerprint
+from deployments.accelerations import ACCELERATIONS
+from deployments.denoising.checkpoint import check_checkpoint
+from deployments.denoising.fingerprint import model_fingerprint, request_fingerprint
 from deployments.denoising.measurements import Measure
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import SharedWiring
@@ -85,6 +87,8 @@ class DenoiserStage:
             measure,
         )
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
+        accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
+        settings += [(name, value) for name, value in accelerated if value]
         self.fingerprint = model_fingerprint(stage, settings=repr(settings))
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
         denoisers = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
@@ -102,8 +106,9 @@ class DenoiserStage:
     ) -> tuple[DecodeInputs, DenoiseRun]:
         """Runs in the engine's thread, by turns with other requests; the caller's waits.
 
-        Raises InvalidRequestError for what a feature or the pipeline refuses, HandOffError where the pipeline does
-        not fit, CancelledStage when the run's fiber was cancelled.
+        Raises InvalidRequestError for what a feature or the pipeline refuses, CannotResumeError for a checkpoint that
+        is of no use here, HandOffError where the pipeline does not fit, CancelledStage when the run's fiber was
+        cancelled.
         """
         wanted = wanted_features(self.features, self.env, request)
         self._learn_axes(request)

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from deployments.denoising.checkpoint import ResumableSession, make_checkpoint
 from deployments.denoising.measurements import CheckpointMade, Measure, Resumed
 from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
 from deployments.engine.engine import Engine
 from deployments.engine.fiber import Fiber
+from deployments.errors import CannotResumeError, FeedsBackError, GenerationFailedError, InvalidRequestError
 from deployments.features.feature import Summary
 from deployments.features.in_use import FeaturesInUse, Wanted, begin_features
 from deployments.messages import (
@@ -32,6 +35,14 @@ from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, R
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stages.encode import call_arguments, unpack_conditioning
 
+# Raised on the way to a checkpoint's step, these say nothing of the checkpoint.
+NOT_OF_A_RESUME = (
+    InvalidRequestError,
+    FeedsBackError,
+    GenerationFailedError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+)
 DEFAULT_SLACK = 3.0  # times its own predicted duration that a request without a deadline is given
 
 
@@ -140,7 +151,14 @@ class DenoiseRun:
             self.denoiser.measure(Resumed(self.session.resumed_at))
         if self.follower.started:
             self.follower.started(self)
-        return self.session.run()
+        try:
+            return self.session.run()
+        except NOT_OF_A_RESUME:
+            raise
+        except Exception as error:
+            if self.session.is_resuming:
+                raise CannotResumeError(f"the steps before {self.session.resumed_at} cannot be skipped") from error
+            raise
 
     def _forward(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         if component not in self._checked:

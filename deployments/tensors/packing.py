@@ -32,7 +32,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def pack(value: Any) -> Packed:
-    """Raises TypeError for an object that no message may carry."""
+    """A copy: what becomes of the value later, in whatever container it lies, changes nothing in the message.
+
+    Raises TypeError for an object that no message may carry.
+    """
     buffers: list[Bytes] = []
     return Packed(_pack(value, buffers), tuple(buffers))
 
@@ -125,7 +128,8 @@ def _pack_tensor(tensor: torch.Tensor, buffers: list[Bytes]) -> JSON:
     if tensor.device.type == "meta":
         raise TypeError("a tensor without numbers (device meta) cannot cross a replica boundary")
     order = _storage_order(tensor)
-    dense = tensor.detach().permute(order).to("cpu").contiguous()
+    # The loop that made it goes on with it, perhaps in place, so that memory of the CPU is copied too.
+    dense = tensor.detach().permute(order).to("cpu", copy=True, memory_format=torch.contiguous_format)
     flat = dense.as_strided((dense.numel(),), (1,))  # reshape leaves a single number whatever stride it has
     buffers.append(flat.view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8))
     return {
@@ -169,7 +173,7 @@ def _read_generator(_: Any, state: Bytes) -> torch.Generator:
 
 
 def _array(value: npt.NDArray[Any] | np.generic) -> tuple[JSON, Bytes]:
-    array = np.ascontiguousarray(value)
+    array = np.array(value, order="C", copy=True)
     if array.dtype.hasobject:
         raise TypeError("an array of Python objects cannot cross a replica boundary")
     return {"dtype": array.dtype.str, "shape": list(np.shape(value))}, array.reshape(-1).view(np.uint8)

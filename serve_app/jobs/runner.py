@@ -56,6 +56,7 @@ POSTPONED_S = 5.0  # before a job is tried again whose stages were not there; do
 LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
+SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of, and is tried alone
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
@@ -141,6 +142,7 @@ class JobRunner:
         self.running: dict[str, asyncio.Task[None]] = {}
         self._paused_until = 0.0  # time.monotonic(); the stages were away
         self._pause_s = 0.0
+        self._tried: str | None = None  # the suspected job that runs, until it gets further
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, *more_work: Callable[[], Awaitable[None]]) -> None:
@@ -175,6 +177,11 @@ class JobRunner:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
                 continue
+            if job.takeovers >= SUSPECTED:
+                if self._tried is not None:  # were it here when that one ends this process, it would be blamed for it
+                    await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
+                    continue
+                self._tried = job.id
             task = asyncio.create_task(self._run(job))
             self.running[job.id] = task
             task.add_done_callback(partial(self._ended, job.id))
@@ -183,8 +190,14 @@ class JobRunner:
 
     def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         del self.running[job_id]
+        self._passed(job_id)
         self.changes.notify()
         self.watch.notify(job_id)
+
+    def _passed(self, job_id: str) -> None:
+        """It has got further, or has ended: the next suspected job may run."""
+        if self._tried == job_id:
+            self._tried = None
 
     async def _keep_leases(self) -> None:
         running = list(self.running)
@@ -361,6 +374,7 @@ class JobRunner:
             self.watch.notify(job_id)
         for number in list(running.checkpoints):
             await self.threads.run(self._save_checkpoint, job_id, number, running.checkpoints.pop(number))
+            self._passed(job_id)
 
     def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
         data = checkpoint_to_bytes(checkpoint)

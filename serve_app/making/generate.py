@@ -1,32 +1,44 @@
 """The path of one request through the three stages.
 
-Tensors go from replica to replica: the ingress passes references on. What a request could not go on without,
-its last checkpoint and the inputs of the VAE stage, it also holds as bytes.
+Tensors go from replica to replica: the ingress passes references on. Each is read here first, so that none that holds
+an error or nothing is passed: Serve's router would take that for a failure of the replica called, and call again and
+again. What a request could not go on without, its last checkpoint and the inputs of the VAE stage, is held as bytes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError, HandOffIncompleteError, InvalidRequestError
+from deployments.errors import (
+    CannotResumeError,
+    GenerationFailedError,
+    HandOffIncompleteError,
+    ReplicaRefusedError,
+    ReplicaUnfitError,
+    StageUnavailableError,
+)
 from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, Envelope, GenerationRequest, Media
-from serve_app.errors import original_error
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
 from serve_app.making.previews import Previews
-from serve_app.making.ray_errors import first_line, lost
+from serve_app.making.ray_errors import DEATHS, first_line, lost
 from serve_app.making.stages import Stages
+from serve_app.making.suspects import Place, Suspicion
 
 logger = logging.getLogger(__name__)
 
-MAX_DEATHS = 3  # a request whose replicas die this often without getting further is given up as poison
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before the next try; twice as long after each without progress
+MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame
+MAX_REFUSALS = 1000  # of replicas that would not begin with it: some 80 minutes
 
 
 @dataclass
@@ -35,10 +47,12 @@ class Reached:
 
     checkpoint: Checkpoint | None = None
     last_step: int = 0  # the last that was seen
+    is_encoded: bool = False  # on this way
     decode_inputs: DecodeInputs | None = None
-    decode_inputs_reference: Any = None  # None where the object was lost: then the bytes are sent
+    decode_inputs_reference: Any = None  # None where a call with it failed: then the bytes are sent
     seconds: dict[str, float] = field(default_factory=dict)
     shown: set[int] = field(default_factory=set)  # steps of previews: a step that is made again is not shown again
+    has_resumed: bool = False  # what it has reached is founded on a checkpoint
 
     @property
     def step(self) -> int:
@@ -46,90 +60,165 @@ class Reached:
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
-    def furthest(self) -> tuple[int, int]:
-        """How far it got, for comparison: (stages behind it, steps seen)."""
-        return (1, 0) if self.decode_inputs is not None else (0, max(self.step, self.last_step))
+    def place(self) -> Place:
+        if self.decode_inputs is not None:
+            return 2, 0
+        return (1, max(self.step, self.last_step)) if self.is_encoded else (0, 0)
 
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
         num_lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
-        self.last_step = self.step
+        self.last_step, self.is_encoded = self.step, False
         return num_lost
+
+    def from_the_start(self) -> Reached:
+        return Reached(shown=self.shown)
+
+
+@dataclass
+class Way:
+    """One request on its way: what it has reached, what is thought of it, how often in a row it got no further."""
+
+    suspicion: Suspicion
+    reached: Reached
+    complete_hand_off: bool
+    failures: int = 0
+    refusals: int = 0
+    furthest_at_failure: Place = (-1, 0)
+
+    def note_reached(self) -> None:
+        self.suspicion.reached(self.reached.place)
+
+    def note_failure(self) -> None:
+        """Raises nothing: what `failures` means is for the caller to say."""
+        place = self.reached.place
+        self.failures = self.failures + 1 if place <= self.furthest_at_failure else 1
+        self.furthest_at_failure = max(place, self.furthest_at_failure)
 
 
 async def generate(stages: Stages, request: GenerationRequest, follower: Follower = NOBODY) -> Media:
     """The files that the request makes.
 
     The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
-    from its last checkpoint. A checkpoint that does not fit means start again. Raises InvalidRequestError for the
-    caller's faults, GenerationFailedError for a request whose replicas died MAX_DEATHS times without getting further.
+    from its last checkpoint. A checkpoint that is of no use means start again. Raises InvalidRequestError for the
+    caller's faults, GenerationFailedError for a request whose replica died MAX_DEATHS_ALONE times when it was tried
+    alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it.
     """
-    reached = Reached(follower.resume_from)
-    reached.last_step = reached.step
-    deaths, furthest_at_last_death = 0, (-1, 0)
+    reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
+    way = Way(stages.suspects.new_request(), reached, stages.needs_complete_hand_off(request))
     metrics = generation_metrics()
-    while True:
-        envelope = stages.envelope(follower)
-        metrics.attempts.inc()
-        try:
-            return await run_stages(stages, request, envelope, reached, follower)
-        except HandOffIncompleteError as error:
-            if envelope.complete_hand_off:
-                raise
-            logger.warning("every decoder call will be handed over from now on: %s", first_line(error))
-            stages.complete_hand_off = True
-            reached = Reached(shown=reached.shown)
-        except InvalidRequestError as error:
-            if reached.checkpoint is None or getattr(original_error(error), "param", None) != "checkpoint":
-                raise
-            logger.warning("request %s starts again, its checkpoint does not fit: %s", request.request_id, error)
-            reached = Reached(shown=reached.shown)
-        except (RayError, RayServeException) as error:
-            death = lost(error)
-            if death is None:
-                raise
-            deaths = deaths + 1 if reached.furthest <= furthest_at_last_death else 1
-            furthest_at_last_death = max(furthest_at_last_death, reached.furthest)
-            if isinstance(death, ObjectLostError):
-                reached.decode_inputs_reference = None
-            lost_steps = reached.forget_lost_steps()
-            metrics.recoveries.inc()
-            if lost_steps:
-                metrics.lost_steps.inc(lost_steps)
-            logger.warning(
-                "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
-                request.request_id, deaths, reached.step, lost_steps, first_line(death),
-            )  # fmt: skip
-            if deaths >= MAX_DEATHS:
-                metrics.given_up.inc()
-                raise GenerationFailedError(f"the replicas working on it died {deaths} times in a row") from error
+    try:
+        while True:
+            await way.suspicion.wait_for_turn()
+            metrics.attempts.inc()
+            try:
+                media = await run_stages(stages, request, way, follower)
+            except (CannotResumeError, HandOffIncompleteError) as error:
+                _begin_again(request, way, error)
+            except ReplicaRefusedError as error:
+                await _wait_after_refusal(way, error)
+            except (RayError, RayServeException, ReplicaUnfitError) as error:
+                death = lost(error)
+                if death is None:
+                    raise
+                await _recover(request, way, death)
+            else:
+                if way.complete_hand_off:
+                    stages.note_complete_hand_off(request)
+                return media
+    finally:
+        way.suspicion.end_turn()
 
 
-async def run_stages(
-    stages: Stages, request: GenerationRequest, envelope: Envelope, reached: Reached, follower: Follower
-) -> Media:
+def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None:
+    """Without the checkpoint where there was one, else with the complete hand-off; raises what neither can help."""
+    if way.reached.has_resumed:
+        logger.warning("request %s starts again, its checkpoint is of no use: %s", request.request_id, error)
+    elif isinstance(error, HandOffIncompleteError) and not way.complete_hand_off:
+        logger.warning("request %s starts again with the complete hand-off: %s", request.request_id, first_line(error))
+        way.complete_hand_off = True
+    else:
+        raise error
+    way.reached = way.reached.from_the_start()
+
+
+async def _wait_after_refusal(way: Way, error: Exception) -> None:
+    way.refusals += 1
+    if way.refusals >= MAX_REFUSALS:
+        raise StageUnavailableError("no replica of a stage would begin with the request") from error
+    await _pause(way.refusals)
+
+
+async def _recover(request: GenerationRequest, way: Way, death: BaseException) -> None:
+    """Raises GenerationFailedError for poison."""
+    reached, metrics = way.reached, generation_metrics()
+    way.note_failure()
+    if isinstance(death, DEATHS):
+        way.suspicion.died(reached.place)
+    reached.decode_inputs_reference = None
+    lost_steps = reached.forget_lost_steps()
+    metrics.recoveries.inc()
+    if lost_steps:
+        metrics.lost_steps.inc(lost_steps)
+    logger.warning(
+        "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
+        request.request_id, way.failures, reached.step, lost_steps, first_line(death),
+    )  # fmt: skip
+    if way.suspicion.is_poison or way.failures >= MAX_FAILURES:
+        metrics.given_up.inc()
+        alone = way.suspicion.deaths_alone
+        times = f"{alone} times while it was tried alone" if way.suspicion.is_poison else f"{way.failures} times"
+        raise GenerationFailedError(f"the replica that worked on it died {times}") from death
+    await _pause(way.failures)
+
+
+async def _pause(times: int) -> None:
+    """Not of equal length for all, so that those who failed together do not come back together."""
+    await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 10)))
+
+
+async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> Media:
     """Encoder, denoiser, VAE; what is reached already is not done again."""
+    reached = way.reached
     if reached.decode_inputs is None:
-        conditioning = stages.encoder.encode.remote(request, envelope)  # not awaited: the denoiser gets it by reference
-        previews = Previews(stages.vae, request, follower, reached.shown)
-        call = stages.denoiser.options(stream=True).denoise.remote(request, envelope, conditioning, reached.checkpoint)
-        try:
-            await denoise(DenoiserStream(call), reached, follower, previews)
-        finally:
-            previews.stop()
+        await encode_and_denoise(stages, request, way, follower)
     inputs = reached.decode_inputs_reference or reached.decode_inputs
-    media: Media = await stages.vae.decode.remote(request, inputs)
+    media: Media = await stages.vae.decode.remote(request, inputs, envelope_of(stages, way, follower))
     return dataclasses.replace(media, seconds=reached.seconds | media.seconds)
 
 
-async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, previews: Previews) -> None:
+async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> None:
+    reached = way.reached
+    envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
+    conditioning = stages.encoder.encode.remote(request, envelope)
+    await conditioning  # its replica has made it; the denoiser gets it by reference
+    reached.is_encoded = True
+    way.note_reached()
+    reached.has_resumed = reached.checkpoint is not None
+    previews = Previews(stages.vae, request, follower, reached.shown)
+    call = stages.denoiser.options(stream=True).denoise.remote(
+        request, envelope_of(stages, way, follower), conditioning, reached.checkpoint
+    )
+    try:
+        await denoise(DenoiserStream(call), way, follower, previews)
+    finally:
+        previews.stop()
+
+
+def envelope_of(stages: Stages, way: Way, follower: Follower) -> Envelope:
+    return stages.envelope(follower, way.suspicion, way.complete_hand_off)
+
+
+async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews: Previews) -> None:
     """Reads the denoiser's stream to its end and keeps what it reaches."""
+    reached = way.reached
     try:
         async for event in stream.events():
             match event:
                 case DenoisingProgress(step=step):
                     reached.last_step = step
-                    follower.on_progress(event)
+                    if follower.wants_progress:
+                        follower.on_progress(event)
                 case CheckpointArrived(checkpoint):
                     reached.checkpoint = checkpoint
                     follower.on_checkpoint(checkpoint)
@@ -139,6 +228,7 @@ async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, 
                     reached.decode_inputs, reached.decode_inputs_reference = inputs, reference
                     reached.seconds = seconds
                     reached.checkpoint = None  # nobody goes back behind the inputs
+            way.note_reached()
     except BaseException:  # nobody reads on, so nobody may work on
         stream.cancel()
         raise

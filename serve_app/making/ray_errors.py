@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import RayServeException
 
-LOST = (RayActorError, ObjectLostError)  # a replica died, or with its node what it had made
+from deployments.errors import ReplicaUnfitError
+
+# A replica died under its requests (OutOfMemoryError: Ray ended it, its node was short of memory), or will do so now.
+DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ReplicaUnfitError)
+LOST = (*DEATHS, ObjectLostError)  # or with its node what it had made
 
 
 def lost(error: BaseException) -> BaseException | None:

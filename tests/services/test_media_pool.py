@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from deployments.errors import GenerationFailedError
+from deployments.media import pool as pool_module
 from deployments.media.files import FileToWrite, write_file
-from deployments.media.pool import MediaPool, MediaWorkerError, StartMethod
+from deployments.media.pool import MAX_DEATHS, MediaPool, MediaWorkerError, StartMethod
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS: tuple[StartMethod, ...] = ("fork", "spawn")
@@ -90,6 +91,75 @@ def test_a_worker_that_dies_while_it_writes_is_replaced_and_the_file_is_written(
         busy.kill()
         assert writing.result() == write_file(slow)
     assert busy.pid not in pool.process_ids
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers are looked at often, and their successors are forked: no thread here holds a lock of a library."""
+    worker = pool_module._Worker
+    monkeypatch.setattr(pool_module, "WATCH_S", 0.1)
+    monkeypatch.setattr(pool_module, "_Worker", lambda method: worker("fork"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_workers_that_are_stopped_are_replaced_and_the_files_are_written() -> None:
+    pool = MediaPool("fork")
+    before = pool.process_ids
+    for process_id in before:
+        os.kill(process_id, signal.SIGSTOP)
+    large = FileToWrite("png", [noise(1024, 1024, 3)], {})  # more than a pipe holds: already sending it waits
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(pool.write, [large, FILES["png"]])) == [write_file(large), write_file(FILES["png"])]
+    assert not set(before) & set(pool.process_ids)
+    assert not any(psutil.pid_exists(process_id) for process_id in before)
+    pool.close()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("hang", ["waits for ever", "computes for ever"])
+def test_a_file_that_never_ends_is_given_up_and_the_next_one_is_written(
+    hang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "write_file", HANGS[hang])
+    monkeypatch.setattr(pool_module, "MAX_DEATHS", 2)
+    monkeypatch.setattr(pool_module, "STALLED_S", 0.3)
+    pool = MediaPool("fork", num_workers=1, file_timeout_s=None if hang == "waits for ever" else 0.5)
+    with pytest.raises(GenerationFailedError, match="stood still" if hang == "waits for ever" else "within 0.5 s"):
+        pool.write(FILES["jpeg"])
+    assert pool.write(FILES["png"]) == write_file(FILES["png"])
+    pool.close()
+
+
+def wait_for_ever(file: FileToWrite) -> object:
+    """But for the file by which a worker proves itself."""
+    if file.format != "png":
+        time.sleep(3600)
+    return write_file(file)
+
+
+def compute_for_ever(file: FileToWrite) -> object:
+    while file.format != "png":
+        pass
+    return write_file(file)
+
+
+HANGS = {"waits for ever": wait_for_ever, "computes for ever": compute_for_ever}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_crashes_each_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "write_file", crash)
+    pool = MediaPool("fork", num_workers=1)
+    with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS} times in a row"):
+        pool.write(FILES["jpeg"])
+    assert pool.write(FILES["png"]) == write_file(FILES["png"])
+    pool.close()
+
+
+def crash(file: FileToWrite) -> object:
+    if file.format != "png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return write_file(file)
 
 
 def test_a_file_that_cannot_be_written_is_refused_and_the_worker_lives_on(pool: MediaPool) -> None:

@@ -89,10 +89,10 @@ class PlayedHandle:
     async def _describe(self) -> StageDescription:
         return self.describing
 
-    def _encode(self, request: GenerationRequest, envelope: Envelope) -> Conditioning:
+    def _encode(self, request: GenerationRequest, envelope: Envelope) -> Reference:
         self.requests.append(request)
         self.envelopes.append(envelope)
-        return Conditioning(Packed(None))
+        return Reference(Conditioning(Packed(None)))
 
     def _denoise(self, request: GenerationRequest, envelope: Envelope, *_: Any) -> Stream:
         return Stream(self._items(envelope))
@@ -106,7 +106,7 @@ class PlayedHandle:
         yield PayloadFollows("decode_inputs", envelope.previews + 1)
         yield INPUTS
 
-    async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs) -> Media:
+    async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs, *_: Envelope) -> Media:
         value = inputs.value if isinstance(inputs, Reference) else inputs
         if value is PREVIEW_INPUTS:
             try:

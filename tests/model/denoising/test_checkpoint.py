@@ -1,6 +1,7 @@
-"""Checkpoints that are not this request's are refused, and they are made as often as they are cheap."""
+"""Checkpoints are copies; those that are not this request's are refused; they are made as often as they are cheap."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from deployments.denoising import checkpoint as checkpoint_module
-from deployments.denoising.checkpoint import CheckpointInterval
-from deployments.errors import InvalidRequestError
-from deployments.messages import Checkpoint, GenerationRequest
-from tests.support.engine_parity import Stages
+from deployments.denoising.checkpoint import CheckpointInterval, digest, make_checkpoint
+from deployments.errors import CannotResumeError
+from deployments.messages import Checkpoint, GenerationRequest, Packed
+from deployments.tensors.packing import pack, unpack
+from tests.support.engine_parity import Stages, assert_same_bits
 from tests.support.tiny_models import checkpoint as checkpoint_folder
 
 STEPS = 6
@@ -65,9 +68,71 @@ def test_a_damaged_checkpoint_is_refused(
     damage: Callable[[Checkpoint], Checkpoint], stages: Stages, request_: GenerationRequest, half: Checkpoint
 ) -> None:
     resume(stages, request_, half)
-    with pytest.raises(InvalidRequestError, match="damaged") as refused:
+    with pytest.raises(CannotResumeError, match="damaged"):
         resume(stages, request_, damage(half))
-    assert refused.value.param == "checkpoint"
+
+
+UNREADABLE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda saved: {},
+    "a list": lambda saved: [1, 2],
+    "no schedulers": lambda saved: {**saved, "schedulers": []},
+    "rounds of another loop": lambda saved: {**saved, "rounds": [(7, 7)]},
+    "no outputs": lambda saved: {**saved, "outputs": [(1, [], None)]},
+    "descriptions of another model": lambda saved: {**saved, "descriptions": [], "forwards": []},
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_a_checkpoint_whose_content_does_not_fit_means_start_again(
+    content: str, stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    packed = pack(UNREADABLE[content](unpack(half.content, torch.device("cpu"))))
+    with pytest.raises(CannotResumeError):
+        resume(stages, request_, make_checkpoint(request_, half.fingerprint, half.step, packed))
+
+
+def test_an_unknown_kind_in_a_checkpoint_means_start_again(
+    stages: Stages, request_: GenerationRequest, half: Checkpoint
+) -> None:
+    packed = Packed({"kind": "of a later version"}, half.content.buffers)
+    with pytest.raises(CannotResumeError, match="cannot be read"):
+        resume(stages, request_, make_checkpoint(request_, half.fingerprint, half.step, packed))
+
+
+# Schedulers that keep what they have seen, and add to it in place.
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "PNDMScheduler": {"skip_prk_steps": False},
+    "UniPCMultistepScheduler": {"solver_order": 3},
+    "HeunDiscreteScheduler": {},
+}
+
+
+@pytest.fixture(scope="module")
+def unet_folder(checkpoints_root: Path) -> Path:
+    return checkpoint_folder("sd15", checkpoints_root)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_each_checkpoint_stays_as_it_was_made_and_leads_to_the_same_bytes(
+    scheduler: str, unet_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sd15"
+    shutil.copytree(unet_folder, folder)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    config = {"_class_name": scheduler, **betas, **SCHEDULERS[scheduler]}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", scheduler]}))
+    stages = Stages(folder)
+    request = stages.request(0, deterministic=True, steps=4)
+    truth, made = stages.alone(request)
+    assert len(made) >= 3
+    assert [digest(each.content) == each.digest for each in made] == [True] * len(made)
+    for each in made:
+        inputs, run = stages.denoiser.denoise(request, stages.encode(request), each)
+        assert run.session.resumed_at == each.step
+        assert_same_bits(stages.numbers(inputs), truth)
+    stages.close()
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -87,7 +152,7 @@ def test_a_checkpoint_of_another_request_is_refused(
     own = {name: value for name, value in change.items() if name in ("seed", "features")}
     arguments = request_.arguments | {name: value for name, value in change.items() if name not in own}
     other = dataclasses.replace(request_, arguments=arguments, **own)
-    with pytest.raises(InvalidRequestError, match="another model, version or request"):
+    with pytest.raises(CannotResumeError, match="another model, version or request"):
         resume(stages, other, half)
 
 
@@ -106,7 +171,7 @@ def test_a_checkpoint_of_a_replica_with_other_settings_is_refused(
     variables: dict[str, str], stages: Stages, request_: GenerationRequest, half: Checkpoint
 ) -> None:
     others = Stages(stages.stage.layout.folder, variables)
-    with pytest.raises(InvalidRequestError, match="other settings"):
+    with pytest.raises(CannotResumeError, match="other settings"):
         resume(others, request_, half)
     others.close()
 
@@ -119,7 +184,7 @@ def test_a_checkpoint_of_other_weights_is_refused(
     [weights] = (folder / "transformer").glob("*.safetensors")
     save_file({name: tensor * 1.001 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     others = Stages(folder)
-    with pytest.raises(InvalidRequestError, match="another model"):
+    with pytest.raises(CannotResumeError, match="another model"):
         others.denoiser.denoise(request_, stages.encode(request_), half)
     others.close()
 

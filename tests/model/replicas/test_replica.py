@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from deployments.devices import DeviceProbe
+from deployments.errors import ReplicaRefusedError, ReplicaUnfitError
 from deployments.messages import UNFOLLOWED, Conditioning, DecodeInputs, GenerationRequest, OutputFormat, Packed
 from deployments.observability.observer import Observer, StageWork
 from deployments.observability.table import OBSERVERS
@@ -92,3 +95,38 @@ def test_a_replica_reports_the_load_of_each_of_its_stages(make_replica: MakeRepl
     for stage in ("encoder", "denoiser", "vae"):
         assert (stats[f"{stage}_arrived"], stats[f"{stage}_present"]) == (1, 0)
         assert stats[f"{stage}_busy_s"] > 0
+
+
+STICKY = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+COMPONENT = {"encoder": "text_encoder", "denoiser": "transformer", "vae": "vae"}
+
+
+def dead(*_: Any, **__: Any) -> Any:
+    raise STICKY
+
+
+@pytest.mark.parametrize("stage", ["encoder", "denoiser", "vae"])
+def test_a_dead_device_ends_the_replica_and_not_the_request(
+    stage: str, make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_replica(flux_checkpoint)
+    module = whole.replica.stage.components[COMPONENT[stage]]
+    monkeypatch.setattr(module, "decode" if stage == "vae" else "forward", dead)
+    with pytest.raises(torch.AcceleratorError):  # the device answers: the error is the request's own
+        whole.generate(2)
+    asyncio.run(whole.replica.check_health())
+    monkeypatch.setattr(DeviceProbe, "__call__", dead)
+    with pytest.raises(ReplicaUnfitError, match="illegal memory access"):
+        whole.generate(2)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        asyncio.run(whole.replica.check_health())
+    assert all("illegal memory access" in said for said in asyncio.run(refusals(whole.replica)))
+
+
+def test_requests_of_an_engine_whose_thread_has_ended_are_done_by_others(
+    make_replica: MakeReplica, flux_checkpoint: Path
+) -> None:
+    whole = make_replica(flux_checkpoint)
+    whole.denoiser.engine.close()
+    with pytest.raises(ReplicaRefusedError, match="the engine's thread has ended"):
+        whole.generate(2)

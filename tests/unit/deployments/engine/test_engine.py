@@ -713,3 +713,39 @@ def test_a_long_request_that_is_late_holds_up_a_short_one_for_no_longer_than_the
     assert smallest_slack(short, 0.0) == 0.5
     assert smallest_slack(short, 0.9) < smallest_slack(late, 0.9)
     assert smallest_slack(late, 20.0) < smallest_slack(fiber(0, 2, 21.0), 20.0)  # and it does not starve
+
+
+def test_work_that_does_not_end_in_the_engines_thread_is_seen_from_outside() -> None:
+    engine, held, begun = Engine(), threading.Event(), threading.Event()
+
+    class Hangs(torch.nn.Module):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            begun.set()
+            held.wait(30)
+            return hidden_states
+
+    def forward(fiber: Fiber) -> None:
+        engine.run(fiber, Hangs(), "transformer", None, (), {"hidden_states": torch.ones(1, 4)})
+
+    def step(fiber: Fiber) -> None:
+        begun.set()
+        held.wait(30)
+
+    try:
+        for work, first in ((forward, True), (step, False), (forward, False)):
+            fiber = Fiber("hangs")
+            engine.begin(fiber)
+            with ThreadPoolExecutor(1) as thread:
+                called = thread.submit(engine.call, fiber, lambda work=work, fiber=fiber: work(fiber))
+                assert begun.wait(30)
+                seconds, is_first = engine.under_way.seconds()
+                held.set()
+                called.result(30)
+            engine.end(fiber)
+            assert seconds > 0
+            assert is_first is first
+            held.clear()
+            begun.clear()
+    finally:
+        held.set()
+        engine.close()

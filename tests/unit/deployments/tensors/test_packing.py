@@ -223,3 +223,28 @@ def test_a_message_that_names_other_code_is_refused(path: str) -> None:
     message = Packed({"kind": "library", "class": path, "names": [], "items": []})
     with pytest.raises(TypeError, match=f"names the class {path}"):
         unpack(message, CPU)
+
+
+def test_a_message_is_a_copy_whatever_container_the_numbers_lie_in() -> None:
+    tensor, array = torch.arange(6.0).reshape(2, 3), np.arange(4)
+    values = {
+        "plain": tensor,
+        "strided": tensor.t(),
+        "a part": tensor[:, 1],
+        "list": [tensor, [tensor]],
+        "tuple": (tensor, array),
+        "output": BaseModelOutput(last_hidden_state=tensor),
+        "encoding": BatchEncoding({"ids": tensor}),
+        "distribution": DiagonalGaussianDistribution(torch.ones(1, 2, 2, 2)),
+        "array": array,
+        "number": array[1],
+        "one": tensor.sum(),
+    }
+    packed = pack(values)
+    before = [buffer.tobytes() for buffer in packed.buffers]
+    tensor += 1
+    array += 1
+    values["list"].append(1)  # type: ignore[attr-defined]
+    values["distribution"].mean.add_(1)  # type: ignore[attr-defined]
+    assert [buffer.tobytes() for buffer in packed.buffers] == before
+    assert len(unpack(packed, CPU)["list"]) == 2

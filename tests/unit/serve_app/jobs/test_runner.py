@@ -374,6 +374,62 @@ async def test_what_is_asked_of_a_replica_that_has_ended_is_answered_with_503(fo
         await jobs.get("video_1", "")
 
 
+# --- jobs whose runners died ---
+
+
+def suspect(folder: Folder, *job_ids: str) -> None:
+    """As if so many runners had died with them."""
+    with sqlite3.connect(folder.path / "jobs.sqlite") as database:
+        for job_id in job_ids:
+            database.execute("UPDATE jobs SET takeovers = ? WHERE id = ?", (runner.SUSPECTED, job_id))
+    database.close()
+
+
+async def test_jobs_whose_runners_died_run_one_at_a_time_and_hold_up_nobody(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    waiting, stages = Stages(), Stages()
+    waiting.hold_at = 1
+    async with folder.runner(waiting, max_running=1) as before:
+        for job_id in ("video_0", "video_1", "video_2", "video_3"):
+            await submit(before, job_id)
+        await waiting.reached.wait()
+        suspect(folder, "video_1", "video_2")
+    running: list[set[str]] = []
+    make = stages.make
+
+    async def watched(request: GenerationRequest, follower: Follower) -> Media:
+        running.append(set(jobs.runner.running) & {"video_1", "video_2"})
+        if request.request_id == "video_1":
+            await ended(jobs, "video_3")  # it need not wait for a suspect
+        return await make(request, follower)
+
+    stages.make = watched  # type: ignore[method-assign]
+    async with folder.runner(stages) as jobs:
+        outcomes = [(await ended(jobs, f"video_{number}")).status for number in range(4)]
+    assert outcomes == ["completed"] * 4
+    assert max(map(len, running)) == 1
+
+
+async def test_a_suspected_job_that_gets_further_lets_the_next_one_run(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    waiting, stages = Stages(), Stages()
+    waiting.hold_at = 1
+    async with folder.runner(waiting, max_running=1) as before:
+        for job_id in ("video_0", "video_1", "video_2"):
+            await submit(before, job_id)
+        await waiting.reached.wait()
+        suspect(folder, "video_1", "video_2")
+    stages.hold_at = 5
+    async with folder.runner(stages) as jobs:
+        await until(lambda: len(stages.began_at) == 3)  # video_1 is held at its fifth step
+        stages.held.set()
+        assert (await ended(jobs, "video_2")).status == "completed"
+
+
 # --- ends ---
 
 

@@ -6,10 +6,26 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import GenerationFailedError, InvalidRequestError
+from deployments.errors import (
+    CannotResumeError,
+    GenerationFailedError,
+    HandOffIncompleteError,
+    InvalidRequestError,
+    ReplicaRefusedError,
+    ReplicaUnfitError,
+    StageUnavailableError,
+)
 from deployments.messages import (
     Checkpoint,
     DecodeInputs,
@@ -21,9 +37,11 @@ from deployments.messages import (
     Packed,
     PayloadFollows,
 )
+from serve_app.making import generate as generate_module
 from serve_app.making.follower import Follower
-from serve_app.making.generate import MAX_DEATHS, generate
+from serve_app.making.generate import MAX_FAILURES, generate
 from serve_app.making.stages import Stages
+from serve_app.making.suspects import MAX_DEATHS_ALONE
 from tests.support.played_stages import Reference, Stream
 
 REQUEST = GenerationRequest("request", "model", {}, 0, OutputFormat("image", "png"))
@@ -31,6 +49,19 @@ CHECKPOINT = PayloadFollows("checkpoint", 1)
 INPUTS = PayloadFollows("decode_inputs", 2)
 DECODE_INPUTS = DecodeInputs("result", Packed(None))
 DEATH = RayActorError()
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """None is made; how often in a row each would have been."""
+    asked: list[int] = []
+
+    async def note(times: int) -> None:
+        asked.append(times)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(generate_module, "_pause", note)
+    return asked
 
 
 class Stage:
@@ -103,7 +134,7 @@ def test_a_request_goes_on_from_the_last_checkpoint_that_arrived(moment: str) ->
     denoiser, vae = Stage(items, COMPLETE), Stage(media())
     assert run(denoiser, vae).files == media().files
     assert checkpoints_sent(denoiser) == [None, known]
-    [(_, inputs)] = vae.calls
+    [(_, inputs, _)] = vae.calls
     assert inputs.value == DECODE_INPUTS
 
 
@@ -142,15 +173,27 @@ def test_decoding_is_done_again_without_denoising_again() -> None:
     assert (len(denoiser.calls), len(vae.calls)) == (1, 2)
 
 
-def test_a_request_that_kills_its_replicas_is_given_up() -> None:
+def test_a_request_that_kills_its_replicas_is_given_up(pauses: list[int]) -> None:
     denoiser = Stage(*[[DEATH]] * 9)
-    with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS} times"):
+    with pytest.raises(GenerationFailedError, match=f"died {MAX_DEATHS_ALONE} times while it was tried alone"):
         run(denoiser, Stage())
-    assert len(denoiser.calls) == MAX_DEATHS
+    assert len(denoiser.calls) == 1 + MAX_DEATHS_ALONE
+    assert [call[1].tried_until for call in denoiser.calls] == [None, 1, 1, 1]
+    assert pauses == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", ["encoder", "vae"])
+def test_poison_of_any_stage_is_given_up(stage: str) -> None:
+    deadly = Stage(*[DEATH] * 9)
+    encoder: Any = deadly if stage == "encoder" else Stage(*["conditioning"] * 9)
+    vae: Any = deadly if stage == "vae" else Stage(media())
+    with pytest.raises(GenerationFailedError, match="tried alone"):
+        asyncio.run(generate(Stages(encoder, Stage(COMPLETE), vae), REQUEST))  # type: ignore[arg-type]
+    assert len(deadly.calls) == 1 + MAX_DEATHS_ALONE
 
 
 def test_a_request_that_gets_further_each_time_is_not_given_up() -> None:
-    dying = [[PayloadFollows("checkpoint", step), checkpoint(step), DEATH] for step in range(1, 3 * MAX_DEATHS)]
+    dying = [[PayloadFollows("checkpoint", step), checkpoint(step), DEATH] for step in range(1, 9)]
     denoiser = Stage(*dying, COMPLETE)
     assert run(denoiser, Stage(media())).files == media().files
 
@@ -196,7 +239,7 @@ def test_inputs_that_are_lost_with_their_node_are_sent_from_here_and_nothing_is_
     denoiser, vae = Stage(COMPLETE), Stage(lost, media())
     assert run(denoiser, vae).files == media().files
     assert len(denoiser.calls) == 1
-    assert [type(inputs) for _, inputs in vae.calls] == [Reference, DecodeInputs]
+    assert [type(inputs) for _, inputs, _ in vae.calls] == [Reference, DecodeInputs]
 
 
 def test_a_checkpoint_outlives_the_node_of_the_denoiser_that_made_it() -> None:
@@ -212,7 +255,7 @@ class ResumesFrom(Follower):
 
 
 def test_a_checkpoint_that_does_not_fit_means_start_again() -> None:
-    refused = RayTaskError("denoise", "traceback", InvalidRequestError("made by another model", "checkpoint"))
+    refused = RayTaskError("denoise", "traceback", CannotResumeError("made by another model"))
     denoiser = Stage([refused.as_instanceof_cause()], COMPLETE)  # type: ignore[no-untyped-call]
     stages = Stages(Stage("conditioning", "conditioning"), denoiser, Stage(media()))  # type: ignore[arg-type]
     assert asyncio.run(generate(stages, REQUEST, ResumesFrom(5))).files == media().files
@@ -251,3 +294,100 @@ def test_the_denoiser_is_told_when_nobody_reads_on(end: str) -> None:
     call = Stream(stuck())
     asyncio.run(run_it())
     assert call.is_cancelled
+
+
+DEAD = [
+    ActorUnavailableError("the node is gone", None),
+    NodeDiedError("the node is gone"),
+    OutOfMemoryError("the node is short of memory"),
+    OwnerDiedError("id", None, "call"),  # type: ignore[no-untyped-call]
+    ObjectLostError("id", None, "call"),  # type: ignore[no-untyped-call]
+    ReplicaUnfitError("its device is gone"),
+]
+
+
+@pytest.mark.parametrize("error", DEAD, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stage", ["encoder", "denoiser", "vae"])
+def test_every_kind_of_loss_in_every_stage_is_got_over_and_no_error_is_passed_on(error: Exception, stage: str) -> None:
+    wrapped: Any = RayTaskError("call", "traceback", error).as_instanceof_cause()  # type: ignore[no-untyped-call]
+    encoder: Any = Stage(*([wrapped] if stage == "encoder" else []), "conditioning", "conditioning")
+    denoiser = Stage(*([[CHECKPOINT, checkpoint(1), wrapped]] if stage == "denoiser" else []), COMPLETE)
+    vae = Stage(*([wrapped] if stage == "vae" else []), media())
+    made = asyncio.run(generate(Stages(encoder, denoiser, vae), REQUEST))  # type: ignore[arg-type]
+    assert made.files == media().files
+    handed_on = [argument for call in (*denoiser.calls, *vae.calls) for argument in call]
+    assert not [each for each in handed_on if isinstance(getattr(each, "value", each), BaseException)]
+
+
+def test_what_is_lost_again_and_again_ends_with_an_error_after_pauses_that_grow(pauses: list[int]) -> None:
+    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+    encoder: Any = Stage(*[lost] * (MAX_FAILURES + 9))
+    with pytest.raises(GenerationFailedError, match=f"died {MAX_FAILURES} times"):
+        asyncio.run(generate(Stages(encoder, Stage(), Stage()), REQUEST))  # type: ignore[arg-type]
+    assert pauses == list(range(1, MAX_FAILURES))
+
+
+async def test_pauses_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    waited: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(generate_module.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(generate_module.asyncio, "sleep", note)
+    for times in (1, 2, 3, 7, 999):
+        await generate_module._pause(times)
+    assert waited == [0.1, 0.2, 0.4, 5.0, 5.0]
+
+
+def test_a_replica_that_will_not_begin_is_no_death(pauses: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = ReplicaRefusedError("it tries another")
+    denoiser = Stage(*[[refused]] * 7, COMPLETE)
+    assert run(denoiser, Stage(media())).files == media().files
+    assert {call[1].tried_until for call in denoiser.calls} == {None}
+    monkeypatch.setattr(generate_module, "MAX_REFUSALS", 4)
+    with pytest.raises(StageUnavailableError, match="no replica"):
+        run(Stage(*[[refused]] * 9), Stage())
+
+
+# --- the complete hand-off ---
+
+INCOMPLETE = HandOffIncompleteError("more is needed")
+
+
+def complete_hand_offs(stage: Stage) -> list[bool]:
+    return [call[1].complete_hand_off for call in stage.calls]
+
+
+def ask(stages: Stages, *requests: GenerationRequest) -> None:
+    async def all_of_them() -> None:
+        for request in requests:
+            await generate(stages, request)
+
+    asyncio.run(all_of_them())
+
+
+def test_what_needs_the_complete_hand_off_is_learned_for_its_kind_of_request() -> None:
+    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(INCOMPLETE, *[media()] * 8)
+    stages = Stages(Stage(*["conditioning"] * 9), denoiser, vae)  # type: ignore[arg-type]
+    other = dataclasses.replace(REQUEST, arguments={"image": 1})
+    ask(stages, REQUEST, REQUEST, other)
+    assert complete_hand_offs(denoiser) == [False, True, True, False]
+
+
+def test_a_request_that_fails_with_the_complete_hand_off_too_changes_nothing_for_others() -> None:
+    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(INCOMPLETE, INCOMPLETE, media())
+    stages = Stages(Stage(*["conditioning"] * 9), denoiser, vae)  # type: ignore[arg-type]
+    with pytest.raises(HandOffIncompleteError):
+        ask(stages, REQUEST)
+    ask(stages, REQUEST)
+    assert complete_hand_offs(denoiser) == [False, True, False]
+
+
+def test_a_resumed_request_whose_hand_off_lacks_something_starts_again_before_it_is_thought_to_need_more() -> None:
+    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(INCOMPLETE, media())
+    stages = Stages(Stage(*["conditioning"] * 9), denoiser, vae)  # type: ignore[arg-type]
+    asyncio.run(generate(stages, REQUEST, ResumesFrom(5)))
+    assert checkpoints_sent(denoiser) == [checkpoint(5), None]
+    assert complete_hand_offs(denoiser) == [False, False]
