@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.errors import install_error_handlers
+from serve_app.http.middleware.head import AnswerHead
 from serve_app.http.middleware.keys import RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.http.middleware.timing import AnswerHeaders
@@ -35,7 +36,7 @@ def cross_origin(service: Service) -> Middleware | None:
     return Middleware(
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
         expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms"],
     )
@@ -55,6 +56,7 @@ MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,
     lambda service: Middleware(BodySizeLimit),
+    lambda service: Middleware(AnswerHead),
 )
 
 # One family of routes each.

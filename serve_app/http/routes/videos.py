@@ -28,6 +28,7 @@ from serve_app.http.asked import check_how_asked, how_asked, idempotency_key
 from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
+from serve_app.http.openapi import FILE_ANSWERS
 from serve_app.http.reading import openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
@@ -92,12 +93,7 @@ def video_routes(service: Service) -> APIRouter:
     @router.get(
         "/v1/videos/{video_id}/content",
         response_class=Response,
-        responses={
-            200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
-            206: {"description": "the range that was asked for"},
-            304: {"description": "what the caller has (If-None-Match) is still the file"},
-            416: {"description": "the range lies beyond the end of the file"},
-        },
+        responses=FILE_ANSWERS | {200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
     )
     async def read_content(
         request: Request,
@@ -116,7 +112,8 @@ def video_routes(service: Service) -> APIRouter:
         data, content_type = await service.storage.load(job.outputs[index].key)
         if variant != "video":
             data, content_type = await asyncio.to_thread(PREVIEWS[variant], data)
-        return file_answer(request.headers, data, content_type, f"{job.id}.{content_type.partition('/')[2]}")
+        name = f"{job.id}.{content_type.partition('/')[2]}"
+        return file_answer(request.headers, data, content_type, name, job.completed_at or job.created_at)
 
     @router.post("/v1/videos/{video_id}/remix")
     async def remix_video(
