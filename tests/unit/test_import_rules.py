@@ -73,7 +73,11 @@ RULES = (
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
     Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
-    Rule(("serve_app", "serve_app.errors", "serve_app.outbound", "serve_app.api_keys"), DOOR, never=HTTP),
+    Rule(
+        ("serve_app", "serve_app.errors", "serve_app.addresses", "serve_app.outbound", "serve_app.api_keys"),
+        ("serve_app.addresses", *DOOR),
+        never=HTTP,
+    ),
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
