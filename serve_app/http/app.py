@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.middleware.head import AnswerHead
+from serve_app.http.middleware.hosts import HostRules, KnownHosts
 from serve_app.http.middleware.keys import RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
+from serve_app.http.middleware.origins import SameOrigin
 from serve_app.http.middleware.timing import AnswerHeaders
 from serve_app.http.openapi import describe_truly
 from serve_app.http.routes.dev import dev_routes
@@ -27,6 +29,20 @@ from serve_app.http.routes.videos import video_routes
 from serve_app.service import Service
 
 SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
+
+
+def known_hosts(service: Service) -> Middleware:
+    """Hosts are checked where no key is asked for, or `allowed_hosts` are given."""
+    args = service.args
+    are_checked = service.keys is None or bool(args.allowed_hosts)
+    return Middleware(
+        KnownHosts, rules=HostRules(are_checked, args.allowed_hosts, args.public_url, args.trusted_proxies)
+    )
+
+
+def same_origin(service: Service) -> Middleware | None:
+    """With keys a page of others can do nothing: it has none."""
+    return None if service.keys else Middleware(SameOrigin, allowed_origins=service.args.cors_origins)
 
 
 def cross_origin(service: Service) -> Middleware | None:
@@ -52,6 +68,8 @@ MakeRoutes = Callable[[Service], APIRouter | None]  # None: they are off
 # The first is the outermost.
 MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     lambda service: Middleware(AnswerHeaders),
+    known_hosts,
+    same_origin,
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,

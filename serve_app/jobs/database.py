@@ -6,34 +6,55 @@ import json
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
 from filelock import FileLock
+from pydantic import AfterValidator, Discriminator, Tag
 from sqlalchemy.exc import ArgumentError, OperationalError
+
+from env_config.secret import HOW, SecretReference
 
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 WAIT_S = 30  # for another process's write
 ADVISORY_LOCK = 0x7472_6970  # PostgreSQL's lock around the migrations: any number that is ours alone
+SECRET_OPTIONS = ("password", "sslpassword")  # of the URL's query; libpq takes them there too
 
 
 class JobStoreError(RuntimeError):
     """The job store cannot be opened; the sentence names the argument to correct."""
 
 
-def open_database(url: str | None, folder: Path) -> sa.Engine:
+def check_has_no_password(url: str) -> str:
+    """The URL, unless it has a password or cannot be read. Raises ValueError, whose text has nothing of it."""
+    try:
+        address = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError("must be a URL such as postgresql://host/database") from None
+    if address.password is not None or any(name in address.query for name in SECRET_OPTIONS):
+        raise ValueError(f"has a password in it: {HOW}; or put the password into PGPASSFILE")
+    return url
+
+
+StoreURL = Annotated[
+    Annotated[str, AfterValidator(check_has_no_password), Tag("url")] | Annotated[SecretReference, Tag("reference")],
+    Discriminator(lambda value: "url" if isinstance(value, str) else "reference"),
+]
+
+
+def open_database(url: str | SecretReference | None, folder: Path) -> sa.Engine:
     """The database at `url`, or jobs.sqlite in `folder`, with its tables as this version needs them.
 
-    Raises JobStoreError.
+    Raises JobStoreError, or SecretError where the URL cannot be read; neither shows a password.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    address = _address(url, folder)
+    address, secret_options = _address(url, folder)
     try:
-        engine = DIALECTS[address.get_backend_name()](address)
+        engine = DIALECTS[address.get_backend_name()](address, secret_options)
         with _one_process_at_a_time(address):
             migrate(engine)
     except OperationalError as error:
@@ -65,22 +86,25 @@ def writing(engine: sa.Engine) -> sa.Engine:
     return engine.execution_options(writes=True)
 
 
-def _address(url: str | None, folder: Path) -> sa.URL:
+def _address(url: str | SecretReference | None, folder: Path) -> tuple[sa.URL, dict[str, Any]]:
+    """The address, and apart from it what its query has of secrets: SQLAlchemy shows a query."""
     if url is None:
-        return sa.URL.create("sqlite", database=str(folder / "jobs.sqlite"))
+        return sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")), {}
+    text = url if isinstance(url, str) else url.read("jobs.store_url")
     try:
-        address = sa.make_url(url)
-    except ArgumentError as error:
-        raise JobStoreError(f"jobs.store_url must be a URL such as postgresql://host/database: {error}") from error
+        address = sa.make_url(text)
+    except (ArgumentError, ValueError):
+        raise JobStoreError("jobs.store_url must be a URL such as postgresql://host/database") from None
     if address.get_backend_name() not in DIALECTS:
         allowed = " or ".join(DIALECTS)
         raise JobStoreError(f"jobs.store_url must begin with {allowed}, got {address.drivername!r}")
     if address.drivername == "postgresql":
-        return address.set(drivername="postgresql+psycopg")
-    return address
+        address = address.set(drivername="postgresql+psycopg")
+    secret_options = {name: address.query[name] for name in SECRET_OPTIONS if name in address.query}
+    return address.difference_update_query(SECRET_OPTIONS), secret_options
 
 
-def _sqlite(address: sa.URL) -> sa.Engine:
+def _sqlite(address: sa.URL, _: dict[str, Any]) -> sa.Engine:
     connect_args = {"timeout": WAIT_S, "check_same_thread": False}
     engine = sa.create_engine(address, connect_args=connect_args, json_deserializer=json_or_none)
 
@@ -100,9 +124,9 @@ def _sqlite(address: sa.URL) -> sa.Engine:
     return engine
 
 
-def _postgresql(address: sa.URL) -> sa.Engine:
+def _postgresql(address: sa.URL, secret_options: dict[str, Any]) -> sa.Engine:
     try:
-        return sa.create_engine(address, pool_pre_ping=True)
+        return sa.create_engine(address, pool_pre_ping=True, connect_args=secret_options)
     except ModuleNotFoundError as error:
         raise JobStoreError(
             f"jobs.store_url: PostgreSQL needs {error.name!r}; install it with: pip install 'triptych[postgresql]'"

@@ -11,23 +11,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
+from env_config.secret import SecretReference
+from serve_app.errors import JobNotFoundError
 from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
-from serve_app.jobs.database import open_database
+from serve_app.jobs.database import StoreURL, open_database
 from serve_app.jobs.events import JobEvent, job_events
 from serve_app.jobs.ledger import JobLedger
 from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
-from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
+from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, read_secret
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
 from serve_app.storage.base import StorageBackend
+from serve_app.storage.outputs import OutputURLs
 
 logger = logging.getLogger(__name__)
 
@@ -40,28 +43,22 @@ WEBHOOK_AGAIN_S = 900.0  # longer than all attempts at one take
 class JobArgs(BaseModel):
     """How jobs are kept and run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    store_url: str | None = Field(
+    store_url: StoreURL | None = Field(
         None,
-        description="postgresql://host/database for several machines (a password is better in PGPASSFILE); "
-        "default: jobs.sqlite below the cache root",
+        description="postgresql://host/database for several machines, its password in PGPASSFILE, or where such a URL "
+        "with a password stands: {file: PATH} or {env: NAME}; default: jobs.sqlite below the cache root",
     )
     max_running: int = Field(8, ge=1, description="jobs that an ingress replica runs at a time")
     max_queued: int = Field(1000, ge=1, description="jobs that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
-    webhook_secret: SecretStr | None = Field(
-        None, description="signs webhooks (https://www.standardwebhooks.com); without it webhook_url is refused"
+    webhook_secret: SecretReference | None = Field(
+        None,
+        description="{file: PATH} or {env: NAME}: where the secret stands that signs webhooks "
+        "(https://www.standardwebhooks.com); without it webhook_url is refused",
     )
     lifetime_s: float = Field(86_400, gt=0, description="seconds after its end until a job and its outputs are removed")
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        """Raises ValueError for a secret that cannot sign."""
-        if secret is not None:
-            signed_headers(secret.get_secret_value(), "", 0, b"")
-        return secret
 
 
 class Jobs:
@@ -78,8 +75,9 @@ class Jobs:
         describe: Callable[[], Awaitable[StageDescription]],
         webhook_rules: WebhookRules | None = None,
     ) -> None:
-        """Opens the store; raises JobStoreError."""
+        """Opens the store; raises JobStoreError, and SecretError for a secret that cannot be read."""
         self.args = args
+        self._webhook_secret: SecretStr | None = read_secret(args.webhook_secret)
         self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s)
         self.threads = StoreThreads()
         self.changes = Changes()
@@ -97,7 +95,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(self.ledger.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
+        self.runner.start(self.ledger.keep, *([self._send_webhooks] if self._webhook_secret else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -130,7 +128,7 @@ class Jobs:
         InvalidRequestError for a `webhook_url` that must not be called.
         """
         if webhook_url is not None:
-            if self.args.webhook_secret is None:
+            if self._webhook_secret is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
         if key is not None:  # a repeated request takes no queue space
@@ -151,8 +149,8 @@ class Jobs:
             self.ledger.close(job_id)
         return job
 
-    async def get(self, job_id: str, owner: str) -> Job:
-        """Raises JobNotFoundError."""
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """The job, whoever's it is where `owner` is None. Raises JobNotFoundError."""
         return await self.threads.run(self.store.get, job_id, owner)
 
     async def page(
@@ -213,18 +211,28 @@ class Jobs:
         await asyncio.sleep(WEBHOOK_PAUSE_S)
 
     async def _send(self, webhook: Webhook) -> None:
-        assert self.args.webhook_secret is not None
+        assert self._webhook_secret is not None
         webhook_id = f"wh_{webhook.job_id}"
         payload = {
             "id": webhook_id,
             "object": "event",
             "type": f"{webhook.kind}.{webhook.status}",  # as OpenAI's: video.completed, video.failed
             "created_at": int(webhook.completed_at),
-            "data": {"id": webhook.job_id},
+            "data": {"id": webhook.job_id} | await self._urls(webhook),
         }
-        secret = self.args.webhook_secret.get_secret_value()
+        secret = self._webhook_secret.get_secret_value()
         await deliver(webhook.url, secret, payload, self.webhook_rules, webhook_id)
         await self.threads.run(self.store.webhook_done, webhook.job_id)
+
+    async def _urls(self, webhook: Webhook) -> dict[str, list[str]]:
+        if webhook.status != "completed":
+            return {}
+        try:
+            job = await self.get(webhook.job_id, None)
+        except JobNotFoundError:  # deleted since
+            return {}
+        urls = OutputURLs(self.storage, job.base_url or "")
+        return {"urls": [urls.of(output.key) for output in job.outputs]}
 
     async def mark_uploaded(self, key: str) -> None:
         """An output is in the storage now. Raises StorageError when that cannot be written down yet."""

@@ -87,7 +87,13 @@ class Server:
         """Start again with these arguments of the application, and `pictures` in place of the rules that they make."""
         self.close()
         self._args = ServiceArgs(
-            **{"model_name": "flux", "output_directory": self.folder, "url_style": "path", **args}
+            **{
+                "model_name": "flux",
+                "output_directory": self.folder,
+                "url_style": "path",
+                "allowed_hosts": ("test",),
+                **args,
+            }
         )
         self._pictures = pictures
         self._opening = asyncio.Lock()

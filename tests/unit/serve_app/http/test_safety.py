@@ -384,7 +384,9 @@ async def test_the_name_of_an_uploaded_file_goes_nowhere(server, name, tmp_path)
     )
     answer = await send(server, body)
     if answer.status_code == 200:
-        assert re.fullmatch(r"/v1/files/images/\d{4}/\d\d/\d\d/[0-9a-f]{32}-0\.png", answer.json()["data"][0]["url"])
+        assert re.fullmatch(
+            r"http://test/v1/files/images/\d{4}/\d\d/\d\d/[0-9a-f]{32}-0\.png", answer.json()["data"][0]["url"]
+        )
     else:
         assert "Set-Cookie" not in refusal(answer)["message"]
     assert "set-cookie" not in answer.headers

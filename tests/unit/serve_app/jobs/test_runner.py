@@ -37,6 +37,7 @@ from deployments.messages import (
     Packed,
     StageDescription,
 )
+from env_config.secret import SecretReference
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
 from serve_app.jobs import ledger, runner, service
@@ -123,6 +124,9 @@ class Folder:
     async def runner(
         self, stages: Stages, webhook_rules: WebhookRules | None = None, **args: Any
     ) -> AsyncIterator[Jobs]:
+        if "webhook_secret" in args:
+            (self.path / "webhook_secret").write_text(args["webhook_secret"])
+            args["webhook_secret"] = SecretReference(file=self.path / "webhook_secret")
         job_args = JobArgs(lease_s=1, **args)
         admission = self.admission or Admission(AdmissionArgs())
         jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules)
