@@ -9,6 +9,7 @@ from ray.serve import Application
 from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs, WatchdogArgs
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
+from env_config.secret import PlainURL
 from serve_app.ingress import Ingress
 from serve_app.service import ServiceArgs
 
@@ -16,7 +17,9 @@ from serve_app.service import ServiceArgs
 class AppArgs(ServiceArgs):
     """What is served. How the processes run is told by environment variables (env_config)."""
 
-    model: str = Field(description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub")
+    model: PlainURL = Field(
+        description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub"
+    )
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
     component_dtypes: dict[str, ComponentDType] = Field(
         default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses written as IPv6, for a translating router
+from serve_app.addresses import is_public
 
 
 class ForbiddenTargetError(Exception):
@@ -60,19 +60,6 @@ def check_address(address: str, allow_private: bool) -> None:
         raise ForbiddenTargetError("the host is an address in an unusual notation") from error
     if not allow_private and not is_public(parsed):
         raise ForbiddenTargetError("the host is not an address of the public internet")
-
-
-def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Neither private, loopback, link-local, multicast nor reserved; also not as IPv4 inside of IPv6."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in NAT64:
-            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if any(each is not None and not is_public(each) for each in inner):
-            return False
-        if address.ipv4_mapped is not None:
-            return True
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 class CheckedResolver(AbstractResolver):

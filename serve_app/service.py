@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.messages import GenerationRequest
+from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.api_keys import ApiKeys
 from serve_app.jobs.service import JobArgs, Jobs
@@ -22,6 +23,7 @@ from serve_app.making.generate import generate
 from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
+from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
@@ -36,7 +38,7 @@ from serve_app.storage.table import make_storage
 class ServiceArgs(BaseModel):
     """The arguments of the application that the ingress works by."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
     default_arguments: dict[str, Any] = Field(
@@ -46,23 +48,37 @@ class ServiceArgs(BaseModel):
     output_directory: Path | None = Field(
         None, description="where outputs are stored without S3; default: outputs/ below the cache root"
     )
-    public_url: str | None = Field(None, description="the address callers reach, for the URLs of stored outputs")
+    public_url: PublicURL | None = Field(
+        None,
+        description="the address callers reach, with the route prefix, for the URLs of stored outputs; default: the "
+        "address of each request",
+    )
+    allowed_hosts: tuple[HostPattern, ...] = Field(
+        (),
+        description="hosts that this server answers to besides loopback, addresses and public_url: example.com, "
+        "*.example.com, or * for any; with api_keys_file and none given: any",
+    )
+    trusted_proxies: tuple[ProxyNetwork, ...] = Field(
+        (), description="addresses of proxies whose Forwarded or X-Forwarded-Host and -Proto are believed: 10.0.0.0/8"
+    )
     url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
     s3: S3Args = Field(default_factory=S3Args, description="how the bucket of S3 is reached, and its URLs")
     admission: AdmissionArgs = Field(
         default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: SecretPath | None = Field(
         None, description="lines of `python -m serve_app.tools.keys new LABEL`; without it no key is asked for"
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: tuple[Origin, ...] = Field(
         (), description="origins of web pages that may call this server, such as https://example.com; none by default"
     )
     remote_images: bool = Field(False, description="fetch pictures that callers give as http(s) URLs")
     c2pa_certificate: Path | None = Field(
         None, description="PEM: the signer's certificate and those between it and its root; outputs get a C2PA manifest"
     )
-    c2pa_private_key: Path | None = Field(None, description="PEM: the key of c2pa_certificate, without a password")
+    c2pa_private_key: SecretPath | None = Field(
+        None, description="PEM: the key of c2pa_certificate, without a password"
+    )
     private_targets: bool = Field(
         False, description="callers' URLs (pictures, webhooks) may lead to this machine and private networks"
     )
@@ -118,7 +134,8 @@ async def open_service(
 ) -> Service:
     """`application` is Serve's name of it: jobs and spooled outputs belong to it, whatever model it serves.
 
-    Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, ValueError.
+    Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, SecretError,
+    ValueError.
     """
     model = ServedModel(args.model_name or "", stages, args.default_arguments)
     admission = Admission(args.admission)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -12,8 +11,7 @@ from pydantic import BaseModel, Field
 from deployments.messages import GenerationRequest, Media, StageDescription
 from serve_app.jobs.records import Job
 from serve_app.requests.translate import DEFAULT_FPS
-from serve_app.storage.base import StorageBackend
-from serve_app.storage.outputs import store_media
+from serve_app.storage.outputs import OutputURLs, store_media
 
 MIN_POLL_MS, MAX_POLL_MS = 250, 10_000
 VIDEO_STATUS: dict[str, Literal["queued", "in_progress", "completed", "failed"]] = {
@@ -162,18 +160,6 @@ class JobObject(BaseModel):
 # --- from what was made ---
 
 
-@dataclass(frozen=True)
-class OutputURLs:
-    """Where callers get stored outputs: `prefix` is the route prefix that their request came through."""
-
-    storage: StorageBackend
-    prefix: str
-
-    def of(self, key: str) -> str:
-        url = self.storage.url_of(key)
-        return f"{self.prefix}{url}" if url.startswith("/") else url
-
-
 async def items_of_media(
     response_format: str, requests: list[GenerationRequest], media: list[Media], urls: OutputURLs
 ) -> list[GeneratedItem]:
@@ -192,7 +178,7 @@ async def items_of_media(
 
 async def items_of_job(response_format: str, job: Job, urls: OutputURLs) -> list[GeneratedItem]:
     """The same for a completed job, whose files are stored. Raises ObjectNotFoundError, StorageError."""
-    items = []
+    urls, items = urls.below(job.base_url), []
     for output in job.outputs:
         item = GeneratedItem(seed=output.seed)
         if response_format == "url" or urls.storage.is_shared:
@@ -208,7 +194,7 @@ async def items_of_job(response_format: str, job: Job, urls: OutputURLs) -> list
 
 
 def video_object(job: Job, urls: OutputURLs) -> VideoObject:
-    shown = job.shown
+    urls, shown = urls.below(job.base_url), job.shown
     made = job.outputs[0] if job.outputs else None
     return VideoObject(
         id=job.id,
@@ -230,6 +216,7 @@ def video_object(job: Job, urls: OutputURLs) -> VideoObject:
 
 
 def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObject:
+    urls = urls.below(job.base_url)
     items = [GeneratedItem(url=urls.of(output.key), seed=output.seed) for output in job.outputs]
     return JobObject(
         id=job.id,

@@ -12,8 +12,11 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.errors import install_error_handlers
+from serve_app.http.middleware.head import AnswerHead
+from serve_app.http.middleware.hosts import HostRules, KnownHosts
 from serve_app.http.middleware.keys import RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
+from serve_app.http.middleware.origins import SameOrigin
 from serve_app.http.middleware.timing import AnswerHeaders
 from serve_app.http.openapi import describe_truly
 from serve_app.http.routes.dev import dev_routes
@@ -28,6 +31,20 @@ from serve_app.service import Service
 SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
 
 
+def known_hosts(service: Service) -> Middleware:
+    """Hosts are checked where no key is asked for, or `allowed_hosts` are given."""
+    args = service.args
+    are_checked = service.keys is None or bool(args.allowed_hosts)
+    return Middleware(
+        KnownHosts, rules=HostRules(are_checked, args.allowed_hosts, args.public_url, args.trusted_proxies)
+    )
+
+
+def same_origin(service: Service) -> Middleware | None:
+    """With keys a page of others can do nothing: it has none."""
+    return None if service.keys else Middleware(SameOrigin, allowed_origins=service.args.cors_origins)
+
+
 def cross_origin(service: Service) -> Middleware | None:
     """Browsers refuse cross-origin requests unless `cors_origins` allow their origin."""
     if not service.args.cors_origins:
@@ -35,7 +52,7 @@ def cross_origin(service: Service) -> Middleware | None:
     return Middleware(
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
         expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms"],
     )
@@ -51,10 +68,13 @@ MakeRoutes = Callable[[Service], APIRouter | None]  # None: they are off
 # The first is the outermost.
 MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     lambda service: Middleware(AnswerHeaders),
+    known_hosts,
+    same_origin,
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,
     lambda service: Middleware(BodySizeLimit),
+    lambda service: Middleware(AnswerHead),
 )
 
 # One family of routes each.

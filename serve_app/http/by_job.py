@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import AsyncIterator
+
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import GenerationRequest
@@ -9,7 +12,6 @@ from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
     ImagesAnswer,
     JobObject,
-    OutputURLs,
     items_of_job,
     job_object,
     result_of,
@@ -19,9 +21,11 @@ from serve_app.http.asked import HowAsked, idempotency_key
 from serve_app.http.context import RequestContext
 from serve_app.http.errors import error_response
 from serve_app.jobs.codec import error_from_json
+from serve_app.jobs.events import JobEvent
 from serve_app.jobs.records import Job
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.service import Service
+from serve_app.storage.outputs import OutputURLs
 
 
 async def answer_by_job(
@@ -40,7 +44,7 @@ async def answer_by_job(
     Raises InvalidRequestError, OverloadedError, ConflictError.
     """
     kind = body.media_kind
-    shown = {"prompt": body.prompt}
+    shown = {"prompt": body.prompt, "base_url": context.base_url}
     if kind == "video":
         shown |= shown_of_video(requests[0], await service.model.describe())
     job = await service.jobs.submit(
@@ -54,14 +58,26 @@ async def answer_by_job(
     job = await service.jobs.end_of(job.id, context.caller)
     if job.status != "completed":
         return error_response(error_from_json(job.error or {}))
-    urls = OutputURLs(service.storage, context.route_prefix)
+    urls = OutputURLs(service.storage, context.base_url)
     return result_of(job, await items_of_job(body.response_format, job, urls))
 
 
 async def describe_job(service: Service, context: RequestContext, job: Job) -> JobObject:
     """The job as its caller reads it."""
-    urls = OutputURLs(service.storage, context.route_prefix)
+    urls = OutputURLs(service.storage, context.base_url)
     return job_object(job, urls, await service.jobs.queue_position(job))
+
+
+async def with_urls(
+    service: Service, context: RequestContext, job_id: str, events: AsyncIterator[JobEvent]
+) -> AsyncIterator[JobEvent]:
+    """The job's events; the one of its completion has the URLs of its files."""
+    async for event in events:
+        if event.kind == "completed":
+            job = await service.jobs.get(job_id, context.caller)
+            urls = OutputURLs(service.storage, context.base_url).below(job.base_url)
+            event = dataclasses.replace(event, data=event.data | {"urls": [urls.of(each.key) for each in job.outputs]})
+        yield event
 
 
 async def video_job(service: Service, context: RequestContext, video_id: str) -> Job:

@@ -19,6 +19,8 @@ class RequestContext:
     """Made at the first question, filled in by the middleware, read by the routes."""
 
     route_prefix: str = ""  # that the application is served under, such as "/flux"; Serve's proxy says it
+    asked_at: str = ""  # the scheme, host and port that the caller used, such as "http://127.0.0.1:8000"
+    base_url: str = ""  # that, or `public_url`, with the prefix: what URLs of answers begin with
     caller: str = ""  # the label of the API key; "" without keys
     started: float = field(default_factory=time.perf_counter)
     compute_s: float | None = None  # None until something was computed

@@ -41,6 +41,12 @@ EVENT_STREAM: dict[str, Any] = {  # the content of an answer that is a stream of
         }
     }
 }
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {  # of routes that answer with a file
+    206: {"description": "the ranges that were asked for"},
+    304: {"description": "what the caller has (If-None-Match, If-Modified-Since) is still the file"},
+    412: {"description": "the file is another one than the caller means (If-Match, If-Unmodified-Since)"},
+    416: {"description": "the ranges lie beyond the end of the file"},
+}
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 

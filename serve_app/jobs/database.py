@@ -8,14 +8,17 @@ import os
 import sqlite3
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
 from filelock import FileLock
+from pydantic import AfterValidator, Discriminator, Tag
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
+
+from env_config.secret import HOW, SecretReference
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ CONNECT_S = 5  # to a PostgreSQL server
 # A server whose machine is gone is noticed within some 25 s; one that hangs is given up by whoever asks (StoreThreads).
 POSTGRESQL = {"connect_timeout": CONNECT_S, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 ADVISORY_LOCK = 0x7472_6970  # PostgreSQL's lock around the migrations: any number that is ours alone
+SECRET_OPTIONS = ("password", "sslpassword")  # of the URL's query; libpq takes them there too
 
 
 class JobStoreError(RuntimeError):
@@ -36,16 +40,33 @@ class JobStoreLostError(SQLAlchemyError):
     """The file of the job store was removed or replaced while it was open: what is written now would be lost."""
 
 
-def open_database(url: str | None, folder: Path) -> sa.Engine:
+def check_has_no_password(url: str) -> str:
+    """The URL, unless it has a password or cannot be read. Raises ValueError, whose text has nothing of it."""
+    try:
+        address = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError("must be a URL such as postgresql://host/database") from None
+    if address.password is not None or any(name in address.query for name in SECRET_OPTIONS):
+        raise ValueError(f"has a password in it: {HOW}; or put the password into PGPASSFILE")
+    return url
+
+
+StoreURL = Annotated[
+    Annotated[str, AfterValidator(check_has_no_password), Tag("url")] | Annotated[SecretReference, Tag("reference")],
+    Discriminator(lambda value: "url" if isinstance(value, str) else "reference"),
+]
+
+
+def open_database(url: str | SecretReference | None, folder: Path) -> sa.Engine:
     """The database at `url`, or jobs.sqlite in `folder`, with its tables as this version needs them.
 
-    Raises JobStoreError.
+    Raises JobStoreError, or SecretError where the URL cannot be read; neither shows a password.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    address = _address(url, folder)
+    address, secret_options = _address(url, folder)
     try:
         with _one_process_at_a_time(address):
-            engine = DIALECTS[address.get_backend_name()](address)
+            engine = DIALECTS[address.get_backend_name()](address, secret_options)
             migrate(engine)
     except (DBAPIError, OSError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", error)).strip().split("\n", 1)[0]
@@ -76,24 +97,27 @@ def writing(engine: sa.Engine) -> sa.Engine:
     return engine.execution_options(writes=True)
 
 
-def _address(url: str | None, folder: Path) -> sa.URL:
+def _address(url: str | SecretReference | None, folder: Path) -> tuple[sa.URL, dict[str, Any]]:
+    """The address, and apart from it what its query has of secrets: SQLAlchemy shows a query."""
     if url is None:
-        return sa.URL.create("sqlite", database=str(folder / "jobs.sqlite"))
+        return sa.URL.create("sqlite", database=str(folder / "jobs.sqlite")), {}
+    text = url if isinstance(url, str) else url.read("jobs.store_url")
     try:
-        address = sa.make_url(url)
-    except ArgumentError as error:
-        raise JobStoreError(f"jobs.store_url must be a URL such as postgresql://host/database: {error}") from error
+        address = sa.make_url(text)
+    except (ArgumentError, ValueError):
+        raise JobStoreError("jobs.store_url must be a URL such as postgresql://host/database") from None
     if address.get_backend_name() not in DIALECTS:
         allowed = " or ".join(DIALECTS)
         raise JobStoreError(f"jobs.store_url must begin with {allowed}, got {address.drivername!r}")
     if address.get_backend_name() == "sqlite" and address.database in (None, "", ":memory:"):
         raise JobStoreError("jobs.store_url must name a file: sqlite:////folder/jobs.sqlite")
     if address.drivername == "postgresql":
-        return address.set(drivername="postgresql+psycopg")
-    return address
+        address = address.set(drivername="postgresql+psycopg")
+    secret_options = {name: address.query[name] for name in SECRET_OPTIONS if name in address.query}
+    return address.difference_update_query(SECRET_OPTIONS), secret_options
 
 
-def _sqlite(address: sa.URL) -> sa.Engine:
+def _sqlite(address: sa.URL, _: dict[str, Any]) -> sa.Engine:
     assert address.database is not None
     path = Path(address.database).resolve()
     with closing(sqlite3.connect(path)):  # makes the file; nothing else does, so that a lost one is noticed
@@ -150,10 +174,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _postgresql(address: sa.URL) -> sa.Engine:
+def _postgresql(address: sa.URL, secret_options: dict[str, Any]) -> sa.Engine:
     asked = {name: value for name, value in POSTGRESQL.items() if name not in address.query}
+    options = asked | secret_options
     try:
-        return sa.create_engine(address, pool_pre_ping=True, pool_timeout=CONNECT_S, connect_args=asked)
+        return sa.create_engine(address, pool_pre_ping=True, pool_timeout=CONNECT_S, connect_args=options)
     except ModuleNotFoundError as error:
         raise JobStoreError(
             f"jobs.store_url: PostgreSQL needs {error.name!r}; install it with: pip install 'triptych[postgresql]'"

@@ -47,6 +47,11 @@ class Job:
         return self.status in ENDED
 
     @property
+    def base_url(self) -> str | None:
+        """The address that it was asked for under: its URLs stay the same, whoever reads them."""
+        return self.shown.get("base_url")
+
+    @property
     def asked(self) -> Asked:
         return asked_from_json(self.requests)
 

@@ -11,25 +11,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
-from serve_app.errors import JobStoreAwayError
+from env_config.secret import SecretReference
+from serve_app.errors import JobNotFoundError, JobStoreAwayError
 from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
-from serve_app.jobs.database import open_database
+from serve_app.jobs.database import StoreURL, open_database
 from serve_app.jobs.events import JobEvent, JobWatch
 from serve_app.jobs.ledger import JobLedger
-from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob
+from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, Webhook
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads
-from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, signed_headers
+from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, read_secret
 from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
 from serve_app.storage.base import StorageBackend
+from serve_app.storage.outputs import OutputURLs
 
 logger = logging.getLogger(__name__)
 
@@ -39,28 +41,22 @@ RELEASING_S = 5.0  # at most, at a stop
 class JobArgs(BaseModel):
     """How jobs are kept and run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    store_url: str | None = Field(
+    store_url: StoreURL | None = Field(
         None,
-        description="postgresql://host/database for several machines (a password is better in PGPASSFILE); "
-        "default: jobs.sqlite below the cache root",
+        description="postgresql://host/database for several machines, its password in PGPASSFILE, or where such a URL "
+        "with a password stands: {file: PATH} or {env: NAME}; default: jobs.sqlite below the cache root",
     )
     max_running: int = Field(8, ge=1, description="jobs that an ingress replica runs at a time")
     max_queued: int = Field(1000, ge=1, description="jobs that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
-    webhook_secret: SecretStr | None = Field(
-        None, description="signs webhooks (https://www.standardwebhooks.com); without it webhook_url is refused"
+    webhook_secret: SecretReference | None = Field(
+        None,
+        description="{file: PATH} or {env: NAME}: where the secret stands that signs webhooks "
+        "(https://www.standardwebhooks.com); without it webhook_url is refused",
     )
     lifetime_s: float = Field(86_400, gt=0, description="seconds after its end until a job and its outputs are removed")
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        """Raises ValueError for a secret that cannot sign."""
-        if secret is not None:
-            signed_headers(secret.get_secret_value(), "", 0, b"")
-        return secret
 
 
 class Jobs:
@@ -80,7 +76,7 @@ class Jobs:
     ) -> None:
         """Opens the store. `check_model` raises ModelNotFoundError for a model that is not served (any more).
 
-        Raises JobStoreError.
+        Raises JobStoreError, and SecretError for a secret that cannot be read.
         """
         self.args = args
         self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s)
@@ -95,9 +91,11 @@ class Jobs:
         self.webhook_rules = webhook_rules or WebhookRules()
         name = uuid.uuid4().hex
         self.webhooks: WebhookSender | None = None
-        if args.webhook_secret is not None:
-            secret = args.webhook_secret.get_secret_value()
-            self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules)
+        secret = read_secret(args.webhook_secret)
+        if secret is not None:
+            self.webhooks = WebhookSender(
+                self.store, self.threads, name, secret, self.webhook_rules, self._urls
+            )
         self.ledger = JobLedger(admission, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch, make, storage, name,
@@ -151,7 +149,7 @@ class Jobs:
         InvalidRequestError for a `webhook_url` that must not be called.
         """
         if webhook_url is not None:
-            if self.args.webhook_secret is None:
+            if self.webhooks is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
         if key is not None:  # a repeated request takes no queue space
@@ -172,8 +170,8 @@ class Jobs:
             self.ledger.close(job_id)
         return job
 
-    async def get(self, job_id: str, owner: str) -> Job:
-        """Raises JobNotFoundError."""
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """The job, whoever's it is where `owner` is None. Raises JobNotFoundError."""
         return await self.threads.run(self.store.get, job_id, owner)
 
     async def page(
@@ -227,6 +225,17 @@ class Jobs:
         self.ledger.close(job_id)
         self.watch.notify(job_id)
         return job
+
+    async def _urls(self, webhook: Webhook) -> list[str]:
+        """Of the outputs of a job that completed."""
+        if webhook.status != "completed":
+            return []
+        try:
+            job = await self.get(webhook.job_id, None)
+        except JobNotFoundError:  # deleted since
+            return []
+        urls = OutputURLs(self.storage, job.base_url or "")
+        return [urls.of(output.key) for output in job.outputs]
 
     async def mark_uploaded(self, key: str) -> None:
         """An output is in the storage now. Raises StorageError when that cannot be written down yet."""

@@ -35,6 +35,11 @@ def content_type_of(key: str) -> str:
     return CONTENT_TYPES[known_shape(key).rpartition(".")[2]]
 
 
+def day_of(key: str) -> float:
+    """When the day began on which the key was made, as Unix time in seconds; what it names does not change after."""
+    return datetime.strptime("/".join(known_shape(key).split("/")[1:4]), "%Y/%m/%d").replace(tzinfo=UTC).timestamp()
+
+
 def file_url(base_url: str, key: str) -> str:
     """The address of an object that leaves through this server; without `base_url` a path below its route prefix."""
     return f"{base_url}/v1/files/{key}"

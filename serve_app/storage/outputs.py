@@ -39,6 +39,22 @@ class StoredFile:
     upload_pending: bool
 
 
+@dataclass(frozen=True)
+class OutputURLs:
+    """Where callers get stored outputs; `base_url` is the address, with the prefix, that they reach this server by."""
+
+    storage: StorageBackend
+    base_url: str
+
+    def of(self, key: str) -> str:
+        url = self.storage.url_of(key)
+        return f"{self.base_url}{url}" if url.startswith("/") else url
+
+    def below(self, base_url: str | None) -> OutputURLs:
+        """The same below another address; None: this one."""
+        return OutputURLs(self.storage, base_url or self.base_url)
+
+
 async def store_media(
     storage: StorageBackend, request: GenerationRequest, media: Media, day: datetime | None = None
 ) -> list[StoredFile]:

@@ -16,7 +16,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from env_config.closest import did_you_mean
-from env_config.serve_config import UNREADABLE, check_all_env_vars, read_serve_configs
+from env_config.secret import SecretReference
+from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from serve_app.autoscaling import ReplicaRatio
 
 # Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
@@ -79,7 +80,8 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     if problems:
         return problems
     try:
-        known = deployment_names(builder(model.model_validate(args)))
+        values = model.model_validate(args)
+        known = deployment_names(builder(values))
     except ValueError as error:
         return [f"{where}.args: {error}"]
     deployments = application.get("deployments")
@@ -92,7 +94,31 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     ]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
+    problems += check_secrets(values, application, deployments, f"{where}.args")
     return problems + check_autoscaling(application, deployments, where)
+
+
+def check_secrets(
+    args: BaseModel, application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str
+) -> list[str]:
+    """A secret that `args` read from a variable must not stand in the config, as the value of that variable."""
+    owners = [application, *(mapping_or_empty(each.get("ray_actor_options")) for each in deployments)]
+    env_vars = [mapping_or_empty(mapping_or_empty(owner.get("runtime_env")).get("env_vars")) for owner in owners]
+    shown = {name for each in env_vars for name, value in each.items() if not EXPANDED_BY_RAY.search(str(value))}
+    return [
+        f"{place}: the variable {reference.env} has its value in runtime_env.env_vars, which Ray Serve shows: "
+        "set it where Ray is started"
+        for place, reference in secret_references(args, where)
+        if reference.env in shown
+    ]
+
+
+def secret_references(args: BaseModel, where: str) -> Iterator[tuple[str, SecretReference]]:
+    for name, value in args:
+        if isinstance(value, SecretReference):
+            yield join(where, name), value
+        elif isinstance(value, BaseModel):
+            yield from secret_references(value, join(where, name))
 
 
 def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str) -> list[str]:

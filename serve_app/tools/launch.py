@@ -26,6 +26,7 @@ WHAT_TO_DO = (
     f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
 )
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.close_silent_connections"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEALTH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
@@ -116,7 +117,7 @@ def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     with LOG_FILE.open("wb") as log:
         serve = subprocess.Popen(
             # `local`: never join, and so never end, another Ray that runs on this machine.
-            [*SERVE, "run", "--address", "local", str(config)],
+            ["env", PROXY_CALLBACK, *SERVE, "run", "--address", "local", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

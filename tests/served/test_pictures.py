@@ -90,7 +90,7 @@ def test_the_file_says_how_it_was_made(served: ServedApplication) -> None:
 def test_a_url_leads_to_the_same_picture(served: ServedApplication) -> None:
     [stored] = served.pictures(prompt=PROMPT, seed=1, response_format="url")
     [sent] = served.pictures(prompt=PROMPT, seed=1)
-    file = httpx.get(f"{served.url}{stored['url']}")
+    file = httpx.get(stored["url"])
     assert (file.status_code, file.headers["content-type"]) == (200, "image/png")
     assert stored["b64_json"] is None
     picture = served.folder / "fetched.png"

@@ -69,18 +69,41 @@ RULES = (
         ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
     ),
     Rule(
-        HTTP_ROOM, (*HTTP_ROOM, "serve_app.service", "serve_app.api_keys", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR)
+        HTTP_ROOM,
+        (
+            *HTTP_ROOM,
+            "serve_app.service",
+            "serve_app.api_keys",
+            "serve_app.public_address",
+            *JOBS,
+            *MAKING,
+            *REQUESTS,
+            *STORAGE,
+            *DOOR,
+        ),
     ),
-    Rule(("serve_app.service",), ("serve_app.api_keys", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR)),
+    Rule(
+        ("serve_app.service",),
+        ("serve_app.api_keys", "serve_app.public_address", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR),
+    ),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
     Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
     Rule(
-        ("serve_app", "serve_app.errors", "serve_app.bounded_threads", "serve_app.outbound", "serve_app.api_keys"),
-        DOOR,
+        (
+            "serve_app",
+            "serve_app.errors",
+            "serve_app.addresses",
+            "serve_app.bounded_threads",
+            "serve_app.outbound",
+            "serve_app.api_keys",
+            "serve_app.public_address",
+        ),
+        ("serve_app.addresses", *DOOR),
         never=HTTP,
     ),
+    Rule(("serve_app.proxy",), (), never=("fastapi", "starlette")),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
-from serve_app.http.answers import ImagesAnswer, OutputURLs, items_of_media
+from serve_app.http.answers import ImagesAnswer, items_of_media
 from serve_app.http.asked import check_how_asked, how_asked
 from serve_app.http.by_job import answer_by_job
 from serve_app.http.context import Context, RequestContext
@@ -21,7 +21,7 @@ from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.service import Service
-from serve_app.storage.outputs import store_media
+from serve_app.storage.outputs import OutputURLs, store_media
 
 AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM}
@@ -66,7 +66,7 @@ async def answer_images(
         return await stream_images(service, context, requests, body.partial_images or 0, prefix)
     media = await service.at_once.all(requests, context.caller)
     context.count_compute(media)
-    urls = OutputURLs(service.storage, context.route_prefix)
+    urls = OutputURLs(service.storage, context.base_url)
     return ImagesAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from serve_app.http.answers import DeletedJob, JobObject
-from serve_app.http.by_job import describe_job
+from serve_app.http.by_job import describe_job, with_urls
 from serve_app.http.context import Context
 from serve_app.http.openapi import EVENT_STREAM
 from serve_app.http.sse import sse_of_job
@@ -57,7 +57,7 @@ def job_routes(service: Service) -> APIRouter:
         """What happens to a job, as server-sent events up to its end; from after `Last-Event-ID`, if it is given."""
         await service.jobs.get(job_id, context.caller)
         return StreamingResponse(
-            sse_of_job(service.jobs.events(job_id, last_event_id)),
+            sse_of_job(with_urls(service, context, job_id, service.jobs.events(job_id, last_event_id))),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )

@@ -33,8 +33,9 @@ def model_routes(service: Service) -> APIRouter:
     async def list_models() -> ModelList:
         return ModelList(data=[ModelCard(id=served.name, created=served.created)])
 
-    @router.get("/v1/models/{model}")
+    @router.get("/v1/models/{model:path}")
     async def read_model(model: str) -> ModelCard:
+        """The model of this id, which may have slashes in it, as ids of the Hugging Face hub do."""
         served.check_name(model)
         return ModelCard(id=served.name, created=served.created)
 

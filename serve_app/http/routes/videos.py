@@ -15,7 +15,6 @@ from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
     DeletedVideo,
     ImagesAnswer,
-    OutputURLs,
     VideoObject,
     VideoObjects,
     VideosAnswer,
@@ -28,6 +27,7 @@ from serve_app.http.asked import check_how_asked, how_asked, idempotency_key
 from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
+from serve_app.http.openapi import FILE_ANSWERS
 from serve_app.http.reading import openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
@@ -35,6 +35,7 @@ from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import VideoGenerationBody
 from serve_app.requests.edit_bodies import VideoRemixBody
 from serve_app.service import Service
+from serve_app.storage.outputs import OutputURLs
 from serve_app.storage.previews import spritesheet, thumbnail
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -56,7 +57,7 @@ def video_routes(service: Service) -> APIRouter:
             return await answer_by_job(service, context, asked, request.url.path, body, job_id, requests)
         media = await service.at_once.all(requests, context.caller)
         context.count_compute(media)
-        urls = OutputURLs(service.storage, context.route_prefix)
+        urls = OutputURLs(service.storage, context.base_url)
         return VideosAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
     @router.post("/v1/videos", openapi_extra=openapi_content(VideoGenerationBody, files=("image", "last_image")))
@@ -71,7 +72,7 @@ def video_routes(service: Service) -> APIRouter:
     ) -> VideoObjects:
         """The caller's videos, by the time they were asked for."""
         page, has_more = await service.jobs.page(context.caller, "video", after, limit, order)
-        urls = OutputURLs(service.storage, context.route_prefix)
+        urls = OutputURLs(service.storage, context.base_url)
         data = [video_object(job, urls) for job in page]
         return VideoObjects(
             data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
@@ -92,12 +93,7 @@ def video_routes(service: Service) -> APIRouter:
     @router.get(
         "/v1/videos/{video_id}/content",
         response_class=Response,
-        responses={
-            200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
-            206: {"description": "the range that was asked for"},
-            304: {"description": "what the caller has (If-None-Match) is still the file"},
-            416: {"description": "the range lies beyond the end of the file"},
-        },
+        responses=FILE_ANSWERS | {200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
     )
     async def read_content(
         request: Request,
@@ -116,7 +112,8 @@ def video_routes(service: Service) -> APIRouter:
         data, content_type = await service.storage.load(job.outputs[index].key)
         if variant != "video":
             data, content_type = await asyncio.to_thread(PREVIEWS[variant], data)
-        return file_answer(request.headers, data, content_type, f"{job.id}.{content_type.partition('/')[2]}")
+        name = f"{job.id}.{content_type.partition('/')[2]}"
+        return file_answer(request.headers, data, content_type, name, job.completed_at or job.created_at)
 
     @router.post("/v1/videos/{video_id}/remix")
     async def remix_video(
@@ -132,7 +129,10 @@ def video_routes(service: Service) -> APIRouter:
             _remixed(each, service.model.name, body.prompt, job_id, number)
             for number, each in enumerate(await service.jobs.requests_of(original))
         ]
-        shown = shown_of_video(requests[0], description) | {"remixed_from_video_id": original.id}
+        shown = shown_of_video(requests[0], description) | {
+            "remixed_from_video_id": original.id,
+            "base_url": context.base_url,
+        }
         key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
         previews = service.jobs.previews_of(original)
         job = await service.jobs.submit("video", job_id, requests, shown, context.caller, key, previews=previews)
@@ -158,7 +158,10 @@ async def answer_with_job(
         )
     job_id = new_job_id("video")
     requests = await service.parse(body, job_id)
-    shown = shown_of_video(requests[0], await service.model.describe()) | {"remixed_from_video_id": source_id}
+    shown = shown_of_video(requests[0], await service.model.describe()) | {
+        "remixed_from_video_id": source_id,
+        "base_url": context.base_url,
+    }
     key = idempotency_key(how_asked(request.headers), request.url.path, asked)
     job = await service.jobs.submit(
         "video", job_id, requests, shown, context.caller, key, body.webhook_url, previews=body.partial_images or 0
@@ -176,4 +179,4 @@ def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, n
 def _answer(service: Service, context: RequestContext, job: Job, response: Response) -> VideoObject:
     if not job.has_ended:
         response.headers[POLL_HEADER] = str(poll_after_ms(job, time.time()))
-    return video_object(job, OutputURLs(service.storage, context.route_prefix))
+    return video_object(job, OutputURLs(service.storage, context.base_url))

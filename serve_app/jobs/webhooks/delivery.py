@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
+from pydantic import SecretStr
 
 from deployments.errors import InvalidRequestError
+from env_config.secret import SecretError, SecretReference
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,18 @@ def check_webhook_url(url: str, rules: WebhookRules) -> None:
         checked_url(url, rules.allow_private)
     except ForbiddenTargetError as error:
         raise InvalidRequestError(f"webhook_url: {error}", "webhook_url") from error
+
+
+def read_secret(reference: SecretReference | None) -> SecretStr | None:
+    """The secret that signs. Raises SecretError for one that cannot be read, or cannot sign."""
+    if reference is None:
+        return None
+    secret = reference.read("jobs.webhook_secret")
+    try:
+        signed_headers(secret, "", 0, b"")
+    except ValueError:
+        raise SecretError("jobs.webhook_secret: what follows whsec_ must be base64") from None
+    return SecretStr(secret)
 
 
 async def deliver(url: str, secret: str, payload: Mapping[str, Any], rules: WebhookRules, webhook_id: str) -> Outcome:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from pydantic import SecretStr
 
 from serve_app.jobs.records import Webhook
 from serve_app.jobs.store import JobStore
@@ -25,14 +28,26 @@ TAKEN_FOR_S = 30.0  # then a webhook is due again, as its sender has died; longe
 
 
 class WebhookSender:
-    """Delivers the webhooks of an application from this process; `taker` names it."""
+    """Delivers the webhooks of an application from this process; `taker` names it.
 
-    def __init__(self, store: JobStore, threads: StoreThreads, taker: str, secret: str, rules: WebhookRules) -> None:
+    `urls_of` answers with the addresses of what a job made.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        threads: StoreThreads,
+        taker: str,
+        secret: SecretStr,
+        rules: WebhookRules,
+        urls_of: Callable[[Webhook], Awaitable[list[str]]],
+    ) -> None:
         self._store = store
         self._threads = threads
         self._taker = taker
         self._secret = secret
         self._rules = rules
+        self._urls_of = urls_of
         self._sending: dict[asyncio.Task[None], Webhook] = {}
 
     async def keep(self) -> None:
@@ -58,14 +73,16 @@ class WebhookSender:
 
     async def _send(self, webhook: Webhook) -> None:
         webhook_id = f"wh_{webhook.job_id}"
+        urls = await self._urls_of(webhook)
         payload = {
             "id": webhook_id,
             "object": "event",
             "type": f"{webhook.kind}.{webhook.status}",  # as OpenAI's: video.completed, video.failed
             "created_at": int(webhook.completed_at),
-            "data": {"id": webhook.job_id},
+            "data": {"id": webhook.job_id} | ({"urls": urls} if urls else {}),
         }
-        outcome = await deliver(webhook.url, self._secret, payload, self._rules, webhook_id)
+        secret = self._secret.get_secret_value()
+        outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
         if outcome == "failed" and webhook.attempt < self._rules.attempts:
             wait_s = self._rules.wait_s(webhook.attempt)
             await self._threads.run(self._store.webhook_failed, self._taker, webhook.job_id, wait_s)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.http.answers import OutputURLs
 from serve_app.storage.local import LocalStorage
+from serve_app.storage.outputs import OutputURLs
 
 KEY = "images/2026/11/21/req-0.png"
 

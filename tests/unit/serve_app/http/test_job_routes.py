@@ -199,12 +199,12 @@ async def test_urls_lead_to_where_the_application_is_served(tmp_path: Path) -> N
         async with httpx.AsyncClient(transport=transport, base_url="http://test/pictures") as client:
             stored = await client.post(IMAGES, json={"prompt": "x", "response_format": "url"})
             url = stored.json()["data"][0]["url"]
-            assert url.startswith("/pictures/v1/files/images/")
+            assert url.startswith("http://test/pictures/v1/files/images/")
             assert (await client.get(url.removeprefix("/pictures"))).headers["content-type"] == "image/png"
             job = await client.post(IMAGES, json={"prompt": "x", "background": True})
             assert job.headers["location"] == f"/pictures/v1/jobs/{job.json()['id']}"
             done = await ended(client, job.json()["id"])
-            assert done["result"]["data"][0]["url"].startswith("/pictures/v1/files/images/")
+            assert done["result"]["data"][0]["url"].startswith("http://test/pictures/v1/files/images/")
 
 
 async def test_a_video_is_asked_for_as_sglangs_benchmark_does(tmp_path: Path) -> None:

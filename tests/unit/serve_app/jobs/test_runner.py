@@ -40,6 +40,7 @@ from deployments.messages import (
     Packed,
     StageDescription,
 )
+from env_config.secret import SecretReference
 from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
 from serve_app.jobs import ledger, runner
@@ -130,6 +131,9 @@ class Folder:
     async def runner(
         self, stages: Stages, webhook_rules: WebhookRules | None = None, serves: str = "wan", **args: Any
     ) -> AsyncIterator[Jobs]:
+        if "webhook_secret" in args:
+            (self.path / "webhook_secret").write_text(args["webhook_secret"])
+            args["webhook_secret"] = SecretReference(file=self.path / "webhook_secret")
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         def check_model(name: str) -> None:

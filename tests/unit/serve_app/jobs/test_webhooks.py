@@ -12,10 +12,11 @@ from pathlib import Path
 import openai
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
 
 from deployments.errors import InvalidRequestError
 from serve_app.jobs.database import open_database
-from serve_app.jobs.records import NewJob
+from serve_app.jobs.records import NewJob, Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
 from serve_app.jobs.webhooks import sender
@@ -89,8 +90,8 @@ class Hooks:
         self.store.complete("runner", job_id)
 
     def sender(self, rules: WebhookRules = EAGER) -> WebhookSender:
-        threads = StoreThreads()
-        self.senders.append(WebhookSender(self.store, threads, f"sender {len(self.senders)}", "secret", rules))
+        taker, secret = f"sender {len(self.senders)}", SecretStr("secret")
+        self.senders.append(WebhookSender(self.store, StoreThreads(), taker, secret, rules, no_urls))
         return self.senders[-1]
 
     def stop(self, number: int) -> None:
@@ -112,6 +113,10 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooks]:
     for number in range(len(made.senders)):
         made.senders[number].stop()
     made.store.close()
+
+
+async def no_urls(_: Webhook) -> list[str]:
+    return []
 
 
 @asynccontextmanager

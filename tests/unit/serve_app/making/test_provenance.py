@@ -132,7 +132,9 @@ async def test_answers_and_stored_files_are_signed_and_show_the_same_picture(tmp
         server.configure(**chain.settings())
         at_once = await server.post("/v1/images/generations", json={"prompt": "x", "seed": 5})
         stored = await server.post("/v1/images/generations", json={"prompt": "x", "seed": 5, "response_format": "url"})
-        data, _ = await server.service.storage.load(stored.json()["data"][0]["url"].removeprefix("/v1/files/"))
+        data, _ = await server.service.storage.load(
+            stored.json()["data"][0]["url"].removeprefix("http://test/v1/files/")
+        )
     for file in (base64.b64decode(at_once.json()["data"][0]["b64_json"]), data):
         state, manifest = chain.read(file, "image/png")
         assert state == "Trusted"
