@@ -27,6 +27,9 @@ from serve_app.service import Service
 
 SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
 
+ASKING = ("idempotency-key", "prefer", "cancel-after", "x-request-start-timeout")
+ANSWERING = ("location", "preference-applied", "x-should-retry")
+
 
 def cross_origin(service: Service) -> Middleware | None:
     """Browsers refuse cross-origin requests unless `cors_origins` allow their origin."""
@@ -36,8 +39,8 @@ def cross_origin(service: Service) -> Middleware | None:
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
-        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms"],
+        allow_headers=["authorization", "content-type", *ASKING, "last-event-id"],
+        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms", *ANSWERING],
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from serve_app.http.answers import JobObject
+
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -40,6 +42,10 @@ EVENT_STREAM: dict[str, Any] = {  # the content of an answer that is a stream of
             },
         }
     }
+}
+JOB_ACCEPTED: dict[str, Any] = {
+    "description": "The job that makes it, where one was preferred: at `Location`, to be asked for after `Retry-After`",
+    "model": JobObject,
 }
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 

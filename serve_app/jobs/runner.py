@@ -65,6 +65,7 @@ class RunningJob:
     shares: list[float]  # of each of its requests, how much is done: 0..1
     step: dict[str, Any] | None = None  # the latest, not yet saved
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)  # the latest, not yet saved
+    has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,6 +84,10 @@ class JobFollower(Follower):
         self.request = request  # its place in the job
         self.previews = previews
         self.resume_from = resume_from
+
+    def on_begin(self) -> None:
+        self.running.has_begun = True
+        self.running.changed.set()
 
     def on_progress(self, progress: DenoisingProgress) -> None:
         running, num_steps = self.running, progress.num_steps
@@ -316,6 +321,9 @@ class JobRunner:
 
     async def _save(self, running: RunningJob) -> None:
         job_id, step = running.job.id, running.step
+        if running.has_begun:
+            running.has_begun = False
+            await self.threads.run(self.store.save_beginning, self.name, job_id)
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -16,22 +19,32 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
-from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
+from serve_app.errors import (
+    CancelAfterError,
+    ConflictError,
+    JobNotFoundError,
+    StartTimeoutError,
+    TimeLimitError,
+    report_error,
+)
+from serve_app.jobs.codec import error_to_json, previews_from_json, requests_from_json, requests_to_json
 from serve_app.jobs.database import open_database
 from serve_app.jobs.events import JobEvent, job_events
 from serve_app.jobs.ledger import JobLedger
-from serve_app.jobs.records import IdempotencyKey, Job, NewJob, Webhook
+from serve_app.jobs.records import IdempotencyKey, Job, NewJob, OverdueJob, Webhook
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.jobs.webhooks import WebhookRules, check_webhook_url, deliver, signed_headers
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.storage.base import StorageBackend
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # between looks at a job that another process runs
+OVERDUE_PAUSE_S = 0.5  # between looks for jobs whose time is over
 MAX_WEBHOOKS = 16  # sent at a time
 WEBHOOK_PAUSE_S = 1.0  # between looks for jobs whose end is to be told
 WEBHOOK_AGAIN_S = 900.0  # longer than all attempts at one take
@@ -97,7 +110,9 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(self.ledger.keep, *([self._send_webhooks] if self.args.webhook_secret else []))
+        self.runner.start(
+            self.ledger.keep, self._cancel_overdue, *([self._send_webhooks] if self.args.webhook_secret else [])
+        )
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -121,10 +136,12 @@ class Jobs:
         webhook_url: str | None = None,
         is_awaited: bool = False,
         previews: int = 0,
+        limits: TimeLimits = NO_LIMITS,
     ) -> Job:
         """The job of the requests, or the one that was asked for with the same key before.
 
         `previews`: pictures that each request is to show on its way, as events of the job.
+        `limits`: after which it is cancelled, whichever replica took it or runs it.
         `is_awaited`: the caller waits for its end, so the queue before it may be no longer than that of other requests.
         Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
         InvalidRequestError for a `webhook_url` that must not be called.
@@ -133,16 +150,15 @@ class Jobs:
             if self.args.webhook_secret is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
-        if key is not None:  # a repeated request takes no queue space
-            known = await self.threads.run(self.store.job_of_key, owner, key)
-            if known is not None:
-                return known
+        known = await self.job_of_key(owner, key)
+        if known is not None:  # a repeated request takes no queue space
+            return known
         if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
             raise self.ledger.admission.overloaded("too many jobs are waiting")
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits)
         with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
@@ -150,6 +166,10 @@ class Jobs:
         else:
             self.ledger.close(job_id)
         return job
+
+    async def job_of_key(self, owner: str, key: IdempotencyKey | None) -> Job | None:
+        """The job that the key stands for, if it was used before. Raises ConflictError for a key of another request."""
+        return None if key is None else await self.threads.run(self.store.job_of_key, owner, key)
 
     async def get(self, job_id: str, owner: str) -> Job:
         """Raises JobNotFoundError."""
@@ -169,14 +189,19 @@ class Jobs:
         """How many pictures each of the job's requests was to show on its way."""
         return max(previews_from_json(job.requests), default=0)
 
-    async def end_of(self, job_id: str, owner: str) -> Job:
-        """The job when it has ended. Raises JobNotFoundError if it is deleted meanwhile."""
+    async def end_of(self, job_id: str, owner: str, at_most_s: float = math.inf) -> Job:
+        """The job when it has ended, or as it stands after `at_most_s`.
+
+        Raises JobNotFoundError if it is deleted meanwhile.
+        """
+        give_up = time.monotonic() + at_most_s
         while True:
             change = self.changes.next()
             job = await self.get(job_id, owner)
-            if job.has_ended:
+            left_s = give_up - time.monotonic()
+            if job.has_ended or left_s <= 0:
                 return job
-            await wait_for_change(change, POLL_S)
+            await wait_for_change(change, min(POLL_S, left_s))
 
     async def queue_position(self, job: Job) -> int | None:
         """How many wait before it; None if it does not wait."""
@@ -188,13 +213,24 @@ class Jobs:
 
     async def cancel(self, job_id: str, owner: str) -> Job:
         """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
-        job = await self.threads.run(self.store.cancel, job_id, owner)
-        self.runner.stop_job(job_id)
-        self.ledger.close(job_id)
+        await self._cancel(await self.threads.run(self.store.cancel, job_id, owner))
+        return await self.get(job_id, owner)
+
+    async def _cancel(self, job: Job) -> None:
+        """`job` as it was before it was cancelled."""
+        self.runner.stop_job(job.id)
+        self.ledger.close(job.id)
         self.changes.notify()
         for output in job.outputs:
             await self.storage.delete(output.key)
-        return await self.get(job_id, owner)
+
+    async def _cancel_overdue(self) -> None:
+        """Whichever replica looks first; the one that runs the job finds its lease gone."""
+        for overdue in await self.threads.run(self.store.overdue):
+            with contextlib.suppress(JobNotFoundError, ConflictError):  # it has ended in between
+                error = error_to_json(report_error(_too_late(overdue), overdue.id))
+                await self._cancel(await self.threads.run(self.store.cancel, overdue.id, None, error))
+        await asyncio.sleep(OVERDUE_PAUSE_S)
 
     async def delete(self, job_id: str, owner: str) -> Job:
         """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
@@ -232,6 +268,12 @@ class Jobs:
             await self.threads.run(self.store.mark_uploaded, key)
         except (SQLAlchemyError, StageUnavailableError) as error:
             raise StorageError("the job store cannot be written to") from error
+
+
+def _too_late(job: OverdueJob) -> TimeLimitError:
+    if job.limit == "start_by":
+        return StartTimeoutError(not_begun(job.seconds))
+    return CancelAfterError(not_done(job.seconds))
 
 
 def new_job_id(kind: MediaKind) -> str:

@@ -18,10 +18,22 @@ from sqlalchemy.exc import IntegrityError
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
-from serve_app.jobs.records import ENDED, Event, IdempotencyKey, Job, NewJob, Output, Status, UnfinishedJob, Webhook
+from serve_app.jobs.records import (
+    ENDED,
+    Event,
+    IdempotencyKey,
+    Job,
+    NewJob,
+    Output,
+    OverdueJob,
+    Status,
+    UnfinishedJob,
+    Webhook,
+)
 from serve_app.making.admission import Size
 
 jobs = tables.jobs
+BY_ITS_OWNER = {"code": "cancelled", "message": "the job was cancelled"}
 
 
 class JobStore:
@@ -124,11 +136,11 @@ class JobStore:
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""
         select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes)
-        select = select.where(jobs.c.application == self.application, jobs.c.status.in_(("queued", "in_progress")))
+        select = select.where(jobs.c.application == self.application, _unfinished())
         with self._engine.begin() as connection:
             return [UnfinishedJob(*row[:3], _sizes(row.sizes)) for row in connection.execute(select)]
 
-    def cancel(self, job_id: str, owner: str | None = None) -> Job:
+    def cancel(self, job_id: str, owner: str | None = None, error: dict[str, Any] | None = None) -> Job:
         """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
 
         Raises JobNotFoundError, and ConflictError for a job that is completed or failed.
@@ -140,9 +152,24 @@ class JobStore:
             job = self._read(connection, job_id)
             if row.status != "cancelled":
                 connection.execute(sa.delete(tables.outputs).where(tables.outputs.c.job_id == job_id))
-                error = {"code": "cancelled", "message": "the job was cancelled"}
-                self._end(connection, job_id, "cancelled", error)
+                self._end(connection, job_id, "cancelled", error or BY_ITS_OWNER)
             return job
+
+    def overdue(self) -> list[OverdueJob]:
+        """Those that have not begun, or not ended, by the time that their callers gave them."""
+        now = self._clock()
+        too_late = sa.or_(jobs.c.start_by < now, jobs.c.cancel_at < now)
+        select = sa.select(jobs.c.id, jobs.c.created_at, jobs.c.start_by, jobs.c.cancel_at)
+        select = select.where(jobs.c.application == self.application, _unfinished(), too_late)
+        with self._engine.begin() as connection:
+            rows = connection.execute(select).all()
+        overdue = []
+        for row in rows:
+            limit: Literal["start_by", "cancel_at"] = "cancel_at"
+            if row.start_by is not None and row.start_by < now:
+                limit = "start_by"
+            overdue.append(OverdueJob(row.id, limit, round(getattr(row, limit) - row.created_at, 3)))
+        return overdue
 
     def delete(self, job_id: str, owner: str | None = None) -> Job:
         """The job as it was; its record is gone and its runner stops. Raises JobNotFoundError."""
@@ -194,6 +221,7 @@ class JobStore:
         first = (
             sa.select(jobs.c.id)
             .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", abandoned))
+            .where(sa.func.coalesce(jobs.c.start_by, now) >= now, sa.func.coalesce(jobs.c.cancel_at, now) >= now)
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -262,6 +290,12 @@ class JobStore:
         with self._engine.begin() as connection:
             return {row.request: row.data for row in connection.execute(select)}
 
+    def save_beginning(self, runner: str, job_id: str) -> None:
+        """One of the runner's job's requests has begun; what it must not be too late for is behind it."""
+        change = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.lease_owner == runner).values(start_by=None)
+        with self._writing.begin() as connection:
+            connection.execute(change)
+
     def save_progress(self, runner: str, job_id: str, progress: int, step: dict[str, Any]) -> None:
         """`progress` below 100, never taken back, and a `step` event. Raises LeaseLostError."""
         assert progress < 100, "only a completed job is at 100"
@@ -324,6 +358,7 @@ class JobStore:
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
                 webhook_url=new.webhook_url, sizes=new.sizes,
+                start_by=_later(now, new.limits.start_s), cancel_at=_later(now, new.limits.total_s),
             )
         )  # fmt: skip
         if new.input_images:
@@ -422,13 +457,21 @@ class JobStore:
         )
 
 
+def _unfinished() -> sa.ColumnElement[bool]:
+    return jobs.c.status.in_(("queued", "in_progress"))
+
+
 def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
-    for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
+    for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due", "start_by", "cancel_at"):
         del values[name]
     readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
     return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
+
+
+def _later(now: float, seconds: float | None) -> float | None:
+    return None if seconds is None else now + seconds
 
 
 def _sizes(rows: list[list[int]] | None) -> list[Size]:

@@ -15,7 +15,15 @@ from ray.exceptions import ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError, InvalidRequestError
-from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, Envelope, GenerationRequest, Media
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingBegun,
+    DenoisingProgress,
+    Envelope,
+    GenerationRequest,
+    Media,
+)
 from serve_app.errors import original_error
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
@@ -127,6 +135,8 @@ async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, 
     try:
         async for event in stream.events():
             match event:
+                case DenoisingBegun():
+                    follower.on_begin()
                 case DenoisingProgress(step=step):
                     reached.last_step = step
                     follower.on_progress(event)

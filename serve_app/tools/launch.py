@@ -20,6 +20,8 @@ import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.http.middleware.serve_errors import CALLBACK, CALLBACK_VARIABLE
+
 LOG_FILE = Path("outputs/serve.log")
 WHAT_TO_DO = (
     "What to do: correct the value named above, or choose a config that this machine can serve (`make serve "
@@ -121,6 +123,7 @@ def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={CALLBACK_VARIABLE: CALLBACK, **os.environ},
         )
     try:
         yield serve
