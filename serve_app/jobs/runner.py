@@ -68,6 +68,7 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
     @property
     def progress(self) -> int:
@@ -283,6 +284,7 @@ class JobRunner:
         media = await self.make(request, follower)
         self._pause_s = 0.0
         self.on_made(running.job, number, media)
+        await self._save_what_is_left(running)
         running.shares[number] = DENOISING_SHARE
         day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
         stored = await store_media(self.storage, request, media, day)
@@ -310,14 +312,19 @@ class JobRunner:
             await running.changed.wait()
             running.changed.clear()
             began = time.perf_counter()
-            try:
-                await self._save(running)
-            except LeaseLostError:
-                return  # _keep_leases ends the job
-            except Exception:  # the next one is saved again
-                logger.exception("the progress of job %s could not be saved", running.job.id)
+            await self._save_what_is_left(running)
             spent_s = time.perf_counter() - began
             await asyncio.sleep(max(WRITE_PAUSE_S, spent_s * (1 / WRITE_SHARE - 1)))
+
+    async def _save_what_is_left(self, running: RunningJob) -> None:
+        """A picture is stored after its previews, however quickly it was made."""
+        try:
+            async with running.saving:
+                await self._save(running)
+        except LeaseLostError as error:  # _keep_leases ends the job
+            logger.info("the progress of job %s is not saved: %s", running.job.id, error)
+        except Exception:  # the next one is saved again
+            logger.exception("the progress of job %s could not be saved", running.job.id)
 
     async def _save(self, running: RunningJob) -> None:
         job_id, step = running.job.id, running.step

@@ -283,7 +283,7 @@ def new_job_id(kind: MediaKind) -> str:
 
 def body_digest(route: str, body: BaseModel) -> str:
     """The same for bodies that ask the same of a route, in whatever form they were sent."""
-    values = body.model_dump(exclude_unset=True)
+    values = body.model_dump(exclude_unset=True, warnings=False)  # pictures are no models of pydantic's
 
     def plain(value: Any) -> Any:
         return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else vars(value)

@@ -20,7 +20,7 @@ import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.http.middleware.serve_errors import CALLBACK, CALLBACK_VARIABLE
+from env_config.ray_proxy import wrap_serve_proxies
 
 LOG_FILE = Path("outputs/serve.log")
 WHAT_TO_DO = (
@@ -114,6 +114,7 @@ def checked_address(config: Path) -> Address:
 @contextlib.contextmanager
 def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`serve run` on a Ray of its own, in a session of its own; all its processes are gone afterwards."""
+    wrap_serve_proxies()
     LOG_FILE.parent.mkdir(parents=True, exist_ok=True)
     with LOG_FILE.open("wb") as log:
         serve = subprocess.Popen(
@@ -123,7 +124,6 @@ def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={CALLBACK_VARIABLE: CALLBACK, **os.environ},
         )
     try:
         yield serve

@@ -13,9 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import RETRY_AFTER_S, ErrorReport
 from serve_app.http.errors import error_response
 
-CALLBACK = "serve_app.http.middleware.serve_errors:around_proxy"
-CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # Ray's own
-
 SERVE_PATHS = ("/-/healthz", "/-/routes")  # read by programs that know Serve's words
 NO_ROUTE = b"Ping http://.../-/routes for available routes."
 LOST = ErrorReport(
