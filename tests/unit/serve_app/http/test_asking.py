@@ -20,7 +20,7 @@ from serve_app.jobs import runner, service
 from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from tests.support.in_process import Server, description, make_at_once, until
 from tests.support.jobs_in_process import ended, server_with_jobs
-from tests.support.videos import make_video
+from tests.support.videos import make_video, video_file
 
 IMAGES = "/v1/images/generations"
 KEY = {"Idempotency-Key": "k"}
@@ -104,16 +104,33 @@ async def test_the_same_call_after_a_lost_connection_is_answered_as_the_first_wo
         assert (ours["url"] is None) == (theirs["url"] is None)
 
 
-async def test_a_repeated_edit_does_not_fetch_its_picture_again(tmp_path: Path) -> None:
-    body = BODY | {"image": "https://pictures.example/a.png"}
+async def test_a_repeated_call_does_not_need_what_the_first_has_read(tmp_path: Path) -> None:
+    describing = description("WanVideoToVideoPipeline", "video", media_kind="video", tasks=("video_to_video",))
+    async with server_with_jobs(tmp_path, describing=describing) as (server, client):
+        server.make = make_video
+        sent = {"data": {"prompt": "x"}, "files": {"video": video_file()}}
+        source = (await client.post("/v1/videos/edits", **sent)).json()["id"]
+        await ended(client, source)
+        edit = {"url": "/v1/videos/edits", "json": {"prompt": "y", "video": {"id": source}}, "headers": KEY}
+        first = await client.post(**edit)
+        await ended(client, first.json()["id"])
+        await client.delete(f"/v1/videos/{source}")
+        again = await client.post(**edit)
+        without = await client.post(edit["url"], json=edit["json"])
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert without.status_code == 404
+
+
+async def test_a_key_is_for_one_body_and_one_that_was_refused_is_still_free(tmp_path: Path) -> None:
+    remote = BODY | {"image": "https://pictures.example/a.png"}
     async with server_with_jobs(tmp_path, describing=description("FluxImg2ImgPipeline", "image")) as (_, client):
-        first = await client.post(IMAGES, json=body, headers=KEY)
-        assert first.json()["error"]["param"] == "image"  # nothing is fetched here
-        seen = await client.post(IMAGES, json=BODY, headers=KEY)  # what was refused has not used the key
-        again = await client.post(IMAGES, json=body, headers=KEY)
-    assert seen.status_code == 200
-    assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_conflict")
-    assert again.headers["x-should-retry"] == "false"
+        refused = await client.post(IMAGES, json=remote, headers=KEY)
+        made = await client.post(IMAGES, json=BODY, headers=KEY)
+        other = await client.post(IMAGES, json=remote, headers=KEY)
+    assert refused.json()["error"]["param"] == "image"  # nothing is fetched here
+    assert made.status_code == 200
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert other.headers["x-should-retry"] == "false"  # OpenAI's client would repeat it
 
 
 async def test_a_lost_connection_without_a_key_ends_the_generation_and_with_one_it_goes_on(tmp_path: Path) -> None:
