@@ -25,6 +25,7 @@ import psutil
 import yaml
 from PIL import Image
 
+from env_config.ray_proxy import AROUND_PROXY, VARIABLE
 from serve_app.tools.launch import processes_of_session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +197,7 @@ def environment(folder: Path) -> dict[str, str]:
     """Ray's own settings for tests; that of arithmetic is inherited from tests.conftest."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
+        VARIABLE: AROUND_PROXY,  # as the launcher does
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
