@@ -40,6 +40,11 @@ class HowAsked:
         return self.respond_async or self.wait_s is not None or self.idempotency_key is not None
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what it makes."""
+        return self.wait_s != 0 and (self.wait_s is not None or not self.respond_async)
+
+    @property
     def preference_applied(self) -> str:
         """For the header of the same name; empty where nothing was preferred."""
         applied = ["respond-async"] if self.respond_async else []

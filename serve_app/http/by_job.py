@@ -76,7 +76,7 @@ async def job_of_body(
         shown |= shown_of_video(requests[0], await service.model.describe())
     return await service.jobs.submit(
         kind, job_id, requests, shown, context.caller, key, body.webhook_url,
-        is_awaited=not asked.respond_async, previews=body.partial_images or 0, limits=asked.limits,
+        is_awaited=asked.is_awaited, previews=body.partial_images or 0, limits=asked.limits,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ class NewJob:
     webhook_url: str | None = None  # gets a signed POST when the job ends
     sizes: list[Size] = field(default_factory=list)
     limits: TimeLimits = NO_LIMITS
+    is_awaited: bool = False  # a caller waits for its end
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class UnfinishedJob:
     owner: str
     runner: str | None
     sizes: list[Size]
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)

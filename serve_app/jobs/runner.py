@@ -48,6 +48,7 @@ POSTPONED_S = 5.0  # before a job is tried again whose stages were not there; do
 LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
+MOST_AWAITED = 200  # jobs whose callers wait, beside max_running: admission bounds them as it does other requests
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
@@ -106,7 +107,10 @@ class JobFollower(Follower):
 
 
 class JobRunner:
-    """Runs up to `max_running` jobs at a time. `name` is unlike that of any other runner, ever."""
+    """Runs up to `max_running` jobs at a time, and those whose callers wait.
+
+    `name` is unlike that of any other runner, ever.
+    """
 
     def __init__(
         self,
@@ -159,8 +163,9 @@ class JobRunner:
 
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
-        while len(self.running) < self.max_running and time.monotonic() >= self._paused_until:
-            job = await self.threads.run(self.store.claim, self.name, self.lease_s)
+        while len(self.running) < self.max_running + MOST_AWAITED and time.monotonic() >= self._paused_until:
+            is_full = len(self.running) >= self.max_running
+            job = await self.threads.run(self.store.claim, self.name, self.lease_s, is_full)
             if job is None:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it

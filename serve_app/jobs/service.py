@@ -142,7 +142,8 @@ class Jobs:
 
         `previews`: pictures that each request is to show on its way, as events of the job.
         `limits`: after which it is cancelled, whichever replica took it or runs it.
-        `is_awaited`: the caller waits for its end, so the queue before it may be no longer than that of other requests.
+        `is_awaited`: the caller waits for its end, so it goes before those that nobody waits for, and the queue before
+        it may be no longer than that of other requests.
         Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
         InvalidRequestError for a `webhook_url` that must not be called.
         """
@@ -158,7 +159,7 @@ class Jobs:
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited)
         with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:

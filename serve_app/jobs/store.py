@@ -33,6 +33,9 @@ from serve_app.jobs.records import (
 from serve_app.making.admission import Size
 
 jobs = tables.jobs
+NOT_SHOWN = (  # columns that are the store's own business
+    "application", "lease_owner", "lease_until", "webhook_url", "webhook_due", "start_by", "cancel_at", "is_awaited",
+)  # fmt: skip
 BY_ITS_OWNER = {"code": "cancelled", "message": "the job was cancelled"}
 
 
@@ -125,7 +128,7 @@ class JobStore:
         """How many jobs are started before it; None when it does not wait."""
         with self._engine.begin() as connection:
             row = self._row(connection, job_id)
-            return self._position(connection, row.created_at) if row.status == "queued" else None
+            return self._position(connection, row) if row.status == "queued" else None
 
     def count(self, status: Status) -> int:
         """How many jobs have this status."""
@@ -135,10 +138,10 @@ class JobStore:
 
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""
-        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes)
+        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes, jobs.c.is_awaited)
         select = select.where(jobs.c.application == self.application, _unfinished())
         with self._engine.begin() as connection:
-            return [UnfinishedJob(*row[:3], _sizes(row.sizes)) for row in connection.execute(select)]
+            return [UnfinishedJob(*row[:3], _sizes(row.sizes), row.is_awaited) for row in connection.execute(select)]
 
     def cancel(self, job_id: str, owner: str | None = None, error: dict[str, Any] | None = None) -> Job:
         """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
@@ -214,18 +217,23 @@ class JobStore:
 
     # --- what runners do ---
 
-    def claim(self, runner: str, lease_s: float) -> Job | None:
-        """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`."""
+    def claim(self, runner: str, lease_s: float, awaited_only: bool = False) -> Job | None:
+        """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`.
+
+        Those whose callers wait come before the others.
+        """
         now = self._clock()
         abandoned = sa.and_(jobs.c.status == "in_progress", jobs.c.lease_until < now)
         first = (
             sa.select(jobs.c.id)
             .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", abandoned))
             .where(sa.func.coalesce(jobs.c.start_by, now) >= now, sa.func.coalesce(jobs.c.cancel_at, now) >= now)
-            .order_by(jobs.c.created_at, jobs.c.id)
+            .order_by(jobs.c.is_awaited.desc(), jobs.c.created_at, jobs.c.id)
             .limit(1)
             .with_for_update(skip_locked=True)
         )
+        if awaited_only:
+            first = first.where(jobs.c.is_awaited)
         with self._writing.begin() as connection:
             job_id = connection.execute(first).scalar_one_or_none()
             if job_id is None:
@@ -357,7 +365,7 @@ class JobStore:
             sa.insert(jobs).values(
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
-                webhook_url=new.webhook_url, sizes=new.sizes,
+                webhook_url=new.webhook_url, sizes=new.sizes, is_awaited=new.is_awaited,
                 start_by=_later(now, new.limits.start_s), cancel_at=_later(now, new.limits.total_s),
             )
         )  # fmt: skip
@@ -374,7 +382,8 @@ class JobStore:
                     job_id=new.id,
                 )
             )
-        self._append(connection, new.id, "queued", {"position": self._position(connection, now)})
+        position = self._position(connection, self._row(connection, new.id))
+        self._append(connection, new.id, "queued", {"position": position})
 
     def _job_of_key(self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None) -> str | None:
         if idempotency_key is None:
@@ -393,9 +402,11 @@ class JobStore:
             )
         return str(row.job_id)
 
-    def _position(self, connection: sa.Connection, created_at: float) -> int:
+    def _position(self, connection: sa.Connection, job: sa.Row[Any]) -> int:
+        earlier = jobs.c.created_at < job.created_at
+        before = sa.and_(jobs.c.is_awaited, earlier) if job.is_awaited else sa.or_(jobs.c.is_awaited, earlier)
         select = sa.select(sa.func.count()).where(
-            jobs.c.application == self.application, jobs.c.status == "queued", jobs.c.created_at < created_at
+            jobs.c.application == self.application, jobs.c.status == "queued", before
         )
         return int(connection.execute(select).scalar_one())
 
@@ -463,7 +474,7 @@ def _unfinished() -> sa.ColumnElement[bool]:
 
 def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
-    for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due", "start_by", "cancel_at"):
+    for name in NOT_SHOWN:
         del values[name]
     readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}

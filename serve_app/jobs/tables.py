@@ -31,6 +31,7 @@ jobs = sa.Table(
     sa.Column("sizes", Json, nullable=False, server_default="[]"),  # width, height, frames, steps of each request
     sa.Column("start_by", Seconds),  # when it is cancelled if it has not begun; empty once it has
     sa.Column("cancel_at", Seconds),  # when it is cancelled if it has not ended
+    sa.Column("is_awaited", sa.Boolean, nullable=False, server_default=sa.false()),  # a caller waits: it goes first
     sa.Column("webhook_url", sa.String(2000)),
     sa.Column("webhook_due", Seconds),  # when its end is to be told; empty when it is not, or was
     sa.Index("ix_jobs_waiting", "application", "status", "created_at"),

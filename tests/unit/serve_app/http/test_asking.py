@@ -173,6 +173,18 @@ async def test_a_stream_with_a_key_ends_with_the_error_of_its_job(tmp_path: Path
     assert (told[0][1]["error"]["param"], told[0][1]["error"]["message"]) == ("prompt", "no such thing")
 
 
+async def test_a_caller_who_waits_for_a_job_goes_before_those_who_do_not(tmp_path: Path) -> None:
+    async with held(tmp_path, jobs={"max_running": 1}) as (server, client):
+        for seed in range(3):
+            await client.post(IMAGES, json=BODY | {"seed": seed}, headers={"Prefer": "respond-async"})
+        await until(lambda: len(server.server.requests) == 1)
+        call = asyncio.create_task(client.post(IMAGES, json=BODY | {"seed": 9}, headers=KEY))
+        await until(lambda: len(server.server.requests) == 2)
+        assert server.server.requests[-1].seed == 9
+        server.let_go.set()
+        assert (await call).status_code == 200
+
+
 # --- Prefer: wait ---
 
 
