@@ -141,6 +141,7 @@ def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, An
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
+_DURATIONS = {"type": "string", "pattern": r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}(\.[0-9]{1,9})?s?)?$"}
 PREFER = _header(
     "Prefer",
     "RFC 7240. `respond-async`: the answer is a job, at once. `wait=n`: the result, if it is there within n seconds, "
@@ -153,18 +154,18 @@ ASKING_HEADERS: dict[str, Any] = {
             "Idempotency-Key",
             "The same call again with the same key makes nothing new: it waits for what the first makes, and is "
             "answered as the first would have been. With another body: 409",
-            {"type": "string", "minLength": 1, "maxLength": 255},
+            {"type": "string", "pattern": f"^{_KEY.pattern}$"},
         ),
         PREFER,
         _header(
             "Cancel-After",
             "It is cancelled if it is not done so long after it was accepted: seconds, or as in 1h30m",
-            {"type": "string", "examples": ["300", "5m"]},
+            _DURATIONS | {"examples": ["300", "5m"]},
         ),
         _header(
             "X-Request-Start-Timeout",
             "It is not made if no denoiser has taken it up so long after it was accepted: seconds, or as in 1h30m",
-            {"type": "string", "examples": ["30", "2m"]},
+            _DURATIONS | {"examples": ["30", "2m"]},
         ),
     ]
 }

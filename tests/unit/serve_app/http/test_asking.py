@@ -294,14 +294,14 @@ def test_limits_are_seconds_or_hours_minutes_and_seconds(given: dict[str, str], 
 BAD: list[tuple[str, str]] = [
     *(
         ("Cancel-After", value)
-        for value in ("0", "-1", "", "soon", "1e3", "nan", "5 m", "1m2", "9h9h", "99999999", "٣")
+        for value in ("0", "-1", "", "soon", "1e3", "nan", "5 m", "1m2h", "9h9h", "99999999", "٣")
     ),
     *(("X-Request-Start-Timeout", value) for value in ("0", "0s", "-1", "inf", "1d")),
     *(("Prefer", value) for value in ("wait", "wait=", "wait=-1", "wait=1.5", "wait=soon", "wait=3601", "wait=٣")),
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), [each for each in BAD if each[1] != "1m2"])
+@pytest.mark.parametrize(("name", "value"), BAD)
 async def test_a_value_that_a_header_cannot_have_is_refused_by_its_name(tmp_path: Path, name: str, value: str) -> None:
     given = Headers(raw=[(name.lower().encode(), value.encode("utf-8"))])
     with pytest.raises(InvalidRequestError) as refused:
