@@ -142,7 +142,14 @@ def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
-            application("triptych", checkpoint, THREE_STAGE, folder, denoising={"checkpoint_every": CHECKPOINT_EVERY})
+            application(
+                "triptych",
+                checkpoint,
+                THREE_STAGE,
+                folder,
+                denoising={"checkpoint_every": CHECKPOINT_EVERY},
+                jobs={"lease_s": 5},
+            )
         ],
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
