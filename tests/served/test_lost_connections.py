@@ -1,4 +1,4 @@
-"""Calls whose ingress goes: killed, they can be made again and a key finds what was begun; replaced, it answers them."""
+"""Calls whose ingress goes: killed, a key finds what was begun; replaced, it answers them."""
 
 from __future__ import annotations
 
