@@ -1,4 +1,4 @@
-"""Calls whose ingress goes: killed, a key finds what was begun; replaced, it answers them."""
+"""Calls whose ingress dies: they are told to repeat, and with a key they find what was begun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from tests.support.served_application import ServedApplication, error_of
 
@@ -60,23 +59,3 @@ def test_a_call_whose_ingress_dies_is_told_to_repeat_and_with_a_key_finds_what_w
     assert again.json() == ask(served, 2, "dies").json()
     served.wait_until_healthy()
     assert again.json()["data"] == ask(served, 2).json()["data"]  # as without a key
-
-
-def test_an_ingress_that_is_replaced_answers_the_calls_that_it_has(served: ServedApplication) -> None:
-    args = served.config["applications"][0]["args"]
-    before = ingress_of(served).pid
-    with ThreadPoolExecutor() as callers:
-        calls = [callers.submit(ask, served, seed, "replaced" if seed == 3 else None) for seed in (1, 2, 3)]
-        wait_until_begun(served)
-        args["limits"] = {"max_steps": 1001}
-        try:
-            file = served.folder / "serve_changed.yaml"
-            file.write_text(yaml.safe_dump(served._config()), encoding="utf-8")
-            served.cli("deploy", str(file))
-        finally:
-            args["limits"] = {"max_steps": 1000}
-        assert [call.result().status_code for call in calls] == [200] * 3
-    give_up = time.monotonic() + PATIENCE_S
-    while psutil.pid_exists(before):
-        assert time.monotonic() < give_up
-        assert ask(served, 4).status_code == 200
