@@ -119,6 +119,11 @@ class Media:
 
 
 @dataclass(frozen=True)
+class DenoisingBegun:
+    """An event of the denoiser's stream: its engine has taken the request up, which waits for nobody any more."""
+
+
+@dataclass(frozen=True)
 class DenoisingProgress:
     """An event of the denoiser's stream: `step` of `num_steps` scheduler steps are done."""
 

@@ -1,4 +1,4 @@
-"""Points the compilers' caches of libraries below SGLANG_DIFFUSION_CACHE_ROOT; the only writes to the environment."""
+"""Points the compilers' caches of libraries below SGLANG_DIFFUSION_CACHE_ROOT."""
 
 import os
 from pathlib import Path

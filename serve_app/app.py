@@ -10,7 +10,7 @@ from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs, W
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
-from serve_app.ingress import Ingress
+from serve_app.ingress import Ingress, draining_s
 from serve_app.service import ServiceArgs
 
 
@@ -72,8 +72,9 @@ def build_app(args: AppArgs) -> Application:
         denoising=args.denoising,
         watchdog=args.watchdog,
     )
-    service = {name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name}
-    return Ingress.bind(ServiceArgs(**service), *bind_stages(model, PLACEMENTS[args.placement]))
+    service = ServiceArgs(**{name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name})
+    ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service))
+    return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement]))
 
 
 def locate(model: str) -> str:

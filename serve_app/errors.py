@@ -12,6 +12,9 @@ TriptychError
 ├── StorageError
 │   └── StorageAwayError      the storage did not answer, or not as a storage does                        (502)
 ├── JobStoreAwayError         the job store did not answer, or is not there                               (503)
+├── TimeLimitError
+│   ├── StartTimeoutError     it had not begun by the time that its caller gave it                        (504)
+│   └── CancelAfterError      it was not done by the time that its caller gave it                         (504)
 └── LeaseLostError            a job belongs to another runner now; never leaves serve_app.jobs
 
 `ERROR_KINDS` maps each kind of error to its report. What is not in it is a bug: it is logged with its
@@ -40,6 +43,7 @@ from deployments.errors import (
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE = "a part of the service is not available now; try again later"
+RETRY_AFTER_S = 5  # what is told with 503
 OVERLOADED = "too many requests are waiting; try again later"
 
 
@@ -88,6 +92,16 @@ class JobStoreAwayError(TriptychError):
     """The job store does not answer, or is not there; what was asked may be asked again."""
 
     retry_after_s = 5
+class TimeLimitError(TriptychError):
+    """The time that the caller gave a request is over."""
+
+
+class StartTimeoutError(TimeLimitError):
+    """It had not begun, and is not made."""
+
+
+class CancelAfterError(TimeLimitError):
+    """It was not done, and is not made any further."""
 
 
 class LeaseLostError(TriptychError):
@@ -131,6 +145,8 @@ ERROR_KINDS = (
     ErrorKind(ConflictError, 409, "invalid_request_error"),
     ErrorKind(InvalidRequestError, 400, "invalid_request_error"),
     ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),
+    ErrorKind(StartTimeoutError, 504, "server_error", "start_timeout"),
+    ErrorKind(CancelAfterError, 504, "server_error", "cancel_after"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),
     ErrorKind(StorageError, 502, "server_error", "storage_failed"),
     ErrorKind(JobStoreAwayError, 503, "server_error", "job_store_unavailable"),
@@ -143,7 +159,7 @@ ERROR_KINDS = (
 
 
 def report_error(error: Exception, request_id: str | None = None) -> ErrorReport:
-    """The report of `error`; from status 500 on it is logged too, with `request_id` (None: a new one)."""
+    """The report of `error`; a fault of the server is logged too, with `request_id` (None: a new one)."""
     request_id = request_id or uuid.uuid4().hex
     original = original_error(error)
     kind = next((kind for kind in ERROR_KINDS if isinstance(original, kind.error)), None)
@@ -151,11 +167,12 @@ def report_error(error: Exception, request_id: str | None = None) -> ErrorReport
         logger.error("request %s failed", request_id, exc_info=error)
         message = f"internal error; the server's log has it under request id {request_id}"
         return ErrorReport(500, "server_error", message, code="internal_error")
-    if kind.status >= 500:
+    if kind.status >= 500 and not isinstance(original, TimeLimitError):
         logger.error("request %s failed: %s", request_id, kind.code, exc_info=error)
     if isinstance(original, InvalidRequestError):
         return ErrorReport(kind.status, kind.type, original.message, original.code, original.param)
-    return ErrorReport(kind.status, kind.type, kind.message or str(original), kind.code, None, _retry_after_s(original))
+    retry_after_s = RETRY_AFTER_S if kind.status == 503 else _retry_after_s(original)
+    return ErrorReport(kind.status, kind.type, kind.message or str(original), kind.code, None, retry_after_s)
 
 
 def _retry_after_s(error: Exception) -> int | None:

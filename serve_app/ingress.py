@@ -14,11 +14,14 @@ from serve_app.http.middleware.limits import SERVE_MAX_ONGOING_REQUESTS
 from serve_app.making.stages import Stages
 from serve_app.service import ServiceArgs, open_service
 
+MORE_THAN_THE_QUEUE_S = 300.0  # stages that are replaced too, such as at a change of their arguments, load meanwhile
+
 
 @serve.deployment(
     name="Ingress",
     max_ongoing_requests=SERVE_MAX_ONGOING_REQUESTS,
     health_check_period_s=2,
+    max_surge_percent=100,  # at an update the new replica serves before the old one is drained
     ray_actor_options={"num_cpus": 0},
 )
 @serve.ingress()
@@ -46,3 +49,11 @@ class Ingress:
         """Serve calls it when the replica is stopped: its jobs go to others at once."""
         if hasattr(self, "service"):
             self.service.close()
+
+
+def draining_s(args: ServiceArgs) -> float:
+    """How long a replica that is to go answers what it has let in, before Serve ends it; one that is idle goes at once.
+
+    As long as the last of a full queue takes, by prediction, and the start of new replicas of the stages.
+    """
+    return args.admission.max_queue_s + MORE_THAN_THE_QUEUE_S

@@ -1,8 +1,7 @@
-"""What Serve's proxy lacks: it closes connections that send no request, half of one, or headers without end.
+"""What Serve's proxy lacks: it closes connections that send no request, and says its own errors in OpenAI's shape.
 
 Serve's proxy is uvicorn, which waits for the first bytes and the headers of a request as long as the caller likes. Ray
-calls `close_silent_connections` in each of its proxies where it is started with
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.close_silent_connections.
+calls `around_proxy` in each of its proxies where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it when Ray starts.
 """
 
 from __future__ import annotations
@@ -10,10 +9,19 @@ from __future__ import annotations
 import asyncio
 
 import uvicorn.config
+from starlette.middleware import Middleware
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from serve_app.http.middleware.serve_errors import ServeErrors
 
 HEADERS_S = 20.0  # from the connection, or the first byte of a later request on it, to the end of its headers
 MAX_HEADER_BYTES = 65_536
+
+
+def around_proxy() -> list[Middleware]:
+    """Changes the HTTP server of this process; returns what its application is wrapped in."""
+    close_silent_connections()
+    return [Middleware(ServeErrors)]
 
 
 def close_silent_connections() -> None:

@@ -13,6 +13,7 @@ from deployments.messages import (
     Checkpoint,
     Conditioning,
     DecodeInputs,
+    DenoisingBegun,
     DenoisingProgress,
     Envelope,
     GenerationRequest,
@@ -21,7 +22,7 @@ from deployments.messages import (
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 
-StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
+StreamItem = DenoisingBegun | DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
 
 
 class Work(Protocol):
@@ -51,7 +52,7 @@ async def denoising_stream(
     conditioning: Conditioning,
     checkpoint: Checkpoint | None = None,
 ) -> AsyncIterator[StreamItem]:
-    """Progress after each step; checkpoints, previews and at last the inputs of the VAE stage, each announced.
+    """Its beginning, progress after each step; checkpoints, previews, at last the inputs of the VAE stage, announced.
 
     When nobody reads on (the caller hung up), the request is cancelled and leaves at its next forward.
     """
@@ -72,6 +73,7 @@ async def denoising_stream(
 
     def on_start(run: DenoiseRun) -> None:
         started.append(run)
+        emit(DenoisingBegun())
         if abandoned:
             stage.engine.cancel(run.fiber)
 

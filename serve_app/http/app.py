@@ -30,6 +30,9 @@ from serve_app.service import Service
 
 SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
 
+ASKING = ("idempotency-key", "prefer", "cancel-after", "x-request-start-timeout")
+ANSWERING = ("location", "preference-applied", "x-should-retry")
+
 
 def known_hosts(service: Service) -> Middleware:
     """Hosts are checked where no key is asked for, or `allowed_hosts` are given."""
@@ -53,8 +56,8 @@ def cross_origin(service: Service) -> Middleware | None:
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
-        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms"],
+        allow_headers=["authorization", "content-type", *ASKING, "last-event-id"],
+        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms", *ANSWERING],
     )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import AsyncIterator
 
 from fastapi.responses import JSONResponse, Response
 
-from deployments.messages import GenerationRequest
 from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
-    ImagesAnswer,
     JobObject,
     items_of_job,
     job_object,
+    poll_after_ms,
     result_of,
     shown_of_video,
 )
@@ -23,6 +24,7 @@ from serve_app.http.errors import error_response
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.events import JobEvent
 from serve_app.jobs.records import Job
+from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs
@@ -34,32 +36,65 @@ async def answer_by_job(
     asked: HowAsked,
     route: str,
     body: ImageGenerationBody | VideoGenerationBody,
-    job_id: str,
-    requests: list[GenerationRequest],
-) -> Response | ImagesAnswer:
-    """With `background` or `Prefer: respond-async` the job itself, as soon as it is stored; with an
-    Idempotency-Key what the job made, when it has ended, be it of this request or of an earlier one with the
-    same key.
+) -> Response:
+    """What the job made, when it has ended, be it of this request or of an earlier one with the same key; with
+    `background`, `Prefer: respond-async` or `wait` the job itself, if it takes longer than was to be waited.
 
-    Raises InvalidRequestError, OverloadedError, ConflictError.
+    The job goes on when the caller hangs up. Raises InvalidRequestError, OverloadedError, ConflictError.
     """
+    job = await job_of_body(service, context, asked, route, body)
+    applied = {"Preference-Applied": asked.preference_applied} if asked.preference_applied else {}
+    if asked.respond_async and not asked.wait_s:
+        return await answer_with_job_object(service, context, job, applied)
+    job = await service.jobs.end_of(job.id, context.caller, math.inf if asked.wait_s is None else asked.wait_s)
+    if not job.has_ended:
+        return await answer_with_job_object(service, context, job, applied)
+    if job.status != "completed":
+        return error_response(error_from_json(job.error or {}), applied)
+    urls = OutputURLs(service.storage, context.base_url)
+    answer = result_of(job, await items_of_job(body.response_format, job, urls))
+    return JSONResponse(answer.model_dump(), headers=applied)
+
+
+async def job_of_body(
+    service: Service,
+    context: RequestContext,
+    asked: HowAsked,
+    route: str,
+    body: ImageGenerationBody | VideoGenerationBody,
+) -> Job:
+    """The job that makes what `body` says, or the one of an earlier request with the same key.
+
+    A repeated request is not read again: pictures that it names may be gone.
+    """
+    key = idempotency_key(asked, route, body)
+    known = await service.jobs.job_of_key(context.caller, key)
+    if known is not None:
+        return known
     kind = body.media_kind
+    job_id = new_job_id(kind)
+    requests = await service.parse(body, job_id)
     shown = {"prompt": body.prompt, "base_url": context.base_url}
     if kind == "video":
         shown |= shown_of_video(requests[0], await service.model.describe())
-    job = await service.jobs.submit(
-        kind, job_id, requests, shown, context.caller, idempotency_key(asked, route, body), body.webhook_url,
-        is_awaited=not asked.respond_async, previews=body.partial_images or 0,
+    return await service.jobs.submit(
+        kind, job_id, requests, shown, context.caller, key, body.webhook_url,
+        is_awaited=asked.is_awaited, previews=body.partial_images or 0, limits=asked.limits,
     )  # fmt: skip
-    if asked.respond_async:
-        content = await describe_job(service, context, job)
-        location = {"Location": f"{context.route_prefix}/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
-        return JSONResponse(content.model_dump(), 202, location)
-    job = await service.jobs.end_of(job.id, context.caller)
-    if job.status != "completed":
-        return error_response(error_from_json(job.error or {}))
-    urls = OutputURLs(service.storage, context.base_url)
-    return result_of(job, await items_of_job(body.response_format, job, urls))
+
+
+async def answer_with_job_object(
+    service: Service, context: RequestContext, job: Job, headers: dict[str, str]
+) -> Response:
+    """202, where the job is and when to ask for it."""
+    content = await describe_job(service, context, job)
+    headers = {"Location": f"{context.route_prefix}/v1/jobs/{job.id}", "Retry-After": retry_after(job), **headers}
+    return JSONResponse(content.model_dump(), 202, headers)
+
+
+def retry_after(job: Job) -> str:
+    """Whole seconds until it is worth to ask for the job again."""
+    return str(math.ceil(poll_after_ms(job, time.time()) / 1000))
 
 
 async def describe_job(service: Service, context: RequestContext, job: Job) -> JobObject:

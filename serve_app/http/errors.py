@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,8 @@ from deployments.errors import TriptychError
 from serve_app.errors import ErrorReport, report_error
 
 MAX_SHOWN_CHARS = 80
+# OpenAI's client repeats a request by itself at every 409 and 5xx unless it is told that this is in vain.
+NOT_TO_REPEAT = ("idempotency_conflict", "cancelled", "start_timeout", "cancel_after")
 HTTP_CODES = {
     400: "invalid_body",
     404: "not_found",
@@ -34,10 +37,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _answer_validation)
 
 
-def error_response(report: ErrorReport) -> JSONResponse:
-    """The report as an answer."""
-    headers = None if report.retry_after_s is None else {"Retry-After": str(report.retry_after_s)}
-    return JSONResponse(error_content(report), report.status, headers)
+def error_response(report: ErrorReport, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The report as an answer, with further `headers`."""
+    told = dict(headers or {})
+    if report.retry_after_s is not None:
+        told["Retry-After"] = str(report.retry_after_s)
+    if report.code in NOT_TO_REPEAT:
+        told["x-should-retry"] = "false"
+    return JSONResponse(error_content(report), report.status, told)
 
 
 def error_content(report: ErrorReport) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from serve_app.http.answers import JobObject
+
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -46,6 +48,10 @@ FILE_ANSWERS: dict[int | str, dict[str, Any]] = {  # of routes that answer with 
     304: {"description": "what the caller has (If-None-Match, If-Modified-Since) is still the file"},
     412: {"description": "the file is another one than the caller means (If-Match, If-Unmodified-Since)"},
     416: {"description": "the ranges lie beyond the end of the file"},
+}
+JOB_ACCEPTED: dict[str, Any] = {
+    "description": "The job that makes it, where one was preferred: at `Location`, to be asked for after `Retry-After`",
+    "model": JobObject,
 }
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 

@@ -9,17 +9,23 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+from fastapi.responses import StreamingResponse
+
 from deployments.messages import GenerationRequest, Media, MediaFile
-from serve_app.errors import report_error
+from serve_app.errors import JobNotFoundError, report_error
 from serve_app.http.errors import error_content
 from serve_app.http.sse import KEEP_ALIVE, sse_event
+from serve_app.jobs.codec import error_from_json
+from serve_app.jobs.records import Job, Output
+from serve_app.jobs.service import Jobs
 from serve_app.making.at_once import Tasks
 from serve_app.making.follower import Follower
+from serve_app.storage.base import StorageBackend
 
 StreamPrefix = Literal["image_generation", "image_edit"]
 
 KEEP_ALIVE_S = 15.0  # between comments that keep proxies from closing a quiet connection
-NO_TOKENS = {
+NO_TOKENS = {  # OpenAI's unit of billing; nothing is billed here
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
     "output_tokens": 0,
@@ -72,7 +78,7 @@ async def picture_events(
             while partials.waiting:
                 request, number, media = partials.waiting.popleft()
                 for event in _partial(prefix, request, number, media):
-                    yield sse_event(event["type"], event)
+                    yield event
             for task in pending & done:
                 pending.discard(task)
                 failure = task.exception()
@@ -80,34 +86,78 @@ async def picture_events(
                     yield sse_event("error", error_content(report_error(failure)))
                     return
                 for event in _completed(prefix, tasks[task], task.result()):
-                    yield sse_event(event["type"], event)
+                    yield event
     finally:
         for task in tasks:
             task.cancel()  # of no effect on those that are done
 
 
-def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, media: Media) -> list[dict[str, Any]]:
-    return [
-        _picture(f"{prefix}.partial_image", request, file) | {"partial_image_index": number} for file in media.files
-    ]
+async def picture_events_of_job(
+    prefix: StreamPrefix, jobs: Jobs, storage: StorageBackend, job: Job
+) -> AsyncIterator[bytes]:
+    """The same events of a job, from its first on, whoever asked for it; it goes on when the caller hangs up.
+
+    Its partial pictures are the small ones that a job keeps.
+    """
+    shown: Counter[int] = Counter()
+    async for event in jobs.events(job.id, 0):
+        if event.kind is None:
+            yield KEEP_ALIVE
+        elif event.kind == "preview":
+            number = event.data["request"]
+            small = {name: event.data[name] for name in ("b64_json", "output_format", "size")}
+            yield _event(f"{prefix}.partial_image", small | {"partial_image_index": shown[number]})
+            shown[number] += 1
+        elif event.kind == "stored":
+            made = await jobs.get(job.id, job.owner)
+            for output in made.outputs:
+                if output.request == event.data["request"]:
+                    yield _event(f"{prefix}.completed", await _stored(made, output, storage))
+        elif event.kind in ("failed", "cancelled"):
+            yield sse_event("error", error_content(error_from_json(event.data["error"])))
+        elif event.kind == "deleted":
+            yield sse_event("error", error_content(report_error(JobNotFoundError("the job was deleted"))))
 
 
-def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[dict[str, Any]]:
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """The answer that sends them as they come, past proxies that would collect them."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, media: Media) -> list[bytes]:
+    kind = f"{prefix}.partial_image"
+    return [_event(kind, _file(request, file) | {"partial_image_index": number}) for file in media.files]
+
+
+def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[bytes]:
     return [
-        _picture(f"{prefix}.completed", request, file)
-        | {"usage": NO_TOKENS, "timings": media.seconds}  # tokens are OpenAI's unit of billing; nothing is billed here
+        _event(f"{prefix}.completed", _file(request, file) | {"usage": NO_TOKENS, "timings": media.seconds})
         for file in media.files
     ]
 
 
-def _picture(kind: str, request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
+def _file(request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
     return {
-        "type": kind,
         "b64_json": base64.b64encode(file.data).decode(),
-        "created_at": int(time.time()),
         "size": f"{file.width}x{file.height}",
         "output_format": request.output.format,
-        "quality": "auto",
-        "background": "opaque",
         "seed": request.seed,
     }
+
+
+async def _stored(job: Job, output: Output, storage: StorageBackend) -> dict[str, Any]:
+    data, _ = await storage.load(output.key)
+    return {
+        "b64_json": base64.b64encode(data).decode(),
+        "size": f"{output.width}x{output.height}",
+        "output_format": job.asked.output_format,
+        "seed": output.seed,
+        "usage": NO_TOKENS,
+        "timings": job.timings[str(output.request)],
+    }
+
+
+def _event(kind: str, picture: dict[str, Any]) -> bytes:
+    told = {"type": kind, "created_at": int(time.time()), "quality": "auto", "background": "opaque"}
+    return sse_event(kind, told | picture)

@@ -72,7 +72,7 @@ class JobLedger:
                 ticket.close()
         for job in unfinished.values():
             for ticket in self._tickets_of(job.id, job.sizes, job.owner):
-                ticket.is_waiting = job.runner is None
+                ticket.is_waiting = job.runner is None and not job.is_awaited
         self._running_elsewhere = {
             job.id for job in unfinished.values() if job.runner is not None and job.runner != self._runner
         }

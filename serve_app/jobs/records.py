@@ -8,6 +8,7 @@ from typing import Any, Literal
 from deployments.messages import MediaKind
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from serve_app.storage.outputs import StoredFile
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -68,6 +69,17 @@ class NewJob:
     owner: str = ""
     webhook_url: str | None = None  # gets a signed POST when the job ends
     sizes: list[Size] = field(default_factory=list)
+    limits: TimeLimits = NO_LIMITS
+    is_awaited: bool = False  # a caller waits for its end
+
+
+@dataclass(frozen=True)
+class OverdueJob:
+    """A job whose time is over: it had to begin, or to be done."""
+
+    id: str
+    limit: Literal["start_by", "cancel_at"]
+    seconds: float  # that it was given
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class UnfinishedJob:
     owner: str
     runner: str | None
     sizes: list[Size]
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
 SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of, and is tried alone
+MOST_AWAITED = 200  # jobs whose callers wait, beside max_running: admission bounds them as it does other requests
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
@@ -74,8 +75,10 @@ class RunningJob:
     shares: list[float]  # of each of its requests, how much is done: 0..1
     step: dict[str, Any] | None = None  # the latest, not yet saved
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)  # the latest, not yet saved
+    has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
     @property
     def progress(self) -> int:
@@ -93,6 +96,10 @@ class JobFollower(Follower):
         self.previews = previews
         self.resume_from = resume_from
 
+    def on_begin(self) -> None:
+        self.running.has_begun = True
+        self.running.changed.set()
+
     def on_progress(self, progress: DenoisingProgress) -> None:
         running, num_steps = self.running, progress.num_steps
         running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
@@ -109,7 +116,10 @@ class JobFollower(Follower):
 
 
 class JobRunner:
-    """Runs up to `max_running` jobs at a time. `name` is unlike that of any other runner, ever."""
+    """Runs up to `max_running` jobs at a time, and those whose callers wait.
+
+    `name` is unlike that of any other runner, ever.
+    """
 
     def __init__(
         self,
@@ -171,8 +181,9 @@ class JobRunner:
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
         await self.leases.run(self.store.look_at_leases)  # also where nothing is claimed: only what was seen counts
-        while len(self.running) < self.max_running and time.monotonic() >= self._paused_until:
-            job = await self.leases.run(self.store.claim, self.name, self.lease_s)
+        while len(self.running) < self.max_running + MOST_AWAITED and time.monotonic() >= self._paused_until:
+            is_full = len(self.running) >= self.max_running
+            job = await self.leases.run(self.store.claim, self.name, self.lease_s, is_full)
             if job is None:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
@@ -313,6 +324,8 @@ class JobRunner:
         media = await self.make(request, follower)
         self._pause_s = 0.0
         self.on_made(running.job, number, media)
+        running.checkpoints.pop(number, None)  # nobody goes back
+        await self._save_what_is_left(running)
         running.shares[number] = DENOISING_SHARE
         day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
         stored = await store_media_in_the_end(
@@ -352,17 +365,25 @@ class JobRunner:
             await running.changed.wait()
             running.changed.clear()
             began = time.perf_counter()
-            try:
-                await self._save(running)
-            except LeaseLostError:
-                return  # _keep_leases ends the job
-            except Exception:  # the next one is saved again
-                logger.exception("the progress of job %s could not be saved", running.job.id)
+            await self._save_what_is_left(running)
             spent_s = time.perf_counter() - began
             await asyncio.sleep(max(WRITE_PAUSE_S, spent_s * (1 / WRITE_SHARE - 1)))
 
+    async def _save_what_is_left(self, running: RunningJob) -> None:
+        """A picture is stored after its previews, however quickly it was made."""
+        try:
+            async with running.saving:
+                await self._save(running)
+        except LeaseLostError as error:  # _keep_leases ends the job
+            logger.info("the progress of job %s is not saved: %s", running.job.id, error)
+        except Exception:  # the next one is saved again
+            logger.exception("the progress of job %s could not be saved", running.job.id)
+
     async def _save(self, running: RunningJob) -> None:
         job_id, step = running.job.id, running.step
+        if running.has_begun:
+            running.has_begun = False
+            await self.threads.run(self.store.save_beginning, self.name, job_id)
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,12 +20,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
 from env_config.secret import SecretReference
-from serve_app.errors import JobNotFoundError, JobStoreAwayError
-from serve_app.jobs.codec import previews_from_json, requests_from_json, requests_to_json
+from serve_app.errors import (
+    CancelAfterError,
+    ConflictError,
+    JobNotFoundError,
+    JobStoreAwayError,
+    StartTimeoutError,
+    TimeLimitError,
+    report_error,
+)
+from serve_app.jobs.codec import error_to_json, previews_from_json, requests_from_json, requests_to_json
 from serve_app.jobs.database import StoreURL, open_database
 from serve_app.jobs.events import JobEvent, JobWatch
 from serve_app.jobs.ledger import JobLedger
-from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, Webhook
+from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, OverdueJob, Webhook
 from serve_app.jobs.runner import JobRunner
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads
@@ -30,11 +41,13 @@ from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, re
 from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
 
 logger = logging.getLogger(__name__)
 
+OVERDUE_PAUSE_S = 0.5  # between looks for jobs whose time is over
 RELEASING_S = 5.0  # at most, at a stop
 
 
@@ -104,7 +117,9 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(self.ledger.keep, *([self.webhooks.keep] if self.webhooks else []))
+        self.runner.start(
+            self.ledger.keep, self._cancel_overdue, *([self.webhooks.keep] if self.webhooks else [])
+        )
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -140,11 +155,14 @@ class Jobs:
         webhook_url: str | None = None,
         is_awaited: bool = False,
         previews: int = 0,
+        limits: TimeLimits = NO_LIMITS,
     ) -> Job:
         """The job of the requests, or the one that was asked for with the same key before.
 
         `previews`: pictures that each request is to show on its way, as events of the job.
-        `is_awaited`: the caller waits for its end, so the queue before it may be no longer than that of other requests.
+        `limits`: after which it is cancelled, whichever replica took it or runs it.
+        `is_awaited`: the caller waits for its end, so it goes before those that nobody waits for, and the queue before
+        it may be no longer than that of other requests.
         Raises ConflictError for a key that stood for something else, OverloadedError for a full queue, and
         InvalidRequestError for a `webhook_url` that must not be called.
         """
@@ -152,16 +170,15 @@ class Jobs:
             if self.webhooks is None:
                 raise NotSupportedError("webhook_url is not supported: jobs.webhook_secret is not set", "webhook_url")
             check_webhook_url(webhook_url, self.webhook_rules)
-        if key is not None:  # a repeated request takes no queue space
-            known = await self.threads.run(self.store.job_of_key, owner, key)
-            if known is not None:
-                return known
+        known = await self.job_of_key(owner, key)
+        if known is not None:  # a repeated request takes no queue space
+            return known
         if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
             raise self.ledger.admission.overloaded("too many jobs are waiting")
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited)
         with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
@@ -169,6 +186,10 @@ class Jobs:
         else:
             self.ledger.close(job_id)
         return job
+
+    async def job_of_key(self, owner: str, key: IdempotencyKey | None) -> Job | None:
+        """The job that the key stands for, if it was used before. Raises ConflictError for a key of another request."""
+        return None if key is None else await self.threads.run(self.store.job_of_key, owner, key)
 
     async def get(self, job_id: str, owner: str | None) -> Job:
         """The job, whoever's it is where `owner` is None. Raises JobNotFoundError."""
@@ -188,15 +209,20 @@ class Jobs:
         """How many pictures each of the job's requests was to show on its way."""
         return max(previews_from_json(job.requests), default=0)
 
-    async def end_of(self, job_id: str, owner: str) -> Job:
-        """The job when it has ended. Raises JobNotFoundError if it is deleted meanwhile."""
+    async def end_of(self, job_id: str, owner: str, at_most_s: float = math.inf) -> Job:
+        """The job when it has ended, or as it stands after `at_most_s`.
+
+        Raises JobNotFoundError if it is deleted meanwhile.
+        """
         job = await self.get(job_id, owner)
-        while not job.has_ended:
-            async for event in self.watch.events(job_id, after=None):
-                if event.kind in (*ENDED, "deleted"):
-                    break
-            job = await self.get(job_id, owner)
-        return job
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(at_most_s) else at_most_s):
+                while not job.has_ended:
+                    async for event in self.watch.events(job_id, after=None):
+                        if event.kind in (*ENDED, "deleted"):
+                            break
+                    job = await self.get(job_id, owner)
+        return job if job.has_ended else await self.get(job_id, owner)
 
     async def queue_position(self, job: Job) -> int | None:
         """How many wait before it; None if it does not wait."""
@@ -208,16 +234,27 @@ class Jobs:
 
     async def cancel(self, job_id: str, owner: str) -> Job:
         """The cancelled job. Raises JobNotFoundError, and ConflictError if it has ended otherwise."""
-        job = await self.threads.run(self.store.cancel, job_id, owner)
-        self.runner.stop_job(job_id)
-        self.ledger.close(job_id)
-        self.watch.notify(job_id)
+        await self._cancel(await self.threads.run(self.store.cancel, job_id, owner))
+        return await self.get(job_id, owner)
+
+    async def _cancel(self, job: Job) -> None:
+        """`job` as it was before it was cancelled."""
+        self.runner.stop_job(job.id)
+        self.ledger.close(job.id)
+        self.watch.notify(job.id)
         for output in job.outputs:
             try:
                 await self.storage.delete(output.key)
             except StorageError as error:  # the job is cancelled all the same
-                logger.warning("%s of the cancelled job %s is left in the storage: %s", output.key, job_id, error)
-        return await self.get(job_id, owner)
+                logger.warning("%s of the cancelled job %s is left in the storage: %s", output.key, job.id, error)
+
+    async def _cancel_overdue(self) -> None:
+        """Whichever replica looks first; the one that runs the job finds its lease gone."""
+        for overdue in await self.threads.run(self.store.overdue):
+            with contextlib.suppress(JobNotFoundError, ConflictError):  # it has ended in between
+                error = error_to_json(report_error(_too_late(overdue), overdue.id))
+                await self._cancel(await self.threads.run(self.store.cancel, overdue.id, None, error))
+        await asyncio.sleep(OVERDUE_PAUSE_S)
 
     async def delete(self, job_id: str, owner: str) -> Job:
         """The job as it was: stopped, its outputs removed, its record gone. Raises JobNotFoundError."""
@@ -245,6 +282,12 @@ class Jobs:
             raise StorageError("the job store cannot be written to") from error
 
 
+def _too_late(job: OverdueJob) -> TimeLimitError:
+    if job.limit == "start_by":
+        return StartTimeoutError(not_begun(job.seconds))
+    return CancelAfterError(not_done(job.seconds))
+
+
 def new_job_id(kind: MediaKind) -> str:
     """It begins with the kind, as OpenAI's ids of videos do."""
     return f"{kind}_{uuid.uuid4().hex}"
@@ -252,7 +295,7 @@ def new_job_id(kind: MediaKind) -> str:
 
 def body_digest(route: str, body: BaseModel) -> str:
     """The same for bodies that ask the same of a route, in whatever form they were sent."""
-    values = body.model_dump(exclude_unset=True)
+    values = body.model_dump(exclude_unset=True, warnings=False)  # pictures are no models of pydantic's
 
     def plain(value: Any) -> Any:
         return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else vars(value)

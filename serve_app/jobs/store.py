@@ -29,6 +29,7 @@ from serve_app.jobs.records import (
     NewJob,
     News,
     Output,
+    OverdueJob,
     Status,
     Story,
     UnfinishedJob,
@@ -37,6 +38,7 @@ from serve_app.jobs.records import (
 from serve_app.making.admission import Size
 
 jobs = tables.jobs
+BY_ITS_OWNER = {"code": "cancelled", "message": "the job was cancelled"}
 
 EARLIER_LEASE_S = 15.0  # of rows that an earlier version wrote
 SECOND_LOOK_S = 600.0  # a job that seems to have expired is looked at again after so long
@@ -159,7 +161,7 @@ class JobStore:
         """How many jobs are started before it; None when it does not wait."""
         with self._engine.begin() as connection:
             row = self._row(connection, job_id)
-            return self._position(connection, row.created_at) if row.status == "queued" else None
+            return self._position(connection, row) if row.status == "queued" else None
 
     def count(self, status: Status) -> int:
         """How many jobs have this status."""
@@ -169,12 +171,12 @@ class JobStore:
 
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""
-        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes)
-        select = select.where(jobs.c.application == self.application, jobs.c.status.in_(("queued", "in_progress")))
+        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes, jobs.c.is_awaited)
+        select = select.where(jobs.c.application == self.application, _unfinished())
         with self._engine.begin() as connection:
-            return [UnfinishedJob(*row[:3], _sizes(row.sizes)) for row in connection.execute(select)]
+            return [UnfinishedJob(*row[:3], _sizes(row.sizes), row.is_awaited) for row in connection.execute(select)]
 
-    def cancel(self, job_id: str, owner: str | None = None) -> Job:
+    def cancel(self, job_id: str, owner: str | None = None, error: dict[str, Any] | None = None) -> Job:
         """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
 
         Raises JobNotFoundError, and ConflictError for a job that is completed or failed.
@@ -186,9 +188,24 @@ class JobStore:
             job = self._read(connection, job_id)
             if row.status != "cancelled":
                 connection.execute(sa.delete(tables.outputs).where(tables.outputs.c.job_id == job_id))
-                error = {"code": "cancelled", "message": "the job was cancelled"}
-                self._end(connection, job_id, "cancelled", error)
+                self._end(connection, job_id, "cancelled", error or BY_ITS_OWNER)
             return job
+
+    def overdue(self) -> list[OverdueJob]:
+        """Those that have not begun, or not ended, by the time that their callers gave them."""
+        now = self._clock()
+        too_late = sa.or_(jobs.c.start_by < now, jobs.c.cancel_at < now)
+        select = sa.select(jobs.c.id, jobs.c.created_at, jobs.c.start_by, jobs.c.cancel_at)
+        select = select.where(jobs.c.application == self.application, _unfinished(), too_late)
+        with self._engine.begin() as connection:
+            rows = connection.execute(select).all()
+        overdue = []
+        for row in rows:
+            limit: Literal["start_by", "cancel_at"] = "cancel_at"
+            if row.start_by is not None and row.start_by < now:
+                limit = "start_by"
+            overdue.append(OverdueJob(row.id, limit, round(getattr(row, limit) - row.created_at, 3)))
+        return overdue
 
     def delete(self, job_id: str, owner: str | None = None) -> Job:
         """The job as it was; its record is gone and its runner stops. Raises JobNotFoundError."""
@@ -270,8 +287,12 @@ class JobStore:
             rows = connection.execute(select).all()
         return self._leases.look(_lease(row) for row in rows)
 
-    def claim(self, runner: str, lease_s: float) -> Job | None:
-        """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`."""
+    def claim(self, runner: str, lease_s: float, awaited_only: bool = False) -> Job | None:
+        """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`.
+
+        Those whose callers wait come before the others.
+        """
+        now = self._clock()
         ended = [
             sa.and_(
                 jobs.c.id == lease.job_id,
@@ -284,9 +305,12 @@ class JobStore:
         first = (
             sa.select(jobs.c.id)
             .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", *ended))
-            .order_by(jobs.c.created_at, jobs.c.id)
+            .where(sa.func.coalesce(jobs.c.start_by, now) >= now, sa.func.coalesce(jobs.c.cancel_at, now) >= now)
+            .order_by(jobs.c.is_awaited.desc(), jobs.c.created_at, jobs.c.id)
             .limit(1)
         )
+        if awaited_only:
+            first = first.where(jobs.c.is_awaited)
         with self._engine.begin() as connection:
             if connection.execute(first).scalar_one_or_none() is None:  # so that nothing is locked where nothing waits
                 return None
@@ -362,6 +386,12 @@ class JobStore:
         select = sa.select(table.c.request, table.c.data).where(table.c.job_id == job_id)
         with self._engine.begin() as connection:
             return {row.request: row.data for row in connection.execute(select)}
+
+    def save_beginning(self, runner: str, job_id: str) -> None:
+        """One of the runner's job's requests has begun; what it must not be too late for is behind it."""
+        change = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.lease_owner == runner).values(start_by=None)
+        with self._writing.begin() as connection:
+            connection.execute(change)
 
     def save_progress(self, runner: str, job_id: str, progress: int, step: dict[str, Any]) -> None:
         """`progress` below 100, never taken back, and a `step` event. Raises LeaseLostError."""
@@ -445,6 +475,8 @@ class JobStore:
                 id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
                 created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
                 webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
+                is_awaited=new.is_awaited,
+                start_by=_later(now, new.limits.start_s), cancel_at=_later(now, new.limits.total_s),
             )
         )  # fmt: skip
         if new.input_images:
@@ -460,7 +492,8 @@ class JobStore:
                     job_id=new.id,
                 )
             )
-        self._append(connection, new.id, "queued", {"position": self._position(connection, now)})
+        position = self._position(connection, self._row(connection, new.id))
+        self._append(connection, new.id, "queued", {"position": position})
 
     def _job_of_key(self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None) -> str | None:
         if idempotency_key is None:
@@ -479,9 +512,11 @@ class JobStore:
             )
         return str(row.job_id)
 
-    def _position(self, connection: sa.Connection, created_at: float) -> int:
+    def _position(self, connection: sa.Connection, job: sa.Row[Any]) -> int:
+        earlier = jobs.c.created_at < job.created_at
+        before = sa.and_(jobs.c.is_awaited, earlier) if job.is_awaited else sa.or_(jobs.c.is_awaited, earlier)
         select = sa.select(sa.func.count()).where(
-            jobs.c.application == self.application, jobs.c.status == "queued", jobs.c.created_at < created_at
+            jobs.c.application == self.application, jobs.c.status == "queued", before
         )
         return int(connection.execute(select).scalar_one())
 
@@ -544,9 +579,13 @@ class JobStore:
         )
 
 
-_NOT_OF_A_JOB = {"application", "lease_owner", "lease_s", "heartbeat"} | {
+_NOT_OF_A_JOB = {"application", "lease_owner", "lease_s", "heartbeat", "start_by", "cancel_at", "is_awaited"} | {
     column.name for column in jobs.c if column.name.startswith("webhook_")
 }
+
+
+def _unfinished() -> sa.ColumnElement[bool]:
+    return jobs.c.status.in_(("queued", "in_progress"))
 
 
 def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
@@ -556,6 +595,10 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
     return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
+
+
+def _later(now: float, seconds: float | None) -> float | None:
+    return None if seconds is None else now + seconds
 
 
 def _sizes(rows: list[list[int]] | None) -> list[Size]:

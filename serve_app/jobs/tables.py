@@ -30,6 +30,9 @@ jobs = sa.Table(
     sa.Column("lease_s", sa.Double),  # seconds without a change after which the runner is taken for dead
     sa.Column("takeovers", sa.Integer, nullable=False),  # runners that died with it since it last got further
     sa.Column("sizes", Json, nullable=False, server_default="[]"),  # width, height, frames, steps of each request
+    sa.Column("start_by", Seconds),  # when it is cancelled if it has not begun; empty once it has
+    sa.Column("cancel_at", Seconds),  # when it is cancelled if it has not ended
+    sa.Column("is_awaited", sa.Boolean, nullable=False, server_default=sa.false()),  # a caller waits: it goes first
     sa.Column("webhook_url", sa.String(2000)),
     sa.Column("webhook_target", sa.String(300)),  # host and port of the URL
     sa.Column("webhook_due", Seconds),  # when its end is to be told; empty when it is not, or was

@@ -97,8 +97,8 @@ def _at(known: dict[Shape, float], shape: Shape) -> float | None:
 class Admission:
     """Counts what one ingress replica has let in; used from its event loop only.
 
-    Jobs are in them too (serve_app.jobs.ledger). Those that wait are not in the way of those who wait for an answer:
-    few jobs run at a time. So they count for what new jobs are told, and not for the others.
+    Jobs are in them too (serve_app.jobs.ledger). Those that wait are not in the way of those who wait for an answer
+    (be it that of a job): few jobs run at a time. So they count for what new jobs are told, and not for the others.
     """
 
     def __init__(self, args: AdmissionArgs) -> None:
@@ -129,11 +129,11 @@ class Admission:
 
     def admit_job(self, sizes: Sequence[Size], key: str, is_awaited: bool = False) -> list[Ticket]:
         """The same for the requests of a job; `is_awaited`: a caller waits for its end."""
-        tickets = [self._ticket(size, key, is_job=True, is_waiting=True) for size in sizes]
+        tickets = [self._ticket(size, key, is_job=True, is_waiting=not is_awaited) for size in sizes]
         limits = self.args.max_job_queue_s, self.args.max_job_queue_s_per_key
         if is_awaited:
             limits = self.args.max_queue_s, self.args.max_queue_s_per_key
-        self._check_room(tickets, key, limits, with_waiting_jobs=True)
+        self._check_room(tickets, key, limits, with_waiting_jobs=not is_awaited)
         self._enter(tickets, key)
         return tickets
 
@@ -232,7 +232,7 @@ class Ticket:
     steps: int
     cost_s: float
     is_job: bool = False
-    is_waiting: bool = False  # it is a job's, and no runner has begun with it
+    is_waiting: bool = False  # it is a job's that nobody waits for, and no runner has begun with it
 
     @property
     def is_open(self) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from deployments.messages import GenerationRequest, Media
 from serve_app.making.admission import Admission, Ticket
-from serve_app.making.follower import NOBODY, Follower, Make
+from serve_app.making.follower import Follower, Make
+from serve_app.making.layers.time_limits import NO_LIMITS, Deadlines, TimeLimits
 from serve_app.making.served_model import ServedModel
 
 Tasks = dict[asyncio.Task[Media], GenerationRequest]
@@ -23,12 +24,14 @@ class MakeAtOnce:
     admission: Admission
     model: ServedModel
 
-    async def all(self, requests: Sequence[GenerationRequest], caller: str) -> list[Media]:
+    async def all(
+        self, requests: Sequence[GenerationRequest], caller: str, limits: TimeLimits = NO_LIMITS
+    ) -> list[Media]:
         """The media of each request. When one fails, or the caller hangs up, the others end too.
 
         Raises what `start` and `make` raise.
         """
-        tasks = await self.start(requests, caller, [NOBODY] * len(requests))
+        tasks = await self.start(requests, caller, [Follower() for _ in requests], limits=limits)
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -41,15 +44,18 @@ class MakeAtOnce:
         caller: str,
         followers: Sequence[Follower],
         then: Then | None = None,
+        limits: TimeLimits = NO_LIMITS,
     ) -> Tasks:
-        """A task for each request, all let in or none; `then` is a part of each task.
+        """A task for each request, all let in or none; `then` is a part of each task, `limits` are those of all.
 
         `caller` is the label of an API key. Raises OverloadedError, and InvalidRequestError for what no empty
         queue could take.
         """
         tickets = self.admission.admit(list(requests), await self.model.describe(), caller)
+        deadlines = None if limits == NO_LIMITS else Deadlines(limits)
         tasks = {}
         for request, ticket, follower in zip(requests, tickets, followers, strict=True):
+            follower.deadlines = deadlines
             task = asyncio.ensure_future(self._make(request, ticket, follower, then))
             task.add_done_callback(ticket.close)
             tasks[task] = request

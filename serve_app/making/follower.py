@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
+
+if TYPE_CHECKING:
+    from serve_app.making.layers.time_limits import Deadlines
 
 
 class Follower:
@@ -17,6 +21,12 @@ class Follower:
     wants_progress: bool = False  # an event after each step
     previews: int = 0  # pictures to show on the way
     resume_from: Checkpoint | None = None  # where an earlier generation of the same work got to
+    deadlines: Deadlines | None = None  # by which it must have begun, and be done
+
+    def on_begin(self) -> None:
+        """A denoiser has taken it up; again after the death of one."""
+        if self.deadlines is not None:
+            self.deadlines.begin()
 
     def on_progress(self, progress: DenoisingProgress) -> None:
         """A step is done."""

@@ -25,7 +25,15 @@ from deployments.errors import (
     ReplicaUnfitError,
     StageUnavailableError,
 )
-from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, Envelope, GenerationRequest, Media
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingBegun,
+    DenoisingProgress,
+    Envelope,
+    GenerationRequest,
+    Media,
+)
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
@@ -215,6 +223,8 @@ async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews
     try:
         async for event in stream.events():
             match event:
+                case DenoisingBegun():
+                    follower.on_begin()
                 case DenoisingProgress(step=step):
                     reached.last_step = step
                     if follower.wants_progress:

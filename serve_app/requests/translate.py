@@ -23,6 +23,7 @@ from serve_app.requests.bodies import (
 from serve_app.requests.limits import RequestLimits
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
+MOST_FRAMES = 1e12  # beyond every limit, and still a number that can be said
 SEED_BITS = 32  # of a seed that we choose: short enough to be written down
 
 # Values of OpenAI's fields that ask for nothing that a diffusion model would have to do.
@@ -204,7 +205,8 @@ def _length_arguments(
     if body.seconds is not None:
         if num_frames is not None:
             raise InvalidRequestError("give seconds or num_frames, not both", "seconds")
-        field, num_frames = "seconds", max(1, round(body.seconds * (body.fps or model_fps or DEFAULT_FPS)))
+        frames = min(body.seconds * (body.fps or model_fps or DEFAULT_FPS), MOST_FRAMES)
+        field, num_frames = "seconds", max(1, round(frames))
     if num_frames is not None:
         _check_accepted(field, "num_frames", description)
         if num_frames > limits.max_frames:

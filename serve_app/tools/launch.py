@@ -20,13 +20,14 @@ import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from env_config.ray_proxy import wrap_serve_proxies
+
 LOG_FILE = Path("outputs/serve.log")
 WHAT_TO_DO = (
     "What to do: correct the value named above, or choose a config that this machine can serve (`make serve "
     f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
 )
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
-PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy.close_silent_connections"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEALTH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
@@ -113,11 +114,12 @@ def checked_address(config: Path) -> Address:
 @contextlib.contextmanager
 def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`serve run` on a Ray of its own, in a session of its own; all its processes are gone afterwards."""
+    wrap_serve_proxies()
     LOG_FILE.parent.mkdir(parents=True, exist_ok=True)
     with LOG_FILE.open("wb") as log:
         serve = subprocess.Popen(
             # `local`: never join, and so never end, another Ray that runs on this machine.
-            ["env", PROXY_CALLBACK, *SERVE, "run", "--address", "local", str(config)],
+            [*SERVE, "run", "--address", "local", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -15,8 +15,9 @@ from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.codec import Asked
 from serve_app.jobs.database import JobStoreError, open_database
-from serve_app.jobs.records import IdempotencyKey, NewJob, News, Output, Webhook
+from serve_app.jobs.records import IdempotencyKey, NewJob, News, Output, OverdueJob, Webhook
 from serve_app.jobs.store import JobStore
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from tests.support.job_stores import Clock, MakeStore, watch
 
 
@@ -401,6 +402,41 @@ def test_one_job_comes_of_a_key_that_many_send_at_once(make_store: MakeStore) ->
 
     with ThreadPoolExecutor(4) as threads:
         assert len(set(threads.map(add, range(4)))) == 1
+
+
+# --- who waits, and for how long ---
+
+
+def test_jobs_that_a_caller_waits_for_are_claimed_before_the_others(store: JobStore, clock: Clock) -> None:
+    add_one_a_second(store, clock, 2)
+    clock.now += 1
+    store.add(replace(new_job("video_9"), is_awaited=True))
+    assert [store.queue_position(each) for each in ("video_9", "video_0", "video_1")] == [0, 1, 2]
+    claimed = [store.claim("runner", 10, awaited_only) for awaited_only in (True, True, False, False)]
+    assert [job and job.id for job in claimed] == ["video_9", None, "video_0", "video_1"]
+
+
+def test_a_job_is_overdue_when_it_has_not_begun_or_not_ended_in_time(store: JobStore, clock: Clock) -> None:
+    for job_id, limits in (("late", TimeLimits(10, 60)), ("begun", TimeLimits(10, 60)), ("free", NO_LIMITS)):
+        store.add(replace(new_job(job_id), limits=limits))
+        clock.now += 1
+    assert [job.id for _ in range(3) if (job := store.claim("runner", 100))] == ["late", "begun", "free"]
+    store.save_beginning("other", "begun")  # whose job it is not
+    store.save_beginning("runner", "begun")
+    assert store.overdue() == []
+    clock.now += 20
+    assert store.overdue() == [OverdueJob("late", "start_by", 10)]
+    store.cancel("late", None, {"code": "start_timeout", "message": "too late", "status": 504})
+    clock.now += 50
+    assert store.overdue() == [OverdueJob("begun", "cancel_at", 60)]
+    assert (store.get("late").status, (store.get("late").error or {})["status"]) == ("cancelled", 504)
+
+
+def test_an_overdue_job_is_claimed_by_nobody(store: JobStore, clock: Clock) -> None:
+    store.add(replace(new_job("video_1"), limits=TimeLimits(start_s=10)))
+    store.add(replace(new_job("video_2"), limits=TimeLimits(total_s=10)))
+    clock.now += 11
+    assert store.claim("runner", 10) is None
 
 
 # --- damage ---

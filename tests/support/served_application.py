@@ -25,6 +25,7 @@ import psutil
 import yaml
 from PIL import Image
 
+from env_config.ray_proxy import AROUND_PROXY, VARIABLE
 from serve_app.tools.launch import processes_of_session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +142,14 @@ def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
-            application("triptych", checkpoint, THREE_STAGE, folder, denoising={"checkpoint_every": CHECKPOINT_EVERY})
+            application(
+                "triptych",
+                checkpoint,
+                THREE_STAGE,
+                folder,
+                denoising={"checkpoint_every": CHECKPOINT_EVERY},
+                jobs={"lease_s": 5},
+            )
         ],
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -196,9 +204,9 @@ def environment(folder: Path) -> dict[str, str]:
     """Ray's own settings for tests; that of arithmetic is inherited from tests.conftest."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
+        VARIABLE: AROUND_PROXY,  # as the launcher does
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy.close_silent_connections",
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }

@@ -103,7 +103,7 @@ RULES = (
         ("serve_app.addresses", *DOOR),
         never=HTTP,
     ),
-    Rule(("serve_app.proxy",), (), never=("fastapi", "starlette")),  # runs in Serve's proxy
+    Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from env_config.ray_proxy import AROUND_PROXY, VARIABLE
 from serve_app.app import AppArgs, build_app
 from serve_app.tools.check_config import check_config, deployment_names
 
@@ -172,3 +173,28 @@ def test_a_cluster_runs_the_pinned_ray(file: Path) -> None:
 def placement_of(application: Any) -> str:
     placement: str = application["args"].get("placement", "three_stage")
     return placement
+
+
+@pytest.mark.parametrize("file", SERVE_FILES + KUBERAY_FILES, ids=file_name)
+def test_an_ingress_that_is_replaced_may_answer_all_that_its_queue_holds(file: Path) -> None:
+    """By default, and where the file says another number."""
+    config = load(file)
+    [application] = (yaml.safe_load(config["spec"]["serveConfigV2"]) if "spec" in config else config)["applications"]
+    args = AppArgs(**application["args"])
+    ingress = build_app(args)._bound_deployment
+    by_file = {each["name"]: each for each in application["deployments"]}.get("Ingress", {})
+    draining_s = by_file.get("graceful_shutdown_timeout_s", ingress._deployment_config.graceful_shutdown_timeout_s)
+    assert draining_s >= args.admission.max_queue_s + 300
+    assert ingress._deployment_config.max_surge_percent == 100
+
+
+@pytest.mark.parametrize("file", CLUSTER_FILES + KUBERAY_FILES, ids=file_name)
+def test_every_node_wraps_serves_proxies(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert VARIABLE in text
+    assert AROUND_PROXY in text
+    if "rayClusterConfig" in text:
+        cluster = load(file)["spec"]["rayClusterConfig"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        for container in (each for group in groups for each in group["template"]["spec"]["containers"]):
+            assert {"name": VARIABLE, "value": AROUND_PROXY} in container["env"]

@@ -6,32 +6,43 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.http.answers import ImagesAnswer, items_of_media
-from serve_app.http.asked import check_how_asked, how_asked
-from serve_app.http.by_job import answer_by_job
+from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_asked
+from serve_app.http.by_job import answer_by_job, job_of_body
 from serve_app.http.context import Context, RequestContext
-from serve_app.http.openapi import EVENT_STREAM
+from serve_app.http.openapi import EVENT_STREAM, JOB_ACCEPTED
 from serve_app.http.reading import openapi_content, read_body
-from serve_app.http.streaming import PartialPictureFollower, PartialPictures, StreamPrefix, picture_events
-from serve_app.jobs.service import new_job_id
+from serve_app.http.streaming import (
+    PartialPictureFollower,
+    PartialPictures,
+    StreamPrefix,
+    event_stream,
+    picture_events,
+    picture_events_of_job,
+)
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs, store_media
 
 AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM}
+    200: {"description": "The pictures; with `stream: true` as server-sent events.", "content": EVENT_STREAM},
+    202: JOB_ACCEPTED,
 }
 
 
 def image_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=AT_ONCE_OR_STREAMED)
+    @router.post(
+        "/v1/images/generations",
+        response_model=ImagesAnswer,
+        responses=AT_ONCE_OR_STREAMED,
+        openapi_extra=ASKING_HEADERS,
+    )
     async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> ImagesAnswer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         check_generation(body, await service.model.describe())
@@ -41,7 +52,7 @@ def image_routes(service: Service) -> APIRouter:
         "/v1/images/edits",
         response_model=ImagesAnswer,
         responses=AT_ONCE_OR_STREAMED,
-        openapi_extra=openapi_content(ImageEditBody, files=("image", "mask")),
+        openapi_extra=ASKING_HEADERS | openapi_content(ImageEditBody, files=("image", "mask")),
     )
     async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""
@@ -58,27 +69,34 @@ async def answer_images(
     """The answer to generations and edits: by a job, with `stream` as events, or at once."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
-    job_id = new_job_id("image") if asked.wants_job else None
-    requests = await service.parse(body, job_id)
-    if job_id is not None:
-        return await answer_by_job(service, context, asked, prefix, body, job_id, requests)
+    if asked.wants_job and asked.is_streamed:
+        job = await job_of_body(service, context, asked, prefix, body)
+        return event_stream(picture_events_of_job(prefix, service.jobs, service.storage, job))
+    if asked.wants_job:
+        return await answer_by_job(service, context, asked, prefix, body)
+    requests = await service.parse(body)
     if asked.is_streamed:
-        return await stream_images(service, context, requests, body.partial_images or 0, prefix)
-    media = await service.at_once.all(requests, context.caller)
+        return await stream_images(service, context, asked, requests, body.partial_images or 0, prefix)
+    media = await service.at_once.all(requests, context.caller, asked.limits)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
     return ImagesAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
 
 async def stream_images(
-    service: Service, context: RequestContext, requests: list[GenerationRequest], previews: int, prefix: StreamPrefix
+    service: Service,
+    context: RequestContext,
+    asked: HowAsked,
+    requests: list[GenerationRequest],
+    previews: int,
+    prefix: StreamPrefix,
 ) -> Response:
     """Each picture as an event when it is made, and `previews` of each on its way."""
     partials = PartialPictures()
     followers = [PartialPictureFollower(partials, each, previews) for each in requests]
     store = partial(store_media, service.storage) if service.storage.is_shared else None
-    tasks = await service.at_once.start(requests, context.caller, followers, then=store)
-    return StreamingResponse(picture_events(prefix, tasks, partials), media_type="text/event-stream")
+    tasks = await service.at_once.start(requests, context.caller, followers, store, asked.limits)
+    return event_stream(picture_events(prefix, tasks, partials))
 
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from serve_app.http.answers import DeletedJob, JobObject
-from serve_app.http.by_job import describe_job, with_urls
+from serve_app.http.asked import WAITING_HEADER, how_asked
+from serve_app.http.by_job import describe_job, retry_after, with_urls
 from serve_app.http.context import Context
 from serve_app.http.openapi import EVENT_STREAM
 from serve_app.http.sse import sse_of_job
+from serve_app.http.streaming import event_stream
 from serve_app.service import Service
 
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -43,10 +45,16 @@ def job_routes(service: Service) -> APIRouter:
             data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
         )
 
-    @router.get("/v1/jobs/{job_id}")
-    async def read_job(job_id: str, context: Context) -> JobObject:
-        """A job as it stands."""
-        return await describe_job(service, context, await service.jobs.get(job_id, context.caller))
+    @router.get("/v1/jobs/{job_id}", openapi_extra=WAITING_HEADER)
+    async def read_job(request: Request, job_id: str, response: Response, context: Context) -> JobObject:
+        """A job as it stands; with `Prefer: wait=n` when it has ended, or after n seconds."""
+        wait_s = how_asked(request.headers).wait_s
+        job = await service.jobs.end_of(job_id, context.caller, wait_s or 0)
+        if wait_s is not None:
+            response.headers["Preference-Applied"] = f"wait={wait_s}"
+        if not job.has_ended:
+            response.headers["Retry-After"] = retry_after(job)
+        return await describe_job(service, context, job)
 
     @router.get(
         "/v1/jobs/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": EVENT_STREAM}}
@@ -56,11 +64,8 @@ def job_routes(service: Service) -> APIRouter:
     ) -> StreamingResponse:
         """What happens to a job, as server-sent events up to its end; from after `Last-Event-ID`, if it is given."""
         await service.jobs.get(job_id, context.caller)
-        return StreamingResponse(
-            sse_of_job(with_urls(service, context, job_id, service.jobs.events(job_id, last_event_id))),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
+        events = service.jobs.events(job_id, last_event_id)
+        return event_stream(sse_of_job(with_urls(service, context, job_id, events)))
 
     @router.post("/v1/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str, context: Context) -> JobObject:

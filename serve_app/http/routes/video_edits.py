@@ -11,6 +11,7 @@ from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import StageDescription
 from serve_app.errors import ConflictError
 from serve_app.http.answers import VideoObject
+from serve_app.http.asked import ASKING_HEADERS
 from serve_app.http.by_job import video_job
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.reading import openapi_content, read_body
@@ -31,31 +32,38 @@ MAX_FPS = 240.0
 def video_edit_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/videos/edits", openapi_extra=openapi_content(VideoEditBody, files=("video",)))
+    @router.post("/v1/videos/edits", openapi_extra=ASKING_HEADERS | openapi_content(VideoEditBody, files=("video",)))
     async def edit_video(request: Request, response: Response, context: Context) -> VideoObject:
         """A new video from a video and a prompt, as long as the first; for models whose pipeline takes `video`."""
         asked = await read_body(request, VideoEditBody)
         description = await service.model.describe()
         check_edit(asked, description)
-        source = await _read(service, context, asked.video, last_frame_only=False)
-        changes: dict[str, Any] = {"video": source.frames} | _like(source, asked, description)
-        if "num_frames" in description.parameters:
-            changes["num_frames"] = len(source.frames)
-        body = asked.model_copy(update=changes)
-        return await answer_with_job(service, context, request, response, asked, body, asked.video.id)
+
+        async def source() -> tuple[VideoGenerationBody, str | None]:
+            video = await _read(service, context, asked.video, last_frame_only=False)
+            changes: dict[str, Any] = {"video": video.frames} | _like(video, asked, description)
+            if "num_frames" in description.parameters:
+                changes["num_frames"] = len(video.frames)
+            return asked.model_copy(update=changes), asked.video.id
+
+        return await answer_with_job(service, context, request, response, asked, source)
 
     @router.post(
-        "/v1/videos/extensions", openapi_extra=openapi_content(VideoExtensionBody, files=("video", "last_image"))
+        "/v1/videos/extensions",
+        openapi_extra=ASKING_HEADERS | openapi_content(VideoExtensionBody, files=("video", "last_image")),
     )
     async def extend_video(request: Request, response: Response, context: Context) -> VideoObject:
         """What follows a video: a new one that begins with its last frame; for models that start from a picture."""
         asked = await read_body(request, VideoExtensionBody)
         description = await service.model.describe()
         check_extension(asked, description)
-        source = await _read(service, context, asked.video, last_frame_only=True)
-        changes = {"video": None, "image": source.frames[0]} | _like(source, asked, description)
-        body = asked.model_copy(update=changes)
-        return await answer_with_job(service, context, request, response, asked, body, asked.video.id)
+
+        async def source() -> tuple[VideoGenerationBody, str | None]:
+            video = await _read(service, context, asked.video, last_frame_only=True)
+            changes = {"video": None, "image": video.frames[0]} | _like(video, asked, description)
+            return asked.model_copy(update=changes), asked.video.id
+
+        return await answer_with_job(service, context, request, response, asked, source)
 
     @router.post("/v1/videos/characters", include_in_schema=False)
     @router.get("/v1/videos/characters/{character_id}", include_in_schema=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,11 +24,18 @@ from serve_app.http.answers import (
     shown_of_video,
     video_object,
 )
-from serve_app.http.asked import check_how_asked, how_asked, idempotency_key
+from serve_app.http.asked import (
+    ASKING_HEADERS,
+    WAITING_HEADER,
+    HowAsked,
+    check_how_asked,
+    how_asked,
+    idempotency_key,
+)
 from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
-from serve_app.http.openapi import FILE_ANSWERS
+from serve_app.http.openapi import FILE_ANSWERS, JOB_ACCEPTED
 from serve_app.http.reading import openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
@@ -38,6 +46,8 @@ from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs
 from serve_app.storage.previews import spritesheet, thumbnail
 
+# What is to be made, once it is read, and the id of the video that it comes from.
+ReadSource = Callable[[], Awaitable[tuple[VideoGenerationBody, str | None]]]
 Variant = Literal["video", "thumbnail", "spritesheet"]
 PREVIEWS = {"thumbnail": thumbnail, "spritesheet": spritesheet}
 POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks again
@@ -46,25 +56,36 @@ POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks 
 def video_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/videos/generations", response_model=VideosAnswer)
+    @router.post(
+        "/v1/videos/generations",
+        response_model=VideosAnswer,
+        responses={202: JOB_ACCEPTED},
+        openapi_extra=ASKING_HEADERS,
+    )
     async def create_videos(request: Request, body: VideoGenerationBody, context: Context) -> ImagesAnswer | Response:
         """A video from a prompt; the answer comes when it is made."""
         asked = how_asked(request.headers, body)
         check_how_asked(asked, body)
-        job_id = new_job_id("video") if asked.wants_job else None
-        requests = await service.parse(body, job_id)
-        if job_id is not None:
-            return await answer_by_job(service, context, asked, request.url.path, body, job_id, requests)
-        media = await service.at_once.all(requests, context.caller)
+        if asked.wants_job:
+            return await answer_by_job(service, context, asked, request.url.path, body)
+        requests = await service.parse(body)
+        media = await service.at_once.all(requests, context.caller, asked.limits)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.base_url)
         return VideosAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
 
-    @router.post("/v1/videos", openapi_extra=openapi_content(VideoGenerationBody, files=("image", "last_image")))
+    @router.post(
+        "/v1/videos",
+        openapi_extra=ASKING_HEADERS | openapi_content(VideoGenerationBody, files=("image", "last_image")),
+    )
     async def create_video(request: Request, response: Response, context: Context) -> VideoObject:
         """A video as a job; it is stored before this is answered, and survives the end of any process."""
         body = await read_body(request, VideoGenerationBody)
-        return await answer_with_job(service, context, request, response, body, body)
+
+        async def source() -> tuple[VideoGenerationBody, str | None]:
+            return body, None
+
+        return await answer_with_job(service, context, request, response, body, source)
 
     @router.get("/v1/videos")
     async def list_videos(
@@ -78,10 +99,11 @@ def video_routes(service: Service) -> APIRouter:
             data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more
         )
 
-    @router.get("/v1/videos/{video_id}")
-    async def read_video(video_id: str, response: Response, context: Context) -> VideoObject:
-        """A video as it stands."""
-        return _answer(service, context, await video_job(service, context, video_id), response)
+    @router.get("/v1/videos/{video_id}", openapi_extra=WAITING_HEADER)
+    async def read_video(request: Request, video_id: str, response: Response, context: Context) -> VideoObject:
+        """A video as it stands; with `Prefer: wait=n` when it has ended, or after n seconds."""
+        job = await video_job(service, context, video_id)
+        return await _answer(service, context, how_asked(request.headers), job, response)
 
     @router.delete("/v1/videos/{video_id}")
     async def delete_video(video_id: str, context: Context) -> DeletedVideo:
@@ -115,7 +137,7 @@ def video_routes(service: Service) -> APIRouter:
         name = f"{job.id}.{content_type.partition('/')[2]}"
         return file_answer(request.headers, data, content_type, name, job.completed_at or job.created_at)
 
-    @router.post("/v1/videos/{video_id}/remix")
+    @router.post("/v1/videos/{video_id}/remix", openapi_extra=ASKING_HEADERS)
     async def remix_video(
         video_id: str, body: VideoRemixBody, request: Request, response: Response, context: Context
     ) -> VideoObject:
@@ -133,10 +155,13 @@ def video_routes(service: Service) -> APIRouter:
             "remixed_from_video_id": original.id,
             "base_url": context.base_url,
         }
-        key = idempotency_key(how_asked(request.headers), f"/v1/videos/{original.id}/remix", body)
-        previews = service.jobs.previews_of(original)
-        job = await service.jobs.submit("video", job_id, requests, shown, context.caller, key, previews=previews)
-        return _answer(service, context, job, response)
+        how = how_asked(request.headers)
+        key = idempotency_key(how, f"/v1/videos/{original.id}/remix", body)
+        job = await service.jobs.submit(
+            "video", job_id, requests, shown, context.caller, key,
+            previews=service.jobs.previews_of(original), limits=how.limits,
+        )  # fmt: skip
+        return await _answer(service, context, how, job, response)
 
     return router
 
@@ -147,26 +172,33 @@ async def answer_with_job(
     request: Request,
     response: Response,
     asked: VideoGenerationBody,
-    body: VideoGenerationBody,
-    source_id: str | None = None,
+    source: ReadSource,
 ) -> VideoObject:
-    """The job that makes what `body` says; `asked` is the same as it came, before what it refers to was read."""
-    if body.response_format == "b64_json":
+    """The job that makes what `asked` says, as soon as it is stored; with `Prefer: wait` as it stands then.
+
+    `source` reads what the body refers to; it is not asked where the job is one of an earlier request.
+    """
+    if asked.response_format == "b64_json":
         raise NotSupportedError(
             "response_format='b64_json' is not supported, only 'url': the file is at /v1/videos/{id}/content",
             "response_format",
         )
-    job_id = new_job_id("video")
-    requests = await service.parse(body, job_id)
-    shown = shown_of_video(requests[0], await service.model.describe()) | {
-        "remixed_from_video_id": source_id,
-        "base_url": context.base_url,
-    }
-    key = idempotency_key(how_asked(request.headers), request.url.path, asked)
-    job = await service.jobs.submit(
-        "video", job_id, requests, shown, context.caller, key, body.webhook_url, previews=body.partial_images or 0
-    )
-    return _answer(service, context, job, response)
+    how = how_asked(request.headers, asked)
+    key = idempotency_key(how, request.url.path, asked)
+    job = await service.jobs.job_of_key(context.caller, key)
+    if job is None:
+        body, source_id = await source()
+        job_id = new_job_id("video")
+        requests = await service.parse(body, job_id)
+        shown = shown_of_video(requests[0], await service.model.describe()) | {
+            "remixed_from_video_id": source_id,
+            "base_url": context.base_url,
+        }
+        job = await service.jobs.submit(
+            "video", job_id, requests, shown, context.caller, key, body.webhook_url,
+            previews=body.partial_images or 0, limits=how.limits,
+        )  # fmt: skip
+    return await _answer(service, context, how, job, response)
 
 
 def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, number: int) -> GenerationRequest:
@@ -176,7 +208,12 @@ def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, n
     return dataclasses.replace(request, request_id=request_id, model=model, arguments=arguments)
 
 
-def _answer(service: Service, context: RequestContext, job: Job, response: Response) -> VideoObject:
+async def _answer(
+    service: Service, context: RequestContext, asked: HowAsked, job: Job, response: Response
+) -> VideoObject:
+    if asked.wait_s is not None:
+        job = await service.jobs.end_of(job.id, context.caller, asked.wait_s)
+        response.headers["Preference-Applied"] = f"wait={asked.wait_s}"
     if not job.has_ended:
         response.headers[POLL_HEADER] = str(poll_after_ms(job, time.time()))
     return video_object(job, OutputURLs(service.storage, context.base_url))

@@ -22,7 +22,13 @@ class SharedGeneration(Follower):
         self.previews = first.previews
         self.resume_from = first.resume_from
         self.followers: list[Follower] = []
+        self.has_begun = False
         self.task: asyncio.Task[Media] | None = None
+
+    def on_begin(self) -> None:
+        self.has_begun = True
+        for follower in self.followers:
+            follower.on_begin()
 
     def on_progress(self, progress: DenoisingProgress) -> None:
         for follower in self.followers:
@@ -54,6 +60,8 @@ class SharedGenerations:
             shared = self._start(digest, request, follower)
         assert shared.task is not None
         shared.followers.append(follower)
+        if shared.has_begun:
+            follower.on_begin()
         try:
             return await asyncio.shield(shared.task)
         finally:

@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 import serve_app.proxy
 from serve_app.proxy import close_silent_connections
-from serve_app.tools.launch import PROXY_CALLBACK
 from tests.support.in_process import until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -111,9 +110,3 @@ async def test_a_slow_body_and_a_slow_answer_are_waited_for(port: int) -> None:
         await asyncio.sleep(LONGER_S)
         writer.write(b"b")
         assert (await answer(reader)).startswith(b"HTTP/1.1 200")
-
-
-def test_the_launcher_starts_ray_with_it() -> None:
-    variable, _, path = PROXY_CALLBACK.partition("=")
-    assert variable == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    assert path == f"{close_silent_connections.__module__}.{close_silent_connections.__name__}"

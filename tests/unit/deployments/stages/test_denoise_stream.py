@@ -114,7 +114,7 @@ ONE_STEP = ["checkpoint", "Checkpoint", "preview", "DecodeInputs"]
 
 async def test_each_payload_follows_its_announcement_and_the_decode_inputs_come_last(threads: PlayedThreads) -> None:
     items = [item async for item in stream(threads, PlayedStage())]
-    assert kinds(items) == [*ONE_STEP * STEPS, "decode_inputs", "DecodeInputs"]
+    assert kinds(items) == ["DenoisingBegun", *ONE_STEP * STEPS, "decode_inputs", "DecodeInputs"]
     assert [item.step for item in items if isinstance(item, PayloadFollows)] == [1, 1, 2, 2, 3, 3, STEPS]
     assert items[-2].seconds["denoiser_forwards"] == 0.5
     assert set(items[-2].seconds) == {"denoiser_queue", "denoise", "denoiser_forwards"}
@@ -122,7 +122,8 @@ async def test_each_payload_follows_its_announcement_and_the_decode_inputs_come_
 
 async def test_progress_is_sent_only_where_it_is_asked_for(threads: PlayedThreads) -> None:
     items = [item async for item in stream(threads, PlayedStage(), Envelope(report_progress=True))]
-    assert kinds(items) == [*["DenoisingProgress", *ONE_STEP] * STEPS, "decode_inputs", "DecodeInputs"]
+    steps = ["DenoisingProgress", *ONE_STEP] * STEPS
+    assert kinds(items) == ["DenoisingBegun", *steps, "decode_inputs", "DecodeInputs"]
 
 
 async def test_every_step_is_traced_and_those_done_here_are_timed(threads: PlayedThreads) -> None:
@@ -135,13 +136,13 @@ async def test_an_error_comes_after_what_was_made_before_it(threads: PlayedThrea
     items: list[Any] = []
     with pytest.raises(ValueError, match="nothing left"):
         await read_into(items, stream(threads, PlayedStage(error=ValueError("nothing left"))))
-    assert kinds(items) == ONE_STEP * STEPS
+    assert kinds(items) == ["DenoisingBegun", *ONE_STEP * STEPS]
 
 
 async def test_a_stream_that_nobody_reads_on_cancels_its_fiber(threads: PlayedThreads) -> None:
     stage = PlayedStage(hold=True)
     reading = stream(threads, stage)
-    assert kinds([await anext(reading)]) == ["checkpoint"]
+    assert kinds([await anext(reading), await anext(reading)]) == ["DenoisingBegun", "checkpoint"]
     assert await asyncio.to_thread(stage.is_held.wait, PATIENCE_S)
     await reading.aclose()
     await asyncio.to_thread(threads.request_threads.shutdown)

@@ -197,7 +197,9 @@ def test_jobs_that_wait_are_not_in_the_way_of_a_caller_and_those_that_run_are():
 
 def test_a_job_that_a_caller_waits_for_finds_no_longer_queue_than_other_requests_do():
     made = admission(1.0, max_queue_s=5, max_job_queue_s=100)
-    made.admit_job([FOUR_STEPS], "")
+    for _ in range(3):
+        made.admit_job([FOUR_STEPS], "")
+    made.admit_job([FOUR_STEPS], "", is_awaited=True)  # it goes before those that nobody waits for
     with pytest.raises(OverloadedError):
         made.admit_job([FOUR_STEPS], "", is_awaited=True)
 
