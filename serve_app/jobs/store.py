@@ -138,23 +138,23 @@ class JobStore:
             row = self._row(connection, job_id)
             last = int(connection.execute(_last_number(job_id)).scalar_one())
             events = _events(connection, {job_id: last if after is None else after})
-            position = self._position(connection, row.created_at) if row.status == "queued" else None
+            position = self._position(connection, row) if row.status == "queued" else None
         return Story(events.get(job_id, []), last, row.status in ENDED, position)
 
     def news(self, seen: Mapping[str, int]) -> News:
         """What happened to these jobs after the event number that stands with each."""
         events = tables.events
         select = sa.select(events.c.job_id, sa.func.max(events.c.number)).where(events.c.job_id.in_(seen))
-        waiting = sa.select(jobs.c.id, jobs.c.created_at).where(
+        waiting = sa.select(jobs.c.id, jobs.c.is_awaited, jobs.c.created_at).where(
             jobs.c.application == self.application, jobs.c.status == "queued"
         )
         with self._engine.begin() as connection:
             last = {row[0]: row[1] for row in connection.execute(select.group_by(events.c.job_id))}
             changed = {job_id: seen[job_id] for job_id, number in last.items() if number > seen[job_id]}
             happened = _events(connection, changed) if changed else {}
-            queue = {row.id: row.created_at for row in connection.execute(waiting.order_by(jobs.c.created_at))}
-        times = list(queue.values())
-        positions = {job_id: bisect_left(times, queue[job_id]) for job_id in seen if job_id in queue}
+            queue = {row.id: (not row.is_awaited, row.created_at) for row in connection.execute(waiting)}
+        places = sorted(queue.values())
+        positions = {job_id: bisect_left(places, queue[job_id]) for job_id in seen if job_id in queue}
         return News(happened, set(seen) - last.keys(), positions)
 
     def queue_position(self, job_id: str) -> int | None:

@@ -276,7 +276,7 @@ async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(folder: Fold
 
 
 async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
     stages = Stages()
     stages.failures = [RaySystemError("no memory") for _ in range(50)]
     async with folder.runner(stages) as jobs:
@@ -285,7 +285,8 @@ async def test_a_job_that_ends_every_runner_is_given_up(folder: Folder, monkeypa
     assert job.status == "failed"
     assert job.error is not None
     assert job.error["code"] == "generation_failed"
-    assert len(stages.began_at) == runner.MAX_TAKEOVERS + 1
+    # Once less where its lease is over before the process has noticed the end.
+    assert runner.MAX_TAKEOVERS <= len(stages.began_at) <= runner.MAX_TAKEOVERS + 1
 
 
 @pytest.mark.parametrize("times", [1, runner.MAX_TAKEOVERS + 5])
@@ -400,20 +401,29 @@ async def test_jobs_whose_runners_died_run_one_at_a_time_and_hold_up_nobody(
             await submit(before, job_id)
         await waiting.reached.wait()
         suspect(folder, "video_1", "video_2")
-    running: list[set[str]] = []
+    begun: list[tuple[str, set[str]]] = []
+    got_further: set[str] = set()
     make = stages.make
 
     async def watched(request: GenerationRequest, follower: Follower) -> Media:
-        running.append(set(jobs.runner.running) & {"video_1", "video_2"})
+        begun.append((request.request_id, set(got_further)))
         if request.request_id == "video_1":
             await ended(jobs, "video_3")  # it need not wait for a suspect
+        report = follower.on_progress
+
+        def on_progress(progress: DenoisingProgress) -> None:
+            got_further.add(request.request_id)
+            report(progress)
+
+        follower.on_progress = on_progress  # type: ignore[method-assign]
         return await make(request, follower)
 
     stages.make = watched  # type: ignore[method-assign]
     async with folder.runner(stages) as jobs:
         outcomes = [(await ended(jobs, f"video_{number}")).status for number in range(4)]
     assert outcomes == ["completed"] * 4
-    assert max(map(len, running)) == 1
+    (first, _), (_, further) = (each for each in begun if each[0] in ("video_1", "video_2"))
+    assert first in further
 
 
 async def test_a_suspected_job_that_gets_further_lets_the_next_one_run(
