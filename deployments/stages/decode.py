@@ -44,7 +44,7 @@ def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: Deco
     outcome = unpack_outcome(inputs, stage)
     if isinstance(outcome, Result):
         return outcome.output
-    return DecodeSession(stage, call_arguments(request), request.seed, outcome).run()
+    return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
 
 
 def default_fps(stage: StagePipeline) -> float:

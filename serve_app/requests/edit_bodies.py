@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.functional_serializers import PlainSerializer
@@ -14,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.messages import MediaKind
 from serve_app.requests.bodies import ImageGenerationBody, InputImages, Text, VideoGenerationBody
+from serve_app.requests.encoded_files import file_bytes
 from serve_app.requests.input_videos import container_of
 
 
@@ -30,9 +30,13 @@ class ImageEditBody(ImageGenerationBody):
     mask_image: InputImages = Field(
         None,
         validation_alias=AliasChoices("mask", "mask_image"),
-        description="white where `image` is to be repainted; refused by models that take no mask",
+        description="transparent where the first picture is to be repainted; of a mask without alpha, what is white. "
+        "Without a mask the alpha of the picture is one",
     )
-    input_fidelity: str | None = Field(None, description="low: the model decides how close it stays to `image`")
+    markup: Any = Field(None, description="refused: draw it into `image`")
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="the model decides how close it stays to `image`: no effect"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ def _source_video(value: Any) -> SourceVideo:
         return SourceVideo(id=value["id"])
     if isinstance(value, str):
         try:
-            encoded = value.partition(",")[2] if value.startswith("data:") else value
-            value = base64.b64decode(encoded, validate=True)
+            value = file_bytes(value)
         except ValueError as error:
             raise _no_video() from error
     if not isinstance(value, bytes) or container_of(value) is None:
