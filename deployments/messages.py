@@ -55,7 +55,7 @@ class OutputFormat:
     format: Literal["png", "jpeg", "webp", "gif", "mp4"]
     quality: int | None = None  # 0..100, for jpeg and webp; None: the encoder's default
     fps: float | None = None  # frames per second of a video; None: the model's own
-    background: Background = "transparent"  # opaque: laid on white; transparent: the alpha that the model makes is kept
+    background: Background = "opaque"  # transparent: the alpha that the model makes is kept; opaque: laid on white
     max_frames: int | None = None  # of a video that the model makes longer than was asked for, the first; None: all
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.media.files import FileToWrite, Pixels, Samples
+from deployments.media.files import FileToWrite, Pixels, Samples, on_white
 from deployments.messages import GenerationRequest, InputImage
 
 
@@ -59,6 +59,8 @@ def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...
 def _picture_file(pixels: Pixels, request: GenerationRequest) -> FileToWrite:
     height, width = pixels.shape[:2]
     metadata = _metadata(request, width, height)
+    if request.output.background == "opaque" and pixels.shape[2] == 4:
+        pixels = np.asarray(on_white(Image.fromarray(pixels)))
     return FileToWrite(request.output.format, [pixels], metadata, request.output.quality)
 
 
@@ -126,7 +128,14 @@ def _video_file(
     fps: float,
     audio_sample_rate: int,
 ) -> FileToWrite:
-    height, width = (side + side % 2 for side in frames[0].shape[:2])  # an odd side is written one pixel longer
+    frames = frames[: request.output.max_frames]
+    height, width = frames[0].shape[:2]
+    if request.output.format != "mp4":
+        if frames[0].shape[2] == 4:
+            frames = [np.asarray(on_white(Image.fromarray(frame))) for frame in frames]
+        metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
+        return FileToWrite(request.output.format, frames, metadata, request.output.quality, fps)
+    width, height = (side + side % 2 for side in (width, height))  # an odd side is written one pixel longer
     metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
     return FileToWrite("mp4", frames, metadata, fps=fps, samples=samples, sample_rate=audio_sample_rate)
 

@@ -34,7 +34,7 @@ class BodySizeLimit:
     def __init__(
         self,
         app: ASGIApp,
-        max_body_bytes: int,
+        max_body_bytes: int = MAX_BODY_BYTES_AT_ONCE,
         max_body_s: float = MAX_BODY_S,
         max_pause_s: float = MAX_PAUSE_S,
         max_bytes_at_once: int = MAX_BODY_BYTES_AT_ONCE,

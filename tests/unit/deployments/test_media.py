@@ -17,14 +17,23 @@ from PIL import Image
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.media.files import read_metadata, write_file
 from deployments.media.pixels import files_to_write
-from deployments.messages import GenerationRequest, InputImage, OutputFormat
+from deployments.messages import Background, GenerationRequest, InputImage, OutputFormat
 
-Format = Literal["png", "jpeg", "webp", "mp4"]
+Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
 
 
-def request(format: Format = "png", *, quality: int | None = None, fps: float | None = None, **arguments: Any):
+def request(
+    format: Format = "png",
+    *,
+    quality: int | None = None,
+    fps: float | None = None,
+    background: Background = "opaque",
+    max_frames: int | None = None,
+    **arguments: Any,
+):
     arguments = {"prompt": "a red fox", "num_inference_steps": 4} | arguments
-    output = OutputFormat("video" if format == "mp4" else "image", format, quality, fps)
+    is_video = format == "mp4" or fps is not None
+    output = OutputFormat("video" if is_video else "image", format, quality, fps, background, max_frames)
     return GenerationRequest("r1", "tiny", arguments, seed=7, output=output)
 
 
@@ -57,7 +66,7 @@ def test_png_pixels_equal_the_pil_pictures_of_diffusers(channels, mode, dtype):
     made = decoded(channels, batch=2, height=64, width=64).to(dtype)
     expected = processor.postprocess(made, output_type="pil")
 
-    files = encode(images(processor.postprocess(made, output_type="pt")), request())
+    files = encode(images(processor.postprocess(made, output_type="pt")), request(background="transparent"))
 
     assert len(files) == 2
     for file, picture in zip(files, expected, strict=True):
@@ -75,7 +84,7 @@ def test_every_value_between_two_grey_levels_is_rounded_as_diffusers_rounds_it()
 
 def test_layers_given_as_nested_lists_become_one_file_each_in_order():
     layers = torch.stack([torch.full((4, 8, 8), level) for level in (0.0, 0.2, 1.0)])
-    files = encode(images([layers]), request())
+    files = encode(images([layers]), request(background="transparent"))
     assert [np.asarray(opened(file.data))[0, 0, 0] for file in files] == [0, 51, 255]
 
 
@@ -85,10 +94,13 @@ def test_pictures_that_a_pipeline_already_made_keep_their_pixels():
     assert np.array_equal(np.asarray(opened(file.data)), np.asarray(picture))
 
 
-def test_transparency_is_kept_in_webp_and_laid_on_white_in_jpeg():
+def test_transparency_is_kept_where_asked_and_laid_on_white_elsewhere():
     made = torch.zeros(1, 4, 16, 16)  # black, wholly transparent
-    [webp] = encode(images(made), request("webp"))
-    [jpeg] = encode(images(made), request("jpeg"))
+    [webp] = encode(images(made), request("webp", background="transparent"))
+    [jpeg] = encode(images(made), request("jpeg", background="transparent"))
+    [png] = encode(images(made), request("png"))
+    assert opened(png.data).mode == "RGB"
+    assert np.asarray(opened(png.data)).min() == 255
     assert opened(webp.data).mode == "RGBA"
     assert np.asarray(opened(webp.data))[..., 3].max() == 0
     assert opened(jpeg.data).mode == "RGB"
@@ -131,6 +143,43 @@ def test_an_mp4_holds_every_frame_at_the_asked_rate_in_nearly_the_same_colours()
     assert len(frames) == 9
     for frame, picture in zip(frames, pil, strict=True):
         assert np.abs(frame.astype(int) - np.asarray(picture)).mean() < 4
+
+
+@pytest.mark.parametrize(("format", "fps", "duration_ms"), [("gif", 5.0, 200), ("gif", 8.0, 120), ("webp", 8.0, 125)])
+def test_a_moving_picture_holds_every_frame_for_as_long_as_asked_and_repeats(format, fps, duration_ms):
+    made = smooth_video()
+    [file] = encode(types.SimpleNamespace(frames=made), request(format, fps=fps))
+    assert (file.num_frames, file.mime_type, file.fps) == (9, f"image/{format}", 1000 / duration_ms)
+    animation: Any = opened(file.data)
+    assert (animation.n_frames, animation.info["loop"]) == (9, 0)
+    for number, frame in enumerate(made[0]):
+        animation.seek(number)
+        animation.load()
+        assert animation.info["duration"] == duration_ms
+        expected = frame.movedim(0, -1).numpy() * 255
+        assert np.abs(np.asarray(animation.convert("RGB")) - expected).mean() < 12
+
+
+def test_of_a_longer_video_the_first_frames_are_kept():
+    [file] = encode(types.SimpleNamespace(frames=smooth_video()), request("gif", fps=5.0, max_frames=3))
+    assert (file.num_frames, opened(file.data).n_frames) == (3, 3)  # type: ignore[attr-defined]
+    assert read_metadata(file.data, file.mime_type)["num_frames"] == 3
+
+
+def test_the_quality_of_a_moving_webp_counts():
+    sizes = []
+    for quality in (5, 95):
+        [file] = encode(types.SimpleNamespace(frames=smooth_video()), request("webp", fps=5.0, quality=quality))
+        sizes.append(len(file.data))
+    assert sizes[0] < sizes[1]
+
+
+def test_a_video_with_alpha_is_laid_on_white():
+    made = torch.zeros(1, 2, 4, 16, 16)  # black, wholly transparent
+    for format, fps in (("mp4", 8.0), ("gif", 8.0)):
+        [file] = encode(types.SimpleNamespace(frames=made), request(format, fps=fps))
+        first = frames_of(file.data)[0] if format == "mp4" else np.asarray(opened(file.data).convert("RGB"))
+        assert first.min() >= 250
 
 
 def test_an_mp4_can_be_played_before_it_is_complete():
@@ -232,11 +281,14 @@ def test_what_the_models_safety_checker_flagged_is_refused_not_sent_as_black():
     assert len(encode(made, request())) == 1
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "mp4"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "mp4", "gif"])
 def test_each_format_carries_how_it_was_made(format):
     prompt = 'einen „Fuchs" 🦊\n狐\0'
-    asked = request(format, prompt=prompt, guidance_scale=3.5, image=InputImage(b"secret"), sigmas=[1.0, 0.5])
-    made = types.SimpleNamespace(frames=smooth_video()) if format == "mp4" else images(torch.zeros(1, 3, 32, 48))
+    moves = format in ("mp4", "gif")
+    picture = InputImage(b"secret")
+    fps = 8.0 if moves else None
+    asked = request(format, fps=fps, prompt=prompt, guidance_scale=3.5, image=picture, sigmas=[1.0, 0.5])
+    made = types.SimpleNamespace(frames=smooth_video()) if moves else images(torch.zeros(1, 3, 32, 48))
     [file] = encode(made, asked)
     metadata = read_metadata(file.data, file.mime_type)
     assert {name: metadata[name] for name in ("model", "seed", "prompt", "steps", "size", "parameters")} == {

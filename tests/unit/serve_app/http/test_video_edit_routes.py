@@ -167,11 +167,11 @@ def test_the_families_that_are_named_do_take_it(families: str, argument: str) ->
         (EDITS, {"video": "aGVsbG8="}, "video", "must be an MP4 or WebM file"),
         (EDITS, {"video": "https://example.com/x.mp4"}, "video", "must be an MP4 or WebM file"),
         (EDITS, {"video": {"name": "x"}}, "video", "must be an MP4 or WebM file"),
-        (EDITS, {"video": None}, "video", "must be an MP4 or WebM file"),
+        (EDITS, {"video": None}, "video", "video is required"),
         (EDITS, {"video": "FILE", "seconds": 4}, "seconds", "as long as its video"),
         (EDITS, {"video": "FILE", "response_format": "b64_json"}, "response_format", "not supported"),
         (EDITS, {"video": "FILE", "prompt": ""}, "prompt", "required"),
-        (EXTENSIONS, {"video": "FILE", "image": "FILE"}, "image", "PNG, JPEG or WebP"),
+        (EXTENSIONS, {"video": "FILE", "image": "FILE"}, "image", "PNG, JPEG, WebP"),
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(
