@@ -117,11 +117,25 @@ class MediaFile:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What one request was, in tokens: nothing is billed by them.
+
+    A token of a picture is a place of the latents that the denoiser works on: as many pixels of width and height as
+    `StageDescription.size_multiple` says, and of a video `frame_multiple` frames.
+    """
+
+    text_tokens: int = 0  # of the prompt and the negative prompt, by the pipeline's first tokenizer, whole
+    image_tokens: int = 0  # of the pictures sent along, masks among them, at their own sizes
+    output_tokens: int = 0  # of what was made
+
+
+@dataclass(frozen=True)
 class Media:
     """The files that one request made (most models make one) and the seconds that each part took."""
 
     files: tuple[MediaFile, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import GenerationRequest
@@ -40,7 +42,9 @@ async def answer_by_job(
     Raises InvalidRequestError, OverloadedError, ConflictError.
     """
     kind = body.media_kind
-    shown = {"prompt": body.prompt}
+    shown: dict[str, Any] = {"prompt": body.prompt}
+    if body.end_user is not None:
+        shown["safety_identifier"] = body.end_user
     if kind == "video":
         shown |= shown_of_video(requests[0], await service.model.describe())
     job = await service.jobs.submit(

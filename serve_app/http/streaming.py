@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.errors import report_error
+from serve_app.http.answers import UsageAnswer
 from serve_app.http.errors import error_content
 from serve_app.http.sse import KEEP_ALIVE, sse_event
 from serve_app.making.at_once import Tasks
@@ -19,12 +20,6 @@ from serve_app.making.follower import Follower
 StreamPrefix = Literal["image_generation", "image_edit"]
 
 KEEP_ALIVE_S = 15.0  # between comments that keep proxies from closing a quiet connection
-NO_TOKENS = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 
 class PartialPictures:
@@ -54,7 +49,11 @@ class PartialPictureFollower(Follower):
 
 
 async def picture_events(
-    prefix: StreamPrefix, tasks: Tasks, partials: PartialPictures, keep_alive_s: float = KEEP_ALIVE_S
+    prefix: StreamPrefix,
+    tasks: Tasks,
+    partials: PartialPictures,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    end_user: str | None = None,
 ) -> AsyncIterator[bytes]:
     """A `partial_image` event for each preview and a `completed` event for each picture, as they come.
 
@@ -79,7 +78,7 @@ async def picture_events(
                 if isinstance(failure, Exception):
                     yield sse_event("error", error_content(report_error(failure)))
                     return
-                for event in _completed(prefix, tasks[task], task.result()):
+                for event in _completed(prefix, tasks[task], task.result(), end_user):
                     yield sse_event(event["type"], event)
     finally:
         for task in tasks:
@@ -92,12 +91,12 @@ def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, medi
     ]
 
 
-def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[dict[str, Any]]:
-    return [
-        _picture(f"{prefix}.completed", request, file)
-        | {"usage": NO_TOKENS, "timings": media.seconds}  # tokens are OpenAI's unit of billing; nothing is billed here
-        for file in media.files
-    ]
+def _completed(
+    prefix: StreamPrefix, request: GenerationRequest, media: Media, end_user: str | None
+) -> list[dict[str, Any]]:
+    usage = UsageAnswer.of([media.usage]).model_dump()
+    more = {"usage": usage, "safety_identifier": end_user, "timings": media.seconds}
+    return [_picture(f"{prefix}.completed", request, file) | more for file in media.files]
 
 
 def _picture(kind: str, request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
@@ -108,6 +107,6 @@ def _picture(kind: str, request: GenerationRequest, file: MediaFile) -> dict[str
         "size": f"{file.width}x{file.height}",
         "output_format": request.output.format,
         "quality": "auto",
-        "background": "opaque",
+        "background": request.output.background,
         "seed": request.seed,
     }

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from deployments.messages import MediaKind
 from serve_app.requests.bodies import ImageGenerationBody, InputImages, Text, VideoGenerationBody
 from serve_app.requests.encoded_files import file_bytes
-from serve_app.requests.input_videos import container_of
+from serve_app.requests.input_videos import VIDEO_FILE, container_of
 
 
 class ImageEditBody(ImageGenerationBody):
@@ -63,7 +63,8 @@ def _source_video(value: Any) -> SourceVideo:
 
 def _no_video() -> PydanticCustomError:
     return PydanticCustomError(
-        "input_video", 'must be an MP4 or WebM file (an upload, a data URL or base64), or {"id": ...} of a video'
+        "input_video",
+        f'must be {VIDEO_FILE} (an upload, a data URL or base64), or {{"id": ...}} of a video',
     )
 
 

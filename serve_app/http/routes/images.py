@@ -63,22 +63,28 @@ async def answer_images(
     if job_id is not None:
         return await answer_by_job(service, context, asked, prefix, body, job_id, requests)
     if asked.is_streamed:
-        return await stream_images(service, context, requests, body.partial_images or 0, prefix)
+        return await stream_images(service, context, requests, body, prefix)
     media = await service.at_once.all(requests, context.caller)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.route_prefix)
-    return ImagesAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
+    items = await items_of_media(body.response_format, requests, media, urls)
+    return ImagesAnswer.of(items, requests, media, body.end_user)
 
 
 async def stream_images(
-    service: Service, context: RequestContext, requests: list[GenerationRequest], previews: int, prefix: StreamPrefix
+    service: Service,
+    context: RequestContext,
+    requests: list[GenerationRequest],
+    body: ImageGenerationBody,
+    prefix: StreamPrefix,
 ) -> Response:
-    """Each picture as an event when it is made, and `previews` of each on its way."""
+    """Each picture as an event when it is made, and `partial_images` of each on its way."""
     partials = PartialPictures()
-    followers = [PartialPictureFollower(partials, each, previews) for each in requests]
+    followers = [PartialPictureFollower(partials, each, body.partial_images or 0) for each in requests]
     store = partial(store_media, service.storage) if service.storage.is_shared else None
     tasks = await service.at_once.start(requests, context.caller, followers, then=store)
-    return StreamingResponse(picture_events(prefix, tasks, partials), media_type="text/event-stream")
+    events = picture_events(prefix, tasks, partials, end_user=body.end_user)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
@@ -95,8 +101,6 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
         raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
-    if body.input_fidelity not in (None, "low"):
-        raise NotSupportedError("input_fidelity is not supported, only 'low'", "input_fidelity")
 
 
 def check_generation(body: ImageGenerationBody, description: StageDescription) -> None:

@@ -57,7 +57,8 @@ def video_routes(service: Service) -> APIRouter:
         media = await service.at_once.all(requests, context.caller)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.route_prefix)
-        return VideosAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
+        items = await items_of_media(body.response_format, requests, media, urls)
+        return VideosAnswer.of(items, requests, media, body.end_user)
 
     @router.post("/v1/videos", openapi_extra=openapi_content(VideoGenerationBody, files=("image", "last_image")))
     async def create_video(request: Request, response: Response, context: Context) -> VideoObject:
@@ -93,7 +94,7 @@ def video_routes(service: Service) -> APIRouter:
         "/v1/videos/{video_id}/content",
         response_class=Response,
         responses={
-            200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}},
+            200: {"content": {"video/mp4": {}, "image/webp": {}, "image/gif": {}, "image/jpeg": {}}},
             206: {"description": "the range that was asked for"},
             304: {"description": "what the caller has (If-None-Match) is still the file"},
             416: {"description": "the range lies beyond the end of the file"},
