@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic.functional_serializers import PlainSerializer
 from pydantic.functional_validators import AfterValidator, PlainValidator
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -101,6 +102,7 @@ Size = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "
 InputImages = Annotated[
     Picture | list[Picture] | None,
     PlainValidator(_input_images),
+    PlainSerializer(lambda pictures: pictures),  # pydantic warns of each value that no validator of its own has seen
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
