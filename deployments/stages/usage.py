@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image
-
 from deployments.media.files import FileToWrite
-from deployments.messages import PICTURE_FORMATS, GenerationRequest, InputImage, Usage
+from deployments.media.opening import read_header
+from deployments.messages import GenerationRequest, InputImage, Usage
 from deployments.stage_pipeline.description import frame_multiple, size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stages.encode import MAX_INPUT_PIXELS
 
 TEXTS = ("prompt", "negative_prompt")
 
@@ -50,5 +49,5 @@ def _pictures(values: list[Any]) -> Iterator[InputImage]:
 
 
 def _size(picture: InputImage) -> tuple[int, int]:
-    with Image.open(io.BytesIO(picture.data), formats=PICTURE_FORMATS) as file:
-        return file.size
+    header = read_header(picture.data, "image", MAX_INPUT_PIXELS)
+    return header.width, header.height

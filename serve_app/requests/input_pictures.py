@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
-import pillow_heif
-from PIL import ExifTags, Image
 from yarl import URL
 
 from deployments.errors import InvalidRequestError, NotSupportedError
-from deployments.messages import PICTURE_FILE, PICTURE_FORMATS, InputImage
+from deployments.media.opening import PictureHeader, read_header
+from deployments.messages import InputImage
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
 from serve_app.requests.bodies import GenerationBody, RemoteImage
 from serve_app.requests.limits import RequestLimits
-
-pillow_heif.register_heif_opener(thumbnails=False)
 
 Body = TypeVar("Body", bound=GenerationBody)
 
@@ -72,54 +65,13 @@ async def with_pictures(body: Body, rules: PictureRules) -> Body:
     return body.model_copy(update=changes)
 
 
-@dataclass(frozen=True)
-class PictureHeader:
-    """What the first bytes of a picture say of it; `width` and `height` are those of it upright."""
-
-    width: int
-    height: int
-    has_alpha: bool
-
-
 def check_picture(data: bytes, field: str, limits: RequestLimits) -> PictureHeader:
     """Reads the header only: no pixel is unpacked. Raises InvalidRequestError."""
     if len(data) > limits.max_input_bytes:
         raise InvalidRequestError(
             f"{field}: at most {limits.max_input_bytes} bytes, it has {len(data)}", field, "limit_exceeded"
         )
-    with _refusing(field, limits.max_input_pixels), Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as picture:
-        width, height = picture.size
-        has_alpha = picture.has_transparency_data
-        is_on_its_side = _is_on_its_side(picture)
-    if width * height > limits.max_input_pixels:
-        raise _too_large(field, f"{width}x{height}", limits.max_input_pixels)
-    return PictureHeader(height, width, has_alpha) if is_on_its_side else PictureHeader(width, height, has_alpha)
-
-
-def _is_on_its_side(picture: Image.Image) -> bool:
-    """Whether its EXIF says to turn it by 90 degrees, and Pillow has not already counted that in."""
-    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
-        return False  # a PNG would be unpacked in search of it
-    return picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-
-
-@contextmanager
-def _refusing(field: str, max_pixels: int) -> Iterator[None]:
-    try:
-        yield
-    except Image.DecompressionBombError as error:
-        raise _too_large(field, "far more", max_pixels) from error
-    except Image.DecompressionBombWarning as error:
-        raise _too_large(field, "more", max_pixels) from error
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, RuntimeError, struct.error) as error:
-        # What Pillow raises for a broken file: each of its readers has its own.
-        raise InvalidRequestError(f"{field} must be {PICTURE_FILE} that can be read", field) from error
-
-
-def _too_large(field: str, size: str, max_pixels: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{field}: at most {max_pixels} pixels (width x height), it has {size}", field, "limit_exceeded"
-    )
+    return read_header(data, field, limits.max_input_pixels)
 
 
 async def fetch_picture(url: str, field: str, rules: PictureRules) -> InputImage:

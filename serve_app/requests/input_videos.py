@@ -14,6 +14,7 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image, ImageSequence
 
 from deployments.errors import InvalidRequestError
+from deployments.media.opening import laid_on_white, opened_picture
 from deployments.messages import InputImage
 from serve_app.requests.limits import RequestLimits
 
@@ -140,19 +141,12 @@ def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
 
 
 def _animation(data: bytes, limits: RequestLimits) -> Frames:
-    with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as animation:
-        _check_pixels(*animation.size, limits)
+    with opened_picture(data, "video", limits.max_input_pixels) as animation:
         total_ms = 0
         for number, frame in enumerate(ImageSequence.Iterator(animation), 1):
             frame.load()
             total_ms += int(frame.info.get("duration", 0))
-            yield _on_white(frame), 1000 * number / total_ms if total_ms else None
-
-
-def _on_white(frame: Image.Image) -> Image.Image:
-    if not frame.has_transparency_data:
-        return frame.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame.convert("RGBA")).convert("RGB")
+            yield laid_on_white(frame), 1000 * number / total_ms if total_ms else None
 
 
 def _check_pixels(width: int, height: int, limits: RequestLimits) -> None:

@@ -201,9 +201,7 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
     return sides
 
 
-def _animation_arguments(
-    output: OutputFormat, description: StageDescription, limits: RequestLimits
-) -> dict[str, Any]:
+def _animation_arguments(output: OutputFormat, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     """As many frames as the model can make at least, where it makes one and a multiple of some number."""
     assert output.max_frames is not None
     _check_accepted("frame_count", "num_frames", description)

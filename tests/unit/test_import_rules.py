@@ -71,7 +71,7 @@ RULES = (
     Rule(("serve_app.service",), ("serve_app.api_keys", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR)),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
-    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
+    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", "deployments.media.opening", *DOOR), never=HTTP),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
     Rule(("serve_app", "serve_app.errors", "serve_app.outbound", "serve_app.api_keys"), DOOR, never=HTTP),
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller

@@ -280,3 +280,27 @@ def test_pictures_with_too_many_pixels_are_refused_by_name(decode, data, says):
     with pytest.raises(InvalidRequestError, match=says) as caught:
         decode(InputImage(data), 599, "mask_image")
     assert caught.value.param == "mask_image"
+
+
+def jpeg_of(part: bytes, times: int) -> bytes:
+    data = file_of(NOISE, "JPEG")
+    return data[:2] + part * times + data[2:]
+
+
+def png_of(times: int, place: int) -> bytes:
+    data, part = file_of(NOISE, "PNG"), struct.pack(">I", 0) + b"juNk" + struct.pack(">I", zlib.crc32(b"juNk"))
+    return data[:place] + part * times + data[place:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg_of(b"\xff\xe1" + struct.pack(">H", 12) + b"Exif\0\0abcd", 200_000),  # Pillow joins them in quadratic time
+        png_of(200_000, 33),
+        png_of(200_000, -12),
+    ],
+    ids=["parts of EXIF", "chunks before the pixels", "chunks behind them"],
+)
+def test_a_file_of_countless_parts_is_refused_before_they_are_read(data):
+    with pytest.raises(InvalidRequestError, match="cannot be read"):
+        read(data)
