@@ -129,7 +129,8 @@ def _square(width: int, height: int, shape: Fraction) -> tuple[int, int]:
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
     """How the frame is turned before it is shown. Raises InvalidRequestError for angles between the right ones."""
-    matrix: Any = frame.side_data.get(SideData.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # typed as if its keys were text
+    matrix = side_data.get(SideData.DISPLAYMATRIX)
     if matrix is None:
         return None
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
