@@ -24,7 +24,6 @@ from openai.types import (
     video_create_params,
     video_edit_params,
     video_extend_params,
-    video_remix_params,
 )
 from PIL import Image
 
@@ -77,7 +76,6 @@ ROUTES = (
         {"prompt": "x", "seconds": "1", "video": base64.b64encode(video_file()).decode()},
     ),
 )
-REMIX = video_remix_params.VideoRemixParams
 
 
 def hints(route: Route) -> dict[str, Any]:
@@ -135,11 +133,11 @@ async def test_null_stands_for_every_nullable_field_of_the_client(server: Server
 
 @routes
 async def test_forms_say_null_by_an_empty_value_or_the_word(server: Server, route: Route) -> None:
+    if route.path == GENERATIONS:
+        return  # OpenAI has no form of it
     server.configure(route.describing)
     for nothing in ("", "null"):
         form = dict.fromkeys(nullable(route), nothing) | route.body
-        if route.path == GENERATIONS:
-            continue  # OpenAI has no form of it
         answer = await server.post(route.path, files={name: (None, value) for name, value in form.items()})
         assert answer.status_code == 200, answer.text
 
@@ -220,18 +218,18 @@ async def test_a_picture_may_be_spelled_as_any_client_does(server: Server) -> No
         assert server.requests[-1].arguments["image"] == InputImage(data), name
 
 
-@pytest.mark.parametrize("spelling", ["data:image/png;base64", "data:image/png;base64,%ZZ", "a", "!!!!", "ä"])
-async def test_what_is_no_spelling_is_refused_by_the_field(server: Server, spelling: str) -> None:
+async def test_what_is_no_spelling_is_refused_by_the_field(server: Server) -> None:
     server.configure(KONTEXT)
-    answer = await server.post(EDITS, json={"prompt": "x", "image": spelling})
-    assert (answer.status_code, error_of(answer)["param"]) == (400, "image")
+    for spelling in ("data:image/png;base64", "data:image/png;base64,%ZZ", "a", "!!!!", "ä"):
+        answer = await server.post(EDITS, json={"prompt": "x", "image": spelling})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "image"), spelling
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "gif", "tiff", "bmp", "avif", "heif"])
-async def test_every_kind_of_picture_passes_the_door(server: Server, format: str) -> None:
+async def test_every_kind_of_picture_passes_the_door(server: Server) -> None:
     server.configure(KONTEXT)
-    answer = await server.post(EDITS, data={"prompt": "x"}, files={"image": ("x", picture(48, 32, format))})
-    assert answer.status_code == 200, answer.text
+    for format in ("png", "jpeg", "webp", "gif", "tiff", "bmp", "avif", "heif"):
+        answer = await server.post(EDITS, data={"prompt": "x"}, files={"image": ("x", picture(48, 32, format))})
+        assert answer.status_code == 200, answer.text
 
 
 async def test_as_many_and_as_large_pictures_as_openai_takes(server: Server) -> None:
@@ -339,17 +337,18 @@ async def test_a_job_remembers_them(tmp_path: Path) -> None:
     assert read.usage.total_tokens == 25
 
 
-@pytest.mark.parametrize(
-    ("fields", "background"),
-    [({}, "transparent"), ({"background": "transparent"}, "transparent"), ({"background": "opaque"}, "opaque"),
-     ({"background": "transparent", "output_format": "webp"}, "transparent"), ({"output_format": "jpeg"}, "opaque")],
-)  # fmt: skip
-async def test_a_background_is_transparent_where_the_model_makes_alpha(
-    server: Server, fields: dict[str, Any], background: str
-) -> None:
+async def test_a_background_is_transparent_where_the_model_makes_alpha(server: Server) -> None:
     server.configure(LAYERED)
-    answer = await server.post(EDITS, json={"prompt": "x", "image": PNG_URL, **fields})
-    assert answer.json()["background"] == server.requests[0].output.background == background
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "transparent"),
+        ({"background": "transparent"}, "transparent"),
+        ({"background": "opaque"}, "opaque"),
+        ({"background": "transparent", "output_format": "webp"}, "transparent"),
+        ({"output_format": "jpeg"}, "opaque"),
+    ]
+    for fields, background in cases:
+        answer = await server.post(EDITS, json={"prompt": "x", "image": PNG_URL, **fields})
+        assert answer.json()["background"] == server.requests[-1].output.background == background
 
 
 async def test_a_transparent_background_is_refused_where_there_is_none_to_have(server: Server) -> None:
@@ -363,46 +362,54 @@ async def test_a_transparent_background_is_refused_where_there_is_none_to_have(s
 # --- moving pictures ---
 
 
-@pytest.mark.parametrize(
-    ("fields", "frames", "asked_of_the_model", "fps"),
-    [({"output_format": "gif"}, 9, 9, 5.0), ({"output_format": "gif", "frame_count": 16}, 16, 17, 5.0),
-     ({"output_format": "webp", "frame_count": 2, "frame_duration_ms": 100}, 2, 5, 10.0)],
-)  # fmt: skip
-async def test_a_model_of_videos_makes_moving_pictures(
-    server: Server, fields: dict[str, Any], frames: int, asked_of_the_model: int, fps: float
-) -> None:
+async def test_a_model_of_videos_makes_moving_pictures(server: Server) -> None:
     server.configure(WAN)
-    answer = await server.post(GENERATIONS, json={"prompt": "x", **fields})
-    assert answer.status_code == 200, answer.text
-    assert ImagesResponse.model_validate(answer.json(), strict=True).output_format == fields["output_format"]
-    [request] = server.requests
-    assert request.arguments["num_frames"] == asked_of_the_model
-    assert (request.output.kind, request.output.max_frames, request.output.fps) == ("video", frames, fps)
+    cases: list[tuple[dict[str, Any], int, int, float]] = [
+        ({"output_format": "gif"}, 9, 9, 5.0),
+        ({"output_format": "gif", "frame_count": 16}, 16, 17, 5.0),
+        ({"output_format": "webp", "frame_count": 2, "frame_duration_ms": 100}, 2, 5, 10.0),
+    ]
+    for fields, frames, asked_of_the_model, fps in cases:
+        answer = await server.post(GENERATIONS, json={"prompt": "x", **fields})
+        assert answer.status_code == 200, answer.text
+        assert ImagesResponse.model_validate(answer.json(), strict=True).output_format == fields["output_format"]
+        request = server.requests[-1]
+        assert request.arguments["num_frames"] == asked_of_the_model
+        assert (request.output.kind, request.output.max_frames, request.output.fps) == ("video", frames, fps)
 
 
-@pytest.mark.parametrize(
-    ("describing", "fields", "param"),
-    [
-        (TEXT, {"output_format": "gif"}, "output_format"),
-        (TEXT, {"output_format": "webp", "frame_count": 3}, "frame_count"),
-        (TEXT, {"frame_duration_ms": 100}, "frame_duration_ms"),
-        (WAN, {"output_format": "png", "frame_count": 3}, "frame_count"),
-        (WAN, {"output_format": "gif", "frame_count": 17}, "frame_count"),
-        (WAN, {"output_format": "gif", "output_compression": 50}, "output_compression"),
-        (WAN, {"output_format": "gif", "stream": True}, "stream"),
-        (WAN, {"output_format": "gif", "partial_images": 1, "background": True}, "partial_images"),
-        (WAN, {"output_format": "gif", "background": "transparent"}, "background"),
-        (WAN, {"output_format": "png"}, "model"),
-        (TEXT, {"output_format": "svg"}, "output_format"),
-        (TEXT, {"svg": {"model": "x"}}, "svg"),
-    ],
-)
-async def test_moving_pictures_that_cannot_be_are_refused_by_name(
-    server: Server, describing: Any, fields: dict[str, Any], param: str
-) -> None:
+NO_MOVING_PICTURES: list[tuple[Any, list[tuple[dict[str, Any], str]]]] = [
+    (
+        TEXT,
+        [
+            ({"output_format": "gif"}, "output_format"),
+            ({"output_format": "webp", "frame_count": 3}, "frame_count"),
+            ({"frame_duration_ms": 100}, "frame_duration_ms"),
+            ({"output_format": "svg"}, "output_format"),
+            ({"svg": {"model": "x"}}, "svg"),
+        ],
+    ),
+    (
+        WAN,
+        [
+            ({"output_format": "png", "frame_count": 3}, "frame_count"),
+            ({"output_format": "gif", "frame_count": 17}, "frame_count"),
+            ({"output_format": "gif", "output_compression": 50}, "output_compression"),
+            ({"output_format": "gif", "stream": True}, "stream"),
+            ({"output_format": "gif", "partial_images": 1, "background": True}, "partial_images"),
+            ({"output_format": "gif", "background": "transparent"}, "background"),
+            ({"output_format": "png"}, "model"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("describing", "cases"), NO_MOVING_PICTURES, ids=["pictures", "videos"])
+async def test_moving_pictures_that_cannot_be_are_refused_by_name(server: Server, describing: Any, cases: Any) -> None:
     server.configure(describing)
-    answer = await server.post(GENERATIONS, json={"prompt": "x", **fields})
-    assert (answer.status_code, error_of(answer)["param"]) == (400, param), answer.text
+    for fields, param in cases:
+        answer = await server.post(GENERATIONS, json={"prompt": "x", **fields})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, param), answer.text
 
 
 async def test_markup_is_refused_by_name_also_as_an_upload(server: Server) -> None:
