@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops
 
 from deployments.errors import InvalidRequestError
-from deployments.media.opening import laid_on_white, opened_picture
+from deployments.media.opening import laid_on_white, opened_picture, upright
 from deployments.messages import InputImage
 
 OPAQUE = 255
-SIXTEEN_BITS = 257  # 65 535 / 255
 
 
 def decode_input_image(
@@ -22,7 +20,7 @@ def decode_input_image(
     PICTURE_FORMATS, and for more than `max_pixels` (width x height), before any pixel is unpacked.
     """
     with opened_picture(image.data, param, max_pixels) as opened:
-        picture = _upright(opened)
+        picture = upright(opened)
         return picture.convert("RGBA") if keep_alpha else laid_on_white(picture)
 
 
@@ -34,7 +32,7 @@ def decode_mask(image: InputImage, max_pixels: int, param: str = "mask_image", b
     transparent nowhere and not grey.
     """
     with opened_picture(image.data, param, max_pixels) as opened:
-        picture = _upright(opened)
+        picture = upright(opened)
         if not picture.has_transparency_data and not by_alpha:
             return picture.convert("RGB")
         picture = picture.convert("RGBA")
@@ -49,21 +47,6 @@ def decode_mask(image: InputImage, max_pixels: int, param: str = "mask_image", b
         "a mask without alpha is white where to repaint",
         param,
     )
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    picture.load()
-    return _eight_bits(ImageOps.exif_transpose(picture))
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow cuts what is above 255 off. Raises ValueError for depths whose white is not known."""
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((values + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"32 bits per channel ({picture.mode})")
-    return picture
 
 
 def _is_grey(picture: Image.Image) -> bool:

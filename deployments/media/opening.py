@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pillow_heif
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import PICTURE_FILE, PICTURE_FORMATS
@@ -20,6 +21,7 @@ pillow_heif.options.DECODE_THREADS = 1  # a picture of a caller does not take th
 # Readings of a file: millions of tiny parts would take minutes, and Pillow joins some of them in quadratic time.
 MAX_HEADER_READS = 5_000
 MAX_READS = 200_000
+SIXTEEN_BITS = 257  # 65 535 / 255
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,28 @@ def opened_picture(data: bytes, param: str, max_pixels: int) -> Iterator[Image.I
         ) from error
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """The whole picture, of eight bits, as its EXIF turns it. Raises ValueError for depths whose white is not known."""
+    picture.load()
+    return _eight_bits(ImageOps.exif_transpose(picture))
+
+
 def laid_on_white(picture: Image.Image) -> Image.Image:
     """RGB; what is transparent becomes white."""
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow cuts what is above 255 off."""
+    if picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((values + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"32 bits per channel ({picture.mode})")
+    return picture
 
 
 def _is_on_its_side(picture: Image.Image) -> bool:

@@ -33,7 +33,9 @@ class ImageEditBody(ImageGenerationBody):
         description="transparent where the first picture is to be repainted; of a mask without alpha, what is white. "
         "Without a mask the alpha of the picture is one",
     )
-    markup: Any = Field(None, description="refused: draw it into `image`")
+    markup: InputImages = Field(
+        None, description="a picture with transparent parts, laid over the first `image`; not together with a mask"
+    )
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="the model decides how close it stays to `image`: no effect"
     )

@@ -18,7 +18,7 @@ from serve_app.requests.limits import RequestLimits
 
 Body = TypeVar("Body", bound=GenerationBody)
 
-PICTURE_FIELDS = ("image", "mask_image", "last_image")
+PICTURE_FIELDS = ("image", "mask_image", "last_image", "markup")
 MAX_REDIRECTS = 3
 TIMEOUT_S = 10.0  # for one picture, from the look-up of its host to its last byte
 MAX_AT_ONCE = 4

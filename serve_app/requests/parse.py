@@ -8,7 +8,7 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.input_pictures import PictureRules, with_pictures
-from serve_app.requests.masks import with_mask
+from serve_app.requests.masks import with_markup, with_mask
 from serve_app.requests.translate import to_generation_requests
 
 
@@ -22,5 +22,6 @@ async def parse(
 ) -> list[GenerationRequest]:
     """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
     body = with_mask(await with_pictures(body, rules), description, rules.limits)
+    body = await with_markup(body, rules.limits)
     request_id = request_id or uuid.uuid4().hex
     return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments)

@@ -37,7 +37,6 @@ NO_REQUEST: dict[str, tuple[Any, ...]] = {
 # OpenAI's fields that no diffusion model can answer, and what to do instead.
 REFUSED = {
     "svg": "diffusion models make pixels: ask for png, jpeg or webp",
-    "markup": "draw it into the first picture",
 }
 
 # Passed on under the same name when they are set.

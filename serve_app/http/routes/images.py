@@ -41,7 +41,7 @@ def image_routes(service: Service) -> APIRouter:
         "/v1/images/edits",
         response_model=ImagesAnswer,
         responses=AT_ONCE_OR_STREAMED,
-        openapi_extra=openapi_content(ImageEditBody, files=("image", "mask")),
+        openapi_extra=openapi_content(ImageEditBody, files=("image", "mask", "markup")),
     )
     async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""

@@ -412,10 +412,32 @@ async def test_moving_pictures_that_cannot_be_are_refused_by_name(server: Server
         assert (answer.status_code, error_of(answer)["param"]) == (400, param), answer.text
 
 
-async def test_markup_is_refused_by_name_also_as_an_upload(server: Server) -> None:
+async def test_markup_is_laid_over_the_first_picture(server: Server) -> None:
     server.configure(KONTEXT)
-    answer = await server.post(EDITS, data={"prompt": "x"}, files={"image": picture(), "markup": picture()})
-    assert (answer.status_code, error_of(answer)["param"]) == (400, "markup")
+    markup = Image.new("RGBA", (32, 32))
+    markup.paste((0, 255, 0, 255), (0, 0, 16, 32))
+    file = io.BytesIO()
+    markup.save(file, "PNG")
+    files: list[Any] = [("image[]", picture()), ("image[]", picture(16, 16)), ("markup", file.getvalue())]
+    answer = await server.post(EDITS, data={"prompt": "x"}, files=files)
+    assert answer.status_code == 200, answer.text
+    arguments = server.requests[0].arguments
+    first, second = arguments["image"]
+    seen = Image.open(io.BytesIO(first.data))
+    assert (seen.getpixel((0, 0)), seen.getpixel((31, 31))) == ((0, 255, 0), (200, 30, 30))
+    assert second == InputImage(picture(16, 16))
+    assert "markup" not in arguments
+
+
+async def test_markup_that_cannot_be_laid_over_it_is_refused_by_name(server: Server) -> None:
+    for describing, files in (
+        (KONTEXT, {"markup": picture(32, 32)}),
+        (KONTEXT, {"markup": holed(48, 32)}),
+        (INPAINT, {"markup": holed(32, 32), "mask": holed(32, 32)}),
+    ):
+        server.configure(describing)
+        answer = await server.post(EDITS, data={"prompt": "x"}, files={"image": picture(32, 32), **files})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "markup"), answer.text
 
 
 async def test_a_video_may_be_a_gif_and_the_source_of_another(tmp_path: Path) -> None:
