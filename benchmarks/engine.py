@@ -122,7 +122,7 @@ class Model:
     def run_plain(self, request: GenerationRequest, conditioning: Conditioning) -> None:
         """The pipeline's loop with no engine at all."""
         calls = unpack_conditioning(conditioning, self.stage)
-        DenoiseSession(self.stage, call_arguments(request), request.seed, calls).run()
+        DenoiseSession(self.stage, call_arguments(self.stage, request), request.seed, calls).run()
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

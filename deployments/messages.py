@@ -13,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 MediaKind = Literal["image", "video"]
+Background = Literal["transparent", "opaque"]
 StageName = Literal["encoder", "denoiser", "vae"]
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
 # What a pipeline makes of what, by the Hugging Face hub's names (it has text_to_audio and others for sound).
 Task = Literal["text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video"]
 BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset({"image_to_image", "inpainting", "image_to_video"})
+
+# Files that callers may send as pictures, by Pillow's names of their formats; HEIC is HEIF.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+PICTURE_FILE = "a PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF or HEIC file"
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -47,9 +52,11 @@ class OutputFormat:
     """The file that the VAE stage writes."""
 
     kind: MediaKind
-    format: Literal["png", "jpeg", "webp", "mp4"]
+    format: Literal["png", "jpeg", "webp", "gif", "mp4"]
     quality: int | None = None  # 0..100, for jpeg and webp; None: the encoder's default
     fps: float | None = None  # frames per second of a video; None: the model's own
+    background: Background = "opaque"  # transparent: the alpha that the model makes is kept; opaque: laid on white
+    max_frames: int | None = None  # of a video that the model makes longer than was asked for, the first; None: all
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,25 @@ class MediaFile:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What one request was, in tokens: nothing is billed by them.
+
+    A token of a picture is a place of the latents that the denoiser works on: as many pixels of width and height as
+    `StageDescription.size_multiple` says, and of a video `frame_multiple` frames.
+    """
+
+    text_tokens: int = 0  # of the prompt and the negative prompt, by the pipeline's first tokenizer, whole
+    image_tokens: int = 0  # of the pictures sent along, masks among them, at their own sizes
+    output_tokens: int = 0  # of what was made
+
+
+@dataclass(frozen=True)
 class Media:
     """The files that one request made (most models make one) and the seconds that each part took."""
 
     files: tuple[MediaFile, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True)
@@ -191,6 +212,8 @@ class StageDescription:
     node_id: str = ""
     features: tuple[str, ...] = ()  # names that GenerationRequest.features may have
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
+    frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
+    makes_alpha: bool = False  # its pictures have four channels
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

@@ -1,8 +1,8 @@
-"""Pixels and sound as files: PNG, JPEG, WebP and MP4, without torch, so that any process can write them.
+"""Pixels and sound as files: PNG, JPEG, WebP, GIF and MP4, without torch, so that any process can write them.
 
 Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
 its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
-the `comment` of MP4. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
+the comment of GIF and MP4. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
 same request gives the same bytes.
 """
 
@@ -28,7 +28,7 @@ from deployments.messages import MediaFile
 Pixels = npt.NDArray[np.uint8]  # [H, W, C]; C is 1 (grey), 3 (RGB) or 4 (RGBA)
 Samples = npt.NDArray[np.float32]  # [channels, time] in -1..1
 
-MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4"}
+MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif", "mp4": "video/mp4"}
 
 PNG_COMPRESS_LEVEL = 1  # a fifth of the time of Pillow's default, for files some percent larger
 JPEG_QUALITY = 95
@@ -52,14 +52,16 @@ class FileToWrite:
     frames: list[Pixels]  # one for a picture
     metadata: dict[str, Any]  # plain values
     quality: int | None = None  # 0..100, for jpeg and webp; None: the defaults above
-    fps: float | None = None  # frames per second, for mp4
+    fps: float | None = None  # frames per second, for mp4 and moving pictures
     samples: Samples | None = None  # the sound of an mp4
     sample_rate: int = 0  # samples per second
 
 
 def write_file(file: FileToWrite) -> MediaFile:
     """The encoded file."""
-    return _WRITERS.get(file.format, _write_picture)(file)
+    if file.format == "mp4":
+        return _write_video(file)
+    return _write_picture(file) if file.fps is None else _write_animation(file)
 
 
 def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
@@ -74,9 +76,17 @@ def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
 def _write_picture(file: FileToWrite) -> MediaFile:
     pixels = file.frames[0]
     height, width = pixels.shape[:2]
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    data = _PICTURE_ENCODERS[file.format](image, file.metadata, file.quality)
+    data = _PICTURE_ENCODERS[file.format](_image(pixels), file.metadata, file.quality)
     return MediaFile(data, MIME_TYPES[file.format], width, height)
+
+
+def _image(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as RGB."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _png(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
@@ -87,7 +97,7 @@ def _png(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> b
 
 def _jpeg(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
     if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = on_white(image)
     exif = _exif(metadata, JPEG_METADATA_BYTES)
     return _saved(image, format="JPEG", quality=JPEG_QUALITY if quality is None else quality, exif=exif)
 
@@ -107,6 +117,23 @@ def _saved(image: Image.Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _write_animation(file: FileToWrite) -> MediaFile:
+    """A moving picture that repeats without end, at the nearest rate that its format has: GIF counts in 10 ms."""
+    assert file.fps is not None
+    unit_ms = {"gif": 10, "webp": 1}[file.format]
+    duration_ms = max(1, round(1000 / file.fps / unit_ms)) * unit_ms
+    first, *others = [_image(frame) for frame in file.frames]
+    options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": duration_ms, "loop": 0}
+    if file.format == "gif":
+        text = json.dumps(file.metadata)
+        data = _saved(first, format="GIF", comment=text.encode("ascii"), disposal=0, **options)
+    else:
+        quality = WEBP_QUALITY if file.quality is None else file.quality
+        data = _saved(first, format="WEBP", quality=quality, exif=_exif(file.metadata), minimize_size=False, **options)
+    height, width = file.frames[0].shape[:2]
+    return MediaFile(data, MIME_TYPES[file.format], width, height, len(file.frames), 1000 / duration_ms)
+
+
 def _write_video(file: FileToWrite) -> MediaFile:
     assert file.fps is not None
     frames = [_even_rgb(frame) for frame in file.frames]
@@ -119,7 +146,9 @@ def _write_video(file: FileToWrite) -> MediaFile:
 def _even_rgb(frame: Pixels) -> Pixels:
     """yuv420p has one colour for four pixels: an odd side repeats its last row or column."""
     height, width, channels = frame.shape
-    rgb = np.repeat(frame, 3, axis=2) if channels == 1 else frame[:, :, :3]
+    rgb = np.repeat(frame, 3, axis=2) if channels == 1 else frame
+    if channels == 4:
+        rgb = np.asarray(on_white(Image.fromarray(frame)))
     return np.ascontiguousarray(np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 
@@ -154,9 +183,6 @@ def _mp4(frames: list[Pixels], fps: float, samples: Samples | None, audio_sample
         return path.read_bytes()
 
 
-_WRITERS: dict[str, Callable[[FileToWrite], MediaFile]] = {"mp4": _write_video}
-
-
 def _exif(metadata: dict[str, Any], max_bytes: int | None = None) -> Image.Exif:
     text = json.dumps(metadata)  # ASCII: the one charset that all readers of UserComment agree on
     if max_bytes is not None and len(text) > max_bytes:
@@ -178,6 +204,12 @@ def _read_exif(data: bytes) -> str:
     return comment[8:].decode("ascii")
 
 
+def _read_gif(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        comment: bytes = image.info.get("comment", b"")
+    return comment.decode("ascii")
+
+
 def _read_mp4(data: bytes) -> str:
     with av.open(io.BytesIO(data)) as container:
         return container.metadata.get("comment", "")
@@ -187,5 +219,6 @@ _METADATA_READERS: dict[str, Callable[[bytes], str]] = {
     "image/png": _read_png,
     "image/jpeg": _read_exif,
     "image/webp": _read_exif,
+    "image/gif": _read_gif,
     "video/mp4": _read_mp4,
 }

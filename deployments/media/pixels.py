@@ -1,20 +1,16 @@
-"""Between a pipeline and files: what it returned becomes pixels to be written, what callers send becomes pictures."""
+"""Between a pipeline and files: what it returned becomes pixels to be written."""
 
 from __future__ import annotations
 
-import io
-import struct
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.media.files import FileToWrite, Pixels, Samples
+from deployments.media.files import FileToWrite, Pixels, Samples, on_white
 from deployments.messages import GenerationRequest, InputImage
-
-INPUT_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def files_to_write(
@@ -35,33 +31,6 @@ def files_to_write(
     if request.output.kind == "video":
         return _videos(output, request, request.output.fps or default_fps, audio_sample_rate)
     return _pictures(output, request)
-
-
-def decode_input_image(image: InputImage, max_pixels: int, param: str = "image") -> Image.Image:
-    """The caller's picture as diffusers.utils.load_image gives it: upright and RGB.
-
-    Raises InvalidRequestError, naming `param`, for what is no complete PNG, JPEG or WebP file, and for more
-    than `max_pixels` (width x height), before any pixel is unpacked.
-    """
-    try:
-        picture = Image.open(io.BytesIO(image.data), formats=INPUT_FORMATS)
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise _too_many_pixels(f"{width}x{height}", max_pixels, param)
-        picture.load()
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_many_pixels("larger still", max_pixels, param) from error
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error) as error:
-        # What Pillow raises for a broken file: each of its readers has its own.
-        raise InvalidRequestError(
-            f"{param} must be a complete PNG, JPEG or WebP file; it cannot be read as one", param
-        ) from error
-
-
-def _too_many_pixels(size: str, max_pixels: int, param: str) -> InvalidRequestError:
-    message = f"{param} may have at most {max_pixels} pixels (width x height), it is {size}"
-    return InvalidRequestError(message, param)
 
 
 def _refuse_flagged(output: Any) -> None:
@@ -90,6 +59,8 @@ def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...
 def _picture_file(pixels: Pixels, request: GenerationRequest) -> FileToWrite:
     height, width = pixels.shape[:2]
     metadata = _metadata(request, width, height)
+    if request.output.background == "opaque" and pixels.shape[2] == 4:
+        pixels = np.asarray(on_white(Image.fromarray(pixels)))
     return FileToWrite(request.output.format, [pixels], metadata, request.output.quality)
 
 
@@ -157,7 +128,14 @@ def _video_file(
     fps: float,
     audio_sample_rate: int,
 ) -> FileToWrite:
-    height, width = (side + side % 2 for side in frames[0].shape[:2])  # an odd side is written one pixel longer
+    frames = frames[: request.output.max_frames]
+    height, width = frames[0].shape[:2]
+    if request.output.format != "mp4":
+        if frames[0].shape[2] == 4:
+            frames = [np.asarray(on_white(Image.fromarray(frame))) for frame in frames]
+        metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
+        return FileToWrite(request.output.format, frames, metadata, request.output.quality, fps)
+    width, height = (side + side % 2 for side in (width, height))  # an odd side is written one pixel longer
     metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
     return FileToWrite("mp4", frames, metadata, fps=fps, samples=samples, sample_rate=audio_sample_rate)
 

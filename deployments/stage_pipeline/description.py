@@ -16,6 +16,7 @@ from deployments.stage_pipeline.tasks import tasks_of
 
 # Set by Triptych itself in every call, so not for callers.
 OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
+RGBA = 4
 KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "image": "image"}
 
 
@@ -38,6 +39,8 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         weight_bytes=stage.weight_bytes(),
         process_id=os.getpid(),
         tasks=tasks_of(type(stage.pipeline), kind),
+        frame_multiple=frame_multiple(stage),
+        makes_alpha=makes_alpha(stage),
     )
 
 
@@ -85,6 +88,32 @@ def size_multiple(stage: StagePipeline) -> int:
         if config is not None and isinstance(config.get("vae_scale_factor"), int):
             scales.append(config["vae_scale_factor"])
     return max(scales)
+
+
+def reads_alpha(stage: StagePipeline) -> bool:
+    """Whether the pipeline's autoencoder takes pictures of four channels."""
+    return _vae_channels(stage, "in_channels") == RGBA
+
+
+def makes_alpha(stage: StagePipeline) -> bool:
+    """Whether the pipeline's autoencoder makes pictures of four channels."""
+    return _vae_channels(stage, "out_channels") == RGBA
+
+
+def _vae_channels(stage: StagePipeline, name: str) -> int | None:
+    config = getattr(getattr(stage.pipeline, "vae", None), "config", None)
+    if config is None:
+        return None
+    channels = config.get(name, config.get("input_channels"))  # AutoencoderKLQwenImage has one number for both
+    return channels if isinstance(channels, int) else None
+
+
+def frame_multiple(stage: StagePipeline) -> int:
+    """Frames that one frame of the latents stands for, after the first; 1 where that is not known."""
+    for name in ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor"):
+        if isinstance(scale := getattr(stage.pipeline, name, None), int) and scale > 0:
+            return scale
+    return 1
 
 
 def _spatial_patch(denoiser: Any) -> int:

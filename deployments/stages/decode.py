@@ -8,13 +8,14 @@ from typing import Any
 
 from deployments.media.files import FileToWrite
 from deployments.media.pixels import files_to_write
-from deployments.messages import DecodeInputs, GenerationRequest
+from deployments.messages import DecodeInputs, GenerationRequest, Usage
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.hand_off import unpack_outcome
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.decode import DecodeSession
 from deployments.stage_pipeline.sessions.denoise import Result
 from deployments.stages.encode import call_arguments
+from deployments.stages.usage import usage_of
 
 DEFAULT_FPS = 16.0
 
@@ -25,6 +26,7 @@ class Decoded:
 
     files: tuple[FileToWrite, ...]
     seconds: dict[str, float]
+    usage: Usage
 
     @property
     def num_bytes(self) -> int:
@@ -36,7 +38,8 @@ def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInput
     started = time.perf_counter()
     output = decode_output(stage, request, inputs)
     files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage))
-    return Decoded(files, {"decode": time.perf_counter() - started})
+    usage = usage_of(stage, request, files)
+    return Decoded(files, {"decode": time.perf_counter() - started}, usage)
 
 
 def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:
@@ -44,7 +47,7 @@ def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: Deco
     outcome = unpack_outcome(inputs, stage)
     if isinstance(outcome, Result):
         return outcome.output
-    return DecodeSession(stage, call_arguments(request), request.seed, outcome).run()
+    return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
 
 
 def default_fps(stage: StagePipeline) -> float:

@@ -136,9 +136,12 @@ class DenoiserStage:
         def encoded(arguments: dict[str, Any]) -> Any:
             return unpack_conditioning(encode(_with_arguments(request, arguments)), self.stage)
 
+        def decoded(arguments: dict[str, Any]) -> dict[str, Any]:
+            return decode_arguments(self.stage, arguments)
+
         for arguments in (small_arguments(request, size_multiple(self.stage)), request.arguments):
             try:
-                axes = learn_batch_axes(self.stage, arguments, encoded, decode_arguments, self._run_probe)
+                axes = learn_batch_axes(self.stage, arguments, encoded, decoded, self._run_probe)
             except Exception as error:  # noqa: BLE001  (this size may not suit the pipeline; the request itself tells)
                 logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
                 continue

@@ -115,7 +115,7 @@ class DenoiseRun:
         engine.begin(self.fiber)
         try:
             # In this thread: what was sent may be large pictures, and to decode one can take a second.
-            arguments = call_arguments(self.request)
+            arguments = call_arguments(self.denoiser.stage, self.request)
             calls = unpack_conditioning(self.conditioning, self.denoiser.stage)
             outcome = engine.call(self.fiber, lambda: self._run(arguments, calls, call_remotely, resume_from))
         finally:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
-from deployments.media.pixels import decode_input_image
+from deployments.media.inputs import decode_input_image, decode_mask
 from deployments.messages import Conditioning, GenerationRequest, InputImage
+from deployments.stage_pipeline.description import reads_alpha
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 
 MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
+_MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_video ...
 
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
-    return pack_conditioning(EncodeSession(stage, call_arguments(request), request.seed).run())
+    return pack_conditioning(EncodeSession(stage, call_arguments(stage, request), request.seed).run())
 
 
-def call_arguments(request: GenerationRequest) -> dict[str, Any]:
+def call_arguments(stage: StagePipeline, request: GenerationRequest) -> dict[str, Any]:
     """The request's arguments as the pipeline takes them."""
-    return decode_arguments(request.arguments)
+    return decode_arguments(stage, request.arguments)
 
 
-def decode_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with decoded pictures in place of files."""
-    return {name: _decoded(value, name) for name, value in arguments.items()}
+def decode_arguments(stage: StagePipeline, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with decoded pictures and masks in place of files."""
+    keep_alpha = reads_alpha(stage)
+
+    def decoded(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [decoded(name, item) for item in value]
+        if not isinstance(value, InputImage):
+            return value
+        if _MASK.search(name):
+            return decode_mask(value, MAX_INPUT_PIXELS, name, by_alpha=value == _first(arguments.get("image")))
+        return decode_input_image(value, MAX_INPUT_PIXELS, name, keep_alpha)
+
+    return {name: decoded(name, value) for name, value in arguments.items()}
 
 
-def _decoded(value: Any, name: str) -> Any:
-    if isinstance(value, InputImage):
-        return decode_input_image(value, MAX_INPUT_PIXELS, name)
-    return [_decoded(item, name) for item in value] if isinstance(value, list) else value
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
 
 
 def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import GenerationRequest, Media, StageDescription
+from deployments.messages import Background, GenerationRequest, Media, StageDescription, Usage
+from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.records import Job
 from serve_app.requests.translate import DEFAULT_FPS
 from serve_app.storage.outputs import OutputURLs, store_media
@@ -32,6 +34,43 @@ class GeneratedItem(BaseModel):
     seed: int
 
 
+class InputTokens(BaseModel):
+    """Parts of `UsageAnswer.input_tokens`."""
+
+    text_tokens: int = Field(description="of prompt and negative prompt, by the pipeline's first tokenizer")
+    image_tokens: int = Field(description="of the pictures sent along, at their own sizes")
+
+
+class OutputTokens(BaseModel):
+    """Parts of `UsageAnswer.output_tokens`."""
+
+    image_tokens: int
+    text_tokens: Literal[0] = 0
+
+
+class UsageAnswer(BaseModel):
+    """What a request was, in tokens; nothing is billed by them. Those of pictures are places of the model's latents."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    output_tokens_details: OutputTokens
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usages: Iterable[Usage]) -> Self:
+        each = list(usages)
+        text, image = sum(usage.text_tokens for usage in each), sum(usage.image_tokens for usage in each)
+        output = sum(usage.output_tokens for usage in each)
+        return cls(
+            input_tokens=text + image,
+            input_tokens_details=InputTokens(text_tokens=text, image_tokens=image),
+            output_tokens=output,
+            output_tokens_details=OutputTokens(image_tokens=output),
+            total_tokens=text + image + output,
+        )
+
+
 class ImagesAnswer(BaseModel):
     """What the OpenAI client reads as ImagesResponse, and a little more."""
 
@@ -40,10 +79,19 @@ class ImagesAnswer(BaseModel):
     data: list[GeneratedItem]
     output_format: str
     size: str
+    background: Background = Field(description="transparent: the alpha that the model made is kept")
+    safety_identifier: str | None = Field(description="of the request, or its `user`")
+    usage: UsageAnswer
     timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
 
     @classmethod
-    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+    def of(
+        cls,
+        items: list[GeneratedItem],
+        requests: list[GenerationRequest],
+        media: list[Media],
+        end_user: str | None = None,
+    ) -> Self:
         first = media[0].files[0]
         return cls(
             created=int(time.time()),
@@ -51,6 +99,9 @@ class ImagesAnswer(BaseModel):
             data=items,
             output_format=requests[0].output.format,
             size=f"{first.width}x{first.height}",
+            background=requests[0].output.background,
+            safety_identifier=end_user,
+            usage=UsageAnswer.of(made.usage for made in media),
             timings=[made.seconds for made in media],
         )
 
@@ -62,9 +113,15 @@ class VideosAnswer(ImagesAnswer):
     fps: float | None
 
     @classmethod
-    def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
+    def of(
+        cls,
+        items: list[GeneratedItem],
+        requests: list[GenerationRequest],
+        media: list[Media],
+        end_user: str | None = None,
+    ) -> Self:
         first = media[0].files[0]
-        answer = ImagesAnswer.of(items, requests, media)
+        answer = ImagesAnswer.of(items, requests, media, end_user)
         return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
 
 
@@ -87,8 +144,10 @@ class ModelList(BaseModel):
 class JobError(BaseModel):
     """Why a job failed, with the codes of synchronous errors."""
 
-    code: str | None
+    code: str
     message: str
+    type: str | None = None
+    param: str | None = Field(None, description="the field at fault")
 
 
 class VideoObject(BaseModel):
@@ -244,6 +303,9 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
         data=items,
         output_format=job.asked.output_format,
         size=f"{first.width}x{first.height}",
+        background=background_of(job),
+        safety_identifier=job.shown.get("safety_identifier"),
+        usage=UsageAnswer.of(usages_of(job).values()),
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
     )
     if job.kind == "image":
@@ -274,8 +336,21 @@ def shown_of_video(request: GenerationRequest, description: StageDescription) ->
     }
 
 
+def background_of(job: Job) -> Background:
+    """Opaque where the job's row does not say it."""
+    return "transparent" if job.asked.background == "transparent" else "opaque"
+
+
+def usages_of(job: Job) -> dict[str, Usage]:
+    """By the number of the request; jobs that an earlier version made have none."""
+    return {number: Usage(**usage) for number, usage in (job.shown.get("usage") or {}).items()}
+
+
 def _error(job: Job) -> JobError | None:
-    return None if job.error is None else JobError(code=job.error["code"], message=job.error["message"])
+    if job.error is None:
+        return None
+    report = error_from_json(job.error)
+    return JobError(code=report.code or report.type, message=report.message, type=report.type, param=report.param)
 
 
 def _upload(job: Job) -> Literal["pending", "done"] | None:

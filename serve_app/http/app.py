@@ -76,7 +76,7 @@ MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,
-    lambda service: Middleware(BodySizeLimit),
+    lambda service: Middleware(BodySizeLimit, max_body_bytes=service.args.limits.max_body_bytes),
     lambda service: Middleware(AnswerHead),
 )
 

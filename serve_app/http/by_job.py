@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
@@ -74,7 +75,9 @@ async def job_of_body(
     kind = body.media_kind
     job_id = new_job_id(kind)
     requests = await service.parse(body, job_id)
-    shown = {"prompt": body.prompt, "base_url": context.base_url}
+    shown: dict[str, Any] = {"prompt": body.prompt, "base_url": context.base_url}
+    if body.end_user is not None:
+        shown["safety_identifier"] = body.end_user
     if kind == "video":
         shown |= shown_of_video(requests[0], await service.model.describe())
     return await service.jobs.submit(

@@ -10,12 +10,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
-from serve_app.http.middleware.limits import MAX_BODY_BYTES
+from serve_app.http.middleware.limits import MAX_BODY_BYTES_AT_ONCE
 
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_FILES = 20
 MAX_FIELDS = 200
+MAX_DEPTH = 5  # of a[b][c]
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 TEXT_FIELDS = ("prompt", "negative_prompt")  # taken as they are, whatever they look like
 
@@ -69,21 +70,19 @@ async def _read_json(request: Request) -> Any:
 
 
 async def _read_form(request: Request) -> dict[str, Any]:
-    """A form's fields: `a` and repeated `a` or `a[]` (a list), `a[key]` (an object), files as bytes.
+    """A form's fields: `a`, repeated `a`, `a[]` or `a[0]` (a list), `a[key]` (an object), files as bytes.
 
     Names of files are read nowhere: they are the caller's, and say nothing that the bytes do not.
     """
     values: dict[str, Any] = {}
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_BODY_BYTES) as form:
+    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_BODY_BYTES_AT_ONCE) as form:
         for given_name, field in form.multi_items():
+            name, *keys = [part.removesuffix("]") for part in given_name.split("[")]
+            if _is_null(name, field):
+                continue
             value = await field.read() if isinstance(field, UploadFile) else field
-            name, bracket, key = given_name.partition("[")
-            key = key.removesuffix("]")
-            if bracket and key and not key.isdecimal():
-                members = values.setdefault(name, {})
-                if not isinstance(members, dict):
-                    raise HTTPException(400, f"the form has {name!r} both as a value and as an object")
-                members[key] = _plain_value(value)
+            if keys := [key for key in keys if key]:
+                _put(values, [name, *keys], value if isinstance(value, bytes) else _plain_value(value))
             elif name in values:
                 several = values[name] if isinstance(values[name], list) else [values[name]]
                 values[name] = [*several, value]
@@ -91,7 +90,37 @@ async def _read_form(request: Request) -> dict[str, Any]:
                 values[name] = _plain_value(value)
             else:
                 values[name] = value
-    return values
+    return {name: _with_lists(value) for name, value in values.items()}
+
+
+def _is_null(name: str, field: UploadFile | str) -> bool:
+    """Forms have no null: an empty value, OpenAI's `null`, and the empty file of a page's form stand for it."""
+    if isinstance(field, UploadFile):
+        return not field.filename and not field.size
+    return name not in TEXT_FIELDS and field.strip() in ("", "null")
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    *objects, last = path
+    if len(path) > MAX_DEPTH:
+        raise HTTPException(400, f"the form has {path[0]!r} more than {MAX_DEPTH - 1} levels deep")
+    for name in objects:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise HTTPException(400, f"the form has {name!r} both as a value and as an object")
+    if last in values:
+        raise HTTPException(400, f"the form has {path[0]}[{']['.join(path[1:])}] twice")
+    values[last] = value
+
+
+def _with_lists(value: Any) -> Any:
+    """An object whose names are all numbers is a list."""
+    if not isinstance(value, dict):
+        return value
+    members = {name: _with_lists(member) for name, member in value.items()}
+    if members and all(name.isdecimal() for name in members):
+        return [members[name] for name in sorted(members, key=int)]
+    return members
 
 
 def _plain_value(value: str | bytes) -> Any:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from fastapi.responses import StreamingResponse
 
-from deployments.messages import GenerationRequest, Media, MediaFile
+from deployments.messages import GenerationRequest, Media, MediaFile, Usage
 from serve_app.errors import JobNotFoundError, report_error
+from serve_app.http.answers import UsageAnswer, background_of, usages_of
 from serve_app.http.errors import error_content
 from serve_app.http.sse import KEEP_ALIVE, sse_event
 from serve_app.jobs.codec import error_from_json
@@ -25,12 +26,6 @@ from serve_app.storage.base import StorageBackend
 StreamPrefix = Literal["image_generation", "image_edit"]
 
 KEEP_ALIVE_S = 15.0  # between comments that keep proxies from closing a quiet connection
-NO_TOKENS = {  # OpenAI's unit of billing; nothing is billed here
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 
 class PartialPictures:
@@ -60,7 +55,11 @@ class PartialPictureFollower(Follower):
 
 
 async def picture_events(
-    prefix: StreamPrefix, tasks: Tasks, partials: PartialPictures, keep_alive_s: float = KEEP_ALIVE_S
+    prefix: StreamPrefix,
+    tasks: Tasks,
+    partials: PartialPictures,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    end_user: str | None = None,
 ) -> AsyncIterator[bytes]:
     """A `partial_image` event for each preview and a `completed` event for each picture, as they come.
 
@@ -85,7 +84,7 @@ async def picture_events(
                 if isinstance(failure, Exception):
                     yield sse_event("error", error_content(report_error(failure)))
                     return
-                for event in _completed(prefix, tasks[task], task.result()):
+                for event in _completed(prefix, tasks[task], task.result(), end_user):
                     yield event
     finally:
         for task in tasks:
@@ -106,7 +105,10 @@ async def picture_events_of_job(
         elif event.kind == "preview":
             number = event.data["request"]
             small = {name: event.data[name] for name in ("b64_json", "output_format", "size")}
-            yield _event(f"{prefix}.partial_image", small | {"partial_image_index": shown[number]})
+            yield _event(
+                f"{prefix}.partial_image",
+                small | {"background": background_of(job), "partial_image_index": shown[number]},
+            )
             shown[number] += 1
         elif event.kind == "stored":
             made = await jobs.get(job.id, job.owner)
@@ -130,11 +132,10 @@ def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, medi
     return [_event(kind, _file(request, file) | {"partial_image_index": number}) for file in media.files]
 
 
-def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[bytes]:
-    return [
-        _event(f"{prefix}.completed", _file(request, file) | {"usage": NO_TOKENS, "timings": media.seconds})
-        for file in media.files
-    ]
+def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media, end_user: str | None) -> list[bytes]:
+    usage = UsageAnswer.of([media.usage]).model_dump()
+    more = {"usage": usage, "safety_identifier": end_user, "timings": media.seconds}
+    return [_event(f"{prefix}.completed", _file(request, file) | more) for file in media.files]
 
 
 def _file(request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
@@ -142,22 +143,26 @@ def _file(request: GenerationRequest, file: MediaFile) -> dict[str, Any]:
         "b64_json": base64.b64encode(file.data).decode(),
         "size": f"{file.width}x{file.height}",
         "output_format": request.output.format,
+        "background": request.output.background,
         "seed": request.seed,
     }
 
 
 async def _stored(job: Job, output: Output, storage: StorageBackend) -> dict[str, Any]:
     data, _ = await storage.load(output.key)
+    usage = usages_of(job).get(str(output.request), Usage())
     return {
         "b64_json": base64.b64encode(data).decode(),
         "size": f"{output.width}x{output.height}",
         "output_format": job.asked.output_format,
         "seed": output.seed,
-        "usage": NO_TOKENS,
+        "background": background_of(job),
+        "usage": UsageAnswer.of([usage]).model_dump(),
+        "safety_identifier": job.shown.get("safety_identifier"),
         "timings": job.timings[str(output.request)],
     }
 
 
 def _event(kind: str, picture: dict[str, Any]) -> bytes:
-    told = {"type": kind, "created_at": int(time.time()), "quality": "auto", "background": "opaque"}
+    told = {"type": kind, "created_at": int(time.time()), "quality": "auto"}
     return sse_event(kind, told | picture)

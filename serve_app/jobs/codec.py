@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from deployments.errors import TriptychError
-from deployments.messages import Checkpoint, GenerationRequest, InputImage, MediaKind, OutputFormat, Packed
+from deployments.messages import Background, Checkpoint, GenerationRequest, InputImage, MediaKind, OutputFormat, Packed
 from serve_app.errors import ErrorReport
 from serve_app.storage.base import CONTENT_TYPES
 
@@ -90,6 +90,8 @@ OUTPUT_FIELDS = {
     "format": Field(lambda value: value in tuple(CONTENT_TYPES), True),
     "quality": Field(_is_whole),
     "fps": Field(_is_number),
+    "background": Field(lambda value: value in get_args(Background)),
+    "max_frames": Field(_is_whole),
 }
 
 
@@ -100,6 +102,7 @@ class Asked:
     model: str = ""
     seed: int = 0
     output_format: str = ""
+    background: str = ""
 
 
 def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -> tuple[list[Row], list[bytes]]:
@@ -144,7 +147,8 @@ def asked_from_json(rows: Sequence[Row]) -> Asked:
     """What answers tell of a job with these rows."""
     try:
         work = _known(today(rows[0])[WORK], WORK_FIELDS)
-        return Asked(work["model"], work["seed"], _known(work["output"], OUTPUT_FIELDS)["format"])
+        output = _known(work["output"], OUTPUT_FIELDS)
+        return Asked(work["model"], work["seed"], output["format"], output.get("background", ""))
     except (LookupError, UnreadableRowError):
         return Asked()
 

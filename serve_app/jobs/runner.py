@@ -333,7 +333,9 @@ class JobRunner:
         )
         outputs = [Output(request=number, **vars(file)) for file in stored]
         try:
-            await self.threads.run(self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds)
+            await self.threads.run(
+                self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds, media.usage
+            )
         except LeaseLostError:
             await self._remove_if_unwanted(running.job.id, outputs)
             raise

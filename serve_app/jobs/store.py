@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from deployments.messages import Usage
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.database import writing
@@ -420,14 +421,24 @@ class JobStore:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(takeovers=0))
 
     def save_outputs(
-        self, runner: str, job_id: str, request: int, outputs: Sequence[Output], seconds: dict[str, float]
+        self,
+        runner: str,
+        job_id: str,
+        request: int,
+        outputs: Sequence[Output],
+        seconds: dict[str, float],
+        usage: Usage | None = None,
     ) -> None:
         """The files of one of the job's requests, which is done. Raises LeaseLostError."""
         with self._writing.begin() as connection:
             row = self._leased(connection, runner, job_id)
             connection.execute(sa.insert(tables.outputs), [{"job_id": job_id} | asdict(output) for output in outputs])
             timings = (row.timings or {}) | {str(request): seconds}
-            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(timings=timings, takeovers=0))
+            shown = dict(row.shown or {})
+            if usage is not None:
+                shown["usage"] = (shown.get("usage") or {}) | {str(request): asdict(usage)}
+            values = {"timings": timings, "shown": shown, "takeovers": 0}
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
             pending = any(output.upload_pending for output in outputs)
             stored = {"request": request, "keys": [output.key for output in outputs]}
             self._append(connection, job_id, "stored", stored | {"upload": "pending" if pending else "done"})

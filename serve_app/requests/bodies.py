@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic.functional_serializers import PlainSerializer
 from pydantic.functional_validators import AfterValidator, PlainValidator
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from deployments.messages import InputImage, MediaKind
+from deployments.messages import PICTURE_FILE, InputImage, MediaKind
 from env_config.closest import did_you_mean
+from serve_app.requests.encoded_files import file_bytes
 
 T = TypeVar("T")
 
@@ -30,7 +31,12 @@ FIELD_INSTEAD = {
     "frame_rate": "fps",
 }
 SIZE_PATTERN = r"(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})"
-_IMAGE_SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+# The first bytes of such files. AVIF and HEIC: the brands of ISO/IEC 23008-12 (HEIF).
+_IMAGE_SIGNATURES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]|BM"
+    rb"|....ftyp(avi[fs]|hei[cmsx]|hev[cmsx]|mif[12]|msf1)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,27 @@ class RemoteImage:
 def _input_image(value: Any) -> InputImage | RemoteImage:
     """From a data URL, base64, a URL, OpenAI's {"image_url": ...}, or the bytes of an uploaded file."""
     if isinstance(value, dict):
-        value = value.get("image_url")
+        value = _of_reference(value)
     if isinstance(value, str):
-        if re.match(r"https?:", value):
+        if re.match(r"https?:", value, re.IGNORECASE):
             return RemoteImage(value)
         try:
-            encoded = value.partition(",")[2] if value.startswith("data:") else value
-            value = base64.b64decode(encoded, validate=True)
+            value = file_bytes(value)
         except ValueError as error:
-            raise PydanticCustomError("input_image", "a picture must be a data URL or base64") from error
+            raise PydanticCustomError("input_image", "a picture must be a data URL, base64 or a URL") from error
     if isinstance(value, InputImage):
         return value
     if not isinstance(value, bytes) or not _IMAGE_SIGNATURES.match(value):
-        raise PydanticCustomError("input_image", "a picture must be a PNG, JPEG or WebP file")
+        raise PydanticCustomError("input_image", f"a picture must be {PICTURE_FILE}")
     return InputImage(value)
+
+
+def _of_reference(reference: dict[str, Any]) -> Any:
+    """What OpenAI's reference to a picture holds; `image_url` may be an object with a `url`, as in chats."""
+    if reference.get("file_id") is not None:
+        raise PydanticCustomError("input_image", "file_id is not supported: send the picture as image_url")
+    url = reference.get("image_url")
+    return url.get("url") if isinstance(url, dict) else url
 
 
 Picture = InputImage | RemoteImage
@@ -89,6 +102,7 @@ Size = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "
 InputImages = Annotated[
     Picture | list[Picture] | None,
     PlainValidator(_input_images),
+    PlainSerializer(lambda pictures: pictures),  # pydantic warns of each value that no validator of its own has seen
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
@@ -103,7 +117,7 @@ def _with_extra_body(values: dict[str, Any]) -> dict[str, Any]:
         return values
     if not isinstance(extra, dict):
         raise PydanticCustomError("extra_body", "extra_body must be an object: its fields are those of the body")
-    twice = next((name for name in extra if name in values), None)
+    twice = next((name for name in extra if values.get(name) is not None), None)
     if twice is not None:
         context = {"field": repr(twice)[1:-1][:80]}
         raise PydanticCustomError("extra_body", "extra_body: '{field}' is given twice", context)
@@ -117,10 +131,21 @@ def closest(name: str, known: list[str]) -> str:
     return did_you_mean(name, known, f"known are {', '.join(known)}")
 
 
+def _with_nulls(schema: dict[str, Any]) -> None:
+    """Any field that may be left out may be null."""
+    for name, field in schema.get("properties", {}).items():
+        if name in schema.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
+            continue
+        about = {word: field.pop(word) for word in ("title", "description", "default") if word in field}
+        kinds = field.pop("anyOf", None) or [dict(field)]
+        field.clear()
+        field.update({"anyOf": [*kinds, {"type": "null"}], **about})
+
+
 class GenerationBody(BaseModel):
     """What pictures and videos are asked for with."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_with_nulls)
 
     media_kind: ClassVar[MediaKind]
 
@@ -136,7 +161,10 @@ class GenerationBody(BaseModel):
         None,
         description="WIDTHxHEIGHT in pixels, or auto: the model's own, or that of the picture sent along",
     )
-    user: str | None = Field(None, max_length=512, description="an id of your end user; no effect on the output")
+    safety_identifier: Text | None = Field(
+        None, max_length=512, description="an id of your end user, repeated in the answer; no effect on the output"
+    )
+    user: Text | None = Field(None, max_length=512, description="OpenAI's earlier name of `safety_identifier`")
     seed: int | None = Field(None, ge=0, lt=2**62, description="same seed, same bytes; chosen if not given")
     negative_prompt: Text | None = None
     num_inference_steps: int | None = Field(None, ge=1)
@@ -144,7 +172,11 @@ class GenerationBody(BaseModel):
     true_cfg_scale: float | None = Field(None, ge=0)
     strength: float | None = Field(None, ge=0, le=1, description="how far to go from `image`")
     max_sequence_length: int | None = Field(None, ge=1, description="tokens of the prompt")
-    mask_image: InputImages = Field(None, description="white where `image` is to be repainted")
+    mask_image: InputImages = Field(
+        None,
+        description="transparent where `image` is to be repainted; of a mask without alpha, what is white. Without a "
+        "mask the alpha of `image` is one",
+    )
     cache_dit: dict[str, JsonValue] | None = Field(
         None, description="Cache-DiT for this request: `enable`, and knobs such as `residual_diff_threshold`"
     )
@@ -167,7 +199,7 @@ class GenerationBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def name_the_closest_field(cls, values: Any) -> Any:
-        """Raises a validation error of type `unknown_field`."""
+        """Raises a validation error of type `unknown_field`; null stands for a field that is not sent."""
         if isinstance(values, dict):
             values = _with_extra_body(values)
             known = cls.field_names()
@@ -178,7 +210,13 @@ class GenerationBody(BaseModel):
                     shown = repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
                     context = {"field": shown, "hint": hint}
                     raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)
+            return {name: value for name, value in values.items() if value is not None}
         return values
+
+    @property
+    def end_user(self) -> str | None:
+        """The id of the end user: `user` counts where `safety_identifier` is missing or empty."""
+        return self.safety_identifier or self.user or None
 
     @classmethod
     def field_names(cls) -> list[str]:
@@ -197,12 +235,24 @@ class ImageGenerationBody(GenerationBody):
     response_format: Literal["b64_json", "url"] = Field(
         "b64_json", description="the file in the answer (as OpenAI's newer models answer), or a URL of it"
     )
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_format: Literal["png", "jpeg", "webp", "gif"] = Field(
+        "png", description="gif, and webp with `frame_count`: a moving picture, of models that make video"
+    )
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
+    frame_count: int | None = Field(None, ge=2, le=16, description="frames of a moving picture; 9 if not given")
+    frame_duration_ms: int | None = Field(
+        None, ge=10, le=655_350, description="how long each is shown, in steps of 10 ms; 200 if not given"
+    )
+    complexity: Literal["low", "medium", "high"] | None = Field(
+        None, description="OpenAI's planning before the picture; a diffusion model has none: no effect"
+    )
+    svg: dict[str, JsonValue] | None = Field(None, description="refused: diffusion models make pixels")
     quality: str | None = Field(None, description="auto or standard: steps decide the quality of a diffusion model")
     style: str | None = Field(None, description="auto: the prompt decides the style")
     background: bool | str | None = Field(
-        None, description="true: answer with a job at once; auto or opaque: the model decides what it paints"
+        None,
+        description="true: answer with a job at once; transparent: keep the alpha that the model makes; opaque: lay "
+        "the picture on white; auto: as the model makes it",
     )
     moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
     stream: bool | None = Field(None, description="true: the answer is a stream of events")
@@ -221,6 +271,8 @@ class VideoGenerationBody(GenerationBody):
     media_kind: ClassVar[MediaKind] = "video"
 
     response_format: Literal["b64_json", "url"] = Field("url", description="a URL of the file, or the file itself")
+    output_format: Literal["mp4", "webp", "gif"] = Field("mp4", description="webp and gif: moving pictures, no sound")
+    output_compression: int | None = Field(None, ge=0, le=100, description="quality of webp")
     seconds: float | None = Field(None, gt=0, description="length; frames = seconds x fps; not with num_frames")
     num_frames: int | None = Field(None, ge=1, description="the model may round it to what its VAE can pack")
     fps: float | None = Field(None, gt=0, le=240, description="frames per second; default: the model's own")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.functional_serializers import PlainSerializer
@@ -14,7 +13,8 @@ from pydantic_core import PydanticCustomError
 
 from deployments.messages import MediaKind
 from serve_app.requests.bodies import ImageGenerationBody, InputImages, Text, VideoGenerationBody
-from serve_app.requests.input_videos import container_of
+from serve_app.requests.encoded_files import file_bytes
+from serve_app.requests.input_videos import VIDEO_FILE, container_of
 
 
 class ImageEditBody(ImageGenerationBody):
@@ -30,9 +30,15 @@ class ImageEditBody(ImageGenerationBody):
     mask_image: InputImages = Field(
         None,
         validation_alias=AliasChoices("mask", "mask_image"),
-        description="white where `image` is to be repainted; refused by models that take no mask",
+        description="transparent where the first picture is to be repainted; of a mask without alpha, what is white. "
+        "Without a mask the alpha of the picture is one",
     )
-    input_fidelity: str | None = Field(None, description="low: the model decides how close it stays to `image`")
+    markup: InputImages = Field(
+        None, description="a picture with transparent parts, laid over the first `image`; not together with a mask"
+    )
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="the model decides how close it stays to `image`: no effect"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,7 @@ def _source_video(value: Any) -> SourceVideo:
         return SourceVideo(id=value["id"])
     if isinstance(value, str):
         try:
-            encoded = value.partition(",")[2] if value.startswith("data:") else value
-            value = base64.b64decode(encoded, validate=True)
+            value = file_bytes(value)
         except ValueError as error:
             raise _no_video() from error
     if not isinstance(value, bytes) or container_of(value) is None:
@@ -60,7 +65,8 @@ def _source_video(value: Any) -> SourceVideo:
 
 def _no_video() -> PydanticCustomError:
     return PydanticCustomError(
-        "input_video", 'must be an MP4 or WebM file (an upload, a data URL or base64), or {"id": ...} of a video'
+        "input_video",
+        f'must be {VIDEO_FILE} (an upload, a data URL or base64), or {{"id": ...}} of a video',
     )
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import struct
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
-from PIL import Image
 from yarl import URL
 
 from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.media.opening import PictureHeader, read_header
 from deployments.messages import InputImage
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
 from serve_app.requests.bodies import GenerationBody, RemoteImage
@@ -20,9 +18,7 @@ from serve_app.requests.limits import RequestLimits
 
 Body = TypeVar("Body", bound=GenerationBody)
 
-PICTURE_FIELDS = ("image", "mask_image", "last_image")
-FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_BYTES = 20_000_000
+PICTURE_FIELDS = ("image", "mask_image", "last_image", "markup")
 MAX_REDIRECTS = 3
 TIMEOUT_S = 10.0  # for one picture, from the look-up of its host to its last byte
 MAX_AT_ONCE = 4
@@ -35,7 +31,6 @@ class PictureRules:
     limits: RequestLimits
     fetch: bool = False
     allow_private: bool = False
-    max_bytes: int = MAX_BYTES
     timeout_s: float = TIMEOUT_S
 
 
@@ -52,7 +47,7 @@ async def with_pictures(body: Body, rules: PictureRules) -> Body:
         if isinstance(given, RemoteImage):
             async with at_once:
                 given = await fetch_picture(given.url, field, rules)
-        check_picture(given.data, field, rules.limits.max_input_pixels)
+        check_picture(given.data, field, rules.limits)
         return given
 
     for field in PICTURE_FIELDS:
@@ -70,26 +65,13 @@ async def with_pictures(body: Body, rules: PictureRules) -> Body:
     return body.model_copy(update=changes)
 
 
-def check_picture(data: bytes, field: str, max_pixels: int) -> None:
+def check_picture(data: bytes, field: str, limits: RequestLimits) -> PictureHeader:
     """Reads the header only: no pixel is unpacked. Raises InvalidRequestError."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            width, height = picture.size
-    except Image.DecompressionBombError as error:
-        raise _too_large(field, "far more", max_pixels) from error
-    except Image.DecompressionBombWarning as error:
-        raise _too_large(field, "more", max_pixels) from error
-    except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error) as error:
-        # What Pillow raises for a broken file: each of its readers has its own.
-        raise InvalidRequestError(f"{field} must be a PNG, JPEG or WebP file that can be read", field) from error
-    if width * height > max_pixels:
-        raise _too_large(field, f"{width}x{height}", max_pixels)
-
-
-def _too_large(field: str, size: str, max_pixels: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{field}: at most {max_pixels} pixels (width x height), it has {size}", field, "limit_exceeded"
-    )
+    if len(data) > limits.max_input_bytes:
+        raise InvalidRequestError(
+            f"{field}: at most {limits.max_input_bytes} bytes, it has {len(data)}", field, "limit_exceeded"
+        )
+    return read_header(data, field, limits.max_input_pixels)
 
 
 async def fetch_picture(url: str, field: str, rules: PictureRules) -> InputImage:
@@ -119,7 +101,7 @@ async def _get(session: aiohttp.ClientSession, url: str | URL, field: str, rules
             response.raise_for_status()
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
-            return await _read(response, field, rules.max_bytes)
+            return await _read(response, field, rules.limits.max_input_bytes)
     raise InvalidRequestError(f"{field}: its URL redirects more than {MAX_REDIRECTS} times", field)
 
 

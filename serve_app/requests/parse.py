@@ -8,6 +8,7 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.input_pictures import PictureRules, with_pictures
+from serve_app.requests.masks import with_markup, with_mask
 from serve_app.requests.translate import to_generation_requests
 
 
@@ -20,6 +21,7 @@ async def parse(
     request_id: str | None = None,
 ) -> list[GenerationRequest]:
     """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
-    body = await with_pictures(body, rules)
+    body = with_mask(await with_pictures(body, rules), description, rules.limits)
+    body = await with_markup(body, rules.limits)
     request_id = request_id or uuid.uuid4().hex
     return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments)

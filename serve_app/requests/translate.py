@@ -21,6 +21,7 @@ from serve_app.requests.bodies import (
     closest,
 )
 from serve_app.requests.limits import RequestLimits
+from serve_app.requests.outputs import animation_output, asks_for_frames, picture_output, video_output
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
 MOST_FRAMES = 1e12  # beyond every limit, and still a number that can be said
@@ -30,8 +31,13 @@ SEED_BITS = 32  # of a seed that we choose: short enough to be written down
 NO_REQUEST: dict[str, tuple[Any, ...]] = {
     "quality": (None, "auto", "standard"),
     "style": (None, "auto"),
-    "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
+    "background": (None, "auto", "opaque", "transparent", True, False, "true", "false"),  # true asks for a job
     "moderation": (None, "auto", "low"),
+}
+
+# OpenAI's fields that no diffusion model can answer, and what to do instead.
+REFUSED = {
+    "svg": "diffusion models make pixels: ask for png, jpeg or webp",
 }
 
 # Passed on under the same name when they are set.
@@ -70,7 +76,15 @@ def to_generation_requests(
     """
     if body.model not in (None, model_name):
         raise ModelNotFoundError(f"the model {body.model!r} is not served here, {model_name!r} is")
-    if body.media_kind != description.media_kind:
+    is_animation = isinstance(body, ImageGenerationBody) and asks_for_frames(body)
+    if (body.media_kind if not is_animation else "video") != description.media_kind:
+        if is_animation:
+            field = "frame_count" if body.output_format != "gif" else "output_format"
+            raise NotSupportedError(
+                f"{field} is not supported: a moving picture needs a model that makes video, "
+                f"{description.pipeline_class} makes single pictures",
+                field,
+            )
         raise NotSupportedError(
             f"{model_name!r} ({description.pipeline_class}) makes {description.media_kind}s, "
             f"it cannot make {body.media_kind}s",
@@ -85,11 +99,13 @@ def to_generation_requests(
         defaults.setdefault("num_inference_steps", steps)
     arguments = defaults | _arguments(body, description, limits)
     if isinstance(body, ImageGenerationBody):
-        output = _picture_output(body)
+        output = animation_output(body) if is_animation else picture_output(body, description)
+        if is_animation:
+            arguments |= _animation_arguments(output, description, limits)
     else:
         model_fps = _model_fps(description, defaults)
         arguments |= _length_arguments(body, description, limits, model_fps)
-        output = _video_output(body, model_fps)
+        output = video_output(body, model_fps)
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
@@ -115,6 +131,9 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
         if value not in harmless:
             allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
             raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+    for name, instead in REFUSED.items():
+        if getattr(body, name, None) is not None:
+            raise NotSupportedError(f"{name} is not supported: {instead}", name)
 
 
 def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
@@ -182,15 +201,15 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
     return sides
 
 
-def _picture_output(body: ImageGenerationBody) -> OutputFormat:
-    if body.output_compression is not None and body.output_format == "png":
-        raise NotSupportedError("output_compression is for jpeg and webp, png is lossless", "output_compression")
-    return OutputFormat("image", body.output_format, body.output_compression)
-
-
-def _video_output(body: VideoGenerationBody, model_fps: float | None) -> OutputFormat:
-    fps = body.fps or model_fps
-    return OutputFormat("video", "mp4", fps=None if fps is None else float(fps))
+def _animation_arguments(output: OutputFormat, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    """As many frames as the model can make at least, where it makes one and a multiple of some number."""
+    assert output.max_frames is not None
+    _check_accepted("frame_count", "num_frames", description)
+    multiple = description.frame_multiple
+    num_frames = 1 + -(-(output.max_frames - 1) // multiple) * multiple
+    if num_frames > limits.max_frames:
+        raise _above("frame_count", num_frames, limits.max_frames, " frames")
+    return {"num_frames": num_frames}
 
 
 def _length_arguments(

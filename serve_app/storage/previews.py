@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import av
-from PIL import Image
+from PIL import Image, ImageSequence
 
 SHEET_COLUMNS, SHEET_ROWS = 4, 4
 SHEET_FRAME_WIDTH = 160  # pixels
@@ -50,6 +50,10 @@ def small_picture(data: bytes) -> dict[str, Any]:
 
 
 def _frames(video: bytes) -> Iterator[Image.Image]:
+    if video.startswith((b"GIF8", b"RIFF")):
+        with Image.open(io.BytesIO(video), formats=("GIF", "WEBP")) as animation:
+            yield from (frame.convert("RGB") for frame in ImageSequence.Iterator(animation))
+        return
     with av.open(io.BytesIO(video), "r") as file:
         for frame in file.decode(file.streams.video[0]):
             yield Image.fromarray(frame.to_ndarray(format="rgb24"))

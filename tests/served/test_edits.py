@@ -109,6 +109,27 @@ def test_the_openai_client_gets_the_edit_of_the_unsplit_pipeline(
     assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), np.asarray(truth))
 
 
+def test_a_mask_of_openais_and_the_pictures_own_alpha_repaint_what_is_transparent(
+    client: openai.OpenAI, inpaint_checkpoint: Path
+) -> None:
+    image, mask = pictures()
+    holed = image.convert("RGBA")
+    holed.putalpha(Image.eval(mask.convert("L"), lambda level: 255 - level))
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), holed).convert("RGB")
+    asked = {"seed": 5, "strength": 0.9}
+    by_mask = client.images.edit(image=png(image), mask=png(holed), prompt=PROMPT, extra_body=asked)
+    by_picture = client.images.edit(image=png(holed), prompt=PROMPT, extra_body=asked)
+    for answer, source in ((by_mask, image), (by_picture, on_white)):
+        truth = unsplit_picture(inpaint_checkpoint, 5, prompt=PROMPT, image=source, mask_image=mask, strength=0.9)
+        assert answer.data
+        assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), np.asarray(truth))
+        assert answer.usage
+        assert answer.usage.input_tokens_details.text_tokens > 0
+        assert answer.usage.output_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="no pixel of it is transparent"):
+        client.images.edit(image=png(image), mask=png(image.convert("RGBA")), prompt=PROMPT)
+
+
 def test_a_streamed_edit_is_the_same_picture(client: openai.OpenAI) -> None:
     image, mask = (png(picture) for picture in pictures())
     extra = {"seed": 6}

@@ -126,7 +126,7 @@ class Stages:
     def plain(self, request: GenerationRequest) -> list[torch.Tensor]:
         """What the loop makes without an engine."""
         calls = unpack_conditioning(self.encode(request), self.stage)
-        session = DenoiseSession(self.stage, call_arguments(request), request.seed, calls)
+        session = DenoiseSession(self.stage, call_arguments(self.stage, request), request.seed, calls)
         return self.numbers(pack_outcome(session.run()))
 
     def alone(self, request: GenerationRequest) -> tuple[list[torch.Tensor], list[Checkpoint]]:

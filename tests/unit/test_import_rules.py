@@ -88,7 +88,7 @@ RULES = (
     ),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
-    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", *DOOR), never=HTTP),
+    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", "deployments.media.opening", *DOOR), never=HTTP),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
     Rule(
         (

@@ -12,7 +12,6 @@ from serve_app.errors import report_error
 from serve_app.http.errors import error_response
 from serve_app.making.admission import Admission
 
-MAX_BODY_BYTES = 25_000_000
 MAX_BODY_S = 120.0  # from the first to the last byte of a body
 MAX_PAUSE_S = 20.0  # between two pieces of it
 MAX_BODY_BYTES_AT_ONCE = 1_000_000_000  # of the bodies of all requests that an ingress replica is answering
@@ -35,7 +34,7 @@ class BodySizeLimit:
     def __init__(
         self,
         app: ASGIApp,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        max_body_bytes: int = MAX_BODY_BYTES_AT_ONCE,
         max_body_s: float = MAX_BODY_S,
         max_pause_s: float = MAX_PAUSE_S,
         max_bytes_at_once: int = MAX_BODY_BYTES_AT_ONCE,

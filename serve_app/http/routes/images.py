@@ -52,7 +52,7 @@ def image_routes(service: Service) -> APIRouter:
         "/v1/images/edits",
         response_model=ImagesAnswer,
         responses=AT_ONCE_OR_STREAMED,
-        openapi_extra=ASKING_HEADERS | openapi_content(ImageEditBody, files=("image", "mask")),
+        openapi_extra=ASKING_HEADERS | openapi_content(ImageEditBody, files=("image", "mask", "markup")),
     )
     async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""
@@ -76,11 +76,12 @@ async def answer_images(
         return await answer_by_job(service, context, asked, prefix, body)
     requests = await service.parse(body)
     if asked.is_streamed:
-        return await stream_images(service, context, asked, requests, body.partial_images or 0, prefix)
+        return await stream_images(service, context, asked, requests, body, prefix)
     media = await service.at_once.all(requests, context.caller, asked.limits)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
-    return ImagesAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
+    items = await items_of_media(body.response_format, requests, media, urls)
+    return ImagesAnswer.of(items, requests, media, body.end_user)
 
 
 async def stream_images(
@@ -88,15 +89,15 @@ async def stream_images(
     context: RequestContext,
     asked: HowAsked,
     requests: list[GenerationRequest],
-    previews: int,
+    body: ImageGenerationBody,
     prefix: StreamPrefix,
 ) -> Response:
-    """Each picture as an event when it is made, and `previews` of each on its way."""
+    """Each picture as an event when it is made, and `partial_images` of each on its way."""
     partials = PartialPictures()
-    followers = [PartialPictureFollower(partials, each, previews) for each in requests]
+    followers = [PartialPictureFollower(partials, each, body.partial_images or 0) for each in requests]
     store = partial(store_media, service.storage) if service.storage.is_shared else None
     tasks = await service.at_once.start(requests, context.caller, followers, store, asked.limits)
-    return event_stream(picture_events(prefix, tasks, partials))
+    return event_stream(picture_events(prefix, tasks, partials, end_user=body.end_user))
 
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
@@ -113,8 +114,6 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
         raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
-    if body.input_fidelity not in (None, "low"):
-        raise NotSupportedError("input_fidelity is not supported, only 'low'", "input_fidelity")
 
 
 def check_generation(body: ImageGenerationBody, description: StageDescription) -> None:

@@ -72,7 +72,8 @@ def video_routes(service: Service) -> APIRouter:
         media = await service.at_once.all(requests, context.caller, asked.limits)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.base_url)
-        return VideosAnswer.of(await items_of_media(body.response_format, requests, media, urls), requests, media)
+        items = await items_of_media(body.response_format, requests, media, urls)
+        return VideosAnswer.of(items, requests, media, body.end_user)
 
     @router.post(
         "/v1/videos",
@@ -115,7 +116,8 @@ def video_routes(service: Service) -> APIRouter:
     @router.get(
         "/v1/videos/{video_id}/content",
         response_class=Response,
-        responses=FILE_ANSWERS | {200: {"content": {"video/mp4": {}, "image/webp": {}, "image/jpeg": {}}}},
+        responses=FILE_ANSWERS
+        | {200: {"content": {"video/mp4": {}, "image/webp": {}, "image/gif": {}, "image/jpeg": {}}}},
     )
     async def read_content(
         request: Request,

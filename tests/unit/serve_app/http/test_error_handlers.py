@@ -199,10 +199,10 @@ def test_an_error_without_a_request_gets_an_id_of_its_own(caplog):
         (b'{"prompt": "x", "n": "many"}', "n", "invalid_value", "valid integer.*, got 'many'$"),
         (b'{"prompt": "x", "size": "big"}', "size", "invalid_value", "^size: must be WIDTHxHEIGHT, .*, got 'big'$"),
         (
-            b'{"prompt": "x", "output_format": "gif"}',
+            b'{"prompt": "x", "output_format": "tiff"}',
             "output_format",
             "invalid_value",
-            "^output_format: .*'png', 'jpeg' or 'webp', got 'gif'$",
+            "^output_format: .*'png', 'jpeg', 'webp' or 'gif', got 'tiff'$",
         ),
         (b'{"prompt": ["x"]}', "prompt", "invalid_value", "^prompt: Input should be a valid string$"),
         (b'{"promt": "x"}', "promt", "unknown_parameter", "unknown field 'promt': did you mean 'prompt'"),

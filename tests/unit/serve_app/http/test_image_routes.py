@@ -116,7 +116,7 @@ async def test_an_edit_may_come_as_json(server, name, wrap):
         (KONTEXT, {"mask": True}, "mask", "not_supported"),
         (description("FluxPipeline"), {}, "image", "not_supported"),
         (KONTEXT, {"size": "33x32"}, "size", "invalid_value"),
-        (KONTEXT, {"input_fidelity": "high"}, "input_fidelity", "not_supported"),
+        (KONTEXT, {"markup": "x"}, "markup", "invalid_value"),
         (KONTEXT, {"stepz": "3"}, "stepz", "unknown_parameter"),
         (KONTEXT, {"n": "two"}, "n", "invalid_value"),
         (KONTEXT, {"image": None}, "image", "missing_required_parameter"),

@@ -164,14 +164,14 @@ def test_the_families_that_are_named_do_take_it(families: str, argument: str) ->
     ("route", "fields", "param", "says"),
     [
         (EDITS, {}, "video", "video is required"),
-        (EDITS, {"video": "aGVsbG8="}, "video", "must be an MP4 or WebM file"),
-        (EDITS, {"video": "https://example.com/x.mp4"}, "video", "must be an MP4 or WebM file"),
-        (EDITS, {"video": {"name": "x"}}, "video", "must be an MP4 or WebM file"),
-        (EDITS, {"video": None}, "video", "must be an MP4 or WebM file"),
+        (EDITS, {"video": "aGVsbG8="}, "video", "must be an MP4, WebM or MOV file"),
+        (EDITS, {"video": "https://example.com/x.mp4"}, "video", "must be an MP4, WebM or MOV file"),
+        (EDITS, {"video": {"name": "x"}}, "video", "must be an MP4, WebM or MOV file"),
+        (EDITS, {"video": None}, "video", "video is required"),
         (EDITS, {"video": "FILE", "seconds": 4}, "seconds", "as long as its video"),
         (EDITS, {"video": "FILE", "response_format": "b64_json"}, "response_format", "not supported"),
         (EDITS, {"video": "FILE", "prompt": ""}, "prompt", "required"),
-        (EXTENSIONS, {"video": "FILE", "image": "FILE"}, "image", "PNG, JPEG or WebP"),
+        (EXTENSIONS, {"video": "FILE", "image": "FILE"}, "image", "PNG, JPEG, WebP"),
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(
@@ -226,7 +226,7 @@ def test_all_frames_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_a_file_that_is_cut_off_is_refused_in_a_sentence(part: float) -> None:
     data = video_file(5)
-    with pytest.raises(InvalidRequestError, match="complete MP4 or WebM"):
+    with pytest.raises(InvalidRequestError, match=r"an MP4, WebM or MOV file, .* complete"):
         read_video(data[: int(len(data) * part)], RequestLimits())
 
 
@@ -234,7 +234,7 @@ def test_a_play_list_is_not_followed_whatever_it_begins_with(tmp_path: Path) -> 
     (tmp_path / "secret.mp4").write_bytes(video_file())
     play_list = f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/secret.mp4\n".encode()
     for data in (b"\0\0\0\x18ftyp" + play_list, b"\x1aE\xdf\xa3" + play_list):
-        with pytest.raises(InvalidRequestError, match="complete MP4 or WebM"):
+        with pytest.raises(InvalidRequestError, match=r"an MP4, WebM or MOV file, .* complete"):
             read_video(data, RequestLimits())
 
 

@@ -81,9 +81,10 @@ def is_whole(checkpoint: Checkpoint | None) -> bool:
 @versions
 def test_a_row_that_a_version_wrote_is_read(version: int) -> None:
     rows = rows_of(version)
+    background = "opaque" if version else ""
     assert requests_from_json(rows, PICTURES) == REQUESTS
     assert previews_from_json(rows) == PREVIEWS[version]
-    assert asked_from_json(rows) == Asked("flux", 2**61, "webp")
+    assert asked_from_json(rows) == Asked("flux", 2**61, "webp", background)
 
 
 def test_the_file_of_this_version_is_what_it_writes() -> None:

@@ -38,6 +38,7 @@ FILES = {
     "image/png": picture(),
     "image/jpeg": picture(format="jpeg"),
     "image/webp": picture(format="webp"),
+    "image/gif": picture(format="gif"),
     "video/mp4": video_file(),
 }
 

@@ -342,7 +342,7 @@ def test_several_pictures_stay_a_list_up_to_the_limit():
     make = StableDiffusionImg2ImgPipeline
     [request] = image_requests(make, image=[PNG_TEXT, PNG_TEXT])
     assert request.arguments["image"] == [InputImage(PNG), InputImage(PNG)]
-    assert "at most 8 pictures, got 9" in refused("image", pipeline=make, image=[PNG_TEXT] * 9)
+    assert "at most 16 pictures, got 17" in refused("image", pipeline=make, image=[PNG_TEXT] * 17)
 
 
 @pytest.mark.parametrize(
@@ -350,10 +350,11 @@ def test_several_pictures_stay_a_list_up_to_the_limit():
     [
         ("not base64!", "base64"),
         ("ä", "base64"),
-        (base64.b64encode(b"GIF89a").decode(), "PNG, JPEG or WebP"),
-        (7, "PNG, JPEG or WebP"),
-        ({}, "PNG, JPEG or WebP"),
-        ([PNG_TEXT, "data:,"], "PNG, JPEG or WebP"),
+        (base64.b64encode(b"%PDF-1.7").decode(), "PNG, JPEG, WebP"),
+        (7, "PNG, JPEG, WebP"),
+        ({}, "PNG, JPEG, WebP"),
+        ({"file_id": "file-1"}, "file_id is not supported"),
+        ([PNG_TEXT, "data:,"], "PNG, JPEG, WebP"),
     ],
 )
 def test_what_is_no_picture_is_refused_at_the_door(value, says):
@@ -385,7 +386,7 @@ def test_a_picture_that_was_not_fetched_goes_no_further():
         {"strength": 1.1},
         {"seed": -1},
         {"seed": 2**62},
-        {"output_format": "gif"},
+        {"output_format": "svg"},
         {"output_compression": 101},
         {"response_format": "file"},
         {"prompt": ["a"]},

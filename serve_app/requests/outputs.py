@@ -1,0 +1,67 @@
+"""The file that a body asks for: its format, its background, and the frames of a moving picture."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from deployments.errors import NotSupportedError
+from deployments.messages import Background, OutputFormat, StageDescription
+from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+
+DEFAULT_FRAME_COUNT = 9  # OpenAI's, as that of the duration
+DEFAULT_FRAME_DURATION_MS = 200
+
+
+def asks_for_frames(body: ImageGenerationBody) -> bool:
+    """Whether a moving picture is asked for where pictures are."""
+    return body.output_format == "gif" or body.frame_count is not None
+
+
+def picture_output(body: ImageGenerationBody, description: StageDescription) -> OutputFormat:
+    """Raises NotSupportedError that names the field."""
+    _check_compression(body, ("jpeg", "webp"))
+    if body.frame_duration_ms is not None:
+        raise NotSupportedError("frame_duration_ms is for gif, and webp with frame_count", "frame_duration_ms")
+    if body.background == "transparent":
+        if not description.makes_alpha:
+            raise NotSupportedError(
+                f"background='transparent' is not supported, only 'auto' or 'opaque': {description.pipeline_class} "
+                "makes pictures without alpha",
+                "background",
+            )
+        if body.output_format == "jpeg":
+            raise NotSupportedError("background='transparent' needs output_format png or webp", "background")
+    is_kept = description.makes_alpha and body.background != "opaque" and body.output_format != "jpeg"
+    background: Background = "transparent" if is_kept else "opaque"
+    return OutputFormat("image", body.output_format, body.output_compression, background=background)
+
+
+def animation_output(body: ImageGenerationBody) -> OutputFormat:
+    """A moving picture; raises NotSupportedError for what OpenAI refuses with one."""
+    if body.output_format not in ("gif", "webp"):
+        raise NotSupportedError("frame_count is for the output formats gif and webp", "frame_count")
+    for field in ("stream", "partial_images", "mask_image"):
+        if getattr(body, field, None):
+            name = "mask" if field == "mask_image" else field
+            raise NotSupportedError(f"{name} is not supported together with moving pictures", name)
+    if body.background == "transparent":
+        raise NotSupportedError("background='transparent' is not supported for moving pictures", "background")
+    _check_compression(body, ("webp",))
+    fps = 1000 / (body.frame_duration_ms or DEFAULT_FRAME_DURATION_MS)
+    frames = body.frame_count or DEFAULT_FRAME_COUNT
+    output: Literal["gif", "webp"] = "gif" if body.output_format == "gif" else "webp"
+    return OutputFormat("video", output, body.output_compression, fps, max_frames=frames)
+
+
+def video_output(body: VideoGenerationBody, model_fps: float | None) -> OutputFormat:
+    """`model_fps` counts where the body has no rate. Raises NotSupportedError that names the field."""
+    _check_compression(body, ("webp",))
+    fps = body.fps or model_fps
+    return OutputFormat("video", body.output_format, body.output_compression, None if fps is None else float(fps))
+
+
+def _check_compression(body: ImageGenerationBody | VideoGenerationBody, formats: tuple[str, ...]) -> None:
+    if body.output_compression is not None and body.output_format not in formats:
+        raise NotSupportedError(
+            f"output_compression is for {' and '.join(formats)}, not for {body.output_format}", "output_compression"
+        )
