@@ -16,5 +16,6 @@ class RequestLimits(BaseModel):
     max_frames: int = Field(257, ge=1, description="frames of a video")
     max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
     max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
+    max_prompt_tokens: int = Field(4_096, ge=1, description="max_sequence_length")
     max_input_images: int = Field(8, ge=1, description="pictures sent along in one field")
     max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")
