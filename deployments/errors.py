@@ -48,9 +48,7 @@ class NotSupportedError(InvalidRequestError):
 class DeadlineExceededError(InvalidRequestError):
     """The deadline that the caller set has passed before the work was done."""
 
-    def __init__(
-        self, message: str, param: str | None = "deadline_s", code: str = "deadline_exceeded"
-    ) -> None:
+    def __init__(self, message: str, param: str | None = "deadline_s", code: str = "deadline_exceeded") -> None:
         super().__init__(message, param, code)
 
 

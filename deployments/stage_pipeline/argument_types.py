@@ -54,7 +54,7 @@ def parameter_type(parameter: inspect.Parameter) -> ValueType:
     if isinstance(annotation, str):  # its names cannot be found
         annotation = parameter.empty
     annotated = value_type(annotation)
-    if default is parameter.empty or annotated == ANY_VALUE and default is None:
+    if default is parameter.empty or (annotated == ANY_VALUE and default is None):
         return annotated
     if annotated == ANY_VALUE:
         return type_of(default)

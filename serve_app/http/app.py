@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.errors import install_error_handlers
+from serve_app.http.middleware.addresses import PlainAddresses
 from serve_app.http.middleware.keys import RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.http.middleware.timing import AnswerHeaders
@@ -54,6 +55,7 @@ MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,
+    lambda service: Middleware(PlainAddresses),
     lambda service: Middleware(BodySizeLimit),
 )
 

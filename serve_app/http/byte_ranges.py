@@ -8,7 +8,7 @@ import re
 from fastapi import Response
 from starlette.datastructures import Headers
 
-_RANGE = re.compile(r"bytes=\s*(\d*)\s*-\s*(\d*)\s*", re.ASCII)
+_RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.ASCII)
 
 
 def file_answer(headers: Headers, data: bytes, content_type: str, name: str) -> Response:

@@ -29,7 +29,10 @@ class DecodeSession(Session):
         self.descriptions = hand_off.descriptions
 
     def run(self) -> Any:
-        """The pipeline's output; raises HandOffError or HandOffIncompleteError where it would not be true, NotNumbersError."""
+        """The pipeline's output.
+
+        Raises HandOffError or HandOffIncompleteError where it would not be true, NotNumbersError where it is none.
+        """
         output = self.call_pipeline()
         if self.to_replay or self.events or self.decoder_calls:
             raise HandOffError(f"the hand-off was not used up: {len(self.events)} events are left")

@@ -15,7 +15,7 @@ from serve_app.http.asked import check_how_asked, how_asked
 from serve_app.http.by_job import answer_by_job
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM
-from serve_app.http.reading import openapi_content, read_body
+from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.streaming import PartialPictureFollower, PartialPictures, StreamPrefix, picture_events
 from serve_app.jobs.service import new_job_id
 from serve_app.requests.bodies import ImageGenerationBody
@@ -29,7 +29,7 @@ AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 def image_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JSONRoute)
 
     @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=AT_ONCE_OR_STREAMED)
     async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> ImagesAnswer | Response:

@@ -28,7 +28,7 @@ from serve_app.http.asked import check_how_asked, how_asked, idempotency_key
 from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
-from serve_app.http.reading import openapi_content, read_body
+from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
@@ -43,7 +43,7 @@ POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks 
 
 
 def video_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JSONRoute)
 
     @router.post("/v1/videos/generations", response_model=VideosAnswer)
     async def create_videos(request: Request, body: VideoGenerationBody, context: Context) -> ImagesAnswer | Response:
