@@ -1,4 +1,4 @@
-"""Refuses addresses that hold control characters: no id, key or name has them, and not every store can look for them."""
+"""Refuses addresses that hold control characters: no id and no key has them, and some stores cannot look for them."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ from serve_app.making.served_model import ServedModel
 logger = logging.getLogger(__name__)
 
 BODY_FIELD = {"width": "size", "height": "size"}  # by the pipeline's arguments
+# Checked at the door, or sent with most requests: not the first to be suspected.
+USUAL = ("width", "height", "num_inference_steps", "num_frames", "max_sequence_length", "guidance_scale")
 MAX_VALUE_CHARS = 80
 
 
@@ -44,7 +46,7 @@ class CallersFaults:
                 raise
             if not await self._default_works():
                 raise GenerationFailedError(f"the model fails, also with default arguments: {failure}") from error
-            logger.warning("request %s cannot be made as it is asked for", request.request_id, exc_info=error)
+            logger.warning("request %s is refused, the pipeline's own code failed: %s", request.request_id, failure)
             description = await self._model.describe()
             raise refusal(str(failure), request, description, self._model.default_arguments) from error
         self._works = True
@@ -79,9 +81,12 @@ def refusal(
         if name != "prompt" and value != default_arguments.get(name, description.parameters.get(name))
     }
     spoken_of = [name for name in given if re.search(rf"\b{name}\b", told)]
-    suspects = spoken_of if len(spoken_of) == 1 else list(given)
-    shown = ", ".join(f"{name}={_shown(given[name])}" for name in suspects)
-    message = f"{description.pipeline_class} cannot use {shown or 'this prompt'} ({told}); its own defaults work"
+    unusual = [name for name in given if name not in USUAL]
+    suspects = spoken_of if len(spoken_of) == 1 else unusual or list(given)
+    shown = ", ".join(f"{name}={_shown(given[name])}" for name in suspects) or "this prompt"
+    if "inpainting" in description.tasks and suspects == ["image"] and "mask_image" not in request.arguments:
+        suspects, shown = ["mask_image"], "a picture without mask_image"
+    message = f"{description.pipeline_class} cannot use {shown} ({told}); its own defaults work"
     param = suspects[0] if len(suspects) == 1 else None if suspects else "prompt"
     return InvalidRequestError(message, BODY_FIELD.get(param, param) if param else None, "unusable_arguments")
 
