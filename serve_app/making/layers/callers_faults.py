@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from deployments.errors import GenerationFailedError, HandOffError, InvalidRequestError, PipelineFailedError
@@ -81,14 +82,17 @@ def refusal(
         if name != "prompt" and value != default_arguments.get(name, description.parameters.get(name))
     }
     spoken_of = [name for name in given if re.search(rf"\b{name}\b", told)]
-    unusual = [name for name in given if name not in USUAL]
-    suspects = spoken_of if len(spoken_of) == 1 else unusual or list(given)
+    suspects = _unusual(spoken_of) or spoken_of or _unusual(given) or list(given)
     shown = ", ".join(f"{name}={_shown(given[name])}" for name in suspects) or "this prompt"
     if "inpainting" in description.tasks and suspects == ["image"] and "mask_image" not in request.arguments:
         suspects, shown = ["mask_image"], "a picture without mask_image"
     message = f"{description.pipeline_class} cannot use {shown} ({told}); its own defaults work"
     param = suspects[0] if len(suspects) == 1 else None if suspects else "prompt"
     return InvalidRequestError(message, BODY_FIELD.get(param, param) if param else None, "unusable_arguments")
+
+
+def _unusual(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in USUAL]
 
 
 def _shown(value: Any) -> str:
