@@ -37,7 +37,7 @@ def argument_value(param: str, value: Any, wanted: ValueType, limits: RequestLim
     Raises NotSupportedError for an argument that JSON cannot carry, InvalidRequestError that names `param`, the
     value and what is allowed.
     """
-    if not _has_json_form(wanted) and value is not None:
+    if not has_json_form(wanted) and value is not None:
         raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
     _check_sizes(param, value, limits)
     try:
@@ -121,10 +121,10 @@ def _is_of_plain(value: Any, kind: str) -> bool:
     return False
 
 
-def _has_json_form(wanted: ValueType) -> bool:
+def has_json_form(wanted: ValueType) -> bool:
     """Besides null."""
     if wanted.kind in ("union", "list", "row", "tuple"):
-        return any(_has_json_form(part) for part in wanted.of)
+        return any(has_json_form(part) for part in wanted.of)
     return wanted.kind not in (*NOT_JSON, "none")
 
 

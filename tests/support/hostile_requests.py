@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deployments.messages import StageDescription, ValueType
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.argument_values import has_json_form
+from serve_app.requests.bodies import FIELD_INSTEAD, ImageGenerationBody, VideoGenerationBody
 from tests.support.model_in_process import ModelServer, describe
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -166,17 +167,19 @@ def good_bodies(description: StageDescription) -> Good:
     return given.map(lambda given: (path, body | {"image": given}))
 
 
-FIELDS_OF_ANY_MODEL = ["guidance_scale", "true_cfg_scale", "strength", "num_inference_steps", "negative_prompt"]
+FIELDS_OF_ANY_MODEL = ["guidance_scale", "true_cfg_scale", "strength", "num_inference_steps"]
 
 
 def changes(description: StageDescription) -> Change:
     """Functions that change a body."""
     own = {"prompt", "image", "mask_image"}
-    names = sorted(description.parameters.keys() - own)
-    each = {name: st.builds(_with_argument, st.just(name), values(description.type_of(name))) for name in names}
-    arguments = st.sampled_from(names).flatmap(each.__getitem__)
-    others = st.builds(_with_argument, st.sampled_from(names), ANYTHING)
     kind = ImageGenerationBody if description.media_kind == "image" else VideoGenerationBody
+    names = sorted(name for name in description.parameters.keys() - own if "callback" not in name)
+    sendable = [name for name in names if has_json_form(description.type_of(name)) and name not in FIELD_INSTEAD]
+    put = {name: _with if name in kind.field_names() else _with_argument for name in sendable}
+    each = {name: st.builds(put[name], st.just(name), values(description.type_of(name))) for name in sendable}
+    arguments = st.sampled_from(sendable).flatmap(each.__getitem__)
+    others = st.builds(_with_argument, st.sampled_from(names), ANYTHING)
     fields = sorted(set(kind.field_names()) - {"webhook_url", "stream", "background", "n", "partial_images", *own})
     kinds = [
         *[arguments] * 4,
@@ -204,9 +207,7 @@ def values(wanted: ValueType) -> st.SearchStrategy[Any]:
         case "tuple":
             return st.tuples(*map(values, wanted.of)).map(list)
         case "dict":
-            return st.dictionaries(
-                st.sampled_from(["scale", "image_embeds", "x", "ip_hidden_states"]), ANYTHING, max_size=2
-            )
+            return st.dictionaries(st.sampled_from(["scale", "image_embeds", "ip_hidden_states"]), ANYTHING, max_size=2)
         case "choice":
             return st.sampled_from(wanted.choices)
         case kind:
