@@ -235,7 +235,7 @@ class Engine:
         while not self._closed:
             yield from self._ready_fibers()
             now = time.monotonic()
-            yield from self._refused(now, DeadlineExceededError, "the request's deadline has passed")
+            yield from self._refused(now, DeadlineExceededError, "the deadline that deadline_s set has passed")
             yield from self._served(now)
         while self._ready or self._waiting:  # each to the end of its work
             yield from self._ready_fibers()

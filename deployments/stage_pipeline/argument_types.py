@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import types
 import typing
@@ -46,6 +47,12 @@ def call_inputs(pipeline_class: type) -> dict[str, inspect.Parameter]:
         name: parameter.replace(annotation=_evaluated(parameter.annotation, names))
         for name, parameter in inspect.signature(call).parameters.items()
     }
+
+
+def as_taken(pipeline_class: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with a tuple for each list of JSON where the annotation has only a tuple: pipelines add them up."""
+    types = _types_of_class(pipeline_class)
+    return {name: _as_taken(value, types.get(name, ANY_VALUE)) for name, value in arguments.items()}
 
 
 def parameter_type(parameter: inspect.Parameter) -> ValueType:
@@ -113,6 +120,17 @@ def fits(value: Any, wanted: ValueType) -> bool:
         return isinstance(value, dict)
     found = type_of(value)
     return wanted == ANY_VALUE or found == wanted or (found.kind, wanted.kind) == ("int", "float")
+
+
+@functools.cache
+def _types_of_class(pipeline_class: type) -> dict[str, ValueType]:
+    return argument_types(pipeline_class, call_inputs(pipeline_class))
+
+
+def _as_taken(value: Any, wanted: ValueType) -> Any:
+    kinds = {choice.kind for choice in (wanted.of if wanted.kind == "union" else (wanted,))}
+    is_tuple = isinstance(value, list) and kinds & {"row", "tuple"} and not kinds & {"list", "any"}
+    return tuple(value) if is_tuple else value
 
 
 def _union(choices: Iterable[ValueType]) -> ValueType:

@@ -32,7 +32,7 @@ class _Misfit(Exception):
 
 
 def argument_value(param: str, value: Any, wanted: ValueType, limits: RequestLimits) -> Any:
-    """The value as the pipeline takes it: a list as a tuple where it says so, 5.0 as 5 where it counts.
+    """The value as JSON has it, but 5.0 as 5 where the pipeline counts.
 
     Raises NotSupportedError for an argument that JSON cannot carry, InvalidRequestError that names `param`, the
     value and what is allowed.
@@ -86,8 +86,7 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
             items = wanted.of if wanted.kind == "tuple" else wanted.of * len(value)
             if len(items) != len(value):
                 raise _Misfit
-            fitted = [_fitted(each, item) for each, item in zip(value, items, strict=True)]
-            return fitted if wanted.kind == "list" else tuple(fitted)
+            return [_fitted(each, item) for each, item in zip(value, items, strict=True)]
         case "dict" if isinstance(value, dict):
             return {name: _fitted(each, wanted.of[0]) for name, each in value.items()}
         case "choice" if value in wanted.choices:

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
 from deployments.errors import InvalidRequestError
+from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import RoutedComponent
@@ -42,7 +43,7 @@ class Session:
 
     def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
         self.stage = stage
-        self.arguments = arguments
+        self.arguments = as_taken(type(stage.pipeline), arguments)
         self.seed = seed
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.schedulers: list[Any] = []

@@ -15,7 +15,7 @@ from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPi
 from PIL import Image
 
 from deployments.messages import ANY_VALUE, ValueType
-from deployments.stage_pipeline.argument_types import argument_types, call_inputs, parameter_type, value_type
+from deployments.stage_pipeline.argument_types import argument_types, as_taken, call_inputs, parameter_type, value_type
 from deployments.stage_pipeline.description import call_parameters
 
 INT, FLOAT, STR, NONE = (ValueType(kind) for kind in ("int", "float", "str", "none"))
@@ -80,6 +80,11 @@ def test_every_argument_of_a_pipeline_has_a_type(pipeline: type) -> None:
     types = argument_types(pipeline, parameters)
     assert types.keys() == parameters.keys()
     assert ANY_VALUE not in types.values()
+
+
+def test_a_list_becomes_a_tuple_where_the_pipeline_takes_no_list() -> None:
+    given = {"original_size": [512, 768], "prompt": ["a"], "target_size": None, "timesteps": [1], "unknown": [1]}
+    assert as_taken(StableDiffusionXLPipeline, given) == given | {"original_size": (512, 768)}
 
 
 def test_annotations_that_cannot_be_evaluated_hide_none_of_the_others() -> None:
