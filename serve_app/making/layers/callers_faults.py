@@ -12,7 +12,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from deployments.errors import GenerationFailedError, HandOffError, InvalidRequestError, PipelineFailedError
+from deployments.errors import (
+    GenerationFailedError,
+    HandOffError,
+    InvalidRequestError,
+    NotNumbersError,
+    PipelineFailedError,
+)
 from deployments.messages import GenerationRequest, InputImage, Media, StageDescription
 from serve_app.errors import original_error
 from serve_app.making.default_request import default_requests
@@ -49,7 +55,7 @@ class CallersFaults:
                 raise GenerationFailedError(f"the model fails, also with default arguments: {failure}") from error
             logger.warning("request %s is refused, the pipeline's own code failed: %s", request.request_id, failure)
             description = await self._model.describe()
-            raise refusal(str(failure), request, description, self._model.default_arguments) from error
+            raise refusal(failure, request, description, self._model.default_arguments) from error
         self._works = True
         return media
 
@@ -73,7 +79,10 @@ class CallersFaults:
 
 
 def refusal(
-    told: str, request: GenerationRequest, description: StageDescription, default_arguments: dict[str, Any]
+    failure: PipelineFailedError,
+    request: GenerationRequest,
+    description: StageDescription,
+    default_arguments: dict[str, Any],
 ) -> InvalidRequestError:
     """Names the argument at fault where it is known: the one that the error speaks of, or the only one given."""
     given = {
@@ -81,12 +90,14 @@ def refusal(
         for name, value in request.arguments.items()
         if name != "prompt" and value != default_arguments.get(name, description.parameters.get(name))
     }
-    spoken_of = [name for name in given if re.search(rf"\b{name}\b", told)]
-    suspects = _unusual(spoken_of) or spoken_of or _unusual(given) or list(given)
+    spoken_of = [name for name in given if re.search(rf"\b{name}\b", str(failure))]
+    # An error while the arguments are read speaks of one of them; numbers may be lost by all of them together.
+    alone = [] if isinstance(failure, NotNumbersError) else _unusual(given)
+    suspects = _unusual(spoken_of) or spoken_of or alone or list(given)
     shown = ", ".join(f"{name}={_shown(given[name])}" for name in suspects) or "this prompt"
     if "inpainting" in description.tasks and suspects == ["image"] and "mask_image" not in request.arguments:
         suspects, shown = ["mask_image"], "a picture without mask_image"
-    message = f"{description.pipeline_class} cannot use {shown} ({told}); its own defaults work"
+    message = f"{description.pipeline_class} cannot use {shown} ({failure}); its own defaults work"
     param = suspects[0] if len(suspects) == 1 else None if suspects else "prompt"
     return InvalidRequestError(message, BODY_FIELD.get(param, param) if param else None, "unusable_arguments")
 
