@@ -1,7 +1,8 @@
 # make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
-# make test  [TESTS=quick|all|parity|stress]
+# make test  [TESTS=quick|all|parity|stress|fuzz]
 #                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
-#                                           every model against its unsplit pipeline; kills and outages for minutes
+#                                           every model against its unsplit pipeline; kills and outages for minutes;
+#                                           10,000 hostile requests
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
@@ -9,8 +10,9 @@ TESTS_quick := pytest -n 2 --dist loadfile tests/unit
 TESTS_all := tests.side_by_side
 TESTS_parity := pytest tests/parity
 TESTS_stress := pytest tests/stress
-ifeq ($(filter quick all parity stress,$(TESTS)),)
-$(error TESTS must be quick, all, parity or stress, got $(TESTS))
+TESTS_fuzz := pytest -rP tests/fuzz
+ifeq ($(filter quick all parity stress fuzz,$(TESTS)),)
+$(error TESTS must be quick, all, parity, stress or fuzz, got $(TESTS))
 endif
 
 VENV := .venv

@@ -2,10 +2,13 @@
 
 TriptychError
 ├── InvalidRequestError       the caller's fault: a parameter that the model or a limit does not allow   (400)
+│   └── DeadlineExceededError  what was asked was not done by its deadline                                (400)
 ├── NotSupportedError         the model cannot do what was asked                                          (400)
 ├── ModelNotFoundError        no such model is served                                                     (404)
 ├── StageUnavailableError     a stage has no replica that can answer now                                  (503)
 ├── GenerationFailedError     the stages failed although the request was fine                             (500)
+│   └── PipelineFailedError   the pipeline's own code failed on the request: whose fault it is, the application tells
+│       └── NotNumbersError   it made NaN or infinite values
 ├── StorageError              the output could not be stored                                              (502)
 ├── CannotResumeError         the saved steps of a request are of no use here: it starts again            (never)
 ├── ReplicaUnfitError         the replica cannot work any more: another one does the request's work        (never)
@@ -45,6 +48,13 @@ class NotSupportedError(InvalidRequestError):
         super().__init__(message, param, code)
 
 
+class DeadlineExceededError(InvalidRequestError):
+    """The deadline that the caller set has passed before the work was done."""
+
+    def __init__(self, message: str, param: str | None = "deadline_s", code: str = "deadline_exceeded") -> None:
+        super().__init__(message, param, code)
+
+
 class ModelNotFoundError(InvalidRequestError):
     """The named model is not served here."""
 
@@ -58,6 +68,20 @@ class StageUnavailableError(TriptychError):
 
 class GenerationFailedError(TriptychError):
     """The stages failed although nothing is known to be wrong with the request."""
+
+
+class PipelineFailedError(GenerationFailedError):
+    """The pipeline's own code raised on this request, made no step of it, or made values that are not numbers.
+
+    The text may be shown to callers. The request is at fault where one with default arguments works.
+    """
+
+
+class NotNumbersError(PipelineFailedError):
+    """The model made values that are not numbers (NaN or infinite)."""
+
+    def __init__(self, message: str = "the model made values that are not numbers (NaN or infinite)") -> None:
+        super().__init__(message)
 
 
 class StorageError(TriptychError):

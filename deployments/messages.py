@@ -194,6 +194,25 @@ class ComponentAnswer:
 
 
 @dataclass(frozen=True)
+class ValueType:
+    """What an argument of a pipeline may be, read from its annotation.
+
+    `of` are the parts: the choices of a union, the one type of the items of a list, a row or a dict, the types of the
+    items of a tuple. A row is a tuple of any length. Pictures come as uploads, tensors and objects cannot be sent.
+    """
+
+    kind: Literal[
+        "any", "none", "bool", "int", "float", "str", "choice", "list", "row", "tuple", "dict", "union", "picture",
+        "tensor", "object",
+    ]  # fmt: skip
+    of: tuple[ValueType, ...] = ()
+    choices: tuple[JSON, ...] = ()  # the values of a choice
+
+
+ANY_VALUE = ValueType("any")
+
+
+@dataclass(frozen=True)
 class StageDescription:
     """What a replica holds; /health, /v1/models and the validation of requests read it."""
 
@@ -211,6 +230,7 @@ class StageDescription:
     process_id: int
     node_id: str = ""
     features: tuple[str, ...] = ()  # names that GenerationRequest.features may have
+    argument_types: dict[str, ValueType] = field(default_factory=dict)  # of `parameters`
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
@@ -218,6 +238,10 @@ class StageDescription:
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""
         return name in self.parameters
+
+    def type_of(self, name: str) -> ValueType:
+        """What the argument may be; anything where it has no annotation."""
+        return self.argument_types.get(name, ANY_VALUE)
 
     @property
     def needs_picture(self) -> bool:

@@ -142,7 +142,7 @@ async def open_service(
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
     storage = await open_storage(args, env, application)
-    context = LayerContext(env, stages, args.c2pa_certificate, args.c2pa_private_key)
+    context = LayerContext(env, stages, model, args.c2pa_certificate, args.c2pa_private_key)
 
     async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:
         return await generate(stages, request, follower)

@@ -32,7 +32,7 @@ from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
-from deployments.errors import GenerationFailedError
+from deployments.errors import DeadlineExceededError, GenerationFailedError, TriptychError
 
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
 T = TypeVar("T")
@@ -172,7 +172,7 @@ class Engine:
 
         `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
         a batch, which runs in the surrounding of its first. None, or a surrounding without a key: this one runs alone.
-        Raises what the module raised, CancelledStage, or GenerationFailedError when the fiber has expired.
+        Raises what the module raised, CancelledStage, or DeadlineExceededError when the fiber has expired.
         """
         if threading.current_thread() is not self._thread:
             return self.call(
@@ -239,11 +239,12 @@ class Engine:
         while not self._closed:
             yield from self._timed(self._ready_fibers())
             now = time.monotonic()
-            yield from self._timed(self._refused(now, "the request's deadline has passed"))
+            late = self._refused(now, DeadlineExceededError, "the deadline that deadline_s set has passed")
+            yield from self._timed(late)
             yield from self._timed(self._served(now))
         while self._ready or self._waiting:  # each to the end of its work
             yield from self._timed(self._ready_fibers())
-            yield from self._timed(self._refused(math.inf, "the engine is closed"))
+            yield from self._timed(self._refused(math.inf, GenerationFailedError, "the engine is closed"))
 
     def _timed(self, turns: Iterator[greenlet]) -> Iterator[greenlet]:
         for turn in turns:
@@ -264,12 +265,12 @@ class Engine:
             if self._waiting and time.monotonic() >= until:
                 return
 
-    def _refused(self, now: float, reason: str) -> Iterator[greenlet]:
+    def _refused(self, now: float, error: type[TriptychError], reason: str) -> Iterator[greenlet]:
         with self._changed:
             refused = [f for f in self._waiting if f.fiber.expires <= now]
             self._waiting = [f for f in self._waiting if f.fiber.expires > now]
         for forward in refused:
-            forward.error = GenerationFailedError(reason)
+            forward.error = error(reason)
             yield forward.caller
 
     def _served(self, now: float) -> Iterator[greenlet]:

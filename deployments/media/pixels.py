@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deployments.errors import GenerationFailedError, InvalidRequestError
+from deployments.errors import GenerationFailedError, InvalidRequestError, NotNumbersError
 from deployments.media.files import FileToWrite, Pixels, Samples, on_white
 from deployments.messages import GenerationRequest, InputImage
 
@@ -24,8 +24,8 @@ def files_to_write(
     rounds them for PIL; values outside 0..1 are clipped. Without `request.output.fps` a video plays
     `default_fps` frames a second.
 
-    Raises GenerationFailedError for values that are not finite (a black picture otherwise) and for an output
-    that is not what was asked for; InvalidRequestError if the model's own safety checker refused the picture.
+    Raises NotNumbersError for values that are not finite (a black picture otherwise), GenerationFailedError for an
+    output that is not what was asked for; InvalidRequestError if the model's own safety checker refused the picture.
     """
     _refuse_flagged(output)
     if request.output.kind == "video":
@@ -77,7 +77,7 @@ def _to_pixels(made: Any) -> list[Pixels]:
             f"cannot write {_described(made)} as pictures: a tensor [..., C, H, W] with C 1, 3 or 4 is needed"
         )
     if not torch.isfinite(made).all():
-        raise GenerationFailedError("the model made values that are not numbers (NaN or infinite)")
+        raise NotNumbersError
     # numpy_to_pil of diffusers.image_processor, before the copy from the device: a quarter of the bytes
     rounded = made.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
     height, width = made.shape[-2:]
@@ -144,7 +144,7 @@ def _to_samples(audio: Any, num_videos: int) -> list[Samples]:
     """The tracks of a batch: [B, channels, time], [B, time] or, for one video, [channels, time] or [time]."""
     waves = torch.as_tensor(audio).detach().float().cpu()
     if not torch.isfinite(waves).all():
-        raise GenerationFailedError("the model made sound with values that are not numbers (NaN or infinite)")
+        raise NotNumbersError("the model made sound with values that are not numbers (NaN or infinite)")
     tracks = waves.reshape(num_videos, -1, waves.shape[-1]).clamp(-1, 1)
     if tracks.shape[1] > 2:
         raise GenerationFailedError(f"sound has one or two channels, the model made {tracks.shape[1]}")

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 
 from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription
+from deployments.stage_pipeline.argument_types import argument_types
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.tasks import tasks_of
 
@@ -38,6 +39,7 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         dtype=str(stage.dtype or "as stored").removeprefix("torch."),
         weight_bytes=stage.weight_bytes(),
         process_id=os.getpid(),
+        argument_types=argument_types(type(stage.pipeline), parameters),
         tasks=tasks_of(type(stage.pipeline), kind),
         frame_multiple=frame_multiple(stage),
         makes_alpha=makes_alpha(stage),

@@ -13,6 +13,7 @@ import torch
 from deployments.errors import HandOffError
 from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import is_computing_method
 from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
 from deployments.tensors.packing import pack, unpack
@@ -35,10 +36,10 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
 
 @torch.no_grad()
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
-    """The holder's side: makes the call with the real component."""
+    """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
     function = _function(stage, call)
     args, kwargs, global_state = unpack(call.arguments, stage.device)
-    with PIPELINE_CODE:
+    with PIPELINE_CODE, pipeline_errors():
         torch.set_rng_state(global_state)
         output = function(*args, **kwargs)
         states = [generator.get_state() for generator in _generators((args, kwargs))]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deployments.messages import MediaKind, Task
+from deployments.stage_pipeline.argument_types import call_inputs
 
 # The annotation says otherwise: whether these pipelines begin with a picture or a video, by what their code does.
 NEEDS_INPUT: dict[str, bool] = {
@@ -44,16 +45,6 @@ def tasks_of(pipeline_class: type, kind: MediaKind) -> tuple[Task, ...]:
     """
     inputs = call_inputs(pipeline_class)
     return tuple(_picture_tasks(pipeline_class, inputs) if kind == "image" else _video_tasks(pipeline_class, inputs))
-
-
-def call_inputs(pipeline_class: type) -> dict[str, inspect.Parameter]:
-    """The parameters of `__call__`, their annotations evaluated where that is possible."""
-    call: Any = pipeline_class.__call__
-    try:
-        signature = inspect.signature(call, eval_str=True)
-    except Exception:  # noqa: BLE001  (names that only a type checker imports, or that are gone)
-        signature = inspect.signature(call)
-    return dict(signature.parameters)
 
 
 def _picture_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> Iterator[Task]:

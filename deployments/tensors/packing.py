@@ -25,7 +25,9 @@ from deployments.tensors.values import (
     is_output,
     is_record,
     is_record_class,
+    output_fields,
     parts,
+    rebuilt_output,
 )
 
 Bytes = npt.NDArray[np.uint8]
@@ -66,10 +68,17 @@ def _pack(value: Any, buffers: list[Bytes]) -> Any:
         return items
     if type(value) is tuple:
         return {"kind": "tuple", "items": items}
-    names: list[JSON] = list(vars(value)) if is_record(value) else list(getattr(value, "keys", list)())
+    names: list[JSON] = list(_names_of(value))
     if isinstance(value, dict) and not is_output(value):
         return {"kind": "dict", "names": names, "items": items}
     return {"kind": "library", "class": _class_path(type(value)), "names": names, "items": items}
+
+
+def _names_of(value: Any) -> list[str]:
+    """Those of the children that `parts` gives; none of a named tuple's."""
+    if is_output(value):
+        return output_fields(value)
+    return list(vars(value)) if is_record(value) else list(getattr(value, "keys", list)())
 
 
 def _unpack(tree: JSON, buffers: tuple[Bytes, ...], device: torch.device) -> Any:
@@ -99,7 +108,7 @@ def _rebuild(cls: type, fields: dict[str, Any], children: list[Any]) -> Any:
     if issubclass(cls, UserDict):
         return cls(fields)
     if hasattr(cls, "to_tuple"):
-        return cls(**fields)
+        return rebuilt_output(cls, fields)
     record = object.__new__(cls)
     record.__dict__.update(fields)
     return record

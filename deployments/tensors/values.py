@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import UserDict
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,23 @@ def is_output(value: Any) -> bool:
     return hasattr(value, "to_tuple") and hasattr(value, "items")
 
 
+def output_fields(output: Any) -> list[str]:
+    """All of them: an output class leaves those that are None out of its keys, but asks for them when it is made."""
+    declared = (field.name for field in dataclasses.fields(output)) if dataclasses.is_dataclass(output) else ()
+    return list(dict.fromkeys([*declared, *output.keys()]))
+
+
+def rebuilt_output(cls: Any, fields: Mapping[str, Any]) -> Any:
+    """An output of the class, which reads a lone field as the fields themselves where its own constructor is used."""
+    output = cls.__new__(cls)
+    OrderedDict.__init__(output)
+    for name, value in fields.items():
+        if value is not None:
+            OrderedDict.__setitem__(output, name, value)
+        object.__setattr__(output, name, value)
+    return output
+
+
 def is_record(value: Any) -> bool:
     """A small object of a library that holds tensors as attributes, such as a posterior distribution."""
     return is_record_class(type(value))
@@ -70,8 +88,9 @@ def parts(value: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
     if type(value) in LEAF_TYPES:  # most values, seen at every step: without the questions below
         return None
     if is_output(value):
-        names = list(value.keys())
-        return [value[n] for n in names], lambda c: type(value)(**dict(zip(names, c, strict=True)))
+        names = output_fields(value)
+        values = [getattr(value, name) for name in names]
+        return values, lambda c: rebuilt_output(type(value), dict(zip(names, c, strict=True)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(value), lambda c: type(value)(*c)
     if isinstance(value, tuple | list):

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.errors import install_error_handlers
+from serve_app.http.middleware.addresses import PlainAddresses
 from serve_app.http.middleware.head import AnswerHead
 from serve_app.http.middleware.hosts import HostRules, KnownHosts
 from serve_app.http.middleware.keys import RequireApiKey
@@ -76,6 +77,7 @@ MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     cross_origin,
     lambda service: Middleware(RoomForRequests, admission=service.admission),
     api_keys,
+    lambda service: Middleware(PlainAddresses),
     lambda service: Middleware(BodySizeLimit, max_body_bytes=service.args.limits.max_body_bytes),
     lambda service: Middleware(AnswerHead),
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from serve_app.http.middleware.limits import MAX_BODY_BYTES_AT_ONCE
+from serve_app.requests.plain_values import read_json
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,10 +61,27 @@ def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[
     return {"requestBody": {"required": True, "content": content}}
 
 
+class _JSONRequest(Request):
+    async def json(self) -> Any:
+        return read_json(await self.body())
+
+
+class JSONRoute(APIRoute):
+    """A route of which FastAPI reads the body, as `read_body` reads JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_JSONRequest(request.scope, request.receive))
+
+        return handle
+
+
 async def _read_json(request: Request) -> Any:
     body = await request.body()
     try:
-        return json.loads(body)
+        return read_json(body)
     except json.JSONDecodeError as error:
         problem = {"type": "json_invalid", "loc": ("body", error.pos), "input": {}, "ctx": {"error": error.msg}}
         raise RequestValidationError([problem]) from error
@@ -126,6 +146,6 @@ def _with_lists(value: Any) -> Any:
 def _plain_value(value: str | bytes) -> Any:
     """Forms have no types: a value that reads as JSON is taken as JSON."""
     try:
-        return json.loads(value)
+        return read_json(value)
     except (ValueError, RecursionError):
         return value

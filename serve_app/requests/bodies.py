@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.functional_serializers import PlainSerializer
 from pydantic.functional_validators import AfterValidator, PlainValidator
 from pydantic.json_schema import WithJsonSchema
@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from deployments.messages import PICTURE_FILE, InputImage, MediaKind
 from env_config.closest import did_you_mean
 from serve_app.requests.encoded_files import file_bytes
+from serve_app.requests.plain_values import given_value, read_value
 
 T = TypeVar("T")
 
@@ -195,6 +196,9 @@ class GenerationBody(BaseModel):
     extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"
     )
+
+    given_value = field_validator("*", mode="before")(classmethod(given_value))
+    read_value = field_validator("*", mode="after")(staticmethod(read_value))
 
     @model_validator(mode="before")
     @classmethod

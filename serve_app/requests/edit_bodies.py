@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from pydantic.functional_serializers import PlainSerializer
 from pydantic.functional_validators import PlainValidator
 from pydantic.json_schema import WithJsonSchema
@@ -15,6 +15,7 @@ from deployments.messages import MediaKind
 from serve_app.requests.bodies import ImageGenerationBody, InputImages, Text, VideoGenerationBody
 from serve_app.requests.encoded_files import file_bytes
 from serve_app.requests.input_videos import VIDEO_FILE, container_of
+from serve_app.requests.plain_values import given_value
 
 
 class ImageEditBody(ImageGenerationBody):
@@ -101,5 +102,7 @@ class VideoRemixBody(BaseModel):
     """The body of POST /v1/videos/{id}/remix."""
 
     model_config = ConfigDict(extra="forbid")
+
+    given_value = field_validator("*", mode="before")(classmethod(given_value))
 
     prompt: Text = Field(min_length=1, description="instead of the first video's; all else stays, the seed too")

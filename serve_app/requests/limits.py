@@ -16,6 +16,7 @@ class RequestLimits(BaseModel):
     max_frames: int = Field(257, ge=1, description="frames of a video")
     max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
     max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
+    max_prompt_tokens: int = Field(4_096, ge=1, description="max_sequence_length")
     max_input_images: int = Field(16, ge=1, description="pictures sent along in one field")
     max_input_bytes: int = Field(50_000_000, ge=1, description="bytes of such a picture, as a file")
     max_body_bytes: int = Field(

@@ -12,6 +12,7 @@ from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest, OutputFormat, StageDescription
+from serve_app.requests.argument_values import above, argument_value, shown, takes_one_picture
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
@@ -92,7 +93,7 @@ def to_generation_requests(
         )
     _refuse_requests_without_effect(body)
     if body.n > limits.max_images:
-        raise _above("n", body.n, limits.max_images)
+        raise above("n", body.n, limits.max_images)
     defaults = dict(default_arguments or {})
     steps = description.parameters.get("num_inference_steps")
     if steps is not None:  # said explicitly, so that the file can say it
@@ -130,7 +131,7 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
         value = getattr(body, name, None)
         if value not in harmless:
             allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
-            raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+            raise NotSupportedError(f"{name}={shown(value)} is not supported, only {allowed}", name)
     for name, instead in REFUSED.items():
         if getattr(body, name, None) is not None:
             raise NotSupportedError(f"{name} is not supported: {instead}", name)
@@ -166,20 +167,30 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             continue
         _check_accepted(name, name, description)
         if isinstance(value, str) and len(value) > limits.max_prompt_chars:
-            raise _above(name, len(value), limits.max_prompt_chars, " characters")
-        if isinstance(value, list) and name != "video" and len(value) > limits.max_input_images:
-            raise _above(name, len(value), limits.max_input_images, " pictures")
+            raise above(name, len(value), limits.max_prompt_chars, " characters")
+        if isinstance(value, list) and name != "video":
+            _check_pictures(name, value, description, limits)
         if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
             raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)
-        arguments[name] = value
+        is_number = isinstance(value, int | float)  # words and pictures have the types that their fields give them
+        arguments[name] = argument_value(name, value, description.type_of(name), limits) if is_number else value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
         raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")
     if body.num_inference_steps is not None and body.num_inference_steps > limits.max_steps:
-        raise _above("num_inference_steps", body.num_inference_steps, limits.max_steps)
+        raise above("num_inference_steps", body.num_inference_steps, limits.max_steps)
+    if body.max_sequence_length is not None and body.max_sequence_length > limits.max_prompt_tokens:
+        raise above("max_sequence_length", body.max_sequence_length, limits.max_prompt_tokens, " tokens")
     if body.size not in (None, "auto"):
         _check_accepted("size", "width", description)
         arguments |= _width_and_height(str(body.size), description, limits)
     return arguments
+
+
+def _check_pictures(name: str, value: list[Any], description: StageDescription, limits: RequestLimits) -> None:
+    if len(value) > limits.max_input_images:
+        raise above(name, len(value), limits.max_input_images, " pictures")
+    if takes_one_picture(description.type_of(name)):
+        raise InvalidRequestError(f"{name}: {description.pipeline_class} takes one picture, got {len(value)}", name)
 
 
 def _width_and_height(size: str, description: StageDescription, limits: RequestLimits) -> dict[str, int]:
@@ -187,7 +198,7 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
     multiple = description.size_multiple
     for name, value in sides.items():
         if value > limits.max_side:
-            raise _above("size", value, limits.max_side, f" pixels of {name}")
+            raise above("size", value, limits.max_side, f" pixels of {name}")
         if value % multiple:
             below = value - value % multiple
             nearest = " or ".join(str(side) for side in (below, below + multiple) if side)
@@ -197,7 +208,7 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
             )
     pixels = sides["width"] * sides["height"]
     if pixels > limits.max_pixels:
-        raise _above("size", pixels, limits.max_pixels, " pixels (width x height)")
+        raise above("size", pixels, limits.max_pixels, " pixels (width x height)")
     return sides
 
 
@@ -208,7 +219,7 @@ def _animation_arguments(output: OutputFormat, description: StageDescription, li
     multiple = description.frame_multiple
     num_frames = 1 + -(-(output.max_frames - 1) // multiple) * multiple
     if num_frames > limits.max_frames:
-        raise _above("frame_count", num_frames, limits.max_frames, " frames")
+        raise above("frame_count", num_frames, limits.max_frames, " frames")
     return {"num_frames": num_frames}
 
 
@@ -229,7 +240,7 @@ def _length_arguments(
     if num_frames is not None:
         _check_accepted(field, "num_frames", description)
         if num_frames > limits.max_frames:
-            raise _above(field, num_frames, limits.max_frames, " frames")
+            raise above(field, num_frames, limits.max_frames, " frames")
         arguments["num_frames"] = num_frames
     return arguments
 
@@ -242,6 +253,7 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
 def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
+    arguments = {}
     for name, value in extra.items():
         param = f"extra_args.{name[:80]}"
         if name in known:
@@ -251,28 +263,18 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
             raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
-        _check_extra_value(param, value, description.parameters[name], limits)
-    return extra
+        value = argument_value(param, value, description.type_of(name), limits)
+        if "num_inference_steps" in name:
+            _check_steps(param, value, limits)
+        if value is not None or description.parameters[name] is not None:  # null stands for a default that is None
+            arguments[name] = value
+    return arguments
 
 
-_TYPES_LIKE: dict[type, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int, float, list), "a number"),
-    float: ((int, float, list), "a number"),
-    str: ((str, list), "a text"),
-}
-
-
-def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimits) -> None:
-    types, needed = _TYPES_LIKE.get(type(default), ((object,), ""))
-    if not isinstance(value, types) or (isinstance(value, bool) and type(default) in (int, float)):
-        raise InvalidRequestError(f"{param} must be {needed}, got {_shown(value)}", param)
-    if "num_inference_steps" in param and isinstance(value, int | float) and not 1 <= value <= limits.max_steps:
-        raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
-    if isinstance(value, str) and len(value) > limits.max_prompt_chars:
-        raise _above(param, len(value), limits.max_prompt_chars, " characters")
-    if isinstance(value, list) and len(value) > limits.max_steps:
-        raise _above(param, len(value), limits.max_steps, " entries")
+def _check_steps(param: str, value: Any, limits: RequestLimits) -> None:
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int | float) and not 1 <= each <= limits.max_steps:
+            raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
 
 
 def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
@@ -287,12 +289,3 @@ def _check_required(arguments: dict[str, Any], description: StageDescription) ->
             raise InvalidRequestError(
                 f"{field} is required by {description.pipeline_class}", field, "missing_required_parameter"
             )
-
-
-def _above(field: str, value: int, limit: int, unit: str = "") -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: at most {limit}{unit}, got {value}", field, "limit_exceeded")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "..."

@@ -188,6 +188,10 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "unknown field": ({"stepz": 3}, 400, "stepz"),
     "field of another pipeline": ({"strength": 0.5}, 400, "strength"),
     "unknown argument": ({"extra_args": {"stepz": 3}}, 400, "extra_args.stepz"),
+    "argument of the wrong type": ({"extra_args": {"sigmas": ["x"]}}, 400, "extra_args.sigmas"),
+    "no step, seen by the encoder": ({"extra_args": {"sigmas": []}}, 400, "sigmas"),
+    "two texts for one picture, seen by the denoiser": ({"extra_args": {"prompt_2": ["a", "b"]}}, 400, "prompt_2"),
+    "deadline that nothing meets": ({"deadline_s": 1e-9}, 400, "deadline_s"),
     "unknown format": ({"output_format": "gif"}, 400, "output_format"),
     "body of 30 MB": ({"prompt": "a" * 30_000_000}, 413, None),
 }

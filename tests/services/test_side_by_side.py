@@ -38,6 +38,10 @@ def test_all_lanes_must_pass_at_the_latest_in_their_second_try(
 
 
 def test_every_folder_of_tests_is_in_a_lane_or_a_run_of_its_own() -> None:
-    runs = {folder for folders in LANES.values() for folder in folders} | {"tests/parity/rest", "tests/stress"}
+    runs = {folder for folders in LANES.values() for folder in folders} | {
+        "tests/parity/rest",
+        "tests/stress",
+        "tests/fuzz",
+    }
     tested = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
     assert [file for file in sorted(tested) if not any(file.startswith(f"{folder}/") for folder in runs)] == []

@@ -238,6 +238,7 @@ RUNS = {
     "all": "tests.side_by_side",
     "parity": "pytest tests/parity",
     "stress": "pytest tests/stress",
+    "fuzz": "pytest -rP tests/fuzz",
 }
 
 
@@ -274,4 +275,4 @@ def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
     failed = run(clone, "make", "test", "TESTS=some")
     assert failed.returncode != 0
-    assert "TESTS must be quick, all, parity or stress, got some" in failed.stdout
+    assert "TESTS must be quick, all, parity, stress or fuzz, got some" in failed.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deployments.errors import HandOffError, HandOffIncompleteError
+from deployments.errors import HandOffError, HandOffIncompleteError, NotNumbersError
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import HandOff, stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
@@ -29,7 +29,10 @@ class DecodeSession(Session):
         self.descriptions = hand_off.descriptions
 
     def run(self) -> Any:
-        """The pipeline's output; raises HandOffError or HandOffIncompleteError where it would not be true."""
+        """The pipeline's output.
+
+        Raises HandOffError or HandOffIncompleteError where it would not be true, NotNumbersError where it is none.
+        """
         output = self.call_pipeline()
         if self.to_replay or self.events or self.decoder_calls:
             raise HandOffError(f"the hand-off was not used up: {len(self.events)} events are left")
@@ -56,7 +59,10 @@ class DecodeSession(Session):
             raise HandOffIncompleteError(f"{component}.{method} was not handed over and depends on missing numbers")
         if stage_of_call(self.stage, component, method) != "vae":
             raise HandOffError(f"{component}.{method} is needed after the hand-off")
-        return self.call_inside(function, args, kwargs)
+        output = self.call_inside(function, args, kwargs)
+        if has_nan(output):
+            raise NotNumbersError
+        return output
 
     def _replay(self, component: str, method: str) -> Any:
         call = self.to_replay.pop(0)

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.errors import FeedsBackError, HandOffError
+from deployments.errors import FeedsBackError, HandOffError, NotNumbersError
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
-from deployments.tensors.values import describe, fill_meta, is_meta, map_values, same_description
+from deployments.tensors.values import describe, fill_meta, has_nan, is_meta, map_values, same_description
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
 CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
@@ -102,12 +102,12 @@ class DenoiseSession(Session):
         self.hand_off = HandOff([])
 
     def run(self) -> HandOff | Result:
-        """Raises HandOffError where the pipeline does not fit."""
+        """Raises HandOffError where the pipeline does not fit, PipelineFailedError for what its arguments may cause."""
         try:
             output = self.call_pipeline()
         except StopStage:
             return self._finished_hand_off()
-        except HandOffError:
+        except (HandOffError, NotNumbersError):
             raise
         except Exception:
             # After a deferred decoder call the rest is post-processing of a tensor without numbers, which
@@ -187,6 +187,8 @@ class DenoiseSession(Session):
     def _defer(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
         depends = is_meta((args, kwargs))
         noted = (None, None) if depends else (map_values(_keep, args), map_values(_keep, kwargs))
+        if has_nan(noted):  # seen here: in the VAE stage, NaN stands for what was not handed over
+            raise NotNumbersError
         self.hand_off.events.append(("decoder", component, method))
         self.hand_off.decoder_calls.append(DecoderCall(component, method, *noted))
         if self.ends_at_first:

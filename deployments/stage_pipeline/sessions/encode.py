@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deployments.errors import HandOffError
+from deployments.errors import PipelineFailedError
 from deployments.stage_pipeline.sessions.session import RandomStates, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import fill
@@ -27,13 +27,13 @@ class EncodeSession(Session):
     """Runs until the first forward of a denoiser."""
 
     def run(self) -> list[EncoderCall]:
-        """Raises HandOffError where the pipeline never comes to its denoiser."""
+        """Raises PipelineFailedError where the pipeline never comes to its denoiser: there is no step to make."""
         self.calls: list[EncoderCall] = []
         try:
             self.call_pipeline()
         except StopStage:
             return self.calls
-        raise HandOffError(f"{type(self.stage.pipeline).__name__} ended without calling its denoiser")
+        raise PipelineFailedError("it makes no step: num_inference_steps x strength, or a list of steps, leaves none")
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         raise StopStage

@@ -18,7 +18,9 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
 from deployments.errors import InvalidRequestError
+from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import RoutedComponent
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
@@ -41,7 +43,7 @@ class Session:
 
     def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
         self.stage = stage
-        self.arguments = arguments
+        self.arguments = as_taken(type(stage.pipeline), arguments)
         self.seed = seed
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.schedulers: list[Any] = []
@@ -75,8 +77,11 @@ class Session:
 
     @torch.no_grad()
     def call_pipeline(self) -> Any:
-        """Runs the pipeline's own `__call__`; tensors come out as tensors (output_type "pt")."""
-        with PIPELINE_CODE:
+        """Runs the pipeline's own `__call__`; tensors come out as tensors (output_type "pt").
+
+        Raises PipelineFailedError where its code fails as it does on arguments that it cannot use.
+        """
+        with PIPELINE_CODE, pipeline_errors():
             seed_global_generators(self.seed, self.stage.device)  # some pipelines sample from them
             return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
 

@@ -12,6 +12,7 @@ from serve_app.errors import report_error
 from serve_app.http.errors import error_response
 from serve_app.making.admission import Admission
 
+MAX_DIGITS = 18  # of a length that is announced
 MAX_BODY_S = 120.0  # from the first to the last byte of a body
 MAX_PAUSE_S = 20.0  # between two pieces of it
 MAX_BODY_BYTES_AT_ONCE = 1_000_000_000  # of the bodies of all requests that an ingress replica is answering
@@ -51,7 +52,7 @@ class BodySizeLimit:
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.max_body_bytes:
+        if announced.isdecimal() and (len(announced) > MAX_DIGITS or int(announced) > self.max_body_bytes):
             await self.app(scope, self._refuse, send)
             return
         num_bytes = 0

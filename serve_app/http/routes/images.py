@@ -14,7 +14,7 @@ from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_
 from serve_app.http.by_job import answer_by_job, job_of_body
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM, JOB_ACCEPTED
-from serve_app.http.reading import openapi_content, read_body
+from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.streaming import (
     PartialPictureFollower,
     PartialPictures,
@@ -35,7 +35,7 @@ AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 def image_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JSONRoute)
 
     @router.post(
         "/v1/images/generations",

@@ -36,7 +36,7 @@ from serve_app.http.by_job import answer_by_job, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import FILE_ANSWERS, JOB_ACCEPTED
-from serve_app.http.reading import openapi_content, read_body
+from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
@@ -54,7 +54,7 @@ POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks 
 
 
 def video_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JSONRoute)
 
     @router.post(
         "/v1/videos/generations",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from env_config.variables import EnvConfig
 from serve_app.making.follower import Make
+from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 
 
@@ -17,6 +18,7 @@ class LayerContext:
 
     env: EnvConfig
     stages: Stages
+    model: ServedModel
     c2pa_certificate: Path | None = None
     c2pa_private_key: Path | None = None
 

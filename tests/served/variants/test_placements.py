@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.s3_server import S3Server
-from tests.support.served_application import ONE_STAGE, TWO_STAGE, ServedApplication, picture_of
+from tests.support.served_application import ONE_STAGE, TWO_STAGE, ServedApplication, error_of, picture_of
 from tests.support.served_fixtures import BUCKET
 from tests.support.unsplit import unsplit_picture
 
@@ -32,6 +32,15 @@ def test_every_placement_makes_the_same_file(variants: ServedApplication) -> Non
         variants.pictures(prefix, prompt=PROMPT, seed=22)[0]["b64_json"] for prefix in ("", "/two_stage", "/one_stage")
     )
     assert three == two == one
+
+
+@pytest.mark.parametrize("placement", ["two_stage", "one_stage"])
+@pytest.mark.parametrize(("argument", "value"), [("sigmas", []), ("prompt_2", ["a", "b"])])
+def test_every_placement_refuses_what_the_pipeline_cannot_use(
+    argument: str, value: list[str], placement: str, variants: ServedApplication
+) -> None:
+    answer = variants.generate(f"/{placement}", prompt=PROMPT, extra_args={argument: value})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, argument)
 
 
 @pytest.mark.parametrize(("placement", "deployments"), [("two_stage", TWO_STAGE), ("one_stage", ONE_STAGE)])

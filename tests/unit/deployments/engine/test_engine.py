@@ -18,7 +18,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.fiber import CancelledStage, Fiber
 from deployments.engine.orders import smallest_slack
 from deployments.engine.statistics import BatchRun, Cancelled
-from deployments.errors import GenerationFailedError
+from deployments.errors import DeadlineExceededError, GenerationFailedError
 
 ROOT = Path(__file__).parents[4]
 TOKENS, WIDTH = 6, 8
@@ -500,7 +500,7 @@ def test_a_request_ends_when_its_deadline_has_passed(make_requests: MakeRequests
     module = Denoiser()
     served = make_requests(module)
     late = Fiber("late", deadline=time.monotonic() - 1, expires=time.monotonic() - 1)
-    with pytest.raises(GenerationFailedError, match="deadline"):
+    with pytest.raises(DeadlineExceededError, match="deadline"):
         served.start([0.1], late).result(PATIENCE_S)
     assert module.sizes == []
 

@@ -24,6 +24,7 @@ from deployments.messages import (
     OutputFormat,
     StageDescription,
 )
+from deployments.stage_pipeline.argument_types import argument_types
 from deployments.stage_pipeline.description import call_parameters
 from serve_app.http.answers import GeneratedItem, ImagesAnswer, ModelCard, ModelList, VideosAnswer
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
@@ -48,6 +49,7 @@ def describe(pipeline: type, size_multiple: int = 16) -> StageDescription:
         dtype="float32",
         weight_bytes={},
         process_id=1,
+        argument_types=argument_types(pipeline, parameters),
     )
 
 
@@ -266,10 +268,10 @@ def test_extra_args_are_plain_arguments_of_the_pipeline_only(extra, says):
     ("extra", "says"),
     [
         ({"guidance_rescale": "much"}, "must be a number, got 'much'"),
-        ({"decode_timestep": True}, "must be a number, got True"),
+        ({"decode_timestep": True}, "must be a number or a list of which each is a number, got True"),
     ],
 )
-def test_extra_args_must_be_of_the_kind_of_their_default(extra, says):
+def test_extra_args_must_be_of_the_type_of_their_annotation(extra, says):
     [name] = extra
     assert says in refused(f"extra_args.{name}", video_requests, pipeline=LTXPipeline, extra_args=extra)
     [request] = video_requests(LTXPipeline, extra_args={"guidance_rescale": 1, "decode_timestep": [0.1]})

@@ -1,0 +1,56 @@
+"""The requests that a model must be able to make: its own default arguments, and as little else as it asks for."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from deployments.messages import GenerationRequest, InputImage, OutputFormat, StageDescription
+
+SMALL_SIDE = 8  # multiples of the model's own: some pixels of latents, which little work is needed for
+FEW_STEPS = 2
+FEW_FRAMES = 9  # 4 x 2 + 1 and 8 x 1 + 1: what the VAEs of videos can pack
+PLAIN_SIDE = 512  # pixels of a picture where the model has no size of its own
+
+
+def default_requests(
+    description: StageDescription, model: str, default_arguments: dict[str, Any]
+) -> Iterator[GenerationRequest]:
+    """The cheapest first: small and short, of the model's own size, wholly by default."""
+    steps = {"num_inference_steps": FEW_STEPS}
+    small = description.size_multiple * SMALL_SIDE
+    sizes = {"width": small, "height": small, "num_frames": FEW_FRAMES}
+    own_side = description.default_width or PLAIN_SIDE
+    for changes, side in ((steps | sizes, small), (steps, own_side), ({}, own_side)):
+        changed = {name: value for name, value in changes.items() if description.takes(name)}
+        arguments = default_arguments | _needed(description, side) | changed
+        yield GenerationRequest(f"default-{uuid.uuid4().hex}", model, arguments, 0, _output(description))
+
+
+def _needed(description: StageDescription, side: int) -> dict[str, Any]:
+    """What the pipeline does not begin without."""
+    needed: dict[str, Any] = {}
+    if description.takes("prompt"):
+        needed["prompt"] = "a picture"
+    tasks = set(description.tasks)
+    if description.needs_picture or "image" in description.required:
+        needed["image"] = _picture("gray", side)
+        if "inpainting" in tasks:
+            needed["mask_image"] = _picture("white", side)
+    if tasks == {"video_to_video"} or "video" in description.required:
+        needed["video"] = [_picture("gray", side)] * FEW_FRAMES
+    return needed
+
+
+def _output(description: StageDescription) -> OutputFormat:
+    return OutputFormat("image", "png") if description.media_kind == "image" else OutputFormat("video", "mp4")
+
+
+def _picture(color: str, side: int) -> InputImage:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(file, "PNG")
+    return InputImage(file.getvalue())

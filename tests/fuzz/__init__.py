@@ -1,0 +1,1 @@
+"""Thousands of hostile requests against real models: `make test TESTS=fuzz`."""
