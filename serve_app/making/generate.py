@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import (
@@ -30,14 +30,14 @@ from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArri
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
 from serve_app.making.previews import Previews
-from serve_app.making.ray_errors import DEATHS, first_line, lost
+from serve_app.making.ray_errors import first_line, lost
 from serve_app.making.stages import Stages
 from serve_app.making.suspects import Place, Suspicion
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before the next try; twice as long after each without progress
-MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame
+MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame: more than a minute
 MAX_REFUSALS = 1000  # of replicas that would not begin with it: some 80 minutes
 
 
@@ -90,7 +90,6 @@ class Way:
         self.suspicion.reached(self.reached.place)
 
     def note_failure(self) -> None:
-        """Raises nothing: what `failures` means is for the caller to say."""
         place = self.reached.place
         self.failures = self.failures + 1 if place <= self.furthest_at_failure else 1
         self.furthest_at_failure = max(place, self.furthest_at_failure)
@@ -102,7 +101,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
     from its last checkpoint. A checkpoint that is of no use means start again. Raises InvalidRequestError for the
     caller's faults, GenerationFailedError for a request whose replica died MAX_DEATHS_ALONE times when it was tried
-    alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it.
+    alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it, or when
+    replicas cannot be reached or what they made is lost, MAX_FAILURES times in a row.
     """
     reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
     way = Way(stages.suspects.new_request(), reached, stages.needs_complete_hand_off(request))
@@ -150,11 +150,11 @@ async def _wait_after_refusal(way: Way, error: Exception) -> None:
 
 
 async def _recover(request: GenerationRequest, way: Way, death: BaseException) -> None:
-    """Raises GenerationFailedError for poison."""
+    """Raises GenerationFailedError for poison, StageUnavailableError where too much is lost for another reason."""
     reached, metrics = way.reached, generation_metrics()
     way.note_failure()
-    if isinstance(death, DEATHS):
-        way.suspicion.died(reached.place)
+    if not isinstance(death, ObjectLostError):
+        way.suspicion.died(reached.place, is_certain=not isinstance(death, ActorUnavailableError))
     reached.decode_inputs_reference = None
     lost_steps = reached.forget_lost_steps()
     metrics.recoveries.inc()
@@ -164,11 +164,13 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
         "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
         request.request_id, way.failures, reached.step, lost_steps, first_line(death),
     )  # fmt: skip
-    if way.suspicion.is_poison or way.failures >= MAX_FAILURES:
+    if way.suspicion.is_poison:
         metrics.given_up.inc()
-        alone = way.suspicion.deaths_alone
-        times = f"{alone} times while it was tried alone" if way.suspicion.is_poison else f"{way.failures} times"
-        raise GenerationFailedError(f"the replica that worked on it died {times}") from death
+        raise GenerationFailedError(
+            f"the replica that worked on it died {way.suspicion.deaths_alone} times while it was tried alone"
+        ) from death
+    if way.failures >= MAX_FAILURES:
+        raise StageUnavailableError(f"replicas or what they made were lost {way.failures} times in a row") from death
     await _pause(way.failures)
 
 

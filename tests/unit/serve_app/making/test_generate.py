@@ -319,10 +319,16 @@ def test_every_kind_of_loss_in_every_stage_is_got_over_and_no_error_is_passed_on
     assert not [each for each in handed_on if isinstance(getattr(each, "value", each), BaseException)]
 
 
-def test_what_is_lost_again_and_again_ends_with_an_error_after_pauses_that_grow(pauses: list[int]) -> None:
-    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize(
+    "lost",
+    [ObjectLostError("id", None, "call"), ActorUnavailableError("not now", None)],  # type: ignore[no-untyped-call]
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_lost_again_and_again_may_be_tried_later_after_pauses_that_grow(
+    lost: Exception, pauses: list[int]
+) -> None:
     encoder: Any = Stage(*[lost] * (MAX_FAILURES + 9))
-    with pytest.raises(GenerationFailedError, match=f"died {MAX_FAILURES} times"):
+    with pytest.raises(StageUnavailableError, match=f"lost {MAX_FAILURES} times"):
         asyncio.run(generate(Stages(encoder, Stage(), Stage()), REQUEST))  # type: ignore[arg-type]
     assert pauses == list(range(1, MAX_FAILURES))
 
