@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from deployments.errors import (
     CannotResumeError,
     GenerationFailedError,
+    HandOffError,
     HandOffIncompleteError,
     ReplicaRefusedError,
     ReplicaUnfitError,
@@ -47,7 +48,7 @@ class Reached:
 
     checkpoint: Checkpoint | None = None
     last_step: int = 0  # the last that was seen
-    is_encoded: bool = False  # on this way
+    conditioning: Any = None  # a reference to what the encoder made on this way; its bytes were here
     decode_inputs: DecodeInputs | None = None
     decode_inputs_reference: Any = None  # None where a call with it failed: then the bytes are sent
     seconds: dict[str, float] = field(default_factory=dict)
@@ -63,13 +64,17 @@ class Reached:
     def place(self) -> Place:
         if self.decode_inputs is not None:
             return 2, 0
-        return (1, max(self.step, self.last_step)) if self.is_encoded else (0, 0)
+        return (0, 0) if self.conditioning is None else (1, max(self.step, self.last_step))
 
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
         num_lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
-        self.last_step, self.is_encoded = self.step, False
+        self.last_step = self.step
         return num_lost
+
+    def forget_references(self) -> None:
+        """They may lead to what was lost."""
+        self.conditioning = self.decode_inputs_reference = None
 
     def from_the_start(self) -> Reached:
         return Reached(shown=self.shown)
@@ -113,7 +118,7 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
             metrics.attempts.inc()
             try:
                 media = await run_stages(stages, request, way, follower)
-            except (CannotResumeError, HandOffIncompleteError) as error:
+            except (CannotResumeError, HandOffError) as error:
                 _begin_again(request, way, error)
             except ReplicaRefusedError as error:
                 await _wait_after_refusal(way, error)
@@ -155,7 +160,7 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
     way.note_failure()
     if not isinstance(death, ObjectLostError):
         way.suspicion.died(reached.place, is_certain=not isinstance(death, ActorUnavailableError))
-    reached.decode_inputs_reference = None
+    reached.forget_references()
     lost_steps = reached.forget_lost_steps()
     metrics.recoveries.inc()
     if lost_steps:
@@ -191,15 +196,16 @@ async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follo
 
 async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> None:
     reached = way.reached
-    envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
-    conditioning = stages.encoder.encode.remote(request, envelope)
-    await conditioning  # its replica has made it; the denoiser gets it by reference
-    reached.is_encoded = True
-    way.note_reached()
+    if reached.conditioning is None:
+        envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
+        conditioning = stages.encoder.encode.remote(request, envelope)
+        await conditioning
+        reached.conditioning = conditioning
+        way.note_reached()
     reached.has_resumed = reached.checkpoint is not None
     previews = Previews(stages.vae, request, follower, reached.shown)
     call = stages.denoiser.options(stream=True).denoise.remote(
-        request, envelope_of(stages, way, follower), conditioning, reached.checkpoint
+        request, envelope_of(stages, way, follower), reached.conditioning, reached.checkpoint
     )
     try:
         await denoise(DenoiserStream(call), way, follower, previews)
@@ -229,7 +235,7 @@ async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews
                 case DecodeInputsArrived(inputs, reference, seconds):
                     reached.decode_inputs, reached.decode_inputs_reference = inputs, reference
                     reached.seconds = seconds
-                    reached.checkpoint = None  # nobody goes back behind the inputs
+                    reached.checkpoint = reached.conditioning = None  # nobody goes back behind the inputs
             way.note_reached()
     except BaseException:  # nobody reads on, so nobody may work on
         stream.cancel()

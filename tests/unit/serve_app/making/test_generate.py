@@ -349,9 +349,12 @@ async def test_pauses_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_replica_that_will_not_begin_is_no_death(pauses: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     refused = ReplicaRefusedError("it tries another")
-    denoiser = Stage(*[[refused]] * 7, COMPLETE)
-    assert run(denoiser, Stage(media())).files == media().files
+    encoder, denoiser = Stage("conditioning"), Stage(*[[refused]] * 7, COMPLETE)
+    stages = Stages(encoder, denoiser, Stage(refused, media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
     assert {call[1].tried_until for call in denoiser.calls} == {None}
+    assert pauses == list(range(1, 9))
+    assert len(encoder.calls) == 1, "what was encoded is kept meanwhile"
     monkeypatch.setattr(generate_module, "MAX_REFUSALS", 4)
     with pytest.raises(StageUnavailableError, match="no replica"):
         run(Stage(*[[refused]] * 9), Stage())
