@@ -14,12 +14,13 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import (
     CannotResumeError,
     GenerationFailedError,
+    HandOffError,
     HandOffIncompleteError,
     ReplicaRefusedError,
     ReplicaUnfitError,
@@ -38,14 +39,14 @@ from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArri
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
 from serve_app.making.previews import Previews
-from serve_app.making.ray_errors import DEATHS, first_line, lost
+from serve_app.making.ray_errors import first_line, lost
 from serve_app.making.stages import Stages
 from serve_app.making.suspects import Place, Suspicion
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before the next try; twice as long after each without progress
-MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame
+MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame: more than a minute
 MAX_REFUSALS = 1000  # of replicas that would not begin with it: some 80 minutes
 
 
@@ -55,7 +56,7 @@ class Reached:
 
     checkpoint: Checkpoint | None = None
     last_step: int = 0  # the last that was seen
-    is_encoded: bool = False  # on this way
+    conditioning: Any = None  # a reference to what the encoder made on this way; its bytes were here
     decode_inputs: DecodeInputs | None = None
     decode_inputs_reference: Any = None  # None where a call with it failed: then the bytes are sent
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,13 +72,17 @@ class Reached:
     def place(self) -> Place:
         if self.decode_inputs is not None:
             return 2, 0
-        return (1, max(self.step, self.last_step)) if self.is_encoded else (0, 0)
+        return (0, 0) if self.conditioning is None else (1, max(self.step, self.last_step))
 
     def forget_lost_steps(self) -> int:
         """How many steps must be done again; none once the denoising is over."""
         num_lost = 0 if self.decode_inputs is not None else max(0, self.last_step - self.step)
-        self.last_step, self.is_encoded = self.step, False
+        self.last_step = self.step
         return num_lost
+
+    def forget_references(self) -> None:
+        """They may lead to what was lost."""
+        self.conditioning = self.decode_inputs_reference = None
 
     def from_the_start(self) -> Reached:
         return Reached(shown=self.shown)
@@ -98,7 +103,6 @@ class Way:
         self.suspicion.reached(self.reached.place)
 
     def note_failure(self) -> None:
-        """Raises nothing: what `failures` means is for the caller to say."""
         place = self.reached.place
         self.failures = self.failures + 1 if place <= self.furthest_at_failure else 1
         self.furthest_at_failure = max(place, self.furthest_at_failure)
@@ -110,7 +114,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     The work of a replica that dies is done again by another: encoding and decoding from the start, denoising
     from its last checkpoint. A checkpoint that is of no use means start again. Raises InvalidRequestError for the
     caller's faults, GenerationFailedError for a request whose replica died MAX_DEATHS_ALONE times when it was tried
-    alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it.
+    alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it, or when
+    replicas cannot be reached or what they made is lost, MAX_FAILURES times in a row.
     """
     reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
     way = Way(stages.suspects.new_request(), reached, stages.needs_complete_hand_off(request))
@@ -121,7 +126,7 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
             metrics.attempts.inc()
             try:
                 media = await run_stages(stages, request, way, follower)
-            except (CannotResumeError, HandOffIncompleteError) as error:
+            except (CannotResumeError, HandOffError) as error:
                 _begin_again(request, way, error)
             except ReplicaRefusedError as error:
                 await _wait_after_refusal(way, error)
@@ -158,12 +163,12 @@ async def _wait_after_refusal(way: Way, error: Exception) -> None:
 
 
 async def _recover(request: GenerationRequest, way: Way, death: BaseException) -> None:
-    """Raises GenerationFailedError for poison."""
+    """Raises GenerationFailedError for poison, StageUnavailableError where too much is lost for another reason."""
     reached, metrics = way.reached, generation_metrics()
     way.note_failure()
-    if isinstance(death, DEATHS):
-        way.suspicion.died(reached.place)
-    reached.decode_inputs_reference = None
+    if not isinstance(death, ObjectLostError):
+        way.suspicion.died(reached.place, is_certain=not isinstance(death, ActorUnavailableError))
+    reached.forget_references()
     lost_steps = reached.forget_lost_steps()
     metrics.recoveries.inc()
     if lost_steps:
@@ -172,11 +177,13 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
         "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
         request.request_id, way.failures, reached.step, lost_steps, first_line(death),
     )  # fmt: skip
-    if way.suspicion.is_poison or way.failures >= MAX_FAILURES:
+    if way.suspicion.is_poison:
         metrics.given_up.inc()
-        alone = way.suspicion.deaths_alone
-        times = f"{alone} times while it was tried alone" if way.suspicion.is_poison else f"{way.failures} times"
-        raise GenerationFailedError(f"the replica that worked on it died {times}") from death
+        raise GenerationFailedError(
+            f"the replica that worked on it died {way.suspicion.deaths_alone} times while it was tried alone"
+        ) from death
+    if way.failures >= MAX_FAILURES:
+        raise StageUnavailableError(f"replicas or what they made were lost {way.failures} times in a row") from death
     await _pause(way.failures)
 
 
@@ -197,15 +204,16 @@ async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follo
 
 async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> None:
     reached = way.reached
-    envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
-    conditioning = stages.encoder.encode.remote(request, envelope)
-    await conditioning  # its replica has made it; the denoiser gets it by reference
-    reached.is_encoded = True
-    way.note_reached()
+    if reached.conditioning is None:
+        envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
+        conditioning = stages.encoder.encode.remote(request, envelope)
+        await conditioning
+        reached.conditioning = conditioning
+        way.note_reached()
     reached.has_resumed = reached.checkpoint is not None
     previews = Previews(stages.vae, request, follower, reached.shown)
     call = stages.denoiser.options(stream=True).denoise.remote(
-        request, envelope_of(stages, way, follower), conditioning, reached.checkpoint
+        request, envelope_of(stages, way, follower), reached.conditioning, reached.checkpoint
     )
     try:
         await denoise(DenoiserStream(call), way, follower, previews)
@@ -237,7 +245,7 @@ async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews
                 case DecodeInputsArrived(inputs, reference, seconds):
                     reached.decode_inputs, reached.decode_inputs_reference = inputs, reference
                     reached.seconds = seconds
-                    reached.checkpoint = None  # nobody goes back behind the inputs
+                    reached.checkpoint = reached.conditioning = None  # nobody goes back behind the inputs
             way.note_reached()
     except BaseException:  # nobody reads on, so nobody may work on
         stream.cancel()

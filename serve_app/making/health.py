@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -16,6 +17,8 @@ from serve_app.making.ray_errors import first_line
 from serve_app.making.stages import Stages
 
 TIMEOUT_S = 2.0
+# Of its own, so that a controller that never answers keeps this one thread and no other.
+CONTROLLER_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="controller")
 NO_ANSWER = "no replica answered in time: it is still loading, or it is down"
 
 
@@ -25,11 +28,20 @@ async def read_health(stages: Stages) -> dict[str, Any]:
     details = {name: _detail(answer) for name, answer in answers.items()}
     silent = {name for name, answer in answers.items() if answer == NO_ANSWER}
     if silent:
-        running = await asyncio.to_thread(running_deployments, stages.encoder.app_name)
+        running = await _running_in_time(stages.encoder.app_name)
         for name in silent & running:
             details[name] = {"ready": True, "detail": "its replicas are busy"}
     missing = [name for name, detail in details.items() if not detail["ready"]]
     return {"status": "loading" if missing else "ok", "stages": details, "missing": missing}
+
+
+async def _running_in_time(application: str) -> set[str]:
+    """Empty where Serve's controller does not answer: it may be stopped."""
+    asking = asyncio.get_running_loop().run_in_executor(CONTROLLER_THREAD, running_deployments, application)
+    try:
+        return await asyncio.wait_for(asking, TIMEOUT_S)
+    except TimeoutError:
+        return set()
 
 
 def _detail(answer: StageDescription | str) -> dict[str, Any]:

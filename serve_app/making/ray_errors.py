@@ -14,9 +14,9 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.errors import ReplicaUnfitError
 
-# A replica died under its requests (OutOfMemoryError: Ray ended it, its node was short of memory), or will do so now.
-DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ReplicaUnfitError)
-LOST = (*DEATHS, ObjectLostError)  # or with its node what it had made
+# A replica died under its requests (OutOfMemoryError: Ray ended it, its node was short of memory), or will do so now,
+# or with its node what it had made.
+LOST = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ReplicaUnfitError, ObjectLostError)
 
 
 def lost(error: BaseException) -> BaseException | None:

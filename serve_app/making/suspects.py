@@ -56,9 +56,9 @@ class Suspicion:
             self.died_at, self.deaths_alone = None, 0
             self.end_turn()
 
-    def died(self, place: Place) -> None:
-        """A replica died that worked on it."""
-        self.deaths_alone += self._has_turn
+    def died(self, place: Place, is_certain: bool = True) -> None:
+        """A replica died that worked on it; not certain: it cannot be reached, which may have other reasons."""
+        self.deaths_alone += self._has_turn and is_certain
         self.died_at = max(place, self.died_at or place)
         self.end_turn()
 

@@ -319,10 +319,16 @@ def test_every_kind_of_loss_in_every_stage_is_got_over_and_no_error_is_passed_on
     assert not [each for each in handed_on if isinstance(getattr(each, "value", each), BaseException)]
 
 
-def test_what_is_lost_again_and_again_ends_with_an_error_after_pauses_that_grow(pauses: list[int]) -> None:
-    lost = ObjectLostError("id", None, "call")  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize(
+    "lost",
+    [ObjectLostError("id", None, "call"), ActorUnavailableError("not now", None)],  # type: ignore[no-untyped-call]
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_lost_again_and_again_may_be_tried_later_after_pauses_that_grow(
+    lost: Exception, pauses: list[int]
+) -> None:
     encoder: Any = Stage(*[lost] * (MAX_FAILURES + 9))
-    with pytest.raises(GenerationFailedError, match=f"died {MAX_FAILURES} times"):
+    with pytest.raises(StageUnavailableError, match=f"lost {MAX_FAILURES} times"):
         asyncio.run(generate(Stages(encoder, Stage(), Stage()), REQUEST))  # type: ignore[arg-type]
     assert pauses == list(range(1, MAX_FAILURES))
 
@@ -343,9 +349,12 @@ async def test_pauses_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_replica_that_will_not_begin_is_no_death(pauses: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     refused = ReplicaRefusedError("it tries another")
-    denoiser = Stage(*[[refused]] * 7, COMPLETE)
-    assert run(denoiser, Stage(media())).files == media().files
+    encoder, denoiser = Stage("conditioning"), Stage(*[[refused]] * 7, COMPLETE)
+    stages = Stages(encoder, denoiser, Stage(refused, media()))  # type: ignore[arg-type]
+    assert asyncio.run(generate(stages, REQUEST)).files == media().files
     assert {call[1].tried_until for call in denoiser.calls} == {None}
+    assert pauses == list(range(1, 9))
+    assert len(encoder.calls) == 1, "what was encoded is kept meanwhile"
     monkeypatch.setattr(generate_module, "MAX_REFUSALS", 4)
     with pytest.raises(StageUnavailableError, match="no replica"):
         run(Stage(*[[refused]] * 9), Stage())

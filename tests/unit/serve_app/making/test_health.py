@@ -1,0 +1,45 @@
+"""The health of the stages is told in time, whoever does not answer."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from serve_app.making import health
+from serve_app.making.health import NO_ANSWER, read_health
+from serve_app.making.stages import Stages
+from tests.support.played_stages import Method
+
+
+class Silent:
+    deployment_name, app_name = "Silent", "app"
+
+    def __init__(self) -> None:
+        self.describe = Method(self._describe)
+
+    async def _describe(self) -> None:
+        raise TimeoutError
+
+
+async def test_a_controller_that_never_answers_does_not_hold_up_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    thread = ThreadPoolExecutor(1)
+    monkeypatch.setattr(health, "CONTROLLER_THREAD", thread)
+    monkeypatch.setattr(health, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(health, "running_deployments", lambda _: stopped.wait(30))
+    silent: Any = Silent()
+    for _ in range(3):
+        answer = await read_health(Stages(silent, silent, silent))
+        assert (answer["status"], answer["missing"]) == ("loading", ["Silent"])
+        assert answer["stages"]["Silent"]["detail"] == NO_ANSWER
+    stopped.set()
+    thread.shutdown()
+
+
+async def test_a_stage_whose_replicas_are_busy_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "running_deployments", lambda _: {"Silent"})
+    silent: Any = Silent()
+    assert (await read_health(Stages(silent, silent, silent)))["status"] == "ok"
