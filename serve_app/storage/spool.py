@@ -185,15 +185,17 @@ class SpoolUploads:
         lock = FileLock(self.storage.folder / ".lock", thread_local=False)
         pause_s = FIRST_PAUSE_S
         while True:
-            if not _acquired(lock) or await self._safe_round():
+            if await self._safe_round(lock):
                 pause_s = FIRST_PAUSE_S
                 await asyncio.sleep(IDLE_PAUSE_S)
             else:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _safe_round(self) -> bool:
+    async def _safe_round(self, lock: FileLock) -> bool:
         try:
+            if not _acquired(lock):
+                return True
             await self.storage.threads.run(self.storage.adopt)
             return await self.round()
         except Exception:  # if this ended, outputs would wait for ever in a replica that looks healthy
