@@ -21,7 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE_S = 20.0  # for one transaction, with the wait for a thread; longer than SQLite's for another's write
-STOPPING_S = 5.0
+STOPPING_S = 3.0
 AWAY = (DBAPIError, PoolTimeoutError, JobStoreLostError, InvalidRequestError)  # the last: connections that end at once
 
 

@@ -34,14 +34,14 @@ class Patience:
         return self.seconds + num_bytes / self.bytes_per_s
 
 
-OF_CALLERS = Patience(8.0, 8e6, max_calls=16)  # somebody waits
+OF_CALLERS = Patience(5.0, 8e6, max_calls=16)  # somebody waits
 OF_UPLOADS = Patience(30.0, 256e3, max_calls=1)  # nobody waits; also a slow line is to bring a large file through
 LOADING_S = 45.0  # an object whose size is not known before
 
 
 class Breaker:
     """Closed while the storage answers. Open after a call without an answer: until its pause is over there is no
-    other, then one is let through, and its outcome decides. The pauses grow."""
+    other, then one of those that may try is let through, and its outcome decides. The pauses grow."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -49,11 +49,15 @@ class Breaker:
         self._open_until = 0.0
         self._is_on_trial = False
 
+    @property
+    def is_open(self) -> bool:
+        return self._pause_s > 0
+
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, may_try: bool) -> Iterator[None]:
         """Around a call; raises StorageAwayError instead of one that must not be made."""
-        is_trial = self._pause_s > 0
-        if is_trial and (self._is_on_trial or self._monotonic() < self._open_until):
+        is_trial = self.is_open
+        if is_trial and (not may_try or self._is_on_trial or self._monotonic() < self._open_until):
             raise StorageAwayError("the storage did not answer before; it is tried again later")
         self._is_on_trial = self._is_on_trial or is_trial
         try:
@@ -84,9 +88,15 @@ class GuardedStorage:
     """`backend` with a bounded time for each call; raises StorageAwayError, and no error that is not a storage's."""
 
     def __init__(
-        self, backend: StorageBackend, patience: Patience = OF_CALLERS, breaker: Breaker | None = None
+        self,
+        backend: StorageBackend,
+        patience: Patience = OF_CALLERS,
+        breaker: Breaker | None = None,
+        may_try: bool = True,
     ) -> None:
+        """`may_try`: its calls may find out whether the storage is back; else others do."""
         self.backend = backend
+        self.may_try = may_try
         self.is_shared = backend.is_shared
         self.patience = patience
         self._breaker = breaker or Breaker()
@@ -112,7 +122,7 @@ class GuardedStorage:
 
     async def _bounded(self, slots: asyncio.Semaphore, call: Callable[[], Awaitable[T]], at_most_s: float) -> T:
         async with slots:
-            with self._breaker.call():
+            with self._breaker.call(self.may_try):
                 return await _answered(call, at_most_s)
 
 

@@ -66,9 +66,9 @@ class SpooledStorage:
         place: str = "",
         earlier_folders: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
-        breaker = Breaker()
-        self.backend = GuardedStorage(backend, OF_CALLERS, breaker)
-        self.for_uploads = GuardedStorage(backend, OF_UPLOADS, breaker)
+        self.breaker = Breaker()
+        self.backend = GuardedStorage(backend, OF_CALLERS, self.breaker, may_try=False)
+        self.for_uploads = GuardedStorage(backend, OF_UPLOADS, self.breaker)
         self.threads = BoundedThreads("spool", MAX_THREADS)
         self.folder = folder
         self.place = hashlib.sha256(place.encode()).hexdigest()
@@ -82,7 +82,7 @@ class SpooledStorage:
         await self.threads.run(self.adopt)
         known = self.folder / ".checked"
         try:
-            await self.backend.check()
+            await self.for_uploads.check()
         except StorageError as error:
             if not known.exists() or known.read_bytes() != self.place.encode():
                 raise
@@ -185,17 +185,24 @@ class SpoolUploads:
         lock = FileLock(self.storage.folder / ".lock", thread_local=False)
         pause_s = FIRST_PAUSE_S
         while True:
-            if not _acquired(lock) or await self._safe_round():
+            if await self._safe_round(lock):
                 pause_s = FIRST_PAUSE_S
                 await asyncio.sleep(IDLE_PAUSE_S)
             else:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _safe_round(self) -> bool:
+    async def _safe_round(self, lock: FileLock) -> bool:
         try:
+            if self.storage.breaker.is_open:  # every process finds out for itself, in place of its callers
+                await self.storage.for_uploads.check()
+            if not _acquired(lock):
+                return True
             await self.storage.threads.run(self.storage.adopt)
             return await self.round()
+        except StorageError as error:
+            logger.warning("outputs still go to the spool: %s", error)
+            return False
         except Exception:  # if this ended, outputs would wait for ever in a replica that looks healthy
             logger.exception("the spool could not be looked through; trying again")
             return False

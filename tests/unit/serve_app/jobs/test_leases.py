@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import alembic.command
 import pytest
+import sqlalchemy as sa
+from alembic.config import Config
 
-from serve_app.jobs.database import open_database
+from serve_app.jobs.database import MIGRATIONS, open_database
 from serve_app.jobs.leases import LOOK_S, Lease, SeenLeases
 from serve_app.jobs.records import NewJob
 from serve_app.jobs.store import JobStore
@@ -138,3 +141,27 @@ def test_a_job_is_removed_when_its_time_is_really_over(machine: Machine) -> None
     for clock in (machine.wall, machine.monotonic):
         clock.now += 601
     assert store.expired() == ["video_1"]
+
+
+# --- a database of the version before ---
+
+
+def test_a_running_job_of_the_version_before_is_taken_over(machine: Machine) -> None:
+    engine = sa.create_engine(f"sqlite:///{machine.path / 'jobs.sqlite'}")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0003")
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (id, application, kind, owner, status, progress, created_at, requests, shown, timings, "
+            "takeovers, lease_owner, lease_until) VALUES "
+            "('video_1', '/wan', 'video', '', 'in_progress', 0, 1, '[{}]', '{}', '{}', 0, 'dead', 99999999999)"
+        )
+    engine.dispose()
+    store = machine.store()
+    assert store.claim("alive", LEASE_S) is None
+    watch(store, machine.monotonic, 16)
+    job = store.claim("alive", LEASE_S)
+    assert job is not None
+    assert job.takeovers == 1

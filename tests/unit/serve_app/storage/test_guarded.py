@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from deployments.errors import StorageError
 from serve_app.bounded_threads import BoundedThreads, ThreadsClosedError, ThreadsExhaustedError
@@ -17,6 +18,7 @@ from serve_app.storage.base import StoredObject
 from serve_app.storage.guarded import Breaker, GuardedStorage, Patience
 from serve_app.storage.local import LocalStorage
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
+from tests.support.in_process import until
 from tests.support.job_stores import Clock
 from tests.support.stored_files import DATA, KEY
 
@@ -31,13 +33,19 @@ class Failing(LocalStorage):
     error: BaseException | None = None
     num_calls = 0
 
+    async def check(self) -> None:
+        await self._answer()
+
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
+        await self._answer()
+        return await super().store(key, data, content_type, metadata)
+
+    async def _answer(self) -> None:
         self.num_calls += 1
         if self.hangs:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
-        return await super().store(key, data, content_type, metadata)
 
 
 async def store(storage: GuardedStorage | SpooledStorage) -> StoredObject:
@@ -115,8 +123,11 @@ async def test_a_storage_that_hangs_costs_one_time_out_then_outputs_are_spooled_
     backend: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.storage.spool.OF_CALLERS", QUICK)
+    monkeypatch.setattr(guarded, "OF_UPLOADS", QUICK)
     monkeypatch.setattr("serve_app.storage.spool.OF_UPLOADS", QUICK)
-    monkeypatch.setattr(guarded, "FIRST_PAUSE_S", 0.3)
+    monkeypatch.setattr(guarded, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("serve_app.storage.spool.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("serve_app.storage.spool.IDLE_PAUSE_S", 0.05)
     spooled = SpooledStorage(backend, tmp_path / "spool")
     backend.hangs = True
     assert (await store(spooled)).upload_pending
@@ -131,10 +142,26 @@ async def test_a_storage_that_hangs_costs_one_time_out_then_outputs_are_spooled_
     async def note(key: str) -> None:
         uploaded.append(key)
 
-    await asyncio.sleep(0.4)  # the first pause
-    assert await SpoolUploads(spooled, note).round()
-    assert uploaded == [KEY]
+    uploads = asyncio.create_task(SpoolUploads(spooled, note).run())
+    await until(lambda: uploaded == [KEY])
     assert not (await store(spooled)).upload_pending
+    uploads.cancel()
+
+
+async def test_a_process_that_uploads_nothing_finds_out_too_that_the_storage_is_back(
+    backend: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("serve_app.storage.spool.FIRST_PAUSE_S", 0.05)
+    spooled = SpooledStorage(backend, tmp_path / "spool")
+    backend.error = TimeoutError()
+    assert (await store(spooled)).upload_pending
+    backend.error = None
+    with FileLock(tmp_path / "spool" / ".lock", thread_local=False):  # another process uploads
+        finding = asyncio.create_task(SpoolUploads(spooled, lambda _: asyncio.sleep(0)).run())
+        await until(lambda: not spooled.breaker.is_open)
+        assert not (await store(spooled)).upload_pending
+        finding.cancel()
 
 
 # --- threads ---
