@@ -29,6 +29,8 @@ from serve_app.http.routes.video_edits import video_edit_routes
 from serve_app.http.routes.videos import video_routes
 from serve_app.service import Service
 
+CONDITIONS = ("range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
+PARTS = ("accept-ranges", "content-range", "etag")  # what says of a file which part it is
 SECONDS = ("x-queue-seconds", "x-compute-seconds", "server-timing")
 
 ASKING = ("idempotency-key", "prefer", "cancel-after", "x-request-start-timeout")
@@ -57,8 +59,8 @@ def cross_origin(service: Service) -> Middleware | None:
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", *ASKING, "last-event-id"],
-        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms", *ANSWERING],
+        allow_headers=["authorization", "content-type", *ASKING, "last-event-id", *CONDITIONS],
+        expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms", *ANSWERING, *PARTS],
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import yaml
+from ray._common.utils import import_attr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from env_config.ray_proxy import AROUND_PROXY, VARIABLE
@@ -150,11 +151,23 @@ def test_a_planted_mistake_is_refused_with_what_was_meant(mistake: str, tmp_path
 
 @pytest.mark.parametrize("file", KUBERAY_FILES, ids=file_name)
 def test_a_ray_service_serves_what_its_serve_file_does(file: Path) -> None:
-    """The file for Kubernetes repeats the Serve config: this keeps the two from drifting apart."""
+    """The file for Kubernetes repeats the Serve config, and adds the names of its Service: no drifting apart."""
     service = load(file)
     served = yaml.safe_load(service["spec"]["serveConfigV2"])
     original = FOLDER / file.name.replace("kuberay_", "serve_")
+    [application] = served["applications"]
+    assert f"{service['metadata']['name']}-serve-svc" in application["args"].pop("allowed_hosts")
     assert served["applications"] == load(original)["applications"]
+
+
+@pytest.mark.parametrize("file", CLUSTER_FILES + KUBERAY_FILES, ids=file_name)
+def test_a_cluster_starts_ray_with_what_closes_silent_connections(file: Path) -> None:
+    """In the proxy of every node: each container and each start command has Ray's variable, and it names a function."""
+    text = file.read_text(encoding="utf-8")
+    started = len(re.findall(r"- name: ray-\w+$|&& ray start ", text, re.MULTILINE))
+    named = re.findall(r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH(?:=|.*\n *value: )([\w.]+)", text)
+    assert len(named) == started == 2
+    assert all(callable(import_attr(path)) for path in named)
 
 
 @pytest.mark.parametrize("file", CLUSTER_FILES, ids=file_name)

@@ -9,13 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 
+import serve_app.jobs.service
 from serve_app.api_keys import new_key
 from serve_app.service import ServiceArgs
-from tests.support.in_process import Server, description, serving
+from tests.support.in_process import Server, description, serving, until
 from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video
+from tests.support.web_server import web_server
 
 BODY = {"prompt": "x", "response_format": "url"}
 GENERATIONS = "/v1/images/generations"
@@ -271,16 +274,30 @@ def test_an_argument_that_could_never_fit_is_refused(name: str, value: Any) -> N
         ServiceArgs.model_validate({name: value})
 
 
-async def test_a_job_gives_the_same_urls_to_whoever_reads_it(tmp_path: Path) -> None:
-    """The object, its events and the list; also under another host than it was asked for."""
+async def test_a_job_gives_the_same_urls_to_whoever_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object, its events, the list and the webhook; also under another host than it was asked for."""
+
+    async def take(request: web.Request) -> web.Response:
+        told.append(await request.json())
+        return web.Response()
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(serve_app.jobs.service, "WEBHOOK_PAUSE_S", 0.02)
+    (tmp_path / "secret").write_text("secret")
+    args = {"jobs": {"webhook_secret": {"file": str(tmp_path / "secret")}}, "private_targets": True}
     video = description("WanPipeline", "num_frames", media_kind="video")
-    async with server_with_jobs(tmp_path, describing=video, allowed_hosts=("test", "a.example")) as (server, client):
+    async with (
+        web_server(take) as hook,
+        server_with_jobs(tmp_path, describing=video, allowed_hosts=("test", "a.example"), **args) as (server, client),
+    ):
         server.make = make_video
-        job = (await client.post("/v1/videos", json={"prompt": "x"}, headers={"host": "a.example"})).json()
+        body = {"prompt": "x", "webhook_url": hook}
+        job = (await client.post("/v1/videos", json=body, headers={"host": "a.example"})).json()
         done = await ended(client, job["id"])
         [url] = [item["url"] for item in done["result"]["data"]]
         assert url.startswith("http://a.example/v1/files/videos/")
         events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
         last = json.loads(events.strip().rpartition("data: ")[2])
         listed = (await client.get("/v1/videos")).json()["data"][0]["urls"]
-        assert [last["urls"], listed] == [[url], [url]]
+        await until(lambda: bool(told))
+        assert [last["urls"], listed, told[0]["data"]["urls"]] == [[url], [url], [url]]
