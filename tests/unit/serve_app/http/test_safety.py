@@ -443,7 +443,8 @@ def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> 
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
     here = {name for name in globals() if name.startswith("test_") and "document" not in name}
     unit = Path(__file__).parents[1]
-    beside = [unit / "making/test_admission.py", unit / "http/test_video_edit_routes.py"]
+    pictures = unit.parent / "deployments/test_input_pictures.py"
+    beside = [unit / "making/test_admission.py", unit / "http/test_video_edit_routes.py", pictures]
     elsewhere = {name for file in beside for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))}
     assert len(named) == len(set(named))
     assert here <= set(named) <= here | elsewhere
