@@ -14,6 +14,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
+from deployments.weights.complete import check_complete, check_tokenizers
 from deployments.weights.load import is_quantised, load_component, stored_dtype
 
 UNUSED_HALF = {
@@ -63,6 +64,7 @@ def load_stage(
     `variant` is that of the weight files, such as fp16.
     """
     layout = read_layout(folder)
+    check_complete(folder, layout.classes)
     device = torch.device(device)
     dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
     dtypes |= dict(component_dtypes or {})
@@ -78,6 +80,7 @@ def load_stage(
         pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
+    check_tokenizers(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
