@@ -1,5 +1,6 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -72,8 +73,9 @@ def build_app(args: AppArgs) -> Application:
 def locate(model: str) -> str:
     """A relative folder is looked for where the command runs, then beside this package."""
     for base in (Path.cwd(), Path(__file__).parents[1]):
-        if (base / model / "model_index.json").is_file():
-            return str((base / model).resolve())
+        with contextlib.suppress(OSError, ValueError):  # not to be looked into, no path: the stages say what is wrong
+            if (base / model / "model_index.json").is_file():
+                return str((base / model).resolve())
     return model
 
 
