@@ -116,6 +116,11 @@ def stored_method(folder: Path | str) -> str | None:
     return stored.get("quant_method") if isinstance(stored, dict) else None
 
 
+def stored_variant(cls: type[torch.nn.Module], folder: Path, variant: str | None) -> str | None:
+    """The variant that is read where `variant` is asked for. Raises CheckpointError."""
+    return form_in(library_of(cls).files, folder, variant).variant
+
+
 def stored_dtype(cls: type[torch.nn.Module], folder: Path | str, variant: str | None = None) -> torch.dtype | None:
     """The dtype in which most of a component's weights are stored.
 
