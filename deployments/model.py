@@ -58,6 +58,9 @@ class ModelArgs(BaseModel):
     variant: str | None = Field(
         None, description="which variant of the weight files to read, such as `fp16`, where there are several"
     )
+    config_folder: str | None = Field(
+        None, description="the folder with settings and tokenizers, where `path` is a single .safetensors file"
+    )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )

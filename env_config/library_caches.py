@@ -1,7 +1,10 @@
 """Points the compilers' caches of libraries below SGLANG_DIFFUSION_CACHE_ROOT."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from env_config.section import EnvConfigError, Problem
 
 # Read by the libraries themselves, late, so setting them in a replica's constructor is early enough.
 LIBRARY_CACHES = {
@@ -10,6 +13,17 @@ LIBRARY_CACHES = {
     "MIOPEN_USER_DB_PATH": "miopen/db",  # what MIOpen's search found
     "MIOPEN_CUSTOM_CACHE_DIR": "miopen/kernels",
 }
+
+
+def check_cache_root(cache_root: Path) -> None:
+    """Makes the folder. Raises EnvConfigError, naming the variable, where this process may not write in it."""
+    try:
+        cache_root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_root):
+            pass
+    except OSError as error:
+        cause = f"it must be a folder that this process may write to ({error.strerror})"
+        raise EnvConfigError(Problem("SGLANG_DIFFUSION_CACHE_ROOT", str(cache_root), cause)) from error
 
 
 def set_library_caches(cache_root: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from env_config.variables import EnvConfig, unknown_variables
 EXPANDED_BY_RAY = re.compile(r"\$(\w|\{)")  # "${NAME}" gets its value on the node that runs the replica
 
 
-UNREADABLE = (OSError, ValueError, yaml.YAMLError)  # what reading a file raises
+UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError)  # what reading a file raises
 
 
 def check_serve_config(file: Path | str) -> list[str]:
@@ -31,11 +31,24 @@ class ConfigShapeError(ValueError):
 
 def read_serve_configs(file: Path) -> list[Mapping[str, Any]]:
     """The Serve configs in the file, at least one, read strictly. Raises one of UNREADABLE."""
-    documents = list(yaml.load_all(file.read_text(encoding="utf-8"), StrictLoader))
+    documents = list(yaml.load_all(read_text(file), StrictLoader))
     configs = [config for document in documents for config in serve_configs_of(document)]
     if not configs:
         raise ConfigShapeError("holds no Serve config (a mapping with a list of `applications`)")
     return configs
+
+
+def read_text(file: Path) -> str:
+    """Raises ConfigShapeError, saying what the file is instead of text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigShapeError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigShapeError(f"is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    if not text.strip():
+        raise ConfigShapeError("is empty: write a Serve config into it, such as one of ray_configs/")
+    return text
 
 
 def check_all_env_vars(configs: Iterable[Mapping[str, Any]]) -> list[str]:

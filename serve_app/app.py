@@ -1,5 +1,6 @@
 """Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +19,7 @@ class AppArgs(ServiceArgs):
     """What is served. How the processes run is told by environment variables (env_config)."""
 
     model: PlainURL = Field(
-        description="a checkpoint folder, s3://bucket/prefix, or a model id of the Hugging Face hub"
+        description="a folder, s3://bucket/prefix, a model id of the Hugging Face hub, or a .safetensors file"
     )
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
     component_dtypes: dict[str, ComponentDType] = Field(
@@ -28,6 +29,10 @@ class AppArgs(ServiceArgs):
         None,
         pattern=r"^[\w-]+$",
         description="the variant of the weight files, such as fp16; null: the plain files, or the only variant",
+    )
+    config_folder: str | None = Field(
+        None,
+        description="for a `model` that is a single .safetensors file: the folder with its settings and tokenizers",
     )
     placement: Literal["three_stage", "two_stage", "one_stage"] = Field(
         "three_stage",
@@ -61,13 +66,14 @@ class AppArgs(ServiceArgs):
 
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
-    name = args.model_name or Path(args.model.rstrip("/")).name
+    name = args.model_name or Path(args.model.rstrip("/")).name.removesuffix(".safetensors")
     model = ModelArgs(
         path=locate(args.model),
         name=name,
         dtype=args.dtype,
         component_dtypes=args.component_dtypes,
         variant=args.variant,
+        config_folder=None if args.config_folder is None else locate(args.config_folder),
         default_arguments=args.default_arguments,
         denoising=args.denoising,
         watchdog=args.watchdog,
@@ -78,10 +84,11 @@ def build_app(args: AppArgs) -> Application:
 
 
 def locate(model: str) -> str:
-    """A relative folder is looked for where the command runs, then beside this package."""
+    """A relative folder (or single file) is looked for where the command runs, then beside this package."""
     for base in (Path.cwd(), Path(__file__).parents[1]):
-        if (base / model / "model_index.json").is_file():
-            return str((base / model).resolve())
+        with contextlib.suppress(OSError, ValueError):  # not to be looked into, no path: the stages say what is wrong
+            if (base / model / "model_index.json").is_file() or (base / model).is_file():
+                return str((base / model).resolve())
     return model
 
 

@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.observability.logging_setup import apply_logging_level
+from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.http.middleware.limits import SERVE_MAX_ONGOING_REQUESTS
@@ -34,6 +35,7 @@ class Ingress:
         self, args: ServiceArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
     ) -> None:
         env = EnvConfig.from_environ()
+        check_cache_root(env.runtime.cache_root)
         apply_logging_level(env.runtime.logging_level)
         owner = ray.get_runtime_context().get_actor_name() or ""
         stages = Stages(encoder, denoiser, vae, owner)

@@ -137,7 +137,7 @@ class Dump:
     def record(self, status: str, **more: Any) -> None:
         self.metadata.update(execution_status=status, **more)
         partial = self.folder / "metadata.json.partial"
-        partial.write_text(json.dumps(self.metadata, indent=2))
+        partial.write_text(json.dumps(self.metadata, indent=2), encoding="utf-8")
         partial.replace(self.folder / "metadata.json")
 
 

@@ -97,7 +97,7 @@ def make_stage_timer(replica: ObservedReplica) -> StageTimer | None:
 def read_requests(file: Path) -> list[dict[str, Any]]:
     """One record a request, in order of appearance: its id, its stages' timings, their sum in seconds."""
     stages_of: dict[str, list[dict[str, Any]]] = {}
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         timing = json.loads(line)
         stages_of.setdefault(timing["request_id"], []).append(timing)
     return [

@@ -49,7 +49,7 @@ from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import StreamItem, denoising_stream
 from deployments.stages.encode import encode
-from env_config.library_caches import set_library_caches
+from env_config.library_caches import check_cache_root, set_library_caches
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class StageReplica:
     ) -> None:
         self.env = EnvConfig.from_environ()
         runtime = self.env.runtime
+        check_cache_root(runtime.cache_root)
         set_library_caches(runtime.cache_root)
         apply_logging_level(runtime.logging_level)
         # Before the device and the weights: see deployments/media/pool.py.

@@ -14,7 +14,8 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
-from deployments.weights.load import is_quantised, load_component, stored_dtype
+from deployments.weights.complete import check_complete, check_tokenizers
+from deployments.weights.load import is_quantised, load_component, stored_dtype, stored_variant
 
 UNUSED_HALF = {
     "encoder": "decoder",
@@ -63,6 +64,8 @@ def load_stage(
     `variant` is that of the weight files, such as fp16.
     """
     layout = read_layout(folder)
+    check_complete(folder, layout.classes)
+    refuse_unknown_variant(folder, layout, variant)
     device = torch.device(device)
     dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
     dtypes |= dict(component_dtypes or {})
@@ -78,10 +81,23 @@ def load_stage(
         pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
+    check_tokenizers(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
     return loaded
+
+
+def refuse_unknown_variant(folder: Path, layout: PipelineLayout, variant: str | None) -> None:
+    """Raises CheckpointError for a variant that no component has; where files are elsewhere, it cannot be told."""
+    if variant is None:
+        return
+    try:
+        found = {stored_variant(model, folder / name, variant) for name, model in layout.models.items()}
+    except CheckpointError:  # loading says what is wrong with those that are needed here
+        return
+    if variant not in found:
+        raise CheckpointError(f"no weights in {folder} are of the variant {variant!r}: leave `variant:` out")
 
 
 def stored_dtypes(folder: Path, layout: PipelineLayout, variant: str | None = None) -> dict[str, torch.dtype | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from deployments.errors import CheckpointError
 from deployments.messages import StageName
 from deployments.tensors.arguments import TIME_PARAMETERS
+from deployments.weights.files import read_object
 
 # Models that take no time step of their own and still belong to the loop.
 DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
@@ -28,7 +28,8 @@ class PipelineLayout:
 
     folder: Path
     pipeline_class: type[DiffusionPipeline]
-    models: dict[str, type[torch.nn.Module]]
+    classes: dict[str, Any]  # of every component, tokenizers and schedulers too
+    models: dict[str, type[torch.nn.Module]]  # of those with weights
     stages_of: dict[str, frozenset[StageName]]
 
     @property
@@ -54,17 +55,18 @@ def read_layout(folder: Path) -> PipelineLayout:
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise CheckpointError(f"{folder} has no model_index.json: it is not a diffusers checkpoint folder")
-    index = json.loads(index_file.read_text())
+    index = read_object(index_file)
     name = index.get("_class_name")
     pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if pipeline_class is None:
+    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, DiffusionPipeline)):
         raise CheckpointError(
             f"{index_file} names the pipeline {name!r}, which diffusers {diffusers.__version__} lacks"
         )
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]}
     classes = {
-        component: component_class(*entry)
-        for component, entry in index.items()
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)
+        component: component_class(entry[0], entry[1], index_file)
+        for component, entry in entries.items()
+        if not is_setting(component, entry, pipeline_class)
     }
     models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
     stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
@@ -72,17 +74,30 @@ def read_layout(folder: Path) -> PipelineLayout:
         raise CheckpointError(
             f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: it cannot be served"
         )
-    return PipelineLayout(folder, pipeline_class, models, stages_of)
+    return PipelineLayout(folder, pipeline_class, classes, models, stages_of)
 
 
-def component_class(library: str, name: str) -> Any:
+def is_setting(name: str, entry: list[Any], pipeline_class: type[DiffusionPipeline]) -> bool:
+    """Whether a list of model_index.json is an argument of the pipeline, and no component's library and class.
+
+    Raises CheckpointError for what is neither.
+    """
+    if len(entry) == 2 and all(isinstance(part, str) and part for part in entry):
+        return False
+    parameter = inspect.signature(pipeline_class.__init__).parameters.get(name)
+    if name.startswith("_") or (parameter is not None and parameter.default is not inspect.Parameter.empty):
+        return True
+    raise CheckpointError(f"model_index.json says {entry!r} of {name!r}: it must be a library and a class")
+
+
+def component_class(library: str, name: str, index_file: Path = Path("model_index.json")) -> Any:
     """The class that model_index.json names; raises CheckpointError where it is not installed."""
     try:
         if hasattr(diffusers.pipelines, library):
             return getattr(getattr(diffusers.pipelines, library), name)
         return getattr(importlib.import_module(library), name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"model_index.json needs {library}.{name}, which cannot be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{index_file} needs {library}.{name}, which cannot be imported: {error}") from error
 
 
 def is_denoiser(component: str, cls: Any) -> bool:

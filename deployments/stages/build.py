@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -51,8 +51,11 @@ def build_stage(
 def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Path:
     """The local folder of the checkpoint, with the weights that the stages need. Raises CheckpointError."""
     cache_root, use_streamer = env.runtime.cache_root, env.runtime.use_runai_model_streamer
-    folder = resolve_checkpoint(model.path, cache_root, (), use_streamer)
-    return resolve_checkpoint(model.path, cache_root, weights_needed(folder, stages), use_streamer, model.variant)
+
+    def resolve(components: Collection[str]) -> Path:
+        return resolve_checkpoint(model.path, cache_root, components, use_streamer, model.variant, model.config_folder)
+
+    return resolve(weights_needed(resolve(()), stages))
 
 
 def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:

@@ -116,6 +116,11 @@ def stored_method(folder: Path | str) -> str | None:
     return stored.get("quant_method") if isinstance(stored, dict) else None
 
 
+def stored_variant(cls: type[torch.nn.Module], folder: Path, variant: str | None) -> str | None:
+    """The variant that is read where `variant` is asked for. Raises CheckpointError."""
+    return form_in(library_of(cls).files, folder, variant).variant
+
+
 def stored_dtype(cls: type[torch.nn.Module], folder: Path | str, variant: str | None = None) -> torch.dtype | None:
     """The dtype in which most of a component's weights are stored.
 
@@ -172,15 +177,27 @@ def read_tensors(
 
 
 def map_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(str(folder), torch_dtype=dtype, **reading_options(form))
+    return all_read(cls.from_pretrained(str(folder), torch_dtype=dtype, **reading_options(form)))
 
 
 def map_transformers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return cls.from_pretrained(str(folder), dtype=dtype, weights_only=True, **reading_options(form))
+    return all_read(cls.from_pretrained(str(folder), dtype=dtype, weights_only=True, **reading_options(form)))
 
 
 def reading_options(form: StoredForm) -> dict[str, Any]:
-    return {"variant": form.variant, "use_safetensors": not form.is_pickled, "local_files_only": True}
+    return {
+        "variant": form.variant,
+        "use_safetensors": not form.is_pickled,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+
+
+def all_read(loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """The model, whose missing weights from_pretrained makes up at random. Raises ValueError where there are any."""
+    model, info = loaded
+    refuse_missing(sorted(info["missing_keys"]))
+    return model
 
 
 def stream_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
@@ -217,7 +234,7 @@ def stream_transformers(
         return read(klass, None, *args, config=config, state_dict=tensors, **kwargs)
 
     with base_reading_replaced(give):
-        model = cls.from_pretrained(folder, dtype=dtype)
+        model = all_read(cls.from_pretrained(folder, dtype=dtype, output_loading_info=True))
     model.config.name_or_path = str(folder)
     if model.can_generate():
         model.generation_config = read_generation_config(folder)
@@ -303,7 +320,10 @@ def assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def refuse_missing_weights(module: torch.nn.Module) -> None:
-    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    refuse_missing([name for name, tensor in module.state_dict().items() if tensor.is_meta])
+
+
+def refuse_missing(missing: list[str]) -> None:
     if missing:
         raise ValueError(f"its files lack {len(missing)} weights: {', '.join(missing[:3])} ...")
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 from deployments.errors import CheckpointError
 from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, StoredForm, read_object, stored_form
 from deployments.weights.s3 import naming_the_cause, object_opener, s3_client
+from deployments.weights.single_file import unpack_single_file
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
 ETAGS = ".etags.json"  # in a folder pulled from S3: path -> ETag of the object it was made from
@@ -25,22 +26,25 @@ def resolve_checkpoint(
     components: Collection[str] | None = None,
     use_streamer: bool = True,
     variant: str | None = None,
+    config_folder: str | None = None,
 ) -> Path:
-    """The local folder of a checkpoint: `model` is a folder, `s3://bucket/prefix`, or a hub repository.
+    """The local folder of a checkpoint: `model` is a folder or a file here, `s3://bucket/prefix`, or a hub repository.
 
     Configurations and tokenizers of all components are brought there; weights only of `components` (None: of
     all), of `variant` where there is a choice. With `use_streamer`, weights in S3 that can be streamed stay there. Hub
-    repositories are kept in huggingface_hub's own cache.
+    repositories are kept in huggingface_hub's own cache. `config_folder` has the settings that a single file lacks.
 
     Raises CheckpointError, naming the cause.
     """
     try:
+        if config_folder is not None and not local_path(model).is_file():
+            raise CheckpointError(f"config_folder is for a single file, and {model} is none: leave it out")
         if model.startswith("s3://"):
             folder = pull_from_s3(model.rstrip("/"), cache_root, components, use_streamer, variant)
         elif (here := local_path(model)).is_dir():
             folder = here
         elif here.exists():
-            raise CheckpointError(f"{model} is a file: `model` must be the folder of a diffusers pipeline")
+            folder = unpack(here, config_folder, cache_root)
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
             folder = pull_from_hub(model, components, variant)
         else:
@@ -50,6 +54,18 @@ def resolve_checkpoint(
     except OSError as error:
         raise CheckpointError(f"{error.filename or model} cannot be used: {error.strerror or error}") from error
     return folder
+
+
+def unpack(file: Path, config_folder: str | None, cache_root: Path) -> Path:
+    if config_folder is None:
+        raise CheckpointError(
+            f"{file} is a single file, which holds no settings and no tokenizers: name the folder of a diffusers "
+            "pipeline of its kind that has them with `config_folder:` in the `args`, or serve a folder"
+        )
+    settings = local_path(config_folder)
+    if not (settings / "model_index.json").is_file():
+        raise CheckpointError(f"config_folder: {settings} has no model_index.json: it is no folder of a pipeline")
+    return unpack_single_file(file, settings, cache_root)
 
 
 def local_path(model: str) -> Path:

@@ -1,6 +1,7 @@
 """Serve one config file on this machine: check it, start `serve run`, show progress, leave nothing behind."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -14,12 +15,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from env_config.children import environment_of_children
 from env_config.ray_proxy import wrap_serve_proxies
 
 LOG_FILE = Path("outputs/serve.log")
@@ -34,6 +37,7 @@ STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
 REPEAT_PERIOD_S = 20.0  # the same line of progress again, so that a long load is not taken for a hang
 GRACE_S = 30.0  # for `serve run` to end by itself after SIGINT
 LISTENING_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+CAUSE = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception)): ", re.MULTILINE)
 
 
 class LaunchError(Exception):
@@ -61,6 +65,9 @@ def main(arguments: list[str]) -> int:
         return 2
     for stop_signal in STOP_SIGNALS:
         signal.signal(stop_signal, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may lack letters of the config
+            stream.reconfigure(errors="backslashreplace")
     try:
         launch(Path(arguments[0]))
     except LaunchError as error:
@@ -79,7 +86,7 @@ def launch(config: Path) -> None:
     print(f"Checking {config} ...", flush=True)
     address = checked_address(config)
     print(f"Starting Ray and Serve; the log is {LOG_FILE}.", flush=True)
-    with running_serve(config) as serve:
+    with running_serve(config, address) as serve:
         wait_until_ready(serve, address)
         print(ready_message(address, makes_videos(address)), flush=True)
         serve.wait()
@@ -90,33 +97,69 @@ def checked_address(config: Path) -> Address:
     """Where `config` will listen; LaunchError for a file with mistakes or a port that is taken."""
     # In a process of its own: the check loads what the application loads, torch included.
     check = subprocess.run(
-        [sys.executable, "-m", "serve_app.tools.check_config", str(config)], capture_output=True, text=True
+        [sys.executable, "-m", "serve_app.tools.check_config", str(config)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment_of_children(),
     )
     if check.returncode != 0:
-        raise LaunchError(f"correct {config} first:\n{check.stdout or last_lines(check.stderr)}")
-    schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
+        said = check.stdout or last_lines(check.stderr) or f"its check ended with the status {check.returncode}"
+        raise LaunchError(f"correct {config} first:\n{said}")
+    address = address_in(config)
+    refuse_taken(address, config)
+    return address
+
+
+def address_in(config: Path) -> Address:
+    """Where the first application of a checked file will listen. LaunchError where `serve run` cannot read the file."""
+    documents = list(yaml.safe_load_all(config.read_text(encoding="utf-8")))
+    if any(isinstance(document, Mapping) and document.get("kind") for document in documents):
+        raise LaunchError(f"{config} is for Kubernetes (`kubectl apply -f {config}`): choose a Serve config file.")
+    if len(documents) != 1:
+        raise LaunchError(f"{config} holds {len(documents)} YAML documents, `serve run` reads one: keep one of them.")
+    schema = ServeDeploySchema.model_validate(documents[0])
+    if not schema.applications:
+        raise LaunchError(f"{config} has no application: write one under `applications`.")
     prefix = schema.applications[0].route_prefix or ""
-    address = Address(schema.http_options.host, schema.http_options.port, prefix.rstrip("/"))
+    return Address(schema.http_options.host, schema.http_options.port, prefix.rstrip("/"))
+
+
+def refuse_taken(address: Address, config: Path) -> None:
+    """LaunchError for a port that another program uses, or an address that this machine does not have."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         with socket.socket(family) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address.host, address.port))
             listener.listen()
-    except OSError as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last three: no address at all
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise LaunchError(
-            f"cannot listen on {address.host}, port {address.port} ({error.strerror}). Stop the program that "
-            f"uses the port, or write another one under `http_options` in {config}."
+            f"cannot listen on {address.host}, port {address.port} ({cause}). {who_listens(address.port)}"
+            f"Write another host or port under `http_options` in {config}."
         ) from error
-    return address
+
+
+def who_listens(port: int) -> str:
+    """Who uses a port and how to end it, as far as this user may know; empty where nobody is seen."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ports = [each.laddr.port for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+            if port in ports:
+                name = process.name()
+                remedy = f"end it (kill {process.pid})"
+                if name.startswith(("ray", "raylet")):
+                    remedy = f"an earlier run has left it, and `{sys.executable} -m ray.scripts.scripts stop` ends it"
+                return f"The process {process.pid} ({name}) uses the port: {remedy}. "
+    return ""
 
 
 @contextlib.contextmanager
-def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running_serve(config: Path, address: Address) -> Iterator[subprocess.Popen[bytes]]:
     """`serve run` on a Ray of its own, in a session of its own; all its processes are gone afterwards."""
     wrap_serve_proxies()
-    LOG_FILE.parent.mkdir(parents=True, exist_ok=True)
-    with LOG_FILE.open("wb") as log:
+    with opened_log() as log:
         serve = subprocess.Popen(
             # `local`: never join, and so never end, another Ray that runs on this machine.
             [*SERVE, "run", "--address", "local", str(config)],
@@ -124,11 +167,24 @@ def running_serve(config: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=environment_of_children(address.host),
         )
     try:
         yield serve
     finally:
         stop(serve)
+
+
+def opened_log() -> BinaryIO:
+    """LaunchError where the working folder cannot be written."""
+    try:
+        LOG_FILE.parent.mkdir(parents=True, exist_ok=True)
+        return LOG_FILE.open("wb")
+    except OSError as error:
+        raise LaunchError(
+            f"the log {LOG_FILE} cannot be written in {Path.cwd()} ({error.strerror}). Start in a folder that you may "
+            "write to, or make room there."
+        ) from error
 
 
 def stop(serve: subprocess.Popen[bytes]) -> None:
@@ -218,8 +274,11 @@ def serve_status() -> tuple[Mapping[str, Any], str]:
     # Ray turns its token on in the process that starts a local Ray, but not in its own command line tools.
     token_mode = ["env", "RAY_AUTH_MODE=token"] if "Token authentication is enabled" in log else []
     command = [*token_mode, *SERVE, "status", "--address", dashboard[1]]
+    environment = environment_of_children(urlsplit(dashboard[1]).hostname or "")
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True, env=environment
+        )
     except subprocess.CalledProcessError as error:
         return {}, f"`serve status` failed: {last_lines(error.stderr, 1)}"
     except subprocess.TimeoutExpired:
@@ -232,12 +291,12 @@ def deployment_messages(applications: Mapping[str, Any]) -> list[str]:
     all_messages = []
     for name, application in applications.items():
         messages = [
-            f"{deployment_name}: {last_lines(deployment['message'])}"
+            f"{deployment_name}: {cause_in(deployment['message'])}"
             for deployment_name, deployment in application["deployments"].items()
             if deployment["message"]
         ]
         if application["status"] == "DEPLOY_FAILED":
-            causes = messages or [last_lines(application["message"])]
+            causes = messages or [cause_in(application["message"])]
             raise LaunchError("\n".join([f"application {name!r} failed to deploy.", *causes, WHAT_TO_DO]))
         all_messages += messages
     return all_messages
@@ -285,6 +344,12 @@ OpenAI client:
 def plain_log() -> str:
     """The log of `serve run` without terminal colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", LOG_FILE.read_text(encoding="utf-8", errors="replace"))
+
+
+def cause_in(message: str) -> str:
+    """What the last exception in a message of Serve's says, without the traceback before it."""
+    raised = list(CAUSE.finditer(message))
+    return last_lines(message[raised[-1].start(1) :] if raised else message)
 
 
 def last_lines(text: str, count: int = 12) -> str:

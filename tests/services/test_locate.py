@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from deployments.errors import CheckpointError
 from deployments.weights.files import S3_WEIGHTS
-from deployments.weights.locate import ETAGS, resolve_checkpoint
+from deployments.weights.locate import ETAGS, resolve_checkpoint, weights_to_fetch
 from deployments.weights.s3 import PROBE_TIMEOUTS_S
 from tests.support.s3_server import S3Server, s3_server
 
@@ -65,6 +65,9 @@ def test_a_folder_is_used_where_it_is(checkpoint, tmp_path):
     [
         ("no such folder", "neither a folder here, nor s3://bucket/prefix, nor a hub repository"),
         ("./nowhere", "neither a folder here"),
+        ("~unknown-user/x", "no home folder is known for '~unknown-user'"),
+        ("x" * 5000, "cannot be used: File name too long"),
+        ("a\0b", "neither a folder here"),
         ("nobody/has-this", "nobody/has-this is not a folder here, and the Hugging Face hub says"),
     ],
 )
@@ -153,6 +156,38 @@ def test_only_the_needed_weights_of_a_hub_repository_are_downloaded(checkpoint, 
     wanted = {p for p in wanted if p.suffix != ".safetensors" or p.parent.name in ("transformer", "vae")}
     assert {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} == wanted
     assert sorted(hub.downloaded) == sorted(str(path) for path in wanted)
+
+
+FORMS: dict[str, tuple[list[str], str | None, set[str]]] = {
+    "plain beside others": (
+        ["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"],
+        None,
+        {"model.safetensors"},
+    ),
+    "the variant asked for": (["model.safetensors", "model.fp16.safetensors"], "fp16", {"model.fp16.safetensors"}),
+    "a variant alone": (
+        ["diffusion_pytorch_model.bf16.safetensors"],
+        None,
+        {"diffusion_pytorch_model.bf16.safetensors"},
+    ),
+    "pickled": (["pytorch_model.bin", "readme.bin"], None, {"pytorch_model.bin"}),
+    "shards of a variant": (
+        ["model.safetensors.index.fp16.json", "model.fp16-00001-of-00002.safetensors", "other.safetensors"],
+        None,
+        {"model.fp16-00001-of-00002.safetensors"},
+    ),
+    "no weights": (["vocab.json"], None, set()),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_of_each_component_the_form_that_is_read_is_fetched(case, tmp_path):
+    names, variant, wanted = FORMS[case]
+    (tmp_path / "part").mkdir()
+    index = {"weight_map": {"a": "model.fp16-00001-of-00002.safetensors"}}
+    (tmp_path / "part" / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    paths = ["model_index.json", "all.safetensors", *(f"part/{name}" for name in names), "else/model.safetensors"]
+    assert set(weights_to_fetch(paths, tmp_path, ["part"], variant)) == {f"part/{name}" for name in wanted}
 
 
 # S3, with a real server
@@ -268,3 +303,23 @@ def test_a_silent_server_is_given_up_on(aws, monkeypatch, tmp_path):
         aws(AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(CheckpointError, match="the server cannot be reached: Read timeout"):
             resolve_checkpoint("s3://models/tiny/flux", tmp_path)
+
+
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamed", "downloaded"])
+def test_in_s3_a_variant_is_streamed_and_what_torch_save_wrote_is_downloaded(
+    bucket, checkpoint, aws, tmp_path, use_streamer
+):
+    files = {
+        "model_index.json": b"{}",
+        "vae/config.json": b"{}",
+        "vae/diffusion_pytorch_model.fp16.safetensors": b"variant",
+        "text_encoder/config.json": b"{}",
+        "text_encoder/pytorch_model.bin": b"pickled",
+    }
+    for name, data in files.items():
+        bucket.put_object(Bucket="models", Key=f"tiny/forms/{name}", Body=data)
+    folder = resolve_checkpoint("s3://models/tiny/forms", tmp_path, use_streamer=use_streamer)
+    assert (folder / "text_encoder" / "pytorch_model.bin").read_bytes() == b"pickled"
+    assert (folder / "vae" / S3_WEIGHTS).exists() == use_streamer
+    assert (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").exists() == (not use_streamer)
+    assert not (folder / "text_encoder" / S3_WEIGHTS).exists()

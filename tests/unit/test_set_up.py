@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -73,6 +74,38 @@ def imported_names() -> set[str]:
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     names.add(node.module.split(".")[0])
     return names
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in our packages, with its place."""
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield f"{file.relative_to(ROOT)}:{node.lineno}", node
+
+
+def reads_text(call: ast.Call) -> bool:
+    """Whether a call reads or writes text, which without `encoding` is what the locale says."""
+    keywords = {keyword.arg for keyword in call.keywords}
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+        return True
+    if {"text", "universal_newlines"} & keywords:
+        return True
+    modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
+    is_builtin = isinstance(call.func, ast.Name) and call.func.id == "open"
+    is_path = isinstance(call.func, ast.Attribute) and call.func.attr == "open" and len(call.args) < 2 and not keywords
+    is_path = is_path and ast.unparse(call.func) not in ("Image.open", "av.open")
+    return (is_builtin or is_path) and not any(isinstance(mode, str) and "b" in mode for mode in modes)
+
+
+def test_every_file_of_text_is_opened_with_its_encoding() -> None:
+    without = [
+        place
+        for place, call in calls()
+        if reads_text(call) and "encoding" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert without == []
 
 
 # The tests below run the real Makefile and .ci/run with programs that only write down how they were called.

@@ -39,7 +39,7 @@ def convert_checkpoint(source: Path, destination: Path) -> dict[str, int]:
 
 def convert_transformer(folder: Path) -> int:
     """Rewrite the weights of one transformer in place; returns the number of NVFP4 layers."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wanted = quantizable_layers(config)
     weight_map: dict[str, str] = {}
     num_bytes = 0
@@ -57,9 +57,9 @@ def convert_transformer(folder: Path) -> int:
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
     for index in folder.glob("*.safetensors.index.json"):
         content = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-        index.write_text(json.dumps(content, indent=2))
+        index.write_text(json.dumps(content, indent=2), encoding="utf-8")
     config["quantization_config"] = {"quant_method": "nvfp4"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return sum(name.endswith(f".{LAYER_TENSORS[2]}") for name in weight_map)
 
 

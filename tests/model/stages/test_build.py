@@ -72,3 +72,8 @@ def test_a_default_that_the_pipeline_does_not_take_is_refused_by_name(flux_check
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_index\.json"):
         build_stage(args(tmp_path), ("vae",), EnvConfig(), CPU)
+
+
+def test_a_variant_that_no_component_has_is_refused_by_name(flux_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="are of the variant 'fp16': leave `variant:` out"):
+        build_stage(args(flux_checkpoint, variant="fp16"), ("vae",), EnvConfig(), CPU)

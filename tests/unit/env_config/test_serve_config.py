@@ -106,7 +106,7 @@ def test_the_serve_config_inside_a_kuberay_file_is_checked(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no Serve config"),
+        ("", "is empty"),
         ("- a list", "holds no Serve config"),
         ("applications: text", "`applications` must be a list of mappings"),
         ("applications: [{name: a, runtime_env: text}]", "`runtime_env` must be a mapping, got str"),
