@@ -158,7 +158,7 @@ async def open_service(
         admission,
         model.describe,
         webhooks,
-        model.check_name,
+        model.name,
     )
     return Service(
         args=args,

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.errors import StageUnavailableError, StorageError
+from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
 from serve_app.errors import (
     ErrorReport,
@@ -134,9 +134,9 @@ class JobRunner:
         max_running: int = 8,
         lease_s: float = 15.0,
         on_made: OnMade = lambda *_: None,
-        check_model: Callable[[str], None] = lambda _: None,
+        model: str | None = None,
     ) -> None:
-        """`leases`: threads for what must not wait for other work. `check_model` raises ModelNotFoundError."""
+        """`leases`: threads for what must not wait for other work. `model`: whose jobs can be made; None: all."""
         self.store = store
         self.threads = threads
         self.leases = leases
@@ -148,7 +148,7 @@ class JobRunner:
         self.max_running = max_running
         self.lease_s = lease_s
         self.on_made = on_made
-        self.check_model = check_model
+        self.model = model
         self.running: dict[str, asyncio.Task[None]] = {}
         self._paused_until = 0.0  # time.monotonic(); the stages were away
         self._pause_s = 0.0
@@ -301,8 +301,8 @@ class JobRunner:
         pictures = await self.threads.run(self.store.input_images, job.id)
         saved = await self.threads.run(self.store.checkpoints, job.id)
         requests = requests_from_json(job.requests, pictures)
-        for request in requests:
-            self.check_model(request.model)
+        if self.model is not None and requests[0].model != self.model:
+            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here, but {self.model!r}")
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))

@@ -85,14 +85,14 @@ class Jobs:
         admission: Admission,
         describe: Callable[[], Awaitable[StageDescription]],
         webhook_rules: WebhookRules | None = None,
-        check_model: Callable[[str], None] = lambda _: None,
+        model: str | None = None,
     ) -> None:
-        """Opens the store. `check_model` raises ModelNotFoundError for a model that is not served (any more).
+        """Opens the store. `model`: the name of the one whose jobs can be made; None: all.
 
         Raises JobStoreError, and SecretError for a secret that cannot be read.
         """
         self.args = args
-        self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s)
+        self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s, model=model)
         self.threads = StoreThreads("job-store")
         self.leases = StoreThreads("job-leases", max_threads=2)
         self.following = StoreThreads("job-followers", max_threads=2)
@@ -112,7 +112,7 @@ class Jobs:
         self.ledger = JobLedger(admission, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch, make, storage, name,
-            args.max_running, args.lease_s, on_made=self.ledger.made, check_model=check_model,
+            args.max_running, args.lease_s, on_made=self.ledger.made, model=model,
         )  # fmt: skip
 
     def start(self) -> None:

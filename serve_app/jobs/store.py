@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from deployments.messages import Usage
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
+from serve_app.jobs.codec import asked_from_json
 from serve_app.jobs.database import writing
 from serve_app.jobs.leases import Lease, SeenLeases
 from serve_app.jobs.records import (
@@ -42,6 +43,7 @@ jobs = tables.jobs
 BY_ITS_OWNER = {"code": "cancelled", "message": "the job was cancelled"}
 
 EARLIER_LEASE_S = 15.0  # of rows that an earlier version wrote
+UNSERVED_S = 30.0
 SECOND_LOOK_S = 600.0  # a job that seems to have expired is looked at again after so long
 LONGEST_WEBHOOK_PAUSE_S = 3600.0  # a delivery that is due later was dated by a clock that was wrong
 _ID = re.compile(r"[A-Za-z0-9_-]{1,96}", re.ASCII)
@@ -57,8 +59,9 @@ class JobStore:
         lifetime_s: float = 86_400,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        model: str | None = None,
     ) -> None:
-        """`clock` gives Unix time, `monotonic` seconds that no one sets."""
+        """`clock` gives Unix time, `monotonic` seconds that no one sets. `model`: whose jobs are claimed; None: all."""
         self.application = application
         self.lifetime_s = lifetime_s
         self._engine = engine
@@ -66,7 +69,9 @@ class JobStore:
         self._clock = clock
         self._monotonic = monotonic
         self._began = clock() - monotonic()
+        self._model = model
         self._leases = SeenLeases(monotonic)
+        self._unserved_since: dict[str, float] = {}  # monotonic
         self._expired_since: dict[str, float] = {}  # monotonic
         self._adopt()
 
@@ -291,7 +296,8 @@ class JobStore:
     def claim(self, runner: str, lease_s: float, awaited_only: bool = False) -> Job | None:
         """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`.
 
-        Those whose callers wait come before the others.
+        Those whose callers wait come before the others; one of another model only if nobody has taken it for
+        UNSERVED_S: it is not served any more.
         """
         now = self._clock()
         ended = [
@@ -303,9 +309,10 @@ class JobStore:
             )
             for lease in self.look_at_leases()[:100]
         ]
+        is_free = sa.or_(jobs.c.status == "queued", *ended)
         first = (
             sa.select(jobs.c.id)
-            .where(jobs.c.application == self.application, sa.or_(jobs.c.status == "queued", *ended))
+            .where(jobs.c.application == self.application, is_free, self._is_for_this_replica(is_free))
             .where(sa.func.coalesce(jobs.c.start_by, now) >= now, sa.func.coalesce(jobs.c.cancel_at, now) >= now)
             .order_by(jobs.c.is_awaited.desc(), jobs.c.created_at, jobs.c.id)
             .limit(1)
@@ -459,6 +466,20 @@ class JobStore:
 
     # --- parts of transactions ---
 
+    def _is_for_this_replica(self, is_free: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+        """While the application is changed, replicas of the old and of the new model share its jobs for a while."""
+        if self._model is None:
+            return sa.true()
+        select = sa.select(jobs.c.id).where(
+            jobs.c.application == self.application, is_free, jobs.c.model != self._model
+        )
+        with self._engine.begin() as connection:
+            unserved = list(connection.execute(select.order_by(jobs.c.created_at).limit(1000)).scalars())
+        now = self._monotonic()
+        self._unserved_since = {job_id: self._unserved_since.get(job_id, now) for job_id in unserved}
+        given_up = [job_id for job_id, since in self._unserved_since.items() if now - since >= UNSERVED_S]
+        return sa.or_(jobs.c.model.is_(None), jobs.c.model == self._model, jobs.c.id.in_(given_up))
+
     def _adopt(self) -> None:
         """Earlier versions put the name of the model behind that of the application: their rows are its own too."""
         keys = tables.idempotency_keys
@@ -481,10 +502,12 @@ class JobStore:
 
     def _insert(self, connection: sa.Connection, new: NewJob, idempotency_key: IdempotencyKey | None) -> None:
         now = self._clock()
+        model = asked_from_json(new.requests).model or None
         connection.execute(
             sa.insert(jobs).values(
-                id=new.id, application=self.application, kind=new.kind, owner=new.owner, status="queued", progress=0,
-                created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
+                id=new.id, application=self.application, model=model, kind=new.kind, owner=new.owner,
+                status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown, timings={},
+                takeovers=0,
                 webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
                 is_awaited=new.is_awaited,
                 start_by=_later(now, new.limits.start_s), cancel_at=_later(now, new.limits.total_s),
@@ -590,7 +613,8 @@ class JobStore:
         )
 
 
-_NOT_OF_A_JOB = {"application", "lease_owner", "lease_s", "heartbeat", "start_by", "cancel_at", "is_awaited"} | {
+_OF_THE_STORE = {"application", "model", "start_by", "cancel_at", "is_awaited"}
+_NOT_OF_A_JOB = {"lease_owner", "lease_s", "heartbeat", *_OF_THE_STORE} | {
     column.name for column in jobs.c if column.name.startswith("webhook_")
 }
 

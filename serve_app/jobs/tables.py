@@ -13,6 +13,7 @@ jobs = sa.Table(
     metadata,
     sa.Column("id", sa.String(96), primary_key=True),
     sa.Column("application", sa.String(255), nullable=False),  # whose replicas may run it
+    sa.Column("model", sa.String(255)),  # whose replicas make it; empty in rows of earlier versions
     sa.Column("kind", sa.String(16), nullable=False),  # image, video
     sa.Column("owner", sa.String(128), nullable=False),  # who may see it; "" where nobody has to say who they are
     sa.Column("status", sa.String(16), nullable=False),

@@ -25,7 +25,6 @@ from sqlalchemy.exc import OperationalError
 from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
-    ModelNotFoundError,
     NotSupportedError,
     StageUnavailableError,
     StorageError,
@@ -136,14 +135,8 @@ class Folder:
             args["webhook_secret"] = SecretReference(file=self.path / "webhook_secret")
         job_args = JobArgs(**{"lease_s": 1, **args})
 
-        def check_model(name: str) -> None:
-            if name != serves:
-                raise ModelNotFoundError(f"the model {name!r} is not served here")
-
         admission = self.admission or Admission(AdmissionArgs())
-        jobs = Jobs(
-            job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, check_model
-        )
+        jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, serves)
         jobs.start()
         try:
             yield jobs
@@ -581,7 +574,10 @@ async def test_jobs_of_an_earlier_key_are_found_with_their_idempotency_keys(fold
             await jobs.get("video_3", "")
 
 
-async def test_a_job_of_a_model_that_is_no_longer_served_ends_with_a_sentence(folder: Folder) -> None:
+async def test_a_job_of_a_model_that_is_no_longer_served_ends_with_a_sentence(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.store.UNSERVED_S", 0.1)
     stages = Stages()
     async with folder.runner(Stages(), serves="wan") as jobs:
         await submit(jobs, "video_1")
@@ -594,6 +590,15 @@ async def test_a_job_of_a_model_that_is_no_longer_served_ends_with_a_sentence(fo
     assert (job.status, job.error and job.error["code"], stages.began_at) == ("failed", "model_not_found", [])
     assert job.error is not None
     assert "'wan'" in job.error["message"]
+
+
+async def test_replicas_of_the_old_and_the_new_model_take_each_their_own_jobs(folder: Folder) -> None:
+    old, new = Stages(), Stages()
+    async with folder.runner(new, serves="wan-v2"), folder.runner(old, serves="wan", max_running=1) as jobs:
+        for number in range(3):
+            await submit(jobs, f"video_{number}")
+        assert [(await ended(jobs, f"video_{number}")).status for number in range(3)] == ["completed"] * 3
+    assert (len(old.began_at), len(new.began_at)) == (3, 0)
 
 
 # --- followers ---
