@@ -467,8 +467,8 @@ class JobStore:
         connection.execute(
             sa.insert(jobs).values(
                 id=new.id, application=self.application, model=model, kind=new.kind, owner=new.owner,
-                status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown, timings={}, takeovers=0,
-                webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
+                status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown,
+                timings={}, takeovers=0, webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
             )
         )  # fmt: skip
         if new.input_images:
