@@ -468,7 +468,8 @@ class JobStore:
             sa.insert(jobs).values(
                 id=new.id, application=self.application, model=model, kind=new.kind, owner=new.owner,
                 status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown,
-                timings={}, takeovers=0, webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
+                timings={}, takeovers=0, sizes=new.sizes,
+                webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url),
             )
         )  # fmt: skip
         if new.input_images:
