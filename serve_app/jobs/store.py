@@ -506,10 +506,9 @@ class JobStore:
         connection.execute(
             sa.insert(jobs).values(
                 id=new.id, application=self.application, model=model, kind=new.kind, owner=new.owner,
-                status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown, timings={},
-                takeovers=0,
-                webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url), sizes=new.sizes,
-                is_awaited=new.is_awaited,
+                status="queued", progress=0, created_at=now, requests=new.requests, shown=new.shown,
+                timings={}, takeovers=0, sizes=new.sizes, is_awaited=new.is_awaited,
+                webhook_url=new.webhook_url, webhook_target=_target(new.webhook_url),
                 start_by=_later(now, new.limits.start_s), cancel_at=_later(now, new.limits.total_s),
             )
         )  # fmt: skip
