@@ -95,7 +95,9 @@ async def test_a_public_url_reads_a_bucket_that_anyone_may_read(server):
         "Resource": f"arn:aws:s3:::{bucket}/*",
     }
     with closing(server.client()) as client:
-        client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [allow]}))
+        client.put_bucket_policy(
+            Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        )
     with opened(server.cloud_storage(bucket), url_style="public") as storage:
         stored = await storage.store(KEY, DATA, "image/png", {})
     assert stored.url == f"{server.endpoint}/{bucket}/{KEY}"
@@ -147,7 +149,9 @@ async def test_the_check_names_the_variable_that_is_wrong_and_no_secret(server, 
 
 async def test_a_server_that_is_not_there_is_named_without_its_password(server, bucket):
     [port] = free_ports(1)
-    cloud = server.cloud_storage(bucket).model_copy(update={"endpoint_url": f"http://user:hunter2@127.0.0.1:{port}"})
+    cloud = server.cloud_storage(bucket).model_copy(
+        update={"endpoint_url": f"http://user:hunter2@127.0.0.1:{port}"}
+    )
     with (
         opened(cloud, attempts=1) as storage,
         pytest.raises(StorageError, match=f"http://127.0.0.1:{port} .SGLANG_S3_ENDPOINT_URL.") as caught,
@@ -201,7 +205,9 @@ def unreliable_s3(failures: int) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def cloud_at(endpoint: str) -> CloudStorage:
-    return CloudStorage(type="s3", bucket_name="b", endpoint_url=endpoint, access_key_id="a", secret_access_key="s")
+    return CloudStorage(
+        type="s3", bucket_name="b", endpoint_url=endpoint, access_key_id="a", secret_access_key="s"
+    )
 
 
 async def test_an_upload_that_fails_is_tried_again():

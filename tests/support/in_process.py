@@ -86,7 +86,9 @@ class Server:
     ) -> None:
         """Start again with these arguments of the application, and `pictures` in place of the rules that they make."""
         self.close()
-        self._args = ServiceArgs(**{"model_name": "flux", "output_directory": self.folder, "url_style": "path", **args})
+        self._args = ServiceArgs(
+            **{"model_name": "flux", "output_directory": self.folder, "url_style": "path", **args}
+        )
         self._pictures = pictures
         self._opening = asyncio.Lock()
         self.handle = PlayedHandle(describing, lambda request: self.make(request), make_at_once)

@@ -28,7 +28,9 @@ DATA = bytes(range(100))
         ("lines=0-1", 200, DATA, None),
     ],
 )
-def test_a_range_is_answered_as_the_standard_says(asked: str, status: int, content: bytes, place: str | None) -> None:
+def test_a_range_is_answered_as_the_standard_says(
+    asked: str, status: int, content: bytes, place: str | None
+) -> None:
     answer = file_answer(Headers({"range": asked} if asked else {}), DATA, "video/mp4", "a.mp4")
     assert (answer.status_code, answer.body) == (status, content)
     assert answer.headers.get("content-range") == place
