@@ -14,7 +14,7 @@ from tests.support.served_application import ServedApplication, error_of
 
 pytestmark = pytest.mark.timeout(600)
 
-BODY: dict[str, Any] = {"prompt": "a small cat", "deterministic": True, "num_inference_steps": 150}
+BODY: dict[str, Any] = {"prompt": "a small cat", "deterministic": True, "num_inference_steps": 400}
 PATIENCE_S = 120
 
 
