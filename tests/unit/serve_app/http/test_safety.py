@@ -438,11 +438,15 @@ async def test_an_unexpected_error_tells_nothing_of_the_inside(server):
 # --- the document ---
 
 
+BESIDE = ("video_edit_routes", "plain_values")
+
+
 def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
     here = {name for name in globals() if name.startswith("test_") and "document" not in name}
     unit = Path(__file__).parents[1]
-    beside = [unit / "making/test_admission.py", unit / "http/test_video_edit_routes.py"]
+    beside = [unit / name for name in ("making/test_admission.py", *(f"http/test_{n}.py" for n in BESIDE))]
+    beside.append(unit.parents[1] / "fuzz/test_hostile_requests.py")
     elsewhere = {name for file in beside for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))}
     assert len(named) == len(set(named))
     assert here <= set(named) <= here | elsewhere
