@@ -442,17 +442,20 @@ async def test_an_unexpected_error_tells_nothing_of_the_inside(server):
 # --- the document ---
 
 
+BESIDE = ("hosts", "plain_values", "video_edit_routes")
+
+
 def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
     here = {name for name in globals() if name.startswith("test_") and "document" not in name}
     unit = Path(__file__).parents[1]
     beside = [
         unit / "making/test_admission.py",
-        unit / "http/test_video_edit_routes.py",
-        unit / "http/test_hosts.py",
+        *(unit / f"http/test_{name}.py" for name in BESIDE),
         unit / "test_proxy.py",
         unit.parent / "env_config/test_secret.py",
         unit.parent / "deployments/test_input_pictures.py",
+        unit.parents[1] / "fuzz/test_hostile_requests.py",
     ]
     elsewhere = {name for file in beside for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))}
     assert len(named) == len(set(named))
