@@ -15,6 +15,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from env_config.children import without_proxy
+
+os.environ.update(without_proxy())  # the servers of the tests are on this machine, wherever a proxy is
+
 # What a change breaks shows in every run of CI, and chance finds new cases elsewhere. A busy machine is no failure.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)

@@ -164,6 +164,32 @@ def test_a_folder_that_cannot_be_served_is_refused(entries: dict[str, Any], sent
         read_layout(write_index(tmp_path, **entries))
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"", "it is empty"),
+        (b"{", "it is no JSON"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (b"[]", "must hold a JSON object"),
+        (b'"FluxPipeline"', "must hold a JSON object"),
+        (b"{}", "names the pipeline None"),
+        (b'{"_class_name": "AutoencoderKL"}', "names the pipeline 'AutoencoderKL'"),
+        (b'{"_class_name": "__version__"}', "names the pipeline '__version__'"),
+        (b'{"_class_name": ["pipeline", "MyPipeline"]}', "names the pipeline \\['pipeline', 'MyPipeline'\\]"),
+        (b'{"_class_name": "FluxPipeline", "vae": ["diffusers", "NoSuchModel"]}', r"needs diffusers\.NoSuchModel"),
+        (b'{"_class_name": "FluxPipeline", "vae": [".here", "Model"]}', r"needs \.here\.Model"),
+        (b'{"_class_name": "FluxPipeline", "vae": ["diffusers"]}', r"says \['diffusers'\] of 'vae'"),
+        (b'{"_class_name": "FluxPipeline", "vae": [null, "AutoencoderKL"]}', "says .* of 'vae'"),
+        (b'{"_class_name": "FluxPipeline", "vae": ["", "AutoencoderKL"]}', "says .* of 'vae'"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_refused_by_its_name(text: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        read_layout(tmp_path)
+    assert "model_index.json" in str(refusal.value)
+
+
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no model_index\.json"):
         read_layout(tmp_path)
