@@ -53,6 +53,15 @@ class OutputFormat:
 
 
 @dataclass(frozen=True)
+class RequestWarning:
+    """What the caller should know of a request that is made all the same: a field without effect, a prompt cut."""
+
+    code: str  # for programs, see docs/errors.md
+    param: str | None  # the field
+    message: str  # for people
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """The work: one picture or one video to make, by the arguments of the pipeline's own `__call__`."""
 
@@ -64,6 +73,7 @@ class GenerationRequest:
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     features: dict[str, Any] = field(default_factory=dict)  # by name, what it asks of deployments.features
+    warnings: tuple[RequestWarning, ...] = ()  # known at the door; told in the answer and in the file
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Conditioning:
 
     calls: Packed
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
+    warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class DecodeInputs:
     kind: Literal["decoder_calls", "result"]
     content: Packed
     made_at: float = 0.0
+    num_steps: int | None = None  # scheduler steps that were made, those before a resume too; None: not counted
+    warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,8 @@ class Media:
 
     files: tuple[MediaFile, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    num_steps: int | None = None  # scheduler steps that were made; None: not counted
+    warnings: tuple[RequestWarning, ...] = ()  # of the request, and of the stages
 
 
 @dataclass(frozen=True)

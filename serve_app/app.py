@@ -57,6 +57,7 @@ def build_app(args: AppArgs) -> Application:
         dtype=args.dtype,
         component_dtypes=args.component_dtypes,
         default_arguments=args.default_arguments,
+        quality=args.quality,
         denoising=args.denoising,
     )
     service = {name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name}

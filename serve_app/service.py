@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from deployments.messages import GenerationRequest
 from env_config.variables import EnvConfig
@@ -39,6 +39,10 @@ class ServiceArgs(BaseModel):
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    quality: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict,
+        description="levels of OpenAI's `quality` and the arguments of each, such as `low: {num_inference_steps: 4}`",
     )
     limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
     output_directory: Path | None = Field(
@@ -88,7 +92,15 @@ class Service:
         """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
         self.model.check_name(body.model)
         description = await self.model.describe()
-        return await parse(body, description, self.pictures, self.model.name, self.model.default_arguments, request_id)
+        return await parse(
+            body,
+            description,
+            self.pictures,
+            self.model.name,
+            self.model.default_arguments,
+            self.model.quality,
+            request_id,
+        )
 
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""
@@ -110,7 +122,7 @@ async def open_service(
 
     Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, ValueError.
     """
-    model = ServedModel(args.model_name or "", stages, args.default_arguments)
+    model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality)
     admission = Admission(args.admission)
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None

@@ -137,7 +137,8 @@ class StageReplica:
         loop, pool = asyncio.get_running_loop(), self.media_pool
         writing = [loop.run_in_executor(self.threads.request_threads, pool.write, file) for file in decoded.files]
         files = tuple(await asyncio.gather(*writing))
-        return Media(files, decoded.seconds | {"encode_media": time.perf_counter() - started})
+        seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}
+        return Media(files, seconds, inputs.num_steps, inputs.warnings)
 
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""

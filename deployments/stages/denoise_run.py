@@ -111,7 +111,7 @@ class DenoiseRun:
             engine.end(self.fiber)
             for name, summary in self.features.summaries().items():
                 self._note_summary(name, summary)
-        return pack_outcome(outcome)
+        return self._packed(outcome, self.session.steps_done)
 
     def _run(
         self,
@@ -177,8 +177,11 @@ class DenoiseRun:
         is_video = self.request.output.kind == "video"
         return Previews(
             self.envelope.previews,
-            lambda step, outcome: preview(step, pack_outcome(first_frame(outcome) if is_video else outcome)),
+            lambda step, outcome: preview(step, self._packed(first_frame(outcome) if is_video else outcome, step)),
         )
+
+    def _packed(self, outcome: HandOff | Result, num_steps: int) -> DecodeInputs:
+        return pack_outcome(outcome, num_steps, self.conditioning.warnings)
 
     def _note_progress(self, step: int, num_steps: int) -> None:
         self.num_steps = num_steps

@@ -17,11 +17,12 @@ from deployments.messages import (
     Envelope,
     GenerationRequest,
     PayloadFollows,
+    RequestWarning,
 )
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 
-StreamItem = DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
+StreamItem = DenoisingProgress | RequestWarning | PayloadFollows | Checkpoint | DecodeInputs
 
 
 class Work(Protocol):
@@ -98,6 +99,8 @@ async def denoising_stream(
     task = loop.run_in_executor(threads.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
+        for warning in conditioning.warnings:
+            yield warning
         while (items := await events.get()) is not None:
             for item in items:
                 yield item

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import GenerationRequest, Media, StageDescription
-from serve_app.jobs.records import Job
+from deployments.messages import GenerationRequest, Media, RequestWarning, StageDescription
+from serve_app.jobs.records import Job, Output
 from serve_app.requests.translate import DEFAULT_FPS
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import store_media
@@ -43,6 +43,8 @@ class ImagesAnswer(BaseModel):
     output_format: str
     size: str
     timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
+    steps: list[int | None] = Field(description="scheduler steps that were made, for each of the n")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
 
     @classmethod
     def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
@@ -54,6 +56,8 @@ class ImagesAnswer(BaseModel):
             output_format=requests[0].output.format,
             size=f"{first.width}x{first.height}",
             timings=[made.seconds for made in media],
+            steps=[made.num_steps for made in media],
+            warnings=list(dict.fromkeys(warning for made in media for warning in made.warnings)),
         )
 
 
@@ -62,12 +66,15 @@ class VideosAnswer(ImagesAnswer):
 
     num_frames: int
     fps: float | None
+    seconds: float | None = Field(description="how long the video is that was made")
 
     @classmethod
     def of(cls, items: list[GeneratedItem], requests: list[GenerationRequest], media: list[Media]) -> Self:
         first = media[0].files[0]
         answer = ImagesAnswer.of(items, requests, media)
-        return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+        return cls(
+            **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
+        )
 
 
 class ModelCard(BaseModel):
@@ -112,6 +119,7 @@ class VideoObject(BaseModel):
     seed: int
     urls: list[str] = Field(description="of the files, when it is completed")
     upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
 
 
 class VideoObjects(BaseModel):
@@ -156,6 +164,7 @@ class JobObject(BaseModel):
     expires_at: int | None
     error: JobError | None
     upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
     result: VideosAnswer | ImagesAnswer | None = Field(description="the synchronous answer, with URLs")
 
 
@@ -219,13 +228,14 @@ def video_object(job: Job, urls: OutputURLs) -> VideoObject:
         completed_at=_seconds(job.completed_at if job.status == "completed" else None),
         expires_at=_seconds(job.expires_at),
         prompt=shown.get("prompt"),
-        seconds=shown.get("seconds") or (f"{made.num_frames / made.fps:g}" if made and made.fps else ""),
+        seconds=_shown_seconds(made) or shown.get("seconds") or "",
         size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
         remixed_from_video_id=shown.get("remixed_from_video_id"),
         error=_error(job),
         seed=job.asked.seed,
         urls=[urls.of(output.key) for output in job.outputs] if job.status == "completed" else [],
         upload=_upload(job),
+        warnings=list(job.warnings),
     )
 
 
@@ -244,6 +254,7 @@ def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObj
         expires_at=_seconds(job.expires_at),
         error=_error(job),
         upload=_upload(job),
+        warnings=list(job.warnings),
         result=result_of(job, items) if job.status == "completed" else None,
     )
 
@@ -258,10 +269,28 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
         output_format=job.asked.output_format,
         size=f"{first.width}x{first.height}",
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
+        steps=[_steps_of(job, number) for number in range(len(job.requests))],
+        warnings=list(job.warnings),
     )
     if job.kind == "image":
         return answer
-    return VideosAnswer(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+    return VideosAnswer(
+        **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
+    )
+
+
+def seconds_of(num_frames: int, fps: float | None) -> float | None:
+    """How long a video of so many frames is."""
+    return num_frames / fps if fps else None
+
+
+def _shown_seconds(made: Output | None) -> str | None:
+    seconds = seconds_of(made.num_frames, made.fps) if made else None
+    return None if seconds is None else f"{seconds:g}"
+
+
+def _steps_of(job: Job, number: int) -> int | None:
+    return next((output.num_steps for output in job.outputs if output.request == number), None)
 
 
 def poll_after_ms(job: Job, now: float) -> int:

@@ -7,6 +7,7 @@ import base64
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any, Literal
 
 from deployments.messages import GenerationRequest, Media, MediaFile
@@ -95,7 +96,8 @@ def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, medi
 def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media) -> list[dict[str, Any]]:
     return [
         _picture(f"{prefix}.completed", request, file)
-        | {"usage": NO_TOKENS, "timings": media.seconds}  # tokens are OpenAI's unit of billing; nothing is billed here
+        | {"usage": NO_TOKENS, "timings": media.seconds, "steps": media.num_steps}  # tokens: nothing is billed here
+        | {"warnings": [asdict(warning) for warning in media.warnings]}
         for file in media.files
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deployments.messages import MediaKind
+from deployments.messages import MediaKind, RequestWarning
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
 from serve_app.storage.outputs import StoredFile
@@ -41,6 +41,7 @@ class Job:
     takeovers: int
     sizes: list[Size] = field(default_factory=list)  # of each of its requests
     outputs: tuple[Output, ...] = ()
+    warnings: tuple[RequestWarning, ...] = ()
 
     @property
     def has_ended(self) -> bool:
@@ -63,6 +64,7 @@ class NewJob:
     owner: str = ""
     webhook_url: str | None = None  # gets a signed POST when the job ends
     sizes: list[Size] = field(default_factory=list)
+    warnings: tuple[RequestWarning, ...] = ()  # known at the door
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import StageUnavailableError, StorageError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
 from serve_app.errors import ErrorReport, JobNotFoundError, LeaseLostError, original_error, report_error
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
@@ -66,6 +66,7 @@ class RunningJob:
     step: dict[str, Any] | None = None  # the latest, not yet saved
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)  # the latest, not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
+    warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -89,6 +90,10 @@ class JobFollower(Follower):
         running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
         running.step = {"request": self.request, "step": progress.step, "num_steps": num_steps, "eta_s": progress.eta_s}
         running.changed.set()
+
+    def on_warning(self, warning: RequestWarning) -> None:
+        self.running.warnings.append(warning)
+        self.running.changed.set()
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         self.running.checkpoints[self.request] = checkpoint
@@ -283,6 +288,8 @@ class JobRunner:
         stored = await store_media(self.storage, request, media, day)
         outputs = [Output(request=number, **vars(file)) for file in stored]
         try:
+            if media.warnings:
+                await self.threads.run(self.store.save_warnings, self.name, running.job.id, media.warnings)
             await self.threads.run(self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds)
         except LeaseLostError:
             await self._remove_if_unwanted(running.job.id, outputs)
@@ -316,6 +323,9 @@ class JobRunner:
 
     async def _save(self, running: RunningJob) -> None:
         job_id, step = running.job.id, running.step
+        if running.warnings:
+            warnings, running.warnings = running.warnings, []
+            await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -142,7 +142,7 @@ class Jobs:
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes)
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, requests[0].warnings)
         with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:

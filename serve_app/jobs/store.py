@@ -15,8 +15,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from deployments.messages import RequestWarning
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
+from serve_app.jobs.codec import warnings_from_json
 from serve_app.jobs.database import writing
 from serve_app.jobs.records import ENDED, Event, IdempotencyKey, Job, NewJob, Output, Status, UnfinishedJob, Webhook
 from serve_app.making.admission import Size
@@ -277,6 +279,11 @@ class JobStore:
             self._leased(connection, runner, job_id)
             self._append(connection, job_id, "preview", preview)
 
+    def save_warnings(self, runner: str, job_id: str, warnings: Sequence[RequestWarning]) -> None:
+        """Each that is new to the job, and a `warning` event of it. Raises LeaseLostError."""
+        with self._writing.begin() as connection:
+            self._add_warnings(connection, self._leased(connection, runner, job_id), warnings)
+
     def save_checkpoint(self, runner: str, job_id: str, request: int, step: int, data: bytes) -> None:
         """Replace the request's checkpoint. Raises LeaseLostError."""
         table = tables.checkpoints
@@ -340,6 +347,16 @@ class JobStore:
                 )
             )
         self._append(connection, new.id, "queued", {"position": self._position(connection, now)})
+        if new.warnings:
+            self._add_warnings(connection, self._row(connection, new.id), new.warnings)
+
+    def _add_warnings(self, connection: sa.Connection, row: sa.Row[Any], warnings: Sequence[RequestWarning]) -> None:
+        known = list(row.warnings or [])
+        for warning in map(asdict, warnings):
+            if warning not in known:
+                known.append(warning)
+                self._append(connection, row.id, "warning", warning)
+        connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(warnings=known))
 
     def _job_of_key(self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None) -> str | None:
         if idempotency_key is None:
@@ -426,9 +443,10 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
     for name in ("application", "lease_owner", "lease_until", "webhook_url", "webhook_due"):
         del values[name]
-    readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
+    readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}, "warnings": []}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
-    return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
+    values |= {"sizes": _sizes(row.sizes), "warnings": warnings_from_json(values["warnings"])}
+    return Job(**values, outputs=outputs)
 
 
 def _sizes(rows: list[list[int]] | None) -> list[Size]:

@@ -29,6 +29,7 @@ jobs = sa.Table(
     sa.Column("lease_until", Seconds),
     sa.Column("takeovers", sa.Integer, nullable=False),  # runners that died with it since it last got further
     sa.Column("sizes", Json, nullable=False, server_default="[]"),  # width, height, frames, steps of each request
+    sa.Column("warnings", Json, nullable=False, server_default="[]"),  # what its caller should know
     sa.Column("webhook_url", sa.String(2000)),
     sa.Column("webhook_due", Seconds),  # when its end is to be told; empty when it is not, or was
     sa.Index("ix_jobs_waiting", "application", "status", "created_at"),
@@ -75,6 +76,7 @@ outputs = sa.Table(
     sa.Column("num_frames", sa.Integer, nullable=False),
     sa.Column("fps", sa.Double),
     sa.Column("upload_pending", sa.Boolean, nullable=False),
+    sa.Column("num_steps", sa.Integer),  # scheduler steps that were made
 )
 
 events = sa.Table(

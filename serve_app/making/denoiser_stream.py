@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.errors import GenerationFailedError
-from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, PayloadFollows
+from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, PayloadFollows, RequestWarning
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DecodeInputsArrived:
     seconds: dict[str, float]  # spent by the denoiser on this request
 
 
-DenoiserEvent = DenoisingProgress | CheckpointArrived | PreviewArrived | DecodeInputsArrived
+DenoiserEvent = DenoisingProgress | RequestWarning | CheckpointArrived | PreviewArrived | DecodeInputsArrived
 PAYLOADS: dict[str, type[Any]] = {"checkpoint": Checkpoint, "preview": DecodeInputs, "decode_inputs": DecodeInputs}
 
 

@@ -15,7 +15,15 @@ from ray.exceptions import ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
 from deployments.errors import GenerationFailedError, HandOffIncompleteError, InvalidRequestError
-from deployments.messages import Checkpoint, DecodeInputs, DenoisingProgress, Envelope, GenerationRequest, Media
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingProgress,
+    Envelope,
+    GenerationRequest,
+    Media,
+    RequestWarning,
+)
 from serve_app.errors import original_error
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
@@ -119,7 +127,8 @@ async def run_stages(
             previews.stop()
     inputs = reached.decode_inputs_reference or reached.decode_inputs
     media: Media = await stages.vae.decode.remote(request, inputs)
-    return dataclasses.replace(media, seconds=reached.seconds | media.seconds)
+    warnings = (*request.warnings, *media.warnings)
+    return dataclasses.replace(media, seconds=reached.seconds | media.seconds, warnings=warnings)
 
 
 async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, previews: Previews) -> None:
@@ -130,6 +139,8 @@ async def denoise(stream: DenoiserStream, reached: Reached, follower: Follower, 
                 case DenoisingProgress(step=step):
                     reached.last_step = step
                     follower.on_progress(event)
+                case RequestWarning():
+                    follower.on_warning(event)
                 case CheckpointArrived(checkpoint):
                     reached.checkpoint = checkpoint
                     follower.on_checkpoint(checkpoint)

@@ -19,6 +19,7 @@ class ServedModel:
     name: str
     stages: Stages
     default_arguments: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by level
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
 

@@ -32,7 +32,9 @@ class ImageEditBody(ImageGenerationBody):
         validation_alias=AliasChoices("mask", "mask_image"),
         description="white where `image` is to be repainted; refused by models that take no mask",
     )
-    input_fidelity: str | None = Field(None, description="low: the model decides how close it stays to `image`")
+    input_fidelity: Text | None = Field(
+        None, max_length=64, description="no effect: the model decides how close it stays to `image`"
+    )
 
 
 @dataclass(frozen=True)

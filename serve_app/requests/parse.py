@@ -8,7 +8,7 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.input_pictures import PictureRules, with_pictures
-from serve_app.requests.translate import to_generation_requests
+from serve_app.requests.translate import Levels, to_generation_requests
 
 
 async def parse(
@@ -17,9 +17,10 @@ async def parse(
     rules: PictureRules,
     model_name: str,
     default_arguments: dict[str, Any],
+    quality: Levels,
     request_id: str | None = None,
 ) -> list[GenerationRequest]:
     """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
     body = await with_pictures(body, rules)
     request_id = request_id or uuid.uuid4().hex
-    return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments)
+    return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments, quality)

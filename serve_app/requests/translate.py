@@ -1,7 +1,7 @@
 """Translates a request body into one GenerationRequest per image or video, checked against the model and the limits.
 
 A field is either passed on to the pipeline's own `__call__` or refused: nothing is silently ignored. The few
-fields of OpenAI's that mean nothing to a diffusion model are accepted with the values that ask for nothing.
+fields of OpenAI's that mean nothing to a diffusion model are accepted, and named in `warnings`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ from serve_app.requests.limits import RequestLimits
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
 SEED_BITS = 32  # of a seed that we choose: short enough to be written down
 
+Levels = dict[str, dict[str, Any]]  # of `quality`: arguments of the pipeline by level
+
 # Values of OpenAI's fields that ask for nothing that a diffusion model would have to do.
 NO_REQUEST: dict[str, tuple[Any, ...]] = {
-    "quality": (None, "auto", "standard"),
-    "style": (None, "auto"),
     "background": (None, "auto", "opaque", True, False, "true", "false"),  # true asks for a job
-    "moderation": (None, "auto", "low"),
+}
+
+# OpenAI's fields that mean nothing here, and why: clients send them to every server, so they are no fault.
+MEANINGLESS = {
+    "style": "the prompt decides the style",
+    "moderation": "no filter is added to the model's own",
+    "user": "it is not kept",
+    "input_fidelity": "the model decides how close it stays to the pictures",
 }
 
 # Passed on under the same name when they are set.
@@ -60,11 +67,12 @@ def to_generation_requests(
     request_id: str,
     model_name: str,
     default_arguments: dict[str, Any] | None = None,
+    quality: Levels | None = None,
 ) -> list[GenerationRequest]:
     """The `n` requests that a body stands for, with the seeds seed, seed + 1 ...
 
-    Arguments are those of the body over `default_arguments`; what neither says is left to the pipeline's own
-    defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
+    Arguments are those of the body over those of its level of `quality` over `default_arguments`; what none says is
+    left to the pipeline's own defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
     Raises ModelNotFoundError, NotSupportedError or InvalidRequestError, with the field in `param`.
     """
     if body.model not in (None, model_name):
@@ -76,9 +84,10 @@ def to_generation_requests(
             "model",
         )
     _refuse_requests_without_effect(body)
+    _name_what_means_nothing(body)
     if body.n > limits.max_images:
         raise _above("n", body.n, limits.max_images)
-    defaults = dict(default_arguments or {})
+    defaults = dict(default_arguments or {}) | _of_quality(body, quality or {})
     steps = description.parameters.get("num_inference_steps")
     if steps is not None:  # said explicitly, so that the file can say it
         defaults.setdefault("num_inference_steps", steps)
@@ -103,6 +112,7 @@ def to_generation_requests(
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
             features=dict(features),
+            warnings=body.warnings,
         )
         for index, id in enumerate(ids)
     ]
@@ -114,6 +124,22 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
         if value not in harmless:
             allowed = " or ".join(repr(choice) for choice in harmless if choice is not None)
             raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
+
+
+def _name_what_means_nothing(body: GenerationBody) -> None:
+    for name, why in MEANINGLESS.items():
+        if getattr(body, name, None) is not None:
+            body.drop(name, f"{name} has no effect: {why}")
+
+
+def _of_quality(body: GenerationBody, levels: Levels) -> dict[str, Any]:
+    """The arguments of the level that was asked for; one that nobody configured is the model's own."""
+    level = getattr(body, "quality", None)
+    if level is None or level in levels or (levels and level == "auto"):
+        return levels.get(level or "auto", {})
+    known = f"levels are {', '.join(levels)}" if levels else "no levels are configured"
+    body.drop("quality", f"quality={_shown(level)} has no effect: {known}; num_inference_steps decides the quality")
+    return {}
 
 
 def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
@@ -142,9 +168,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
     arguments = _extra_arguments(body, description, limits)
     for name in ARGUMENT_FIELDS:
         value = getattr(body, name, None)
-        if value is None:
+        if value is None or not _is_accepted(body, name, name, description):
             continue
-        _check_accepted(name, name, description)
         if isinstance(value, str) and len(value) > limits.max_prompt_chars:
             raise _above(name, len(value), limits.max_prompt_chars, " characters")
         if isinstance(value, list) and name != "video" and len(value) > limits.max_input_images:
@@ -156,8 +181,7 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")
     if body.num_inference_steps is not None and body.num_inference_steps > limits.max_steps:
         raise _above("num_inference_steps", body.num_inference_steps, limits.max_steps)
-    if body.size not in (None, "auto"):
-        _check_accepted("size", "width", description)
+    if body.size not in (None, "auto") and _is_accepted(body, "size", "width", description):
         arguments |= _width_and_height(str(body.size), description, limits)
     return arguments
 
@@ -183,7 +207,7 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
 
 def _picture_output(body: ImageGenerationBody) -> OutputFormat:
     if body.output_compression is not None and body.output_format == "png":
-        raise NotSupportedError("output_compression is for jpeg and webp, png is lossless", "output_compression")
+        body.drop("output_compression", "output_compression has no effect on png, which is lossless")
     return OutputFormat("image", body.output_format, body.output_compression)
 
 
@@ -205,8 +229,7 @@ def _length_arguments(
         if num_frames is not None:
             raise InvalidRequestError("give seconds or num_frames, not both", "seconds")
         field, num_frames = "seconds", max(1, round(body.seconds * (body.fps or model_fps or DEFAULT_FPS)))
-    if num_frames is not None:
-        _check_accepted(field, "num_frames", description)
+    if num_frames is not None and _is_accepted(body, field, "num_frames", description):
         if num_frames > limits.max_frames:
             raise _above(field, num_frames, limits.max_frames, " frames")
         arguments["num_frames"] = num_frames
@@ -221,6 +244,7 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
 def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
+    arguments: dict[str, Any] = {}
     for name, value in extra.items():
         param = f"extra_args.{name[:80]}"
         if name in known:
@@ -229,9 +253,12 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
             raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
-            raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
+            reason = f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}"
+            body.refuse(NotSupportedError(reason, f"extra_args.{name}" if not body.strict else param))
+            continue
         _check_extra_value(param, value, description.parameters[name], limits)
-    return extra
+        arguments[name] = value
+    return arguments
 
 
 _TYPES_LIKE: dict[type, tuple[tuple[type, ...], str]] = {
@@ -254,9 +281,13 @@ def _check_extra_value(param: str, value: Any, default: Any, limits: RequestLimi
         raise _above(param, len(value), limits.max_steps, " entries")
 
 
-def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
-    if not description.takes(argument):
-        raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
+def _is_accepted(body: GenerationBody, field: str, argument: str, description: StageDescription) -> bool:
+    """False for a field that was dropped; raises NotSupportedError where the body is strict."""
+    if description.takes(argument):
+        return True
+    reason = f"{field} is not supported: {description.pipeline_class} does not take it"
+    body.refuse(NotSupportedError(reason, field))
+    return False
 
 
 def _check_required(arguments: dict[str, Any], description: StageDescription) -> None:

@@ -25,22 +25,38 @@ class StoredFile:
     num_frames: int
     fps: float | None
     upload_pending: bool
+    num_steps: int | None  # scheduler steps that were made; None: not counted
 
 
 async def store_media(
     storage: StorageBackend, request: GenerationRequest, media: Media, day: datetime | None = None
 ) -> list[StoredFile]:
     """All files of `media`, one after another. `day` is a part of the keys; None: today. Raises StorageError."""
-    return [await _store(storage, request, index, file, day) for index, file in enumerate(media.files)]
+    return [await _store(storage, request, media, index, day) for index in range(len(media.files))]
 
 
 async def _store(
-    storage: StorageBackend, request: GenerationRequest, index: int, file: MediaFile, day: datetime | None
+    storage: StorageBackend, request: GenerationRequest, media: Media, index: int, day: datetime | None
 ) -> StoredFile:
+    file = media.files[index]
     key = object_key(request, index, file.mime_type, day)
     metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
+    metadata |= _made(media, file)
     stored = await storage.store(key, file.data, file.mime_type, metadata)
     return StoredFile(
         index, key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
         file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
+        media.num_steps,
     )  # fmt: skip
+
+
+def _made(media: Media, file: MediaFile) -> dict[str, str]:
+    """What was made, for the headers of an object: plain ASCII."""
+    made = {"size": f"{file.width}x{file.height}"}
+    if media.num_steps is not None:
+        made["steps"] = str(media.num_steps)
+    if file.fps:
+        made |= {"frames": str(file.num_frames), "fps": f"{file.fps:g}", "seconds": f"{file.num_frames / file.fps:g}"}
+    if media.warnings:
+        made["warnings"] = ",".join(dict.fromkeys(warning.code for warning in media.warnings))
+    return made

@@ -92,11 +92,9 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
             "image",
         )
     if body.mask_image is not None and not description.takes("mask_image"):
-        raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
+        body.refuse(NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask"))
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
-    if body.input_fidelity not in (None, "low"):
-        raise NotSupportedError("input_fidelity is not supported, only 'low'", "input_fidelity")
 
 
 def check_generation(body: ImageGenerationBody, description: StageDescription) -> None:
