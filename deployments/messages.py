@@ -73,6 +73,7 @@ class GenerationRequest:
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     features: dict[str, Any] = field(default_factory=dict)  # by name, what it asks of deployments.features
+    num_steps: int | None = None  # scheduler steps that it makes, where they were counted at the door
     warnings: tuple[RequestWarning, ...] = ()  # known at the door; told in the answer and in the file
 
 
@@ -179,6 +180,24 @@ class ComponentAnswer:
     """The outcome of a ComponentCall: the output and the states of the generators after it."""
 
     outcome: Packed
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a request's arguments do on this checkpoint, told by plays of the pipeline."""
+
+    without: dict[str, str] = field(default_factory=dict)  # arguments that change nothing -> with what they would
+    num_steps: int | None = None  # scheduler steps that the request makes; None: it could not be played
+
+
+@dataclass(frozen=True)
+class ArgumentDescription:
+    """An argument of the pipeline's call that this checkpoint reads."""
+
+    name: str
+    type: str  # in words of JSON, such as number or list of number; any: not known
+    default: JSON
+    when: str  # always, or with what it matters; empty: not known
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.effects import KnownEffects
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.parse import parse
@@ -83,6 +84,7 @@ class Service:
     jobs: Jobs
     storage: StorageBackend
     pictures: PictureRules
+    effects: KnownEffects
     keys: ApiKeys | None
     _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
 
@@ -99,6 +101,7 @@ class Service:
             self.model.name,
             self.model.default_arguments,
             self.model.quality,
+            self.effects,
             request_id,
         )
 
@@ -145,6 +148,7 @@ async def open_service(
         at_once=MakeAtOnce(make, admission, model),
         jobs=jobs,
         storage=storage,
+        effects=KnownEffects(model.effects),
         pictures=PictureRules(args.limits, args.remote_images, args.private_targets),
         keys=keys,
     )

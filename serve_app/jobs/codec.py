@@ -92,6 +92,7 @@ WORK_FIELDS = {
     "deterministic": Field(lambda value: isinstance(value, bool)),
     "deadline_s": Field(_is_number),
     "features": Field(_is_object),
+    "num_steps": Field(_is_whole),
     "warnings": Field(lambda value: isinstance(value, list)),
 }
 WARNING_FIELDS = {"code": Field(_is_text), "param": Field(_is_text), "message": Field(_is_text)}
@@ -132,8 +133,7 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
         work["arguments"] = {name: argument(value) for name, value in request.arguments.items()}
         work["output"] = dataclasses.asdict(request.output)
         work["warnings"] = [dataclasses.asdict(warning) for warning in request.warnings]
-        if not work["warnings"]:
-            del work["warnings"]
+        work = {name: value for name, value in work.items() if value or name not in ("warnings", "num_steps")}
         rows.append({"version": VERSION, WORK: work, "previews": previews})
     return rows, list(pictures)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.effects import KnownEffects, with_effects
 from serve_app.requests.input_pictures import PictureRules, with_pictures
 from serve_app.requests.translate import Levels, to_generation_requests
 
@@ -18,9 +19,13 @@ async def parse(
     model_name: str,
     default_arguments: dict[str, Any],
     quality: Levels,
+    effects: KnownEffects,
     request_id: str | None = None,
 ) -> list[GenerationRequest]:
     """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
     body = await with_pictures(body, rules)
     request_id = request_id or uuid.uuid4().hex
-    return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments, quality)
+    requests = to_generation_requests(
+        body, description, rules.limits, request_id, model_name, default_arguments, quality
+    )
+    return await with_effects(requests, body, description, effects)

@@ -126,6 +126,36 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
             raise NotSupportedError(f"{name}={_shown(value)} is not supported, only {allowed}", name)
 
 
+def asked_arguments(body: GenerationBody, description: StageDescription) -> dict[str, str]:
+    """The pipeline's arguments that the caller set, with the field of each; but for those that always matter."""
+    asked = {
+        name: body.names_of(name)[0]
+        for name in ARGUMENT_FIELDS
+        if name not in ("prompt", "video") and getattr(body, name, None) is not None
+    }
+    if body.size not in (None, "auto"):
+        asked |= {"width": "size", "height": "size"}
+    for field in ("num_frames", "seconds"):
+        if getattr(body, field, None) is not None:
+            asked["num_frames"] = field
+    asked |= {name: f"extra_args.{name}" for name in body.extra_args}
+    return {name: field for name, field in asked.items() if name in description.parameters}
+
+
+def sendable_arguments(body: type[GenerationBody], description: StageDescription) -> dict[str, str]:
+    """Every argument of the pipeline that a request can set, with the field of the body that sets it."""
+    known = body.field_names()
+    fields = {}
+    for name in description.parameters:
+        if name in FIELD_INSTEAD:
+            fields[name] = FIELD_INSTEAD[name]
+        elif name in known:
+            fields[name] = name
+        elif not _NO_JSON.search(name):
+            fields[name] = f"extra_args.{name}"
+    return {name: field for name, field in fields.items() if field != "n"}
+
+
 def _name_what_means_nothing(body: GenerationBody) -> None:
     for name, why in MEANINGLESS.items():
         if getattr(body, name, None) is not None:

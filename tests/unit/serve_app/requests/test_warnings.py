@@ -16,8 +16,8 @@ from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.translate import Levels, to_generation_requests
+from tests.support.descriptions import description_of
 from tests.support.in_process import picture
-from tests.unit.serve_app.requests.test_schemas import describe
 
 PICTURE = base64.b64encode(picture()).decode()
 LEVELS: Levels = {"low": {"num_inference_steps": 4}, "high": {"num_inference_steps": 40, "guidance_scale": 5.0}}
@@ -27,7 +27,7 @@ def requested(
     pipeline: type = FluxPipeline, kind: Any = ImageGenerationBody, levels: Levels | None = None, **fields: Any
 ) -> GenerationRequest:
     body = kind.model_validate({"prompt": "a fox", "seed": 1} | fields)
-    [request] = to_generation_requests(body, describe(pipeline), RequestLimits(), "r", "tiny", {}, levels)
+    [request] = to_generation_requests(body, description_of(pipeline), RequestLimits(), "r", "tiny", {}, levels)
     return request
 
 
