@@ -134,6 +134,7 @@ class DenoiseRun:
             resume_from=resume_from,
             feature_states=lambda: self.features.snapshot(),
             previews=self._previews() if call_remotely is None else None,
+            num_steps=self.request.num_steps,
         )
         self.features = begin_features(self.wanted, self.session)
         if resume_from is not None:
@@ -166,8 +167,9 @@ class DenoiseRun:
         self.fiber.deadline = self.fiber.arrived + DEFAULT_SLACK * self.fiber.step_s * self._all_steps()
 
     def _all_steps(self) -> int:
-        """As the request says before its scheduler does."""
-        return self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
+        """As counted at the door; else as the request says before its scheduler does."""
+        steps = self.num_steps or self.request.num_steps
+        return steps or int(self.request.arguments.get("num_inference_steps") or 1)
 
     def _previews(self) -> Previews | None:
         """Of pipelines that need other stages in their loop there are none."""

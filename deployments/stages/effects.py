@@ -158,6 +158,8 @@ class _Plays:
             yield name, f"{value} x"
         elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             yield name, [f"{item} x" for item in value]
+        elif isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+            yield name, [item / 2 if isinstance(item, float) else item // 2 for item in value]
 
     def _found(self, arguments: Arguments, name: str) -> list[Change] | None:
         """Changes of other arguments with which this one matters: one that is enough, or as few as are needed."""
@@ -192,9 +194,9 @@ class _Plays:
             value = arguments.get(other, None if parameter.default is parameter.empty else parameter.default)
             if isinstance(value, bool):
                 yield other, not value
-            elif isinstance(value, int | float) and "steps" not in other:
+            elif isinstance(value, int | float) and "step" not in other:
                 yield other, float(value) * 2 + 3
-            elif value is None and (sample := _sample(other, parameter)) is not None and not isinstance(sample, list):
+            elif value is None and (sample := _sample(other, parameter)) is not None and "step" not in other:
                 yield other, sample
 
 
@@ -225,7 +227,7 @@ def _in_words(changes: list[Change], arguments: Arguments) -> str:
             words.append(f"without {name}")
         elif isinstance(value, Image.Image):
             words.append(f"with {name}")
-        elif isinstance(value, str):
+        elif isinstance(value, str | list):
             words.append(f"with {name}" if arguments.get(name) is None else f"with another {name}")
         else:
             words.append(f"with {name}={_plain_number(value)}")
@@ -304,5 +306,9 @@ def _sample(name: str, parameter: inspect.Parameter) -> Any:
     if "integer" in words:
         return 2
     if "list of number" in words:
-        return [1.0, 0.5] if "sigma" in name else [999, 500] if "timestep" in name else None
+        return next((list(values) for word, values in LISTS.items() if word in name), None)
     return None
+
+
+# Of lists whose names have the word: sigmas and time steps of a schedule, SDXL's sizes and crops.
+LISTS = {"sigma": (1.0, 0.5), "timestep": (999, 500), "size": (256, 256), "crop": (8, 8)}
