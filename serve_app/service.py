@@ -38,6 +38,9 @@ class ServiceArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
+    model_aliases: tuple[str, ...] = Field(
+        (), description="more names that callers may use, such as gpt-image-1 for clients that know no other"
+    )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )
@@ -93,6 +96,7 @@ class Service:
     ) -> list[GenerationRequest]:
         """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
         self.model.check_name(body.model)
+        body = body.model_copy(update={"model": None})  # an alias is no other model
         description = await self.model.describe()
         return await parse(
             body,
@@ -125,7 +129,7 @@ async def open_service(
 
     Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, ValueError.
     """
-    model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality)
+    model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality, args.model_aliases)
     admission = Admission(args.admission)
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None

@@ -189,14 +189,15 @@ class _Plays:
             if other != name and isinstance(value, list) and self.inputs[other].default is None:
                 yield other, ABSENT
         for other, parameter in self.inputs.items():
-            if other == name or other in OWN_PARAMETERS or other in ("width", "height", "num_frames"):
+            is_amount = other.startswith(("num_", "width", "height")) or "step" in other
+            if other == name or other in OWN_PARAMETERS or is_amount:
                 continue
             value = arguments.get(other, None if parameter.default is parameter.empty else parameter.default)
             if isinstance(value, bool):
                 yield other, not value
-            elif isinstance(value, int | float) and "step" not in other:
+            elif isinstance(value, int | float):
                 yield other, float(value) * 2 + 3
-            elif value is None and (sample := _sample(other, parameter)) is not None and "step" not in other:
+            elif value is None and (sample := _sample(other, parameter)) is not None:
                 yield other, sample
 
 

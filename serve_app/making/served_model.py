@@ -27,6 +27,7 @@ class ServedModel:
     stages: Stages
     default_arguments: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by level
+    aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
     _arguments: asyncio.Task[list[ArgumentDescription]] | None = field(default=None, init=False)
@@ -66,5 +67,5 @@ class ServedModel:
 
     def check_name(self, name: str | None) -> None:
         """Raises ModelNotFoundError for another name; None stands for this model."""
-        if name is not None and name != self.name:
+        if name is not None and name != self.name and name not in self.aliases:
             raise ModelNotFoundError(f"The model {name[:80]!r} is not served here; this server has {self.name!r}")

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic.functional_validators import AfterValidator, PlainValidator
@@ -238,7 +238,7 @@ class ImageGenerationBody(GenerationBody):
     media_kind: ClassVar[MediaKind] = "image"
 
     response_format: Literal["b64_json", "url"] = Field(
-        "b64_json", description="the file in the answer (as OpenAI's newer models answer), or a URL of it"
+        "b64_json", description="the file in the answer, or a URL of it; default for names that begin with dall-e: url"
     )
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
@@ -258,6 +258,13 @@ class ImageGenerationBody(GenerationBody):
         description="pictures to show on the way, in the stream or as events of the job; few models show none",
     )
     image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
+
+    @model_validator(mode="after")
+    def answer_as_openai_does_under_the_models_name(self) -> Self:
+        """Clients of DALL-E read the URL that its models answer with when nothing is said."""
+        if "response_format" not in self.model_fields_set and (self.model or "").startswith("dall-e"):
+            self.response_format = "b64_json" if self.stream else "url"
+        return self
 
 
 class VideoGenerationBody(GenerationBody):

@@ -65,14 +65,15 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=[ModelCard(id=served.name, created=served.created)])
+        names = (served.name, *served.aliases)
+        return ModelList(data=[ModelCard(id=name, created=served.created) for name in names])
 
     @router.get("/v1/models/{model}")
     async def read_model(model: str) -> ModelDetails:
         """The model, and the arguments that its checkpoint reads."""
         served.check_name(model)
         arguments = await read_arguments(service)
-        return ModelDetails(id=served.name, created=served.created, arguments=arguments, quality=sorted(served.quality))
+        return ModelDetails(id=model, created=served.created, arguments=arguments, quality=sorted(served.quality))
 
     @router.get("/model_info", include_in_schema=False)
     @router.get("/v1/model_info")

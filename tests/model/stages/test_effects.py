@@ -53,7 +53,6 @@ def picture() -> InputImage:
         ("sd15", {"negative_prompt": "rain", "guidance_scale": 5.0}, {}),
         ("sd15", {"guidance_scale": 1.0, "guidance_rescale": 0.5}, {"guidance_rescale": "guidance_scale=5"}),
         ("sd15", {"clip_skip": 1, "width": 64, "height": 64}, {}),
-        ("sdxl", {"negative_original_size": [64, 64]}, {"negative_original_size": "with negative_target_size"}),
         ("sd15_img2img", {"image": picture(), "strength": 0.5, "guidance_scale": 3.0}, {}),
         ("flux", {"guidance_scale": 3.5, "max_sequence_length": 16}, {}),
         ("flux", {"true_cfg_scale": 3.0}, {"true_cfg_scale": "with negative_prompt"}),
