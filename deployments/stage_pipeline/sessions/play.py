@@ -128,7 +128,9 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
     """SHA-256 of its numbers; of one on the meta device, which has none, of its shape alone."""
     sha = hashlib.sha256(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
     if tensor.device.type != "meta":
-        sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)  # of its own: an expanded tensor cannot be seen as bytes
+        flat.copy_(tensor.detach().reshape(-1))
+        sha.update(flat.view(torch.uint8).numpy().data)
     return sha.digest()
 
 
