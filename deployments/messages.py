@@ -60,6 +60,15 @@ class OutputFormat:
 
 
 @dataclass(frozen=True)
+class RequestWarning:
+    """What the caller should know of a request that is made all the same: a field without effect, a prompt cut."""
+
+    code: str  # for programs, see docs/errors.md
+    param: str | None  # the field
+    message: str  # for people
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """The work: one picture or one video to make, by the arguments of the pipeline's own `__call__`."""
 
@@ -71,6 +80,8 @@ class GenerationRequest:
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     features: dict[str, Any] = field(default_factory=dict)  # by name, what it asks of deployments.features
+    num_steps: int | None = None  # scheduler steps that it makes, where they were counted at the door
+    warnings: tuple[RequestWarning, ...] = ()  # known at the door; told in the answer and in the file
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Conditioning:
 
     calls: Packed
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
+    warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,8 @@ class DecodeInputs:
     kind: Literal["decoder_calls", "result"]
     content: Packed
     made_at: float = 0.0
+    num_steps: int | None = None  # scheduler steps that were made, those before a resume too; None: not counted
+    warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,8 @@ class Media:
     files: tuple[MediaFile, ...]
     seconds: dict[str, float] = field(default_factory=dict)
     usage: Usage = Usage()
+    num_steps: int | None = None  # scheduler steps that were made; None: not counted
+    warnings: tuple[RequestWarning, ...] = ()  # of the request, and of the stages
 
 
 @dataclass(frozen=True)
@@ -210,6 +226,24 @@ class ValueType:
 
 
 ANY_VALUE = ValueType("any")
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a request's arguments do on this checkpoint, told by plays of the pipeline."""
+
+    without: dict[str, str] = field(default_factory=dict)  # arguments that change nothing -> with what they would
+    num_steps: int | None = None  # scheduler steps that the request makes; None: it could not be played
+
+
+@dataclass(frozen=True)
+class ArgumentDescription:
+    """An argument of the pipeline's call that this checkpoint reads."""
+
+    name: str
+    type: str  # in words of JSON, such as number or list of number; any: not known
+    default: JSON
+    when: str  # always, or with what it matters; empty: not known
 
 
 @dataclass(frozen=True)

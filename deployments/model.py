@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -63,6 +63,9 @@ class ModelArgs(BaseModel):
     )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    quality: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict, description="levels of OpenAI's `quality` and the arguments of each"
     )
     denoising: DenoisingArgs = Field(default_factory=DenoisingArgs, description="the step engine")
     watchdog: WatchdogArgs = Field(default_factory=WatchdogArgs, description="when work is taken to hang")

@@ -75,6 +75,7 @@ def build_app(args: AppArgs) -> Application:
         variant=args.variant,
         config_folder=None if args.config_folder is None else locate(args.config_folder),
         default_arguments=args.default_arguments,
+        quality=args.quality,
         denoising=args.denoising,
         watchdog=args.watchdog,
     )

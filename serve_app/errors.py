@@ -92,6 +92,8 @@ class JobStoreAwayError(TriptychError):
     """The job store does not answer, or is not there; what was asked may be asked again."""
 
     retry_after_s = 5
+
+
 class TimeLimitError(TriptychError):
     """The time that the caller gave a request is over."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from deployments.messages import GenerationRequest
 from env_config.secret import SecretPath
@@ -25,6 +25,7 @@ from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.effects import KnownEffects
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.parse import parse
@@ -41,8 +42,15 @@ class ServiceArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
+    model_aliases: tuple[str, ...] = Field(
+        (), description="more names that callers may use, such as gpt-image-1 for clients that know no other"
+    )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
+    )
+    quality: dict[str, dict[str, JsonValue]] = Field(
+        default_factory=dict,
+        description="levels of OpenAI's `quality` and the arguments of each, such as `low: {num_inference_steps: 4}`",
     )
     limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
     output_directory: Path | None = Field(
@@ -105,6 +113,7 @@ class Service:
     jobs: Jobs
     storage: StorageBackend
     pictures: PictureRules
+    effects: KnownEffects
     keys: ApiKeys | None
     _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
 
@@ -113,8 +122,18 @@ class Service:
     ) -> list[GenerationRequest]:
         """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
         self.model.check_name(body.model)
+        body = body.model_copy(update={"model": None})  # an alias is no other model
         description = await self.model.describe()
-        return await parse(body, description, self.pictures, self.model.name, self.model.default_arguments, request_id)
+        return await parse(
+            body,
+            description,
+            self.pictures,
+            self.model.name,
+            self.model.default_arguments,
+            self.model.quality,
+            self.effects,
+            request_id,
+        )
 
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""
@@ -137,7 +156,7 @@ async def open_service(
     Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, SecretError,
     ValueError.
     """
-    model = ServedModel(args.model_name or "", stages, args.default_arguments)
+    model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality, args.model_aliases)
     admission = Admission(args.admission)
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
@@ -169,6 +188,7 @@ async def open_service(
         at_once=MakeAtOnce(make, admission, model),
         jobs=jobs,
         storage=storage,
+        effects=KnownEffects(model.effects),
         pictures=PictureRules(args.limits, args.remote_images, args.private_targets),
         keys=keys,
     )

@@ -40,7 +40,7 @@ class Previews:
 
     def clean_latents(self, session: DenoiseSession, scheduler: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         """Before a step of the scheduler: the latents without noise, as foreseen from here; None: not due."""
-        num_steps = max(len(getattr(scheduler, "timesteps", ())), session.steps_done + 1)
+        num_steps = max(session.all_steps(scheduler), session.steps_done + 1)
         if session.steps_done + 1 not in self.steps(num_steps) or len(session.schedulers) > 1:  # a loop before others
             return None
         states = session.random_states()

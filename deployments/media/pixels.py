@@ -14,9 +14,13 @@ from deployments.messages import GenerationRequest, InputImage
 
 
 def files_to_write(
-    output: Any, request: GenerationRequest, default_fps: float, audio_sample_rate: int | None
+    output: Any,
+    request: GenerationRequest,
+    default_fps: float,
+    audio_sample_rate: int | None,
+    made: dict[str, Any] | None = None,
 ) -> tuple[FileToWrite, ...]:
-    """The pixels of the files of one request, and how they are to be written.
+    """The pixels of the files of one request, and how they are to be written; `made`: more metadata of the files.
 
     `output` is what a diffusers pipeline returned with output_type="pt": `.images` [B, C, H, W] or `.frames`
     [B, F, C, H, W] with values in 0..1, or (nested) lists of them; a video may come with `.audio`
@@ -29,8 +33,8 @@ def files_to_write(
     """
     _refuse_flagged(output)
     if request.output.kind == "video":
-        return _videos(output, request, request.output.fps or default_fps, audio_sample_rate)
-    return _pictures(output, request)
+        return _videos(output, request, made or {}, request.output.fps or default_fps, audio_sample_rate)
+    return _pictures(output, request, made or {})
 
 
 def _refuse_flagged(output: Any) -> None:
@@ -47,18 +51,18 @@ def _refuse_flagged(output: Any) -> None:
 # --- pictures ---
 
 
-def _pictures(output: Any, request: GenerationRequest) -> tuple[FileToWrite, ...]:
-    made = _first_of(output, ("images", "image"))
-    if made is None and (videos := _first_of(output, ("frames", "video"))) is not None:
-        made = [video[-1] for video in _each_video(videos)]  # a preview, which may stand behind given frames
-    if made is None:
+def _pictures(output: Any, request: GenerationRequest, made: dict[str, Any]) -> tuple[FileToWrite, ...]:
+    pictures = _first_of(output, ("images", "image"))
+    if pictures is None and (videos := _first_of(output, ("frames", "video"))) is not None:
+        pictures = [video[-1] for video in _each_video(videos)]  # a preview, which may stand behind given frames
+    if pictures is None:
         raise GenerationFailedError(f"a picture was asked for, but {type(output).__name__} has no images")
-    return tuple(_picture_file(pixels, request) for pixels in _to_pixels(made))
+    return tuple(_picture_file(pixels, request, made) for pixels in _to_pixels(pictures))
 
 
-def _picture_file(pixels: Pixels, request: GenerationRequest) -> FileToWrite:
+def _picture_file(pixels: Pixels, request: GenerationRequest, made: dict[str, Any]) -> FileToWrite:
     height, width = pixels.shape[:2]
-    metadata = _metadata(request, width, height)
+    metadata = _metadata(request, width, height) | made
     if request.output.background == "opaque" and pixels.shape[2] == 4:
         pixels = np.asarray(on_white(Image.fromarray(pixels)))
     return FileToWrite(request.output.format, [pixels], metadata, request.output.quality)
@@ -93,18 +97,18 @@ def _described(value: Any) -> str:
 
 
 def _videos(
-    output: Any, request: GenerationRequest, fps: float, audio_sample_rate: int | None
+    output: Any, request: GenerationRequest, made: dict[str, Any], fps: float, audio_sample_rate: int | None
 ) -> tuple[FileToWrite, ...]:
-    made = _first_of(output, ("frames", "video"))
-    if made is None:
+    frames_of_all = _first_of(output, ("frames", "video"))
+    if frames_of_all is None:
         raise GenerationFailedError(f"a video was asked for, but {type(output).__name__} has no frames")
     audio = _first_of(output, ("audio", "sound"))
     if audio is not None and audio_sample_rate is None:
         raise GenerationFailedError("the model made audio, but its sample rate is not known")
-    videos = [_to_pixels(video) for video in _each_video(made)]
+    videos = [_to_pixels(video) for video in _each_video(frames_of_all)]
     tracks = [None] * len(videos) if audio is None else _to_samples(audio, len(videos))
     return tuple(
-        _video_file(frames, samples, request, fps, audio_sample_rate or 0)
+        _video_file(frames, samples, request, made, fps, audio_sample_rate or 0)
         for frames, samples in zip(videos, tracks, strict=True)
     )
 
@@ -125,18 +129,20 @@ def _video_file(
     frames: list[Pixels],
     samples: Samples | None,
     request: GenerationRequest,
+    made: dict[str, Any],
     fps: float,
     audio_sample_rate: int,
 ) -> FileToWrite:
     frames = frames[: request.output.max_frames]
     height, width = frames[0].shape[:2]
+    length = {"num_frames": len(frames), "fps": fps, "seconds": len(frames) / fps}
     if request.output.format != "mp4":
         if frames[0].shape[2] == 4:
             frames = [np.asarray(on_white(Image.fromarray(frame))) for frame in frames]
-        metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
+        metadata = _metadata(request, width, height) | length | made
         return FileToWrite(request.output.format, frames, metadata, request.output.quality, fps)
     width, height = (side + side % 2 for side in (width, height))  # an odd side is written one pixel longer
-    metadata = _metadata(request, width, height) | {"num_frames": len(frames), "fps": fps}
+    metadata = _metadata(request, width, height) | length | made
     return FileToWrite("mp4", frames, metadata, fps=fps, samples=samples, sample_rate=audio_sample_rate)
 
 
@@ -158,13 +164,12 @@ def _metadata(request: GenerationRequest, width: int, height: int) -> dict[str, 
     parameters = {
         name: value
         for name, value in request.arguments.items()
-        if name not in ("prompt", "num_inference_steps") and not _holds_picture(value)
+        if name not in ("prompt", "num_inference_steps", "num_frames", "width", "height") and not _holds_picture(value)
     }
     return {
         "model": request.model,
         "seed": request.seed,
         "prompt": request.arguments.get("prompt"),
-        "steps": request.arguments.get("num_inference_steps"),
         "size": f"{width}x{height}",
         "parameters": parameters,
     }

@@ -18,12 +18,14 @@ from deployments.features import FEATURES
 from deployments.media.pool import MediaPool
 from deployments.messages import (
     UNFOLLOWED,
+    ArgumentDescription,
     Checkpoint,
     ComponentAnswer,
     ComponentCall,
     Conditioning,
     DecodeInputs,
     DenoisingProgress,
+    Effects,
     Envelope,
     GenerationRequest,
     Media,
@@ -48,6 +50,7 @@ from deployments.stages.build import build_stage
 from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import StreamItem, denoising_stream
+from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
 from env_config.library_caches import check_cache_root, set_library_caches
 from env_config.variables import EnvConfig
@@ -162,7 +165,7 @@ class StageReplica:
         writing = [loop.run_in_executor(self.threads.request_threads, pool.write, file) for file in decoded.files]
         files = tuple(await asyncio.gather(*writing))
         seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}
-        return Media(files, seconds, decoded.usage)
+        return Media(files, seconds, decoded.usage, inputs.num_steps, inputs.warnings)
 
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
@@ -186,6 +189,16 @@ class StageReplica:
 
     async def describe(self) -> StageDescription:
         return self.description
+
+    async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
+        """Which of the arguments that the caller set change nothing, and how many steps the request makes."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads.request_threads, effects_of, self.stage, request, asked)
+
+    async def arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+        """Those of `names` that this checkpoint reads, over the application's defaults."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads.request_threads, arguments_of, self.stage, names, defaults)
 
     async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
         """What this replica did for the request, if it is among the last; empty without stage logging."""

@@ -59,15 +59,16 @@ def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Pa
 
 
 def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:
-    """Raises CheckpointError for a default that the pipeline's call does not take."""
+    """Raises CheckpointError for a default, or an argument of a level of quality, that the call does not take."""
     pipeline_class = type(stage.pipeline)
     parameters, _ = call_parameters(pipeline_class)
-    unknown = sorted(set(model.default_arguments) - set(parameters))
-    if unknown:
-        raise CheckpointError(
-            f"default_arguments names {', '.join(unknown)}, which {pipeline_class.__name__} does not take; "
-            f"it takes {', '.join(sorted(parameters))}"
-        )
+    levels = {f"quality.{level}": arguments for level, arguments in model.quality.items()}
+    for setting, arguments in {"default_arguments": model.default_arguments, **levels}.items():
+        if unknown := sorted(set(arguments) - set(parameters)):
+            raise CheckpointError(
+                f"{setting} names {', '.join(unknown)}, which {pipeline_class.__name__} does not take; "
+                f"it takes {', '.join(sorted(parameters))}"
+            )
 
 
 def stage_modules(

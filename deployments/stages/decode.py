@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from deployments.media.files import FileToWrite
@@ -37,9 +37,15 @@ def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInput
     """Raises HandOffError where the picture would not be the pipeline's own."""
     started = time.perf_counter()
     output = decode_output(stage, request, inputs)
-    files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage))
+    files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage), made_of(request, inputs))
     usage = usage_of(stage, request, files)
     return Decoded(files, {"decode": time.perf_counter() - started}, usage)
+
+
+def made_of(request: GenerationRequest, inputs: DecodeInputs) -> dict[str, Any]:
+    """What the file says of its making besides what was asked: steps, and warnings where there are any."""
+    warnings = [asdict(warning) for warning in (*request.warnings, *inputs.warnings)]
+    return {"steps": inputs.num_steps} | ({"warnings": warnings} if warnings else {})
 
 
 def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:

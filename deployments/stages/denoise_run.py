@@ -122,7 +122,7 @@ class DenoiseRun:
             engine.end(self.fiber)
             for name, summary in self.features.summaries().items():
                 self._note_summary(name, summary)
-        return pack_outcome(outcome)
+        return self._packed(outcome, self.session.steps_done)
 
     def _run(
         self,
@@ -145,6 +145,7 @@ class DenoiseRun:
             resume_from=resume_from,
             feature_states=lambda: self.features.snapshot(),
             previews=self._previews() if call_remotely is None else None,
+            num_steps=self.request.num_steps,
         )
         self.features = begin_features(self.wanted, self.session)
         if resume_from is not None:
@@ -184,8 +185,9 @@ class DenoiseRun:
         self.fiber.deadline = self.fiber.arrived + DEFAULT_SLACK * self.fiber.step_s * self._all_steps()
 
     def _all_steps(self) -> int:
-        """As the request says before its scheduler does."""
-        return self.num_steps or int(self.request.arguments.get("num_inference_steps") or 1)
+        """As counted at the door; else as the request says before its scheduler does."""
+        steps = self.num_steps or self.request.num_steps
+        return steps or int(self.request.arguments.get("num_inference_steps") or 1)
 
     def _previews(self) -> Previews | None:
         """Of pipelines that need other stages in their loop there are none."""
@@ -195,8 +197,11 @@ class DenoiseRun:
         is_video = self.request.output.kind == "video"
         return Previews(
             self.envelope.previews,
-            lambda step, outcome: preview(step, pack_outcome(first_frame(outcome) if is_video else outcome)),
+            lambda step, outcome: preview(step, self._packed(first_frame(outcome) if is_video else outcome, step)),
         )
+
+    def _packed(self, outcome: HandOff | Result, num_steps: int) -> DecodeInputs:
+        return pack_outcome(outcome, num_steps, self.conditioning.warnings)
 
     def _note_progress(self, step: int, num_steps: int) -> None:
         self.num_steps = num_steps

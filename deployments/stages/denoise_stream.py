@@ -18,11 +18,12 @@ from deployments.messages import (
     Envelope,
     GenerationRequest,
     PayloadFollows,
+    RequestWarning,
 )
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 
-StreamItem = DenoisingBegun | DenoisingProgress | PayloadFollows | Checkpoint | DecodeInputs
+StreamItem = DenoisingBegun | DenoisingProgress | RequestWarning | PayloadFollows | Checkpoint | DecodeInputs
 
 
 class Work(Protocol):
@@ -100,6 +101,8 @@ async def denoising_stream(
     task = loop.run_in_executor(threads.request_threads, work)
     task.add_done_callback(lambda _: events.put_nowait(None))
     try:
+        for warning in conditioning.warnings:
+            yield warning
         while (items := await events.get()) is not None:
             for item in items:
                 yield item

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from deployments.media.inputs import decode_input_image, decode_mask
-from deployments.messages import Conditioning, GenerationRequest, InputImage
+from deployments.messages import Conditioning, GenerationRequest, InputImage, RequestWarning
 from deployments.stage_pipeline.description import reads_alpha
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
@@ -20,7 +20,16 @@ _MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_vi
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
-    return pack_conditioning(EncodeSession(stage, call_arguments(stage, request), request.seed).run())
+    session = EncodeSession(stage, call_arguments(stage, request), request.seed)
+    return pack_conditioning(session.run(), cut_texts(session))
+
+
+def cut_texts(session: EncodeSession) -> tuple[RequestWarning, ...]:
+    """A warning for each text that was not read to its end."""
+    return tuple(
+        RequestWarning("text_cut", name, f"{name} has {tokens} tokens, of which the first {limit} are read")
+        for name, (tokens, limit) in session.texts.cut.items()
+    )
 
 
 def call_arguments(stage: StagePipeline, request: GenerationRequest) -> dict[str, Any]:
@@ -48,10 +57,10 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def pack_conditioning(calls: list[EncoderCall]) -> Conditioning:
+def pack_conditioning(calls: list[EncoderCall], warnings: tuple[RequestWarning, ...] = ()) -> Conditioning:
     """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
     packed = pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls])
-    return Conditioning(packed, time.time())
+    return Conditioning(packed, time.time(), warnings)
 
 
 def unpack_conditioning(conditioning: Conditioning, stage: StagePipeline) -> list[EncoderCall]:

@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import Background, GenerationRequest, Media, StageDescription, Usage
+from deployments.messages import Background, GenerationRequest, Media, RequestWarning, StageDescription, Usage
 from serve_app.jobs.codec import error_from_json
-from serve_app.jobs.records import Job
+from serve_app.jobs.records import Job, Output
 from serve_app.requests.translate import DEFAULT_FPS
 from serve_app.storage.outputs import OutputURLs, store_media
 
@@ -83,6 +83,8 @@ class ImagesAnswer(BaseModel):
     safety_identifier: str | None = Field(description="of the request, or its `user`")
     usage: UsageAnswer
     timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
+    steps: list[int | None] = Field(description="scheduler steps that were made, for each of the n")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
 
     @classmethod
     def of(
@@ -103,6 +105,8 @@ class ImagesAnswer(BaseModel):
             safety_identifier=end_user,
             usage=UsageAnswer.of(made.usage for made in media),
             timings=[made.seconds for made in media],
+            steps=[made.num_steps for made in media],
+            warnings=list(dict.fromkeys(warning for made in media for warning in made.warnings)),
         )
 
 
@@ -111,6 +115,7 @@ class VideosAnswer(ImagesAnswer):
 
     num_frames: int
     fps: float | None
+    seconds: float | None = Field(description="how long the video is that was made")
 
     @classmethod
     def of(
@@ -122,7 +127,9 @@ class VideosAnswer(ImagesAnswer):
     ) -> Self:
         first = media[0].files[0]
         answer = ImagesAnswer.of(items, requests, media, end_user)
-        return cls(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+        return cls(
+            **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
+        )
 
 
 class ModelCard(BaseModel):
@@ -169,6 +176,7 @@ class VideoObject(BaseModel):
     seed: int
     urls: list[str] = Field(description="of the files, when it is completed")
     upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
 
 
 class VideoObjects(BaseModel):
@@ -213,6 +221,7 @@ class JobObject(BaseModel):
     expires_at: int | None
     error: JobError | None
     upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
+    warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
     result: VideosAnswer | ImagesAnswer | None = Field(description="the synchronous answer, with URLs")
 
 
@@ -264,13 +273,14 @@ def video_object(job: Job, urls: OutputURLs) -> VideoObject:
         completed_at=_seconds(job.completed_at if job.status == "completed" else None),
         expires_at=_seconds(job.expires_at),
         prompt=shown.get("prompt"),
-        seconds=shown.get("seconds") or (f"{made.num_frames / made.fps:g}" if made and made.fps else ""),
+        seconds=_shown_seconds(made) or shown.get("seconds") or "",
         size=f"{made.width}x{made.height}" if made else shown.get("size") or "",
         remixed_from_video_id=shown.get("remixed_from_video_id"),
         error=_error(job),
         seed=job.asked.seed,
         urls=[urls.of(output.key) for output in job.outputs] if job.status == "completed" else [],
         upload=_upload(job),
+        warnings=list(job.warnings),
     )
 
 
@@ -290,6 +300,7 @@ def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObj
         expires_at=_seconds(job.expires_at),
         error=_error(job),
         upload=_upload(job),
+        warnings=list(job.warnings),
         result=result_of(job, items) if job.status == "completed" else None,
     )
 
@@ -307,10 +318,28 @@ def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnsw
         safety_identifier=job.shown.get("safety_identifier"),
         usage=UsageAnswer.of(usages_of(job).values()),
         timings=[job.timings[str(number)] for number in range(len(job.requests))],
+        steps=[_steps_of(job, number) for number in range(len(job.requests))],
+        warnings=list(job.warnings),
     )
     if job.kind == "image":
         return answer
-    return VideosAnswer(**dict(answer), num_frames=first.num_frames, fps=first.fps)
+    return VideosAnswer(
+        **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
+    )
+
+
+def seconds_of(num_frames: int, fps: float | None) -> float | None:
+    """How long a video of so many frames is."""
+    return num_frames / fps if fps else None
+
+
+def _shown_seconds(made: Output | None) -> str | None:
+    seconds = seconds_of(made.num_frames, made.fps) if made else None
+    return None if seconds is None else f"{seconds:g}"
+
+
+def _steps_of(job: Job, number: int) -> int | None:
+    return next((output.num_steps for output in job.outputs if output.request == number), None)
 
 
 def poll_after_ms(job: Job, now: float) -> int:

@@ -112,19 +112,25 @@ def _seconds(headers: Headers, name: str) -> float | None:
 
 
 def check_how_asked(asked: HowAsked, body: ImageGenerationBody | VideoGenerationBody) -> None:
-    """Raises InvalidRequestError for fields that do not go together with the way of answering."""
+    """Raises InvalidRequestError for fields that do not go together with the way of answering.
+
+    OpenAI's own, which its clients send in any case, are dropped and named in `warnings`.
+    """
     if not asked.wants_job and body.webhook_url is not None:
-        raise NotSupportedError("webhook_url is for jobs: ask for one with Prefer: respond-async", "webhook_url")
+        error = NotSupportedError("webhook_url is for jobs: ask for one with Prefer: respond-async", "webhook_url")
+        body.refuse(error)
     if asked.is_streamed and (asked.respond_async or asked.wait_s is not None):
         field = asked.asking_field
         raise NotSupportedError(f"{field} is not supported together with stream: a job has events of its own", field)
     if asked.is_streamed and body.response_format == "url":
-        raise NotSupportedError("response_format must be 'b64_json' with stream: true", "response_format")
+        body.drop("response_format", "response_format has no effect with stream: true, whose events hold the pictures")
     if body.partial_images and not asked.wants_job and not asked.is_streamed:
         needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
-        raise InvalidRequestError(
-            f"partial_images={body.partial_images} needs {needed} (for events of a job)", "partial_images"
-        )
+        reason = f"partial_images={body.partial_images} has no effect without {needed} (for events of a job)"
+        if body.media_kind == "video":  # ours, not OpenAI's
+            body.refuse(InvalidRequestError(reason, "partial_images"))
+        else:
+            body.drop("partial_images", reason)
 
 
 def idempotency_key(asked: HowAsked, route: str, body: BaseModel) -> IdempotencyKey | None:

@@ -7,6 +7,7 @@ import base64
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi.responses import StreamingResponse
@@ -134,7 +135,13 @@ def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, medi
 
 def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media, end_user: str | None) -> list[bytes]:
     usage = UsageAnswer.of([media.usage]).model_dump()
-    more = {"usage": usage, "safety_identifier": end_user, "timings": media.seconds}
+    more = {
+        "usage": usage,
+        "safety_identifier": end_user,
+        "timings": media.seconds,
+        "steps": media.num_steps,
+        "warnings": [asdict(warning) for warning in media.warnings],
+    }
     return [_event(f"{prefix}.completed", _file(request, file) | more) for file in media.files]
 
 
@@ -160,6 +167,8 @@ async def _stored(job: Job, output: Output, storage: StorageBackend) -> dict[str
         "usage": UsageAnswer.of([usage]).model_dump(),
         "safety_identifier": job.shown.get("safety_identifier"),
         "timings": job.timings[str(output.request)],
+        "steps": output.num_steps,
+        "warnings": [asdict(warning) for warning in job.warnings],
     }
 
 

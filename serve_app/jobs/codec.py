@@ -17,7 +17,16 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from deployments.errors import TriptychError
-from deployments.messages import Background, Checkpoint, GenerationRequest, InputImage, MediaKind, OutputFormat, Packed
+from deployments.messages import (
+    Background,
+    Checkpoint,
+    GenerationRequest,
+    InputImage,
+    MediaKind,
+    OutputFormat,
+    Packed,
+    RequestWarning,
+)
 from serve_app.errors import ErrorReport
 from serve_app.storage.base import CONTENT_TYPES
 
@@ -84,7 +93,10 @@ WORK_FIELDS = {
     "deterministic": Field(lambda value: isinstance(value, bool)),
     "deadline_s": Field(_is_number),
     "features": Field(_is_object),
+    "num_steps": Field(_is_whole),
+    "warnings": Field(lambda value: isinstance(value, list)),
 }
+WARNING_FIELDS = {"code": Field(_is_text), "param": Field(_is_text), "message": Field(_is_text)}
 OUTPUT_FIELDS = {
     "kind": Field(lambda value: value in get_args(MediaKind), True),
     "format": Field(lambda value: value in tuple(CONTENT_TYPES), True),
@@ -124,6 +136,8 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
         work = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
         work["arguments"] = {name: argument(value) for name, value in request.arguments.items()}
         work["output"] = dataclasses.asdict(request.output)
+        work["warnings"] = [dataclasses.asdict(warning) for warning in request.warnings]
+        work = {name: value for name, value in work.items() if value or name not in ("warnings", "num_steps")}
         rows.append({"version": VERSION, WORK: work, "previews": previews})
     return rows, list(pictures)
 
@@ -184,7 +198,18 @@ def _request(row: Row, pictures: Sequence[bytes]) -> GenerationRequest:
         arguments = {name: _argument(value, pictures) for name, value in work["arguments"].items()}
     except (LookupError, TypeError) as error:
         raise UnreadableRowError(f"a stored request cannot be read: an argument is damaged: {error}") from error
-    return GenerationRequest(**work | {"arguments": arguments, "output": output})
+    warnings = warnings_from_json(work.get("warnings", []))
+    return GenerationRequest(**work | {"arguments": arguments, "output": output, "warnings": warnings})
+
+
+def warnings_from_json(rows: Sequence[Any]) -> tuple[RequestWarning, ...]:
+    """Those that can be read."""
+    known = [_known(row, WARNING_FIELDS) for row in rows]
+    return tuple(
+        RequestWarning(row["code"], row.get("param"), row["message"])
+        for row in known
+        if {"code", "message"} <= row.keys()
+    )
 
 
 def _known(values: Any, fields: dict[str, Field]) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deployments.messages import MediaKind
+from deployments.messages import MediaKind, RequestWarning
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
 from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
@@ -42,6 +42,7 @@ class Job:
     takeovers: int
     sizes: list[Size] = field(default_factory=list)  # of each of its requests
     outputs: tuple[Output, ...] = ()
+    warnings: tuple[RequestWarning, ...] = ()
 
     @property
     def has_ended(self) -> bool:
@@ -71,6 +72,7 @@ class NewJob:
     sizes: list[Size] = field(default_factory=list)
     limits: TimeLimits = NO_LIMITS
     is_awaited: bool = False  # a caller waits for its end
+    warnings: tuple[RequestWarning, ...] = ()  # known at the door
 
 
 @dataclass(frozen=True)

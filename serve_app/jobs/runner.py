@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
 from serve_app.errors import (
     ErrorReport,
     JobNotFoundError,
@@ -77,6 +77,7 @@ class RunningJob:
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)  # the latest, not yet saved
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
+    warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -105,6 +106,10 @@ class JobFollower(Follower):
         running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
         running.step = {"request": self.request, "step": progress.step, "num_steps": num_steps, "eta_s": progress.eta_s}
         running.changed.set()
+
+    def on_warning(self, warning: RequestWarning) -> None:
+        self.running.warnings.append(warning)
+        self.running.changed.set()
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         self.running.checkpoints[self.request] = checkpoint
@@ -333,6 +338,8 @@ class JobRunner:
         )
         outputs = [Output(request=number, **vars(file)) for file in stored]
         try:
+            if media.warnings:
+                await self.threads.run(self.store.save_warnings, self.name, running.job.id, media.warnings)
             await self.threads.run(
                 self.store.save_outputs, self.name, running.job.id, number, outputs, media.seconds, media.usage
             )
@@ -386,6 +393,9 @@ class JobRunner:
         if running.has_begun:
             running.has_begun = False
             await self.threads.run(self.store.save_beginning, self.name, job_id)
+        if running.warnings:
+            warnings, running.warnings = running.warnings, []
+            await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
         if step is not None:
             running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -106,9 +106,7 @@ class Jobs:
         self.webhooks: WebhookSender | None = None
         secret = read_secret(args.webhook_secret)
         if secret is not None:
-            self.webhooks = WebhookSender(
-                self.store, self.threads, name, secret, self.webhook_rules, self._urls
-            )
+            self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules, self._urls)
         self.ledger = JobLedger(admission, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch, make, storage, name,
@@ -117,9 +115,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs; from the event loop."""
-        self.runner.start(
-            self.ledger.keep, self._cancel_overdue, *([self.webhooks.keep] if self.webhooks else [])
-        )
+        self.runner.start(self.ledger.keep, self._cancel_overdue, *([self.webhooks.keep] if self.webhooks else []))
 
     def close(self) -> None:
         """Stop to run jobs, give them back and close the store; a second time is of no effect."""
@@ -178,7 +174,8 @@ class Jobs:
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
-        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited)
+        warnings = requests[0].warnings
+        new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited, warnings)
         with self.ledger.entering(job_id, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:

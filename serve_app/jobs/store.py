@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from deployments.messages import Usage
+from deployments.messages import RequestWarning, Usage
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
-from serve_app.jobs.codec import asked_from_json
+from serve_app.jobs.codec import asked_from_json, warnings_from_json
 from serve_app.jobs.database import writing
 from serve_app.jobs.leases import Lease, SeenLeases
 from serve_app.jobs.records import (
@@ -416,6 +416,11 @@ class JobStore:
             self._leased(connection, runner, job_id)
             self._append(connection, job_id, kind, data)
 
+    def save_warnings(self, runner: str, job_id: str, warnings: Sequence[RequestWarning]) -> None:
+        """Each that is new to the job, and a `warning` event of it. Raises LeaseLostError."""
+        with self._writing.begin() as connection:
+            self._add_warnings(connection, self._leased(connection, runner, job_id), warnings)
+
     def save_checkpoint(self, runner: str, job_id: str, request: int, step: int, data: bytes) -> None:
         """Replace the request's checkpoint. Raises LeaseLostError."""
         table = tables.checkpoints
@@ -525,8 +530,18 @@ class JobStore:
                     job_id=new.id,
                 )
             )
-        position = self._position(connection, self._row(connection, new.id))
-        self._append(connection, new.id, "queued", {"position": position})
+        row = self._row(connection, new.id)
+        self._append(connection, new.id, "queued", {"position": self._position(connection, row)})
+        if new.warnings:
+            self._add_warnings(connection, row, new.warnings)
+
+    def _add_warnings(self, connection: sa.Connection, row: sa.Row[Any], warnings: Sequence[RequestWarning]) -> None:
+        known = list(row.warnings or [])
+        for warning in map(asdict, warnings):
+            if warning not in known:
+                known.append(warning)
+                self._append(connection, row.id, "warning", warning)
+        connection.execute(sa.update(jobs).where(jobs.c.id == row.id).values(warnings=known))
 
     def _job_of_key(self, connection: sa.Connection, owner: str, idempotency_key: IdempotencyKey | None) -> str | None:
         if idempotency_key is None:
@@ -626,9 +641,10 @@ def _job(row: sa.Row[Any], outputs: tuple[Output, ...]) -> Job:
     values = row._asdict()
     for name in [name for name in values if name in _NOT_OF_A_JOB]:
         del values[name]
-    readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}}
+    readable: dict[str, Any] = {"requests": [], "shown": {}, "timings": {}, "warnings": []}
     values |= {name: empty for name, empty in readable.items() if not isinstance(values[name], type(empty))}
-    return Job(**values | {"sizes": _sizes(row.sizes)}, outputs=outputs)
+    values |= {"sizes": _sizes(row.sizes), "warnings": warnings_from_json(values["warnings"])}
+    return Job(**values, outputs=outputs)
 
 
 def _later(now: float, seconds: float | None) -> float | None:

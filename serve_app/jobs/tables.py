@@ -34,6 +34,7 @@ jobs = sa.Table(
     sa.Column("start_by", Seconds),  # when it is cancelled if it has not begun; empty once it has
     sa.Column("cancel_at", Seconds),  # when it is cancelled if it has not ended
     sa.Column("is_awaited", sa.Boolean, nullable=False, server_default=sa.false()),  # a caller waits: it goes first
+    sa.Column("warnings", Json, nullable=False, server_default="[]"),  # what its caller should know
     sa.Column("webhook_url", sa.String(2000)),
     sa.Column("webhook_target", sa.String(300)),  # host and port of the URL
     sa.Column("webhook_due", Seconds),  # when its end is to be told; empty when it is not, or was
@@ -83,6 +84,7 @@ outputs = sa.Table(
     sa.Column("num_frames", sa.Integer, nullable=False),
     sa.Column("fps", sa.Double),
     sa.Column("upload_pending", sa.Boolean, nullable=False),
+    sa.Column("num_steps", sa.Integer),  # scheduler steps that were made
 )
 
 events = sa.Table(

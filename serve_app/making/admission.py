@@ -255,4 +255,5 @@ def size_of(request: GenerationRequest, description: StageDescription) -> Size:
         return max(1, int(value)) if isinstance(value, int | float) else 1
 
     width, height = number("width", description.default_width), number("height", description.default_height)
-    return width, height, number("num_frames", 1), number("num_inference_steps", DEFAULT_STEPS)
+    steps = request.num_steps or number("num_inference_steps", DEFAULT_STEPS)
+    return width, height, number("num_frames", 1), steps

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.errors import GenerationFailedError
-from deployments.messages import Checkpoint, DecodeInputs, DenoisingBegun, DenoisingProgress, PayloadFollows
+from deployments.messages import (
+    Checkpoint,
+    DecodeInputs,
+    DenoisingBegun,
+    DenoisingProgress,
+    PayloadFollows,
+    RequestWarning,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,9 @@ class DecodeInputsArrived:
     seconds: dict[str, float]  # spent by the denoiser on this request
 
 
-DenoiserEvent = DenoisingBegun | DenoisingProgress | CheckpointArrived | PreviewArrived | DecodeInputsArrived
+DenoiserEvent = (
+    DenoisingBegun | DenoisingProgress | RequestWarning | CheckpointArrived | PreviewArrived | DecodeInputsArrived
+)
 PAYLOADS: dict[str, type[Any]] = {"checkpoint": Checkpoint, "preview": DecodeInputs, "decode_inputs": DecodeInputs}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
 
 if TYPE_CHECKING:
     from serve_app.making.layers.time_limits import Deadlines
@@ -30,6 +30,9 @@ class Follower:
 
     def on_progress(self, progress: DenoisingProgress) -> None:
         """A step is done."""
+
+    def on_warning(self, warning: RequestWarning) -> None:
+        """A stage noticed something that the caller should know; the media have it too."""
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The denoising can go on from here, whatever dies; the bytes are in this process."""

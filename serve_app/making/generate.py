@@ -34,6 +34,7 @@ from deployments.messages import (
     Envelope,
     GenerationRequest,
     Media,
+    RequestWarning,
 )
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
@@ -199,7 +200,8 @@ async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follo
         await encode_and_denoise(stages, request, way, follower)
     inputs = reached.decode_inputs_reference or reached.decode_inputs
     media: Media = await stages.vae.decode.remote(request, inputs, envelope_of(stages, way, follower))
-    return dataclasses.replace(media, seconds=reached.seconds | media.seconds)
+    warnings = (*request.warnings, *media.warnings)
+    return dataclasses.replace(media, seconds=reached.seconds | media.seconds, warnings=warnings)
 
 
 async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> None:
@@ -237,6 +239,8 @@ async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews
                     reached.last_step = step
                     if follower.wants_progress:
                         follower.on_progress(event)
+                case RequestWarning():
+                    follower.on_warning(event)
                 case CheckpointArrived(checkpoint):
                     reached.checkpoint = checkpoint
                     follower.on_checkpoint(checkpoint)

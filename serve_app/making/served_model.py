@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
 from deployments.errors import ModelNotFoundError, StageUnavailableError
-from deployments.messages import StageDescription
+from deployments.messages import ArgumentDescription, Effects, GenerationRequest, StageDescription
 from serve_app.making.health import describe_stages
 from serve_app.making.stages import Stages
+
+ARGUMENTS_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -19,8 +26,11 @@ class ServedModel:
     name: str
     stages: Stages
     default_arguments: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by level
+    aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
+    _arguments: asyncio.Task[list[ArgumentDescription]] | None = field(default=None, init=False)
 
     async def describe(self) -> StageDescription:
         """Raises StageUnavailableError while the encoder cannot answer."""
@@ -32,7 +42,30 @@ class ServedModel:
             self._description = answer
         return self._description
 
+    async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
+        """What the request's arguments do; raises what a lost replica raises."""
+        answer: Effects = await self.stages.encoder.effects.remote(request, asked)
+        return answer
+
+    async def arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription] | None:
+        """Those that the checkpoint reads, learned when they are first asked for; None: not known yet."""
+        if self._arguments is None:
+            # An empty context: it does not end with the HTTP request that began it.
+            context = contextvars.Context()
+            self._arguments = asyncio.get_running_loop().create_task(self._ask_arguments(names), context=context)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._arguments), ARGUMENTS_TIMEOUT_S)
+        except TimeoutError:
+            return None
+        except (RayError, RayServeException):
+            self._arguments = None
+            return None
+
+    async def _ask_arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription]:
+        answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.default_arguments)
+        return answer
+
     def check_name(self, name: str | None) -> None:
         """Raises ModelNotFoundError for another name; None stands for this model."""
-        if name is not None and name != self.name:
+        if name is not None and name != self.name and name not in self.aliases:
             raise ModelNotFoundError(f"The model {name[:80]!r} is not served here; this server has {self.name!r}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.functional_serializers import PlainSerializer
 from pydantic.functional_validators import AfterValidator, PlainValidator
-from pydantic.json_schema import WithJsonSchema
+from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from deployments.messages import PICTURE_FILE, InputImage, MediaKind
+from deployments.errors import InvalidRequestError
+from deployments.messages import PICTURE_FILE, InputImage, MediaKind, RequestWarning
 from env_config.closest import did_you_mean
 from serve_app.requests.encoded_files import file_bytes
 from serve_app.requests.plain_values import given_value, read_value
@@ -125,6 +126,15 @@ def _with_extra_body(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "extra_body"} | extra
 
 
+def _is_false(value: Any) -> bool:
+    """As pydantic reads a form's text too."""
+    return value is False or (isinstance(value, str) and value.lower() in ("false", "0", "no", "off", "f", "n"))
+
+
+def _shown_name(name: object) -> str:
+    return repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
+
+
 def closest(name: str, known: list[str]) -> str:
     """A hint for an unknown name."""
     if FIELD_INSTEAD.get(name) in known:
@@ -197,25 +207,59 @@ class GenerationBody(BaseModel):
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"
     )
 
+    strict: bool = Field(
+        True, description="false: a field without effect is dropped and named in `warnings`, and not refused"
+    )
+    # What was dropped, or means nothing here; not for callers.
+    warnings: SkipJsonSchema[tuple[RequestWarning, ...]] = Field((), exclude=True)
+
     given_value = field_validator("*", mode="before")(classmethod(given_value))
     read_value = field_validator("*", mode="after")(staticmethod(read_value))
 
     @model_validator(mode="before")
     @classmethod
     def name_the_closest_field(cls, values: Any) -> Any:
-        """Raises a validation error of type `unknown_field`; null stands for a field that is not sent."""
-        if isinstance(values, dict):
-            values = _with_extra_body(values)
-            known = cls.field_names()
-            for name in values:
-                if name not in known:
-                    hint = closest(str(name), known)
-                    hint += " (other arguments of the pipeline go into 'extra_args')"
-                    shown = repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
-                    context = {"field": shown, "hint": hint}
-                    raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)
-            return {name: value for name, value in values.items() if value is not None}
-        return values
+        """Raises a validation error of type `unknown_field`; without `strict` such fields are dropped.
+
+        null stands for a field that is not sent.
+        """
+        if not isinstance(values, dict):
+            return values
+        values = _with_extra_body(values)
+        known = cls.field_names()
+        unknown = {name: closest(str(name), known) for name in values if name not in known}
+        for name, hint in unknown.items():
+            if not _is_false(values.get("strict")):
+                hint += " (other arguments of the pipeline go into 'extra_args')"
+                context = {"field": _shown_name(name), "hint": hint}
+                raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)
+        dropped = tuple(
+            RequestWarning("unknown_parameter", _shown_name(name), f"unknown field: {hint}")
+            for name, hint in unknown.items()
+        )
+        given = {name: value for name, value in values.items() if name not in unknown and value is not None}
+        return given | {"warnings": dropped}
+
+    def warn(self, param: str, message: str, code: str = "no_effect") -> None:
+        """To be told in the answer."""
+        self.warnings = (*self.warnings, RequestWarning(code, param, message))
+
+    def drop(self, field: str, message: str) -> None:
+        """The field is as if it was not sent, and the answer says that it has no effect."""
+        self.warn(field, message)
+        first, _, argument = field.partition(".")
+        if argument:
+            self.extra_args = {name: value for name, value in self.extra_args.items() if name != argument}
+            return
+        fields = type(self).model_fields
+        name = next(name for name in fields if first in (name, *self.names_of(name)))
+        setattr(self, name, fields[name].get_default(call_default_factory=True))
+
+    def refuse(self, error: InvalidRequestError) -> None:
+        """Raises the error of a field without effect; without `strict` the field is dropped instead."""
+        if self.strict or error.param is None:
+            raise error
+        self.drop(error.param, error.message)
 
     @property
     def end_user(self) -> str | None:
@@ -224,11 +268,13 @@ class GenerationBody(BaseModel):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        names = []
-        for name, field in cls.model_fields.items():
-            aliases = field.validation_alias
-            names += [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
-        return names
+        return [spelling for name in cls.model_fields if name != "warnings" for spelling in cls.names_of(name)]
+
+    @classmethod
+    def names_of(cls, name: str) -> list[str]:
+        """The names that callers may give the field."""
+        aliases = cls.model_fields[name].validation_alias
+        return [str(alias) for alias in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
 
 
 class ImageGenerationBody(GenerationBody):
@@ -237,7 +283,7 @@ class ImageGenerationBody(GenerationBody):
     media_kind: ClassVar[MediaKind] = "image"
 
     response_format: Literal["b64_json", "url"] = Field(
-        "b64_json", description="the file in the answer (as OpenAI's newer models answer), or a URL of it"
+        "b64_json", description="the file in the answer, or a URL of it; default for names that begin with dall-e: url"
     )
     output_format: Literal["png", "jpeg", "webp", "gif"] = Field(
         "png", description="gif, and webp with `frame_count`: a moving picture, of models that make video"
@@ -248,17 +294,19 @@ class ImageGenerationBody(GenerationBody):
         None, ge=10, le=655_350, description="how long each is shown, in steps of 10 ms; 200 if not given"
     )
     complexity: Literal["low", "medium", "high"] | None = Field(
-        None, description="OpenAI's planning before the picture; a diffusion model has none: no effect"
+        None, description="no effect: a diffusion model plans nothing before the picture"
     )
     svg: dict[str, JsonValue] | None = Field(None, description="refused: diffusion models make pixels")
-    quality: str | None = Field(None, description="auto or standard: steps decide the quality of a diffusion model")
-    style: str | None = Field(None, description="auto: the prompt decides the style")
+    quality: Text | None = Field(
+        None, max_length=64, description="a level that `quality` of the configuration maps to arguments; else no effect"
+    )
+    style: Text | None = Field(None, max_length=64, description="no effect: the prompt decides the style")
     background: bool | str | None = Field(
         None,
         description="true: answer with a job at once; transparent: keep the alpha that the model makes; opaque: lay "
         "the picture on white; auto: as the model makes it",
     )
-    moderation: str | None = Field(None, description="auto or low: no filter is added to the model's own")
+    moderation: Text | None = Field(None, max_length=64, description="no effect: no filter is added to the model's own")
     stream: bool | None = Field(None, description="true: the answer is a stream of events")
     partial_images: int | None = Field(
         None,
@@ -267,6 +315,13 @@ class ImageGenerationBody(GenerationBody):
         description="pictures to show on the way, in the stream or as events of the job; few models show none",
     )
     image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
+
+    @model_validator(mode="after")
+    def answer_as_openai_does_under_the_models_name(self) -> Self:
+        """Clients of DALL-E read the URL that its models answer with when nothing is said."""
+        if "response_format" not in self.model_fields_set and (self.model or "").startswith("dall-e"):
+            self.response_format = "b64_json" if self.stream else "url"
+        return self
 
 
 class VideoGenerationBody(GenerationBody):

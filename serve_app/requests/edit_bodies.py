@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from pydantic.functional_serializers import PlainSerializer
@@ -37,8 +37,8 @@ class ImageEditBody(ImageGenerationBody):
     markup: InputImages = Field(
         None, description="a picture with transparent parts, laid over the first `image`; not together with a mask"
     )
-    input_fidelity: Literal["low", "high"] | None = Field(
-        None, description="the model decides how close it stays to `image`: no effect"
+    input_fidelity: Text | None = Field(
+        None, max_length=64, description="no effect: the model decides how close it stays to `image`"
     )
 
 

@@ -19,7 +19,7 @@ def asks_for_frames(body: ImageGenerationBody) -> bool:
 
 def picture_output(body: ImageGenerationBody, description: StageDescription) -> OutputFormat:
     """Raises NotSupportedError that names the field."""
-    _check_compression(body, ("jpeg", "webp"))
+    _drop_compression(body, ("jpeg", "webp"))
     if body.frame_duration_ms is not None:
         raise NotSupportedError("frame_duration_ms is for gif, and webp with frame_count", "frame_duration_ms")
     if body.background == "transparent":
@@ -46,7 +46,7 @@ def animation_output(body: ImageGenerationBody) -> OutputFormat:
             raise NotSupportedError(f"{name} is not supported together with moving pictures", name)
     if body.background == "transparent":
         raise NotSupportedError("background='transparent' is not supported for moving pictures", "background")
-    _check_compression(body, ("webp",))
+    _drop_compression(body, ("webp",))
     fps = 1000 / (body.frame_duration_ms or DEFAULT_FRAME_DURATION_MS)
     frames = body.frame_count or DEFAULT_FRAME_COUNT
     output: Literal["gif", "webp"] = "gif" if body.output_format == "gif" else "webp"
@@ -55,13 +55,12 @@ def animation_output(body: ImageGenerationBody) -> OutputFormat:
 
 def video_output(body: VideoGenerationBody, model_fps: float | None) -> OutputFormat:
     """`model_fps` counts where the body has no rate. Raises NotSupportedError that names the field."""
-    _check_compression(body, ("webp",))
+    _drop_compression(body, ("webp",))
     fps = body.fps or model_fps
     return OutputFormat("video", body.output_format, body.output_compression, None if fps is None else float(fps))
 
 
-def _check_compression(body: ImageGenerationBody | VideoGenerationBody, formats: tuple[str, ...]) -> None:
+def _drop_compression(body: ImageGenerationBody | VideoGenerationBody, formats: tuple[str, ...]) -> None:
     if body.output_compression is not None and body.output_format not in formats:
-        raise NotSupportedError(
-            f"output_compression is for {' and '.join(formats)}, not for {body.output_format}", "output_compression"
-        )
+        reason = f"output_compression has no effect on {body.output_format}, only on {' and '.join(formats)}"
+        body.drop("output_compression", reason)

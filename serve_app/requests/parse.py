@@ -7,9 +7,10 @@ from typing import Any
 
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.effects import KnownEffects, with_effects
 from serve_app.requests.input_pictures import PictureRules, with_pictures
 from serve_app.requests.masks import with_markup, with_mask
-from serve_app.requests.translate import to_generation_requests
+from serve_app.requests.translate import Levels, to_generation_requests
 
 
 async def parse(
@@ -18,10 +19,15 @@ async def parse(
     rules: PictureRules,
     model_name: str,
     default_arguments: dict[str, Any],
+    quality: Levels,
+    effects: KnownEffects,
     request_id: str | None = None,
 ) -> list[GenerationRequest]:
     """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
     body = with_mask(await with_pictures(body, rules), description, rules.limits)
     body = await with_markup(body, rules.limits)
     request_id = request_id or uuid.uuid4().hex
-    return to_generation_requests(body, description, rules.limits, request_id, model_name, default_arguments)
+    requests = to_generation_requests(
+        body, description, rules.limits, request_id, model_name, default_arguments, quality
+    )
+    return await with_effects(requests, body, description, effects)

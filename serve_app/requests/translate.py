@@ -1,7 +1,7 @@
 """Translates a request body into one GenerationRequest per image or video, checked against the model and the limits.
 
 A field is either passed on to the pipeline's own `__call__` or refused: nothing is silently ignored. The few
-fields of OpenAI's that mean nothing to a diffusion model are accepted with the values that ask for nothing.
+fields of OpenAI's that mean nothing to a diffusion model are accepted, and named in `warnings`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,19 @@ DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor t
 MOST_FRAMES = 1e12  # beyond every limit, and still a number that can be said
 SEED_BITS = 32  # of a seed that we choose: short enough to be written down
 
+Levels = dict[str, dict[str, Any]]  # of `quality`: arguments of the pipeline by level
+
 # Values of OpenAI's fields that ask for nothing that a diffusion model would have to do.
 NO_REQUEST: dict[str, tuple[Any, ...]] = {
-    "quality": (None, "auto", "standard"),
-    "style": (None, "auto"),
     "background": (None, "auto", "opaque", "transparent", True, False, "true", "false"),  # true asks for a job
-    "moderation": (None, "auto", "low"),
+}
+
+# OpenAI's fields that mean nothing here, and why: clients send them to every server, so they are no fault.
+MEANINGLESS = {
+    "style": "the prompt decides the style",
+    "moderation": "no filter is added to the model's own",
+    "complexity": "a diffusion model plans nothing before the picture",
+    "input_fidelity": "the model decides how close it stays to the pictures",
 }
 
 # OpenAI's fields that no diffusion model can answer, and what to do instead.
@@ -68,11 +75,12 @@ def to_generation_requests(
     request_id: str,
     model_name: str,
     default_arguments: dict[str, Any] | None = None,
+    quality: Levels | None = None,
 ) -> list[GenerationRequest]:
     """The `n` requests that a body stands for, with the seeds seed, seed + 1 ...
 
-    Arguments are those of the body over `default_arguments`; what neither says is left to the pipeline's own
-    defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
+    Arguments are those of the body over those of its level of `quality` over `default_arguments`; what none says is
+    left to the pipeline's own defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
     Raises ModelNotFoundError, NotSupportedError or InvalidRequestError, with the field in `param`.
     """
     if body.model not in (None, model_name):
@@ -92,9 +100,10 @@ def to_generation_requests(
             "model",
         )
     _refuse_requests_without_effect(body)
+    _name_what_means_nothing(body)
     if body.n > limits.max_images:
         raise above("n", body.n, limits.max_images)
-    defaults = dict(default_arguments or {})
+    defaults = dict(default_arguments or {}) | _of_quality(body, quality or {})
     steps = description.parameters.get("num_inference_steps")
     if steps is not None:  # said explicitly, so that the file can say it
         defaults.setdefault("num_inference_steps", steps)
@@ -102,7 +111,7 @@ def to_generation_requests(
     if isinstance(body, ImageGenerationBody):
         output = animation_output(body) if is_animation else picture_output(body, description)
         if is_animation:
-            arguments |= _animation_arguments(output, description, limits)
+            arguments |= _animation_arguments(body, output, description, limits)
     else:
         model_fps = _model_fps(description, defaults)
         arguments |= _length_arguments(body, description, limits, model_fps)
@@ -121,6 +130,7 @@ def to_generation_requests(
             deterministic=body.deterministic,
             deadline_s=body.deadline_s,
             features=dict(features),
+            warnings=body.warnings,
         )
         for index, id in enumerate(ids)
     ]
@@ -135,6 +145,52 @@ def _refuse_requests_without_effect(body: GenerationBody) -> None:
     for name, instead in REFUSED.items():
         if getattr(body, name, None) is not None:
             raise NotSupportedError(f"{name} is not supported: {instead}", name)
+
+
+def asked_arguments(body: GenerationBody, description: StageDescription) -> dict[str, str]:
+    """The pipeline's arguments that the caller set, with the field of each; but for those that always matter."""
+    asked = {
+        name: body.names_of(name)[0]
+        for name in ARGUMENT_FIELDS
+        if name not in ("prompt", "video") and getattr(body, name, None) is not None
+    }
+    if body.size not in (None, "auto"):
+        asked |= {"width": "size", "height": "size"}
+    for field in ("num_frames", "seconds"):
+        if getattr(body, field, None) is not None:
+            asked["num_frames"] = field
+    asked |= {name: f"extra_args.{name}" for name in body.extra_args}
+    return {name: field for name, field in asked.items() if name in description.parameters}
+
+
+def sendable_arguments(body: type[GenerationBody], description: StageDescription) -> dict[str, str]:
+    """Every argument of the pipeline that a request can set, with the field of the body that sets it."""
+    known = body.field_names()
+    fields = {}
+    for name in description.parameters:
+        if name in FIELD_INSTEAD:
+            fields[name] = FIELD_INSTEAD[name]
+        elif name in known:
+            fields[name] = name
+        elif not _NO_JSON.search(name):
+            fields[name] = f"extra_args.{name}"
+    return {name: field for name, field in fields.items() if field != "n"}
+
+
+def _name_what_means_nothing(body: GenerationBody) -> None:
+    for name, why in MEANINGLESS.items():
+        if getattr(body, name, None) is not None:
+            body.drop(name, f"{name} has no effect: {why}")
+
+
+def _of_quality(body: GenerationBody, levels: Levels) -> dict[str, Any]:
+    """The arguments of the level that was asked for; one that nobody configured is the model's own."""
+    level = getattr(body, "quality", None)
+    if level is None or level in levels or (levels and level == "auto"):
+        return levels.get(level or "auto", {})
+    known = f"levels are {', '.join(levels)}" if levels else "no levels are configured"
+    body.drop("quality", f"quality={shown(level)} has no effect: {known}; num_inference_steps decides the quality")
+    return {}
 
 
 def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
@@ -163,9 +219,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
     arguments = _extra_arguments(body, description, limits)
     for name in ARGUMENT_FIELDS:
         value = getattr(body, name, None)
-        if value is None:
+        if value is None or not _is_accepted(body, name, name, description):
             continue
-        _check_accepted(name, name, description)
         if isinstance(value, str) and len(value) > limits.max_prompt_chars:
             raise above(name, len(value), limits.max_prompt_chars, " characters")
         if isinstance(value, list) and name != "video":
@@ -180,8 +235,7 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         raise above("num_inference_steps", body.num_inference_steps, limits.max_steps)
     if body.max_sequence_length is not None and body.max_sequence_length > limits.max_prompt_tokens:
         raise above("max_sequence_length", body.max_sequence_length, limits.max_prompt_tokens, " tokens")
-    if body.size not in (None, "auto"):
-        _check_accepted("size", "width", description)
+    if body.size not in (None, "auto") and _is_accepted(body, "size", "width", description):
         arguments |= _width_and_height(str(body.size), description, limits)
     return arguments
 
@@ -212,10 +266,13 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
     return sides
 
 
-def _animation_arguments(output: OutputFormat, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+def _animation_arguments(
+    body: GenerationBody, output: OutputFormat, description: StageDescription, limits: RequestLimits
+) -> dict[str, Any]:
     """As many frames as the model can make at least, where it makes one and a multiple of some number."""
     assert output.max_frames is not None
-    _check_accepted("frame_count", "num_frames", description)
+    if not _is_accepted(body, "frame_count", "num_frames", description):
+        return {}
     multiple = description.frame_multiple
     num_frames = 1 + -(-(output.max_frames - 1) // multiple) * multiple
     if num_frames > limits.max_frames:
@@ -237,8 +294,7 @@ def _length_arguments(
             raise InvalidRequestError("give seconds or num_frames, not both", "seconds")
         frames = min(body.seconds * (body.fps or model_fps or DEFAULT_FPS), MOST_FRAMES)
         field, num_frames = "seconds", max(1, round(frames))
-    if num_frames is not None:
-        _check_accepted(field, "num_frames", description)
+    if num_frames is not None and _is_accepted(body, field, "num_frames", description):
         if num_frames > limits.max_frames:
             raise above(field, num_frames, limits.max_frames, " frames")
         arguments["num_frames"] = num_frames
@@ -253,7 +309,7 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
 def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in extra.items():
         param = f"extra_args.{name[:80]}"
         if name in known:
@@ -262,7 +318,9 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
             raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
-            raise NotSupportedError(f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}", param)
+            reason = f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}"
+            body.refuse(NotSupportedError(reason, f"extra_args.{name}" if not body.strict else param))
+            continue
         value = argument_value(param, value, description.type_of(name), limits)
         if "num_inference_steps" in name:
             _check_steps(param, value, limits)
@@ -277,9 +335,13 @@ def _check_steps(param: str, value: Any, limits: RequestLimits) -> None:
             raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
 
 
-def _check_accepted(field: str, argument: str, description: StageDescription) -> None:
-    if not description.takes(argument):
-        raise NotSupportedError(f"{field} is not supported: {description.pipeline_class} does not take it", field)
+def _is_accepted(body: GenerationBody, field: str, argument: str, description: StageDescription) -> bool:
+    """False for a field that was dropped; raises NotSupportedError where the body is strict."""
+    if description.takes(argument):
+        return True
+    reason = f"{field} is not supported: {description.pipeline_class} does not take it"
+    body.refuse(NotSupportedError(reason, field))
+    return False
 
 
 def _check_required(arguments: dict[str, Any], description: StageDescription) -> None:

@@ -37,6 +37,7 @@ class StoredFile:
     num_frames: int
     fps: float | None
     upload_pending: bool
+    num_steps: int | None  # scheduler steps that were made; None: not counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ async def store_media(
         if time.monotonic() + pause_s > give_up_at:
             raise error
 
-    return [await _store(storage, request, index, file, day, give_up) for index, file in enumerate(media.files)]
+    return [await _store(storage, request, media, index, day, give_up) for index in range(len(media.files))]
 
 
 async def store_media_in_the_end(
@@ -83,7 +84,7 @@ async def store_media_in_the_end(
             is_told = True
             await on_trouble(error)
 
-    return [await _store(storage, request, index, file, day, tell_once) for index, file in enumerate(media.files)]
+    return [await _store(storage, request, media, index, day, tell_once) for index in range(len(media.files))]
 
 
 OnFailure = Callable[[StorageError, float], Awaitable[None]]  # told the error and the pause; it may raise
@@ -92,13 +93,15 @@ OnFailure = Callable[[StorageError, float], Awaitable[None]]  # told the error a
 async def _store(
     storage: StorageBackend,
     request: GenerationRequest,
+    media: Media,
     index: int,
-    file: MediaFile,
     day: datetime | None,
     on_failure: OnFailure,
 ) -> StoredFile:
+    file = media.files[index]
     key = object_key(request, index, file.mime_type, day)
     metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
+    metadata |= _made(media, file)
     pause_s = FIRST_PAUSE_S
     while True:
         try:
@@ -109,11 +112,25 @@ async def _store(
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
         else:
-            return _stored_file(stored, request, index, file)
+            return _stored_file(stored, request, media, index)
 
 
-def _stored_file(stored: StoredObject, request: GenerationRequest, index: int, file: MediaFile) -> StoredFile:
+def _stored_file(stored: StoredObject, request: GenerationRequest, media: Media, index: int) -> StoredFile:
+    file = media.files[index]
     return StoredFile(
         index, stored.key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
         file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
+        media.num_steps,
     )  # fmt: skip
+
+
+def _made(media: Media, file: MediaFile) -> dict[str, str]:
+    """What was made, for the headers of an object: plain ASCII."""
+    made = {"size": f"{file.width}x{file.height}"}
+    if media.num_steps is not None:
+        made["steps"] = str(media.num_steps)
+    if file.fps:
+        made |= {"frames": str(file.num_frames), "fps": f"{file.fps:g}", "seconds": f"{file.num_frames / file.fps:g}"}
+    if media.warnings:
+        made["warnings"] = ",".join(dict.fromkeys(warning.code for warning in media.warnings))
+    return made

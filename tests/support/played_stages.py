@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 from deployments.messages import (
+    ArgumentDescription,
     Conditioning,
     DecodeInputs,
+    Effects,
     Envelope,
     GenerationRequest,
     Media,
@@ -81,6 +83,10 @@ class PlayedHandle:
         self.encode = Method(self._encode)
         self.denoise = Method(self._denoise)
         self.decode = Method(self._decode)
+        self.effects = Method(self._effects)
+        self.arguments = Method(self._arguments)
+        self.known_effects = Effects()  # the answer to every question about a request's arguments
+        self.questions: list[tuple[str, ...]] = []
         self._preview_is_decoded = asyncio.Event()
 
     def options(self, **_: Any) -> PlayedHandle:
@@ -88,6 +94,13 @@ class PlayedHandle:
 
     async def _describe(self) -> StageDescription:
         return self.describing
+
+    async def _effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
+        self.questions.append(asked)
+        return self.known_effects
+
+    async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+        return [ArgumentDescription(name, "any", defaults.get(name), "always") for name in names]
 
     def _encode(self, request: GenerationRequest, envelope: Envelope) -> Reference:
         self.requests.append(request)

@@ -50,9 +50,7 @@ class Ingress:
             await asyncio.wait_for(self.encoder.ready.remote(), 0.3)
         except TimeoutError:
             stage = {"ready": False, "detail": "loading weights"}
-            return JSONResponse(
-                {"status": "loading", "stages": {"Encoder": stage}, "missing": ["Encoder"]}, 503
-            )
+            return JSONResponse({"status": "loading", "stages": {"Encoder": stage}, "missing": ["Encoder"]}, 503)
         stage = {"ready": True, "detail": ""}
         return JSONResponse({"status": "ok", "stages": {"Encoder": stage}, "missing": []})
 

@@ -75,7 +75,8 @@ class DenoiseSession(Session):
         None: call the module.
     call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
     complete: note every decoder call instead of ending at the first.
-    on_progress: told (steps done, steps of this loop) after each scheduler step.
+    on_progress: told (steps done, steps that the request makes) after each scheduler step.
+    num_steps: how many it makes, where that was counted; else it is told by the pipeline and its scheduler.
     previews: shows some of the steps.
     """
 
@@ -90,6 +91,7 @@ class DenoiseSession(Session):
         complete: bool = False,
         on_progress: OnProgress | None = None,
         previews: StepFollower | None = None,
+        num_steps: int | None = None,
     ) -> None:
         super().__init__(stage, arguments, seed)
         self.replayed = list(calls or [])
@@ -99,6 +101,7 @@ class DenoiseSession(Session):
         self.ends_at_first = not complete and len(stage.layout.decoders) == 1
         self.on_progress = on_progress
         self.previews = previews
+        self.num_steps = num_steps
         self.hand_off = HandOff([])
 
     def run(self) -> HandOff | Result:
@@ -157,9 +160,12 @@ class DenoiseSession(Session):
         if self.previews and latents is not None:
             self.previews.show(self, latents, output)
         if self.on_progress:
-            steps = max(len(getattr(scheduler, "timesteps", ())), self.steps_done)
-            self.on_progress(self.steps_done, steps)
+            self.on_progress(self.steps_done, self.all_steps(scheduler))
         return output
+
+    def all_steps(self, scheduler: Any) -> int:
+        """Scheduler steps that this request makes, those that are done among them."""
+        return max(self.num_steps or steps_of_loop(self.pipeline, scheduler), self.steps_done)
 
     def note_denoiser_output(self, name: str, output: Any) -> None:
         description = describe(output)
@@ -201,6 +207,14 @@ class DenoiseSession(Session):
             EncoderCall(c.component, c.method, describe(c.output), c.random_states) for c in self.replayed
         ]
         return self.hand_off
+
+
+def steps_of_loop(pipeline: Any, scheduler: Any) -> int:
+    """Steps of the loop that runs: with `strength` the pipeline makes only the later ones of the schedule."""
+    counted = getattr(pipeline, "_num_timesteps", None)
+    if isinstance(counted, int) and counted > 0:
+        return counted
+    return max(0, len(getattr(scheduler, "timesteps", ())) - (getattr(scheduler, "_begin_index", None) or 0))
 
 
 def stage_of_call(stage: StagePipeline, component: str, method: str) -> StageName:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from deployments.errors import PipelineFailedError
+from deployments.stage_pipeline.description import call_parameters
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.reading import TextsRead
 from deployments.stage_pipeline.sessions.session import RandomStates, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import fill
@@ -24,7 +28,16 @@ class EncoderCall:
 
 
 class EncodeSession(Session):
-    """Runs until the first forward of a denoiser."""
+    """Runs until the first forward of a denoiser; `texts` knows afterwards what was not read."""
+
+    def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
+        parameters, _ = call_parameters(type(stage.pipeline))
+        length = arguments.get("max_sequence_length", parameters.get("max_sequence_length"))
+        self.texts = TextsRead(arguments, length if isinstance(length, int) else None)
+        super().__init__(stage, arguments, seed)
+
+    def on_text(self, text: str, tokens: int, limit: int | None, count: Callable[[str], int]) -> None:
+        self.texts.note(text, tokens, limit, count)
 
     def run(self) -> list[EncoderCall]:
         """Raises PipelineFailedError where the pipeline never comes to its denoiser: there is no step to make."""

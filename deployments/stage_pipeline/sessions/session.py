@@ -22,6 +22,7 @@ from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import RoutedComponent
+from deployments.stage_pipeline.sessions.reading import reading_copy
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
 ENCODING_METHODS = ("encode_prompt", "encode_image")
@@ -65,6 +66,9 @@ class Session:
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         raise AssertionError("every stage decides what a call of an encoder or decoder does")
+
+    def on_text(self, text: str, tokens: int, limit: int | None, count: Callable[[str], int]) -> None:
+        """A text was tokenized: see `reading_copy`."""
 
     def on_round(self, scheduler: Any) -> None:
         """A scheduler got its time steps: a denoising loop begins."""
@@ -153,6 +157,8 @@ class Session:
         if isinstance(value, BaseGuidance):
             self.guiders.append(copy.deepcopy(value))
             return self.guiders[-1]
+        if (reading := reading_copy(value, self.on_text)) is not None:
+            return reading
         if isinstance(value, torch.nn.Module):
             for name, stages in self.stage.layout.stages_of.items():
                 if getattr(self.stage.pipeline, name, None) is value:

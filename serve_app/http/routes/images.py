@@ -111,7 +111,7 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
             "image",
         )
     if body.mask_image is not None and not description.takes("mask_image"):
-        raise NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask")
+        body.refuse(NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask"))
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")
 

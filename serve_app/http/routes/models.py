@@ -6,11 +6,14 @@ from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, JsonValue
 
+from deployments.errors import StageUnavailableError
 from deployments.messages import MediaKind
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.making.health import read_health
+from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
 
 
@@ -25,19 +28,52 @@ class ModelInfo(BaseModel):
     output_types: list[MediaKind]
 
 
+class ModelArgument(BaseModel):
+    """An argument of the pipeline's call that the served checkpoint reads."""
+
+    name: str
+    field: str = Field(description="of the body; extra_args.NAME: in the object extra_args")
+    type: str = Field(description="any: not known")
+    default: JsonValue = Field(description="null: none, or no plain value")
+    when: str = Field(description="always, or with what it matters; empty: not known")
+
+
+class ModelDetails(ModelCard):
+    """GET /v1/models/{model}."""
+
+    arguments: list[ModelArgument] | None = Field(description="null: the model is not ready to tell")
+    quality: list[str] = Field(description="levels of `quality` that are configured")
+
+
+async def read_arguments(service: Service) -> list[ModelArgument] | None:
+    """None while the stages cannot be asked."""
+    try:
+        description = await service.model.describe()
+    except StageUnavailableError:
+        return None
+    body = ImageGenerationBody if description.media_kind == "image" else VideoGenerationBody
+    fields = sendable_arguments(body, description)
+    known = await service.model.arguments(tuple(fields))
+    if known is None:
+        return None
+    return [ModelArgument(field=fields[argument.name], **vars(argument)) for argument in known]
+
+
 def model_routes(service: Service) -> APIRouter:
     router = APIRouter()
     served = service.model
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=[ModelCard(id=served.name, created=served.created)])
+        names = (served.name, *served.aliases)
+        return ModelList(data=[ModelCard(id=name, created=served.created) for name in names])
 
     @router.get("/v1/models/{model:path}")
-    async def read_model(model: str) -> ModelCard:
-        """The model of this id, which may have slashes in it, as ids of the Hugging Face hub do."""
+    async def read_model(model: str) -> ModelDetails:
+        """The model, and the arguments that its checkpoint reads. Its id may have slashes, as those of the hub do."""
         served.check_name(model)
-        return ModelCard(id=served.name, created=served.created)
+        arguments = await read_arguments(service)
+        return ModelDetails(id=model, created=served.created, arguments=arguments, quality=sorted(served.quality))
 
     @router.get("/model_info", include_in_schema=False)
     @router.get("/v1/model_info")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 
-from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media
+from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
 from serve_app.making.follower import NOBODY, Follower, Make
 from serve_app.making.layers.digest import work_digest
 from serve_app.making.layers.layer import Layer
@@ -33,6 +33,10 @@ class SharedGeneration(Follower):
     def on_progress(self, progress: DenoisingProgress) -> None:
         for follower in self.followers:
             follower.on_progress(progress)
+
+    def on_warning(self, warning: RequestWarning) -> None:
+        for follower in self.followers:
+            follower.on_warning(warning)
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         for follower in self.followers:

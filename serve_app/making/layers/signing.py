@@ -44,16 +44,16 @@ class ManifestSigner:
 
     async def signed(self, media: Media, request: GenerationRequest) -> Media:
         """The same files, each with a manifest. The pixels are the same; the bytes differ from one time to the next."""
-        files = [await asyncio.to_thread(self.sign, file, request) for file in media.files]
+        files = [await asyncio.to_thread(self.sign, file, request, media.num_steps) for file in media.files]
         return dataclasses.replace(media, files=tuple(files))
 
-    def sign(self, file: MediaFile, request: GenerationRequest) -> MediaFile:
+    def sign(self, file: MediaFile, request: GenerationRequest, num_steps: int | None = None) -> MediaFile:
         c2pa = self.library
         created = {
             "action": "c2pa.created",
             "digitalSourceType": MADE_BY_A_MODEL,
             "softwareAgent": {"name": request.model},
-            "parameters": {"seed": str(request.seed), "request_id": request.request_id},
+            "parameters": _parameters(file, request, num_steps),
         }
         manifest = {
             "claim_generator_info": [{"name": "Triptych"}],
@@ -68,6 +68,15 @@ class ManifestSigner:
         ):
             builder.sign(signer, file.mime_type, io.BytesIO(file.data), signed)
         return dataclasses.replace(file, data=signed.getvalue())
+
+
+def _parameters(file: MediaFile, request: GenerationRequest, num_steps: int | None) -> dict[str, str]:
+    """What was made, and of what; the values of a C2PA action are texts."""
+    made: dict[str, Any] = {"seed": request.seed, "request_id": request.request_id}
+    made |= {"size": f"{file.width}x{file.height}", "steps": num_steps}
+    if file.fps:
+        made |= {"num_frames": file.num_frames, "fps": file.fps, "seconds": file.num_frames / file.fps}
+    return {name: str(value) for name, value in made.items() if value is not None}
 
 
 def sign_what_is_made(make: Make, context: LayerContext) -> Make:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 EMOJI = Path(__file__).resolve().parents[3] / "checkpoints" / "emoji-flux"
 
+
 @pytest.mark.parametrize("name", PREVIEWED)
 def test_previews_decode_and_change_nothing(name: str, checkpoints_root: Path) -> None:
     check_previews(name, checkpoints_root)

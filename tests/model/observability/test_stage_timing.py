@@ -101,9 +101,7 @@ def test_the_stages_of_a_request_are_read_as_one_record(tmp_path):
     first, second = read_requests(tmp_path / "logs" / "performance.jsonl")
     assert first["request_id"] == "r1"
     assert [stage["stage"] for stage in first["stages"]] == ["encoder", "denoiser"]
-    assert first["total_s"] == pytest.approx(
-        sum(stage["queue_s"] + stage["compute_s"] for stage in first["stages"])
-    )
+    assert first["total_s"] == pytest.approx(sum(stage["queue_s"] + stage["compute_s"] for stage in first["stages"]))
     assert first["total_s"] > 3.0
     assert second["request_id"] == "r2"
 

@@ -105,9 +105,7 @@ def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> DiffusionPip
     return pipeline
 
 
-def run_unsplit(
-    folder: Path, arguments: dict[str, Any], seed: int, dtype: torch.dtype | None = None
-) -> list[Any]:
+def run_unsplit(folder: Path, arguments: dict[str, Any], seed: int, dtype: torch.dtype | None = None) -> list[Any]:
     """The truth: what the whole pipeline returns, as the leaves of its output (tensors, numbers, None)."""
     return call(load_unsplit(folder, dtype), arguments, seed)
 

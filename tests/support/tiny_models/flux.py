@@ -97,9 +97,7 @@ def flux_inpaint() -> PipelineAndRequest:
 def flux_fill() -> PipelineAndRequest:
     pipeline, request = flux()
     # Per token: 16 latents, 16 of the masked picture, and the mask's 4 x 4 pixels.
-    transformer = diffusers_model(
-        FluxTransformer2DModel, **{**TRANSFORMER, "in_channels": 48, "out_channels": 16}
-    )
+    transformer = diffusers_model(FluxTransformer2DModel, **{**TRANSFORMER, "in_channels": 48, "out_channels": 16})
     components = _without_image_prompt(pipeline) | {"transformer": transformer}
     return FluxFillPipeline(**components), {
         **request,
@@ -110,9 +108,7 @@ def flux_fill() -> PipelineAndRequest:
 
 def flux_control() -> PipelineAndRequest:
     pipeline, request = flux()
-    transformer = diffusers_model(
-        FluxTransformer2DModel, **{**TRANSFORMER, "in_channels": 32, "out_channels": 16}
-    )
+    transformer = diffusers_model(FluxTransformer2DModel, **{**TRANSFORMER, "in_channels": 32, "out_channels": 16})
     components = _without_image_prompt(pipeline) | {"transformer": transformer}
     return FluxControlPipeline(**components), {**request, "control_image": noise_image(16)}
 

@@ -108,9 +108,7 @@ def kandinsky22() -> PipelineAndRequest:
     )
     pipeline = KandinskyV22CombinedPipeline(
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-        ),
+        scheduler=DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False),
         movq=movq,
         prior_prior=diffusers_model(
             PriorTransformer, num_attention_heads=2, attention_head_dim=12, embedding_dim=32, num_layers=1

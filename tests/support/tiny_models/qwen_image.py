@@ -123,9 +123,7 @@ def qwen_layered_caption() -> PipelineAndRequest:
 
 def sample_the_caption(pipeline: DiffusionPipeline) -> None:
     """Make the text encoder draw its caption from the global random generator."""
-    pipeline.text_encoder.generation_config.update(
-        do_sample=True, temperature=1.0, top_k=20, max_new_tokens=20
-    )
+    pipeline.text_encoder.generation_config.update(do_sample=True, temperature=1.0, top_k=20, max_new_tokens=20)
 
 
 def _scheduler() -> FlowMatchEulerDiscreteScheduler:

@@ -113,9 +113,7 @@ def sana_video() -> PipelineAndRequest:
 
 
 def _flow_scheduler(flow_shift: float) -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=flow_shift
-    )
+    return DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=flow_shift)
 
 
 def _deep_compression_autoencoder() -> AutoencoderDC:

@@ -68,9 +68,7 @@ def sd3_inpaint() -> PipelineAndRequest:
         "out_channels": 16,
     }  # the pipeline knows 16 (plain) and 33 (inpainting model)
     components = pipeline.components | {
-        "transformer": diffusers_model(
-            SD3Transformer2DModel, **{**TRANSFORMER, **channels}, qk_norm="rms_norm"
-        ),
+        "transformer": diffusers_model(SD3Transformer2DModel, **{**TRANSFORMER, **channels}, qk_norm="rms_norm"),
         "vae": kl_autoencoder(16, **SD3_LATENTS),
     }
     request |= {

@@ -73,9 +73,7 @@ def qwen2_tokenizer(extra_special_tokens: tuple[str, ...] = ()) -> Qwen2Tokenize
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
+    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=merges, model_max_length=1024)
@@ -96,9 +94,7 @@ def gemma_tokenizer(model_max_length: int = 512) -> GemmaTokenizer:
 def llama_tokenizer(extra_special_tokens: tuple[str, ...] = ()) -> LlamaTokenizerFast:
     """Llama's: characters and bytes, no merges; fewer than 400 pieces, padding is 3."""
     pieces = ["<unk>", "<s>", "</s>", "<pad>", *_bytes_and_characters()]
-    tokenizer = LlamaTokenizerFast(
-        vocab=_numbered(pieces), merges=[], pad_token="<pad>", model_max_length=512
-    )
+    tokenizer = LlamaTokenizerFast(vocab=_numbered(pieces), merges=[], pad_token="<pad>", model_max_length=512)
     if extra_special_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": list(extra_special_tokens)})
     return tokenizer

@@ -114,9 +114,7 @@ def wan22_i2v() -> PipelineAndRequest:
 
 def wan_vace() -> PipelineAndRequest:
     """A video, a mask and a reference picture steer every layer."""
-    transformer = diffusers_model(
-        WanVACETransformer3DModel, **TRANSFORMER, vace_layers=[0, 2], vace_in_channels=96
-    )
+    transformer = diffusers_model(WanVACETransformer3DModel, **TRANSFORMER, vace_layers=[0, 2], vace_in_channels=96)
     pipeline = WanVACEPipeline(**_text_and_vae(), transformer=transformer)
     request = {
         **REQUEST,
@@ -191,9 +189,7 @@ def helios() -> PipelineAndRequest:
 
 
 def flow_unipc_scheduler(flow_shift: float = 3.0) -> UniPCMultistepScheduler:
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift
-    )
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift)
 
 
 def _text_and_vae(**changes: Any) -> dict[str, Any]:

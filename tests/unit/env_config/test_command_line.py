@@ -12,9 +12,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def env_config(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SGLANG_", "XDG_"))
-    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SGLANG_", "XDG_"))}
     return subprocess.run(
         [sys.executable, "-m", "env_config", *arguments],
         cwd=ROOT,

@@ -42,8 +42,7 @@ def test_a_bad_value_of_the_application_is_reported_once(tmp_path: Path) -> None
 
 def test_a_bad_value_of_a_deployment_names_the_deployment(tmp_path: Path) -> None:
     assert check(tmp_path, serve_config({}, {"SGLANG_CACHE_DIT_FN": "0"})) == [
-        "application 'triptych', deployment 'Denoiser': "
-        "SGLANG_CACHE_DIT_FN = '0': must be an integer of at least 1"
+        "application 'triptych', deployment 'Denoiser': SGLANG_CACHE_DIT_FN = '0': must be an integer of at least 1"
     ]
 
 
@@ -58,8 +57,7 @@ def test_an_unknown_name_is_an_error_with_the_closest_name(tmp_path: Path) -> No
     assert check(tmp_path, serve_config({"SGLANG_CACHE_DIT_WARMPU": "2", "SGLANG_PLUGINS": "x"})) == [
         "application 'triptych': SGLANG_CACHE_DIT_WARMPU is not a known variable; "
         "the closest name is SGLANG_CACHE_DIT_WARMUP",
-        "application 'triptych': SGLANG_PLUGINS is an undocumented variable of SGLang "
-        "and is not supported here",
+        "application 'triptych': SGLANG_PLUGINS is an undocumented variable of SGLang and is not supported here",
     ]
 
 
@@ -70,9 +68,7 @@ def test_a_value_that_yaml_does_not_read_as_text_must_be_quoted(tmp_path: Path, 
 
 
 def test_an_unquoted_bucket_is_not_also_reported_as_missing(tmp_path: Path) -> None:
-    (error,) = check(
-        tmp_path, serve_config({"SGLANG_CLOUD_STORAGE_TYPE": "s3", "SGLANG_S3_BUCKET_NAME": 2024})
-    )
+    (error,) = check(tmp_path, serve_config({"SGLANG_CLOUD_STORAGE_TYPE": "s3", "SGLANG_S3_BUCKET_NAME": 2024}))
     assert "must be text" in error
 
 

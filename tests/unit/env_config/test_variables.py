@@ -423,9 +423,7 @@ def test_the_configuration_survives_pickling_with_what_was_set() -> None:
     copy = pickle.loads(pickle.dumps(env))
     assert copy == env
     assert copy.cloud_storage.secret_access_key.get_secret_value() == "hush hush"
-    assert all(
-        getattr(copy, name).model_fields_set == getattr(env, name).model_fields_set for name in SECTIONS
-    )
+    assert all(getattr(copy, name).model_fields_set == getattr(env, name).model_fields_set for name in SECTIONS)
 
 
 def test_the_error_survives_pickling() -> None:
@@ -481,9 +479,7 @@ def test_an_unknown_name_gives_the_closest_known_one(typo: str, closest: str) ->
 
 
 def test_a_name_that_resembles_none_is_still_reported() -> None:
-    assert unknown_variables(["SGLANG_QQQQQQQQQQQQQQQQQQQQ"]) == [
-        "SGLANG_QQQQQQQQQQQQQQQQQQQQ is not a known variable"
-    ]
+    assert unknown_variables(["SGLANG_QQQQQQQQQQQQQQQQQQQQ"]) == ["SGLANG_QQQQQQQQQQQQQQQQQQQQ is not a known variable"]
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,7 @@ def server() -> Raises:
 # --- kinds of errors ---
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda error: error, from_replica], ids=["raised here", "raised in a replica"]
-)
+@pytest.mark.parametrize("wrap", [lambda error: error, from_replica], ids=["raised here", "raised in a replica"])
 @pytest.mark.parametrize(
     ("error", "status", "type", "param", "code"),
     [
@@ -169,9 +167,7 @@ async def test_serves_own_errors_keep_our_shape_because_serve_finds_nowhere_to_p
 
 
 @pytest.mark.parametrize("error", [RuntimeError(SECRET), from_replica(ValueError(SECRET)), KeyError(SECRET)])
-async def test_an_unexpected_error_gives_nothing_away_but_a_request_id_that_the_log_has(
-    server, error, caplog
-):
+async def test_an_unexpected_error_gives_nothing_away_but_a_request_id_that_the_log_has(server, error, caplog):
     with caplog.at_level(logging.ERROR):
         answer = await server.post(error, **{"x-request-id": "req-42"})
     assert answer.status_code == 500
@@ -225,9 +221,7 @@ def test_an_error_without_a_request_gets_an_id_of_its_own(caplog):
 )
 async def test_a_bad_body_is_a_400_that_names_the_field(server, body, param, code, says):
     async with server.client() as client:
-        answer = await client.post(
-            "/v1/images/generations", content=body, headers={"Content-Type": "application/json"}
-        )
+        answer = await client.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
