@@ -42,7 +42,8 @@ def unpack_single_file(file: Path, config_folder: Path, cache_root: Path) -> Pat
     if not hasattr(pipeline_class, "from_single_file"):
         raise CheckpointError(f"{index} names a pipeline that diffusers cannot read from a single file")
     state = file.stat()
-    named = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {config_folder.resolve()} {index.read_text('utf-8')}"
+    said = index.read_text(encoding="utf-8")
+    named = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {config_folder.resolve()} {said}"
     folder = cache_root / "weights" / "single-file" / f"{file.stem}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

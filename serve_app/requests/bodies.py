@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic.functional_serializers import PlainSerializer
@@ -316,12 +316,13 @@ class ImageGenerationBody(GenerationBody):
     )
     image: InputImages = Field(None, description="pictures to start from, as data URLs or base64")
 
-    @model_validator(mode="after")
-    def answer_as_openai_does_under_the_models_name(self) -> Self:
-        """Clients of DALL-E read the URL that its models answer with when nothing is said."""
+    def model_post_init(self, _: Any) -> None:
+        """Clients of DALL-E read the URL that its models answer with when nothing is said.
+
+        No validator: one around the model keeps `allow_inf_nan` from the JSON in it, where FastAPI reads the body.
+        """
         if "response_format" not in self.model_fields_set and (self.model or "").startswith("dall-e"):
             self.response_format = "b64_json" if self.stream else "url"
-        return self
 
 
 class VideoGenerationBody(GenerationBody):

@@ -59,7 +59,7 @@ SENT_BY_DEFAULT = (
         "LiteLLM", "litellm 1.110.2, llms/openai/openai.py", IMAGES,
         {"model": "dall-e-3", "prompt": "a fox", "n": 1, "size": "1024x1024", "quality": "hd", "style": "natural",
          "response_format": "url", "user": "team-1"},
-        means_nothing=frozenset({"quality", "style", "user"}), reads="url",
+        means_nothing=frozenset({"quality", "style"}), reads="url",
     ),
     SentByDefault(
         "LangChain", "langchain-community 0.4.2, dalle_image_generator.py", IMAGES,

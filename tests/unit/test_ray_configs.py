@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import pytest
 import yaml
-from ray._common.utils import import_attr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from env_config.ray_proxy import AROUND_PROXY, VARIABLE
@@ -158,16 +157,6 @@ def test_a_ray_service_serves_what_its_serve_file_does(file: Path) -> None:
     [application] = served["applications"]
     assert f"{service['metadata']['name']}-serve-svc" in application["args"].pop("allowed_hosts")
     assert served["applications"] == load(original)["applications"]
-
-
-@pytest.mark.parametrize("file", CLUSTER_FILES + KUBERAY_FILES, ids=file_name)
-def test_a_cluster_starts_ray_with_what_closes_silent_connections(file: Path) -> None:
-    """In the proxy of every node: each container and each start command has Ray's variable, and it names a function."""
-    text = file.read_text(encoding="utf-8")
-    started = len(re.findall(r"- name: ray-\w+$|&& ray start ", text, re.MULTILINE))
-    named = re.findall(r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH(?:=|.*\n *value: )([\w.]+)", text)
-    assert len(named) == started == 2
-    assert all(callable(import_attr(path)) for path in named)
 
 
 @pytest.mark.parametrize("file", CLUSTER_FILES, ids=file_name)

@@ -18,7 +18,7 @@ from env_config.secret import SecretError, SecretPath, SecretReference
 from serve_app.app import AppArgs
 from serve_app.jobs.database import JobStoreError, open_database
 from serve_app.jobs.service import JobArgs
-from serve_app.jobs.webhooks import read_secret
+from serve_app.jobs.webhooks.delivery import read_secret
 from serve_app.tools.check_config import check_config
 
 SECRET = "hunter2-opensesame"
@@ -133,10 +133,8 @@ def test_the_password_of_a_database_reaches_the_driver(tmp_path: Path, monkeypat
     with pytest.raises(ZeroDivisionError):
         open_database(SecretReference(file=tmp_path / "url"), tmp_path)
     [(address, options)] = made
-    assert (address.render_as_string(), options["connect_args"]) == (
-        "postgresql+psycopg://jobs@db/jobs?sslmode=require",
-        {"sslpassword": SECRET},
-    )
+    assert address.render_as_string() == "postgresql+psycopg://jobs@db/jobs?sslmode=require"
+    assert options["connect_args"]["sslpassword"] == SECRET
 
 
 def test_a_secret_that_cannot_be_read_is_named_by_its_argument_and_place(tmp_path: Path) -> None:

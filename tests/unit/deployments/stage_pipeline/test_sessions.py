@@ -60,7 +60,9 @@ class Toy(DiffusionPipeline):
 
 
 def stage_of(scheduler: Any) -> StagePipeline:
-    layout = PipelineLayout(Path("."), Toy, {"denoiser": Denoiser}, {"denoiser": frozenset({"denoiser"})})
+    layout = PipelineLayout(
+        Path("."), Toy, {"denoiser": Denoiser}, {"denoiser": Denoiser}, {"denoiser": frozenset({"denoiser"})}
+    )
     return StagePipeline(Toy(Denoiser(), scheduler), layout, ("denoiser",), torch.device("cpu"), torch.float32)
 
 

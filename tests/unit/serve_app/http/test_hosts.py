@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-import serve_app.jobs.service
+import serve_app.jobs.webhooks.sender
 from serve_app.api_keys import new_key
 from serve_app.service import ServiceArgs
 from tests.support.in_process import Server, description, serving, until
@@ -282,7 +282,7 @@ async def test_a_job_gives_the_same_urls_to_whoever_reads_it(tmp_path: Path, mon
         return web.Response()
 
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(serve_app.jobs.service, "WEBHOOK_PAUSE_S", 0.02)
+    monkeypatch.setattr(serve_app.jobs.webhooks.sender, "PAUSE_S", 0.02)
     (tmp_path / "secret").write_text("secret")
     args = {"jobs": {"webhook_secret": {"file": str(tmp_path / "secret")}}, "private_targets": True}
     video = description("WanPipeline", "num_frames", media_kind="video")

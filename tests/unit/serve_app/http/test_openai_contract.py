@@ -394,7 +394,6 @@ NO_MOVING_PICTURES: list[tuple[Any, list[tuple[dict[str, Any], str]]]] = [
         [
             ({"output_format": "png", "frame_count": 3}, "frame_count"),
             ({"output_format": "gif", "frame_count": 17}, "frame_count"),
-            ({"output_format": "gif", "output_compression": 50}, "output_compression"),
             ({"output_format": "gif", "stream": True}, "stream"),
             ({"output_format": "gif", "partial_images": 1, "background": True}, "partial_images"),
             ({"output_format": "gif", "background": "transparent"}, "background"),

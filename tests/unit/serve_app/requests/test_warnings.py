@@ -42,7 +42,6 @@ def warned(request: GenerationRequest) -> list[tuple[str, str | None]]:
         ("quality", "auto"),
         ("style", "vivid"),
         ("moderation", "low"),
-        ("user", "somebody"),
         ("output_compression", 100),
     ],
 )
@@ -53,7 +52,7 @@ def test_openais_fields_that_mean_nothing_here_are_accepted_and_named(field: str
 
 
 def test_a_field_without_value_is_not_named() -> None:
-    assert requested(quality=None, style=None, user=None).warnings == ()
+    assert requested(quality=None, style=None).warnings == ()
 
 
 def test_an_edit_names_the_fidelity_that_the_model_decides() -> None:
