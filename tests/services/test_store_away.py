@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from serve_app.errors import JobNotFoundError, JobStoreAwayError
@@ -18,13 +16,12 @@ from serve_app.jobs.database import open_database
 from serve_app.jobs.records import NewJob
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
+from tests.support.postgresql import PostgreSQL
 
 
 @pytest.fixture
-def store(postgresql_server: str, tmp_path: Path) -> Iterator[JobStore]:
-    name = f"away_{os.urandom(6).hex()}"
-    ask(postgresql_server, f"create database {name}")
-    made = JobStore(open_database(f"{postgresql_server}/{name}", tmp_path))
+def store(postgresql: PostgreSQL, tmp_path: Path) -> Iterator[JobStore]:
+    made = JobStore(open_database(postgresql.create_database(f"away_{os.urandom(6).hex()}"), tmp_path))
     yield made
     made.close()
 
@@ -36,16 +33,10 @@ def running(store: JobStore) -> Iterator[StoreThreads]:
     made.close()
 
 
-def ask(server: str, sql: str) -> str:
-    command = ["psql", "-qtA", f"{server}/postgres", "-c", sql]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
 @contextmanager
-def stopped(server: str) -> Iterator[None]:
+def stopped(server: PostgreSQL) -> Iterator[None]:
     """The server with all its processes stands still; it still takes connections, as its machine does that."""
-    pid = int((Path(ask(server, "show data_directory")) / "postmaster.pid").read_text().split()[0])
-    processes = [psutil.Process(pid), *psutil.Process(pid).children()]
+    processes = server.processes()
     for process in processes:
         process.suspend()
     try:
@@ -56,11 +47,11 @@ def stopped(server: str) -> Iterator[None]:
 
 
 async def test_a_server_that_hangs_is_told_in_time_and_found_again(
-    store: JobStore, running: StoreThreads, postgresql_server: str, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, running: StoreThreads, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "PATIENCE_S", 0.5)
     store.add(NewJob("video_1", "video", [{}]))
-    with stopped(postgresql_server):
+    with stopped(postgresql):
         outcomes = await asyncio.gather(*(running.run(store.get, "video_1") for _ in range(8)), return_exceptions=True)
     assert [type(each) for each in outcomes] == [JobStoreAwayError] * 8
     monkeypatch.setattr(threads, "PATIENCE_S", 20)
@@ -68,10 +59,10 @@ async def test_a_server_that_hangs_is_told_in_time_and_found_again(
 
 
 async def test_connections_that_the_server_ends_are_no_error_of_the_next_question(
-    store: JobStore, running: StoreThreads, postgresql_server: str
+    store: JobStore, running: StoreThreads, postgresql: PostgreSQL
 ) -> None:
     store.add(NewJob("video_1", "video", [{}]))
-    ask(postgresql_server, "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
+    postgresql.ask("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
     assert (await running.run(store.get, "video_1")).id == "video_1"
 
 

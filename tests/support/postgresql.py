@@ -40,10 +40,11 @@ class PostgreSQL:
 
     def create_database(self, name: str) -> str:
         """Its URL."""
-        subprocess.run(
-            ["psql", "-q", f"{self.url}/postgres", "-c", f"create database {name}"], check=True, capture_output=True
-        )
+        self.ask(f"create database {name}")
         return f"{self.url}/{name}"
+
+    def ask(self, sql: str) -> None:
+        subprocess.run(["psql", "-q", f"{self.url}/postgres", "-c", sql], check=True, capture_output=True)
 
     def processes(self) -> list[psutil.Process]:
         pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
