@@ -16,7 +16,13 @@ from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
 from deployments.engine.engine import Engine
 from deployments.engine.fiber import Fiber
-from deployments.errors import CannotResumeError, FeedsBackError, GenerationFailedError, InvalidRequestError
+from deployments.errors import (
+    CannotResumeError,
+    FeedsBackError,
+    GenerationFailedError,
+    InvalidRequestError,
+    PipelineFailedError,
+)
 from deployments.features.feature import Summary
 from deployments.features.in_use import FeaturesInUse, Wanted, begin_features
 from deployments.messages import (
@@ -154,10 +160,9 @@ class DenoiseRun:
             self.follower.started(self)
         try:
             return self.session.run()
-        except NOT_OF_A_RESUME:
-            raise
         except Exception as error:
-            if self.session.is_resuming:
+            is_of_the_resume = isinstance(error, PipelineFailedError) or not isinstance(error, NOT_OF_A_RESUME)
+            if self.session.is_resuming and is_of_the_resume:
                 raise CannotResumeError(f"the steps before {self.session.resumed_at} cannot be skipped") from error
             raise
 

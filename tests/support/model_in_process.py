@@ -18,11 +18,13 @@ from deployments.features import FEATURES
 from deployments.media.files import write_file
 from deployments.messages import (
     STAGES,
+    ArgumentDescription,
     Checkpoint,
     ComponentAnswer,
     ComponentCall,
     Conditioning,
     DecodeInputs,
+    Effects,
     Envelope,
     GenerationRequest,
     Media,
@@ -37,6 +39,7 @@ from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import denoising_stream
+from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
@@ -89,6 +92,8 @@ class ModelHandle:
         self.encode = Method(self._encode)
         self.denoise = Method(self._denoise)
         self.decode = Method(self._decode)
+        self.effects = Method(self._effects)
+        self.arguments = Method(self._arguments)
 
     def options(self, **_: Any) -> ModelHandle:
         return self
@@ -131,9 +136,15 @@ class ModelHandle:
         except Exception as error:
             raise as_ray_tells(error) from error
 
-    async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs) -> Media:
+    async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs, _: Envelope) -> Media:
         given = inputs.value if isinstance(inputs, Reference) else inputs
         return await self._in_worker(made, self.held["vae"], request, given)
+
+    async def _effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
+        return await self._in_worker(effects_of, self.held["encoder"], request, asked)
+
+    async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+        return await self._in_worker(arguments_of, self.held["encoder"], names, defaults)
 
     async def _in_worker(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -167,7 +178,9 @@ class ModelServer:
 
     def __init__(self, folder: Path, outputs: Path, placement: str = "three_stage", **args: Any) -> None:
         self.handle = ModelHandle(folder, placement)
-        self._args = ServiceArgs(model_name=folder.name, output_directory=outputs, url_style="path", **args)
+        self._args = ServiceArgs(
+            model_name=folder.name, output_directory=outputs, url_style="path", allowed_hosts=("test",), **args
+        )
         self._env = EnvConfig.model_validate({"runtime": {"cache_root": outputs.with_name(f"{outputs.name}-cache")}})
         self._loop = asyncio.new_event_loop()
         stage: Any = self.handle

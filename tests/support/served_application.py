@@ -189,7 +189,7 @@ def application(
         "args": {
             "model": str(checkpoint),
             "default_arguments": DEFAULT_ARGUMENTS,
-            "limits": {"max_steps": 1000},
+            "limits": {"max_steps": 1000, "max_body_bytes": 25_000_000},
             "output_directory": str(folder / name),
             **args,
         },

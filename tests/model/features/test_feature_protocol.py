@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deployments.denoising.checkpoint import ResumableSession
-from deployments.errors import InvalidRequestError
+from deployments.errors import CannotResumeError, InvalidRequestError
 from deployments.features import install_features
 from deployments.features.feature import NOTHING, Feature, Summary, Surrounding
 from deployments.messages import Checkpoint, DecodeInputs, GenerationRequest, OutputFormat
@@ -170,7 +170,7 @@ def test_its_settings_bind_a_checkpoint(denoising: Denoising, folder: Path) -> N
     request = denoising.request(0.1)
     _, checkpoints = denoising.run_and_save(request)
     elsewhere = Denoising(folder, replace(PUSH, settings=lambda env: "stronger"))
-    with pytest.raises(InvalidRequestError, match="other settings"):
+    with pytest.raises(CannotResumeError, match="other settings"):
         elsewhere.run(request, checkpoints[0])
     elsewhere.denoiser.engine.close()
 
