@@ -43,13 +43,15 @@ def effects_of(stage: StagePipeline, request: GenerationRequest, asked: tuple[st
     arguments = plays.playable(call_arguments(stage, request))
     if arguments is None:
         return Effects()
+    ended = plays.end_of(arguments)
+    if ended is not None and ended.num_steps == 0:  # nothing matters to no step: the request says what is wrong with it
+        return Effects()
     few = plays.with_few_steps(arguments)
     without = {
         name: plays.reason(few, name)
         for name in asked
         if name in arguments and not plays.matters(few, name) and not plays.matters(arguments, name)
     }
-    ended = plays.end_of(arguments)
     return Effects(without, ended.num_steps if ended else None)
 
 
