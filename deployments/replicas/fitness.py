@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayError
 
 from deployments.engine.under_way import UnderWay
-from deployments.errors import ReplicaRefusedError, ReplicaUnfitError, TriptychError
+from deployments.errors import PipelineFailedError, ReplicaRefusedError, ReplicaUnfitError, TriptychError
 from deployments.media.pool import MediaWorkerError
 from deployments.messages import Envelope
 from deployments.model import WatchdogArgs
@@ -141,7 +141,8 @@ class Trial:
 
 def may_come_from_the_device(error: BaseException) -> bool:
     """Not where the device was asked for more memory than it has, nor where we raised it for a reason of ours."""
-    if isinstance(error, torch.OutOfMemoryError | RayError):
+    # A PipelineFailedError has a cause too: one that arguments can have, told from those of devices already.
+    if isinstance(error, torch.OutOfMemoryError | RayError | PipelineFailedError):
         return False
     if isinstance(error, TriptychError):
         return error.__cause__ is not None and may_come_from_the_device(error.__cause__)

@@ -16,6 +16,7 @@ from deployments.errors import (
     GenerationFailedError,
     HandOffError,
     InvalidRequestError,
+    PipelineFailedError,
     ReplicaRefusedError,
     ReplicaUnfitError,
 )
@@ -89,7 +90,10 @@ async def test_a_device_that_is_full_is_alive() -> None:
 
 
 def resume_error(cause: Exception) -> Exception:
-    error = CannotResumeError("the steps cannot be skipped")
+    return caused(CannotResumeError("the steps cannot be skipped"), cause)
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
 
@@ -101,6 +105,8 @@ NOT_OF_THE_DEVICE = [
     GenerationFailedError("its deadline has passed"),
     RayTaskError("call", "traceback", RayActorError()),
     resume_error(torch.OutOfMemoryError("too large")),
+    caused(PipelineFailedError("ValueError: too long"), ValueError("too long")),
+    resume_error(caused(PipelineFailedError("ValueError: too long"), ValueError("too long"))),
 ]
 
 
