@@ -21,7 +21,8 @@ def picture_output(body: ImageGenerationBody, description: StageDescription) -> 
     """Raises NotSupportedError that names the field."""
     _drop_compression(body, ("jpeg", "webp"))
     if body.frame_duration_ms is not None:
-        raise NotSupportedError("frame_duration_ms is for gif, and webp with frame_count", "frame_duration_ms")
+        reason = "frame_duration_ms has no effect without moving pictures: it is for gif, and webp with frame_count"
+        body.refuse(NotSupportedError(reason, "frame_duration_ms"))
     if body.background == "transparent":
         if not description.makes_alpha:
             raise NotSupportedError(

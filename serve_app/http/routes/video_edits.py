@@ -75,18 +75,18 @@ def video_edit_routes(service: Service) -> APIRouter:
 
 
 def check_edit(body: VideoEditBody, description: StageDescription) -> None:
-    """Raises NotSupportedError or InvalidRequestError."""
+    """Raises NotSupportedError, and InvalidRequestError for a field without effect where the body is strict."""
     if "video_to_video" not in description.tasks:
         raise NotSupportedError(
             f"{description.pipeline_class} cannot edit a video: models served with {EDITING} can", "video"
         )
     for field in ("seconds", "num_frames"):
         if getattr(body, field) is not None:
-            raise InvalidRequestError(f"{field} is not supported here: an edit is as long as its video", field)
+            body.refuse(InvalidRequestError(f"{field} is not supported here: an edit is as long as its video", field))
 
 
 def check_extension(body: VideoExtensionBody, description: StageDescription) -> None:
-    """Raises NotSupportedError or InvalidRequestError."""
+    """Raises NotSupportedError, and InvalidRequestError for a field without effect where the body is strict."""
     if "image_to_video" not in description.tasks:
         raise NotSupportedError(
             f"{description.pipeline_class} does not start from a picture, so it cannot go on from a video's last: "
@@ -94,7 +94,7 @@ def check_extension(body: VideoExtensionBody, description: StageDescription) -> 
             "video",
         )
     if body.image is not None:
-        raise InvalidRequestError("image is not supported here: the video's last frame is the picture", "image")
+        body.refuse(InvalidRequestError("image is not supported here: the video's last frame is the picture", "image"))
 
 
 async def _read(service: Service, context: RequestContext, source: SourceVideo, last_frame_only: bool) -> ReadVideo:

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 from deployments.errors import InvalidRequestError
-from deployments.messages import GenerationRequest, InputImage, Media
-from serve_app.http.routes.video_edits import EDITING, EXTENDING
+from deployments.messages import GenerationRequest, InputImage, Media, StageDescription
+from serve_app.http.routes.video_edits import EDITING, EXTENDING, check_edit, check_extension
 from serve_app.jobs import runner
+from serve_app.requests.edit_bodies import VideoEditBody, VideoExtensionBody
 from serve_app.requests.input_videos import read_video
 from serve_app.requests.limits import RequestLimits
-from tests.support.in_process import Server, description
+from tests.support.in_process import Server, description, picture
 from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video, video_file
 
@@ -186,6 +187,24 @@ async def test_what_cannot_be_is_refused_by_name(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "describing", "field", "value"),
+    [
+        (VideoEditBody, check_edit, EDITOR, "seconds", 4),
+        (VideoEditBody, check_edit, EDITOR, "num_frames", 9),
+        (VideoExtensionBody, check_extension, FROM_A_PICTURE, "image", base64.b64encode(picture()).decode()),
+    ],
+)
+def test_without_strict_a_field_that_the_video_decides_is_dropped_and_named(
+    kind: Any, check: Any, describing: StageDescription, field: str, value: Any
+) -> None:
+    video = base64.b64encode(video_file()).decode()
+    body = kind.model_validate({"prompt": "x", "video": video, "strict": False, field: value})
+    check(body, describing)
+    assert getattr(body, field) is None
+    assert [(each.code, each.param) for each in body.warnings] == [("no_effect", field)]
 
 
 async def test_a_video_that_is_not_made_yet_cannot_be_extended(tmp_path: Path) -> None:

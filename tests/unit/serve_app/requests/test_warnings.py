@@ -83,6 +83,7 @@ def test_a_level_that_nobody_configured_is_named_with_those_that_are() -> None:
         (FluxPipeline, ImageGenerationBody, "strength", 0.5, "no_effect"),
         (FluxPipeline, ImageGenerationBody, "image", PICTURE, "no_effect"),
         (FluxPipeline, ImageGenerationBody, "extra_args", {"eta": 0.5}, "no_effect"),
+        (FluxPipeline, ImageGenerationBody, "frame_duration_ms", 100, "no_effect"),
         (FluxPipeline, ImageGenerationBody, "cfg_rescale", 2, "unknown_parameter"),
         (StableDiffusionImg2ImgPipeline, ImageEditBody, "size", "64x64", "no_effect"),
         (StableDiffusionImg2ImgPipeline, ImageEditBody, "mask", PICTURE, "no_effect"),
