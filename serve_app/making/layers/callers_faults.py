@@ -7,6 +7,7 @@ after any request that was made, or after a small default one, which is tried wh
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import re
 from collections.abc import Iterable
@@ -41,7 +42,7 @@ class CallersFaults:
         self._make = make
         self._model = model
         self._works = False
-        self._trying = asyncio.Lock()
+        self._trial: asyncio.Task[bool] | None = None
 
     async def make(self, request: GenerationRequest, follower: Follower = NOBODY) -> Media:
         """Raises InvalidRequestError for what fails while the model works, GenerationFailedError where it does not."""
@@ -60,22 +61,36 @@ class CallersFaults:
         return media
 
     async def _default_works(self) -> bool:
-        """As known from any request, or from one that is tried now."""
-        async with self._trying:
-            if self._works:
+        """As known from any request, or from a trial that all share whose requests fail meanwhile."""
+        if self._works:
+            return True
+        if self._trial is None or self._trial.done():
+            # An empty context: it does not end with the HTTP request that began it, nor within that one's limits.
+            loop = asyncio.get_running_loop()
+            self._trial = loop.create_task(self._try_defaults(), context=contextvars.Context())
+            self._trial.add_done_callback(_note_failure)
+        return await asyncio.shield(self._trial)
+
+    async def _try_defaults(self) -> bool:
+        description = await self._model.describe()
+        for request in default_requests(description, self._model.name, self._model.default_arguments):
+            logger.info("a default request of %s is tried: does the model work?", sorted(request.arguments))
+            try:
+                await self._make(request, NOBODY)
+            except Exception as error:
+                if not isinstance(original_error(error), PipelineFailedError | HandOffError | InvalidRequestError):
+                    raise
+                logger.warning("a default request of %s fails", sorted(request.arguments), exc_info=error)
+            else:
+                self._works = True
                 return True
-            description = await self._model.describe()
-            for request in default_requests(description, self._model.name, self._model.default_arguments):
-                try:
-                    await self._make(request, NOBODY)
-                except Exception as error:
-                    if not isinstance(original_error(error), PipelineFailedError | HandOffError | InvalidRequestError):
-                        raise
-                    logger.warning("a default request of %s fails", sorted(request.arguments), exc_info=error)
-                else:
-                    self._works = True
-                    return True
-            return False
+        return False
+
+
+def _note_failure(trial: asyncio.Task[bool]) -> None:
+    """Also where nobody waits for it any more."""
+    if not trial.cancelled() and (error := trial.exception()) is not None:
+        logger.warning("whether the model works could not be tried: %s", error)
 
 
 def refusal(

@@ -17,7 +17,7 @@ from serve_app.making.default_request import default_requests
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.layers.callers_faults import CallersFaults
 from serve_app.making.served_model import ServedModel
-from tests.support.in_process import TEXT_TO_IMAGE, description, make_at_once
+from tests.support.in_process import TEXT_TO_IMAGE, description, make_at_once, until
 from tests.support.played_stages import PlayedHandle, played
 
 FAILURE = PipelineFailedError("IndexError: list index out of range")
@@ -80,6 +80,28 @@ async def test_a_default_request_is_tried_once_for_all_that_fail_together() -> N
     outcomes = await asyncio.gather(*(layer.make(asked(sigmas=[i])) for i in range(5)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {InvalidRequestError}
     assert len(making.made) == 6
+
+
+async def test_the_trial_goes_on_for_all_when_the_first_caller_leaves() -> None:
+    made: list[GenerationRequest] = []
+    go = asyncio.Event()
+
+    async def make(request: GenerationRequest, follower: Follower) -> Media:
+        made.append(request)
+        if "sigmas" in request.arguments:
+            raise FAILURE
+        await go.wait()
+        return await make_at_once(request)
+
+    layer = CallersFaults(make, ServedModel("m", played(PlayedHandle(TEXT_TO_IMAGE, make_at_once, make_at_once))))
+    first, second = (asyncio.create_task(layer.make(asked(sigmas=[i]))) for i in range(2))
+    await until(lambda: len(made) == 3)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    go.set()
+    with pytest.raises(InvalidRequestError):
+        await second
+    assert len(made) == 3
 
 
 async def test_no_default_request_is_tried_after_a_request_that_worked() -> None:
