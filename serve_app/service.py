@@ -21,6 +21,7 @@ from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
@@ -118,7 +119,10 @@ class Service:
     _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
 
     async def parse(
-        self, body: ImageGenerationBody | VideoGenerationBody, request_id: str | None = None
+        self,
+        body: ImageGenerationBody | VideoGenerationBody,
+        request_id: str | None = None,
+        limits: TimeLimits = NO_LIMITS,
     ) -> list[GenerationRequest]:
         """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
         self.model.check_name(body.model)
@@ -133,6 +137,7 @@ class Service:
             self.model.quality,
             self.effects,
             request_id,
+            limits.shortest_s,
         )
 
     def start(self) -> None:

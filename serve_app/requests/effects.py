@@ -9,6 +9,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from deployments.errors import NotSupportedError
@@ -21,8 +22,16 @@ logger = logging.getLogger(__name__)
 Judge = Callable[[GenerationRequest, tuple[str, ...]], Awaitable[Effects]]  # raises what a lost replica raises
 
 KINDS = 2000  # of requests, whose effects are kept
-TIMEOUT_S = 30.0  # for a kind that was not seen before: afterwards its requests go unchecked, and say so
+TIMEOUT_S = 10.0  # from the first request of a kind: afterwards they go unchecked until the answer is there, and say so
 SIZES = ("width", "height", "num_frames")  # they change neither what matters nor the number of steps
+
+
+@dataclass(frozen=True)
+class Question:
+    """To the encoder, of one kind of request."""
+
+    answer: asyncio.Task[Effects]
+    waits_until: float  # in the time of the loop
 
 
 class KnownEffects:
@@ -30,27 +39,32 @@ class KnownEffects:
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._answers: OrderedDict[str, asyncio.Task[Effects]] = OrderedDict()
+        self._questions: OrderedDict[str, Question] = OrderedDict()
 
-    async def of(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects | None:
-        """None where the encoder does not answer in time."""
+    async def of(
+        self, request: GenerationRequest, asked: tuple[str, ...], patience_s: float | None = None
+    ) -> Effects | None:
+        """None where the encoder does not answer in time, nor within the patience of this request."""
+        loop = asyncio.get_running_loop()
         kind = kind_of(request.arguments, asked)
-        answer = self._answers.get(kind)
-        if answer is None:
+        question = self._questions.get(kind)
+        if question is None:
             # An empty context: it does not end with the HTTP request that began it.
-            work = self._ask(request, asked)
-            answer = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-            self._answers[kind] = answer
-        self._answers.move_to_end(kind)
-        while len(self._answers) > KINDS:
-            self._answers.popitem(last=False)
+            answer = loop.create_task(self._ask(request, asked), context=contextvars.Context())
+            question = self._questions[kind] = Question(answer, loop.time() + TIMEOUT_S)
+        self._questions.move_to_end(kind)
+        while len(self._questions) > KINDS:
+            self._questions.popitem(last=False)
+        left_s = question.waits_until - loop.time()
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), TIMEOUT_S)
+            return await asyncio.wait_for(
+                asyncio.shield(question.answer), left_s if patience_s is None else min(left_s, patience_s)
+            )
         except TimeoutError:
             return None
         except Exception as error:  # noqa: BLE001  (whatever a lost replica raises: the request itself meets another)
-            if self._answers.get(kind) is answer:
-                del self._answers[kind]
+            if self._questions.get(kind) is question:
+                del self._questions[kind]
             logger.warning("the effects of %s could not be learned: %s", sorted(request.arguments), error)
             return None
 
@@ -88,13 +102,16 @@ async def with_effects(
     body: ImageGenerationBody | VideoGenerationBody,
     description: StageDescription,
     effects: KnownEffects,
+    patience_s: float | None = None,
 ) -> list[GenerationRequest]:
     """The requests of the body with their number of steps, and without what changes nothing.
 
+    They wait for that no longer than they may take, `patience_s` or the body's deadline.
     Raises NotSupportedError for an argument of the caller's without effect where the body is strict.
     """
     asked = asked_arguments(body, description)
-    known = await effects.of(requests[0], tuple(asked))
+    waits_s = min((each for each in (patience_s, body.deadline_s) if each is not None), default=None)
+    known = await effects.of(requests[0], tuple(asked), waits_s)
     if known is None:
         body.warn("extra_args", "whether every argument has an effect could not be found in time", "not_checked")
         known = Effects()

@@ -22,12 +22,16 @@ async def parse(
     quality: Levels,
     effects: KnownEffects,
     request_id: str | None = None,
+    patience_s: float | None = None,
 ) -> list[GenerationRequest]:
-    """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault."""
+    """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault.
+
+    `patience_s`: how long it may take at most to learn which arguments have an effect; None: as long as for any.
+    """
     body = with_mask(await with_pictures(body, rules), description, rules.limits)
     body = await with_markup(body, rules.limits)
     request_id = request_id or uuid.uuid4().hex
     requests = to_generation_requests(
         body, description, rules.limits, request_id, model_name, default_arguments, quality
     )
-    return await with_effects(requests, body, description, effects)
+    return await with_effects(requests, body, description, effects, patience_s)

@@ -74,7 +74,7 @@ async def answer_images(
         return event_stream(picture_events_of_job(prefix, service.jobs, service.storage, job))
     if asked.wants_job:
         return await answer_by_job(service, context, asked, prefix, body)
-    requests = await service.parse(body)
+    requests = await service.parse(body, limits=asked.limits)
     if asked.is_streamed:
         return await stream_images(service, context, asked, requests, body, prefix)
     media = await service.at_once.all(requests, context.caller, asked.limits)

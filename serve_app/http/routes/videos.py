@@ -68,7 +68,7 @@ def video_routes(service: Service) -> APIRouter:
         check_how_asked(asked, body)
         if asked.wants_job:
             return await answer_by_job(service, context, asked, request.url.path, body)
-        requests = await service.parse(body)
+        requests = await service.parse(body, limits=asked.limits)
         media = await service.at_once.all(requests, context.caller, asked.limits)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.base_url)
@@ -191,7 +191,7 @@ async def answer_with_job(
     if job is None:
         body, source_id = await source()
         job_id = new_job_id("video")
-        requests = await service.parse(body, job_id)
+        requests = await service.parse(body, job_id, how.limits)
         shown = shown_of_video(requests[0], await service.model.describe()) | {
             "remixed_from_video_id": source_id,
             "base_url": context.base_url,

@@ -18,6 +18,10 @@ class TimeLimits:
     start_s: float | None = None
     total_s: float | None = None
 
+    @property
+    def shortest_s(self) -> float | None:
+        return min((each for each in (self.start_s, self.total_s) if each is not None), default=None)
+
 
 NO_LIMITS = TimeLimits()
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.messages import Effects
-from serve_app.requests.effects import kind_of
+from deployments.messages import Effects, GenerationRequest, OutputFormat
+from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
+from serve_app.requests import effects
+from serve_app.requests.bodies import ImageGenerationBody
+from serve_app.requests.effects import KnownEffects, kind_of
 from tests.support.in_process import Server, serving
 
 IMAGES = "/v1/images/generations"
@@ -69,6 +73,49 @@ async def test_an_encoder_that_is_lost_refuses_nobody_but_the_answer_says_so(ser
     answer = await server.post(IMAGES, json={"prompt": "x", "guidance_scale": 2})
     assert answer.status_code == 200
     assert [each["code"] for each in answer.json()["warnings"]] == ["not_checked"]
+
+
+class Encoder:
+    """Answers when it is let."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, *_: Any) -> Effects:
+        await self.go.wait()
+        return WITHOUT
+
+
+async def test_requests_wait_for_what_is_left_of_the_time_since_the_first_of_their_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = GenerationRequest("r", "m", {"prompt": "x"}, 0, OutputFormat("image", "png"))
+    encoder = Encoder()
+    known = KnownEffects(encoder)
+    monkeypatch.setattr(effects, "TIMEOUT_S", 0.01)
+    assert await known.of(request, ()) is None
+    monkeypatch.setattr(effects, "TIMEOUT_S", 60)
+    async with asyncio.timeout(20):
+        assert await known.of(request, ()) is None
+    encoder.go.set()
+    await asyncio.sleep(0.01)
+    assert await known.of(request, ()) is WITHOUT
+
+
+@pytest.mark.parametrize(
+    ("limits", "deadline_s"),
+    [(TimeLimits(total_s=0.01), None), (TimeLimits(start_s=0.01), None), (NO_LIMITS, 0.01)],
+)
+async def test_a_request_waits_no_longer_than_it_may_take(
+    server: Server, monkeypatch: pytest.MonkeyPatch, limits: TimeLimits, deadline_s: float | None
+) -> None:
+    monkeypatch.setattr(effects, "TIMEOUT_S", 60)
+    server.handle.effects.remote = Encoder()
+    await server.open()
+    body = ImageGenerationBody(prompt="x", guidance_scale=2, deadline_s=deadline_s)
+    async with asyncio.timeout(20):
+        [request] = await server.service.parse(body, limits=limits)
+    assert [each.code for each in request.warnings] == ["not_checked"]
 
 
 @pytest.mark.parametrize(
