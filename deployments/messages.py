@@ -81,7 +81,8 @@ class GenerationRequest:
     deadline_s: float | None = None  # seconds from its arrival at the denoiser by which it should be done
     features: dict[str, Any] = field(default_factory=dict)  # by name, what it asks of deployments.features
     num_steps: int | None = None  # scheduler steps that it makes, where they were counted at the door
-    warnings: tuple[RequestWarning, ...] = ()  # known at the door; told in the answer and in the file
+    warnings: tuple[RequestWarning, ...] = ()  # known at the door; told in the answer
+    left_out: tuple[RequestWarning, ...] = ()  # those of them about the pipeline's arguments; told in the file too
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,11 @@ def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInput
 
 
 def made_of(request: GenerationRequest, inputs: DecodeInputs) -> dict[str, Any]:
-    """What the file says of its making besides what was asked: steps, and warnings where there are any."""
-    warnings = [asdict(warning) for warning in (*request.warnings, *inputs.warnings)]
+    """What the file says of its making besides what was asked: steps, and warnings where there are any.
+
+    None about the answer or of the moment: the same work makes the same bytes.
+    """
+    warnings = [asdict(warning) for warning in (*request.left_out, *inputs.warnings)]
     return {"steps": inputs.num_steps} | ({"warnings": warnings} if warnings else {})
 
 

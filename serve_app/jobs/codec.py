@@ -95,6 +95,7 @@ WORK_FIELDS = {
     "features": Field(_is_object),
     "num_steps": Field(_is_whole),
     "warnings": Field(lambda value: isinstance(value, list)),
+    "left_out": Field(lambda value: isinstance(value, list)),
 }
 WARNING_FIELDS = {"code": Field(_is_text), "param": Field(_is_text), "message": Field(_is_text)}
 OUTPUT_FIELDS = {
@@ -136,8 +137,11 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
         work = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
         work["arguments"] = {name: argument(value) for name, value in request.arguments.items()}
         work["output"] = dataclasses.asdict(request.output)
-        work["warnings"] = [dataclasses.asdict(warning) for warning in request.warnings]
-        work = {name: value for name, value in work.items() if value or name not in ("warnings", "num_steps")}
+        for name in ("warnings", "left_out"):
+            work[name] = [dataclasses.asdict(warning) for warning in work[name]]
+        work = {
+            name: value for name, value in work.items() if value or name not in ("warnings", "left_out", "num_steps")
+        }
         rows.append({"version": VERSION, WORK: work, "previews": previews})
     return rows, list(pictures)
 
@@ -198,8 +202,8 @@ def _request(row: Row, pictures: Sequence[bytes]) -> GenerationRequest:
         arguments = {name: _argument(value, pictures) for name, value in work["arguments"].items()}
     except (LookupError, TypeError) as error:
         raise UnreadableRowError(f"a stored request cannot be read: an argument is damaged: {error}") from error
-    warnings = warnings_from_json(work.get("warnings", []))
-    return GenerationRequest(**work | {"arguments": arguments, "output": output, "warnings": warnings})
+    warnings = {name: warnings_from_json(work.get(name, [])) for name in ("warnings", "left_out")}
+    return GenerationRequest(**work | {"arguments": arguments, "output": output} | warnings)
 
 
 def warnings_from_json(rows: Sequence[Any]) -> tuple[RequestWarning, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 from deployments.errors import NotSupportedError
 from deployments.messages import Effects, GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
-from serve_app.requests.translate import asked_arguments
+from serve_app.requests.translate import asked_arguments, left_out
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ async def with_effects(
             arguments={name: value for name, value in request.arguments.items() if name not in dropped},
             num_steps=known.num_steps,
             warnings=body.warnings,
+            left_out=left_out(body),
         )
         for request in requests
     ]

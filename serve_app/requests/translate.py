@@ -11,7 +11,7 @@ import secrets
 from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
-from deployments.messages import GenerationRequest, OutputFormat, StageDescription
+from deployments.messages import GenerationRequest, OutputFormat, RequestWarning, StageDescription
 from serve_app.requests.argument_values import above, argument_value, shown, takes_one_picture
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
@@ -63,6 +63,9 @@ ARGUMENT_FIELDS = (
     "last_image",
     "video",
 )
+
+# Fields that stand for arguments of the pipeline.
+OF_ARGUMENTS = (*ARGUMENT_FIELDS, "size", "num_frames", "seconds", "fps", "frame_count", "extra_args")
 
 RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
 _NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|generator|processor")
@@ -131,6 +134,7 @@ def to_generation_requests(
             deadline_s=body.deadline_s,
             features=dict(features),
             warnings=body.warnings,
+            left_out=left_out(body),
         )
         for index, id in enumerate(ids)
     ]
@@ -161,6 +165,21 @@ def asked_arguments(body: GenerationBody, description: StageDescription) -> dict
             asked["num_frames"] = field
     asked |= {name: f"extra_args.{name}" for name in body.extra_args}
     return {name: field for name, field in asked.items() if name in description.parameters}
+
+
+def left_out(body: GenerationBody) -> tuple[RequestWarning, ...]:
+    """The warnings about arguments of the pipeline that were dropped."""
+    names = {
+        spelling
+        for name in OF_ARGUMENTS
+        if name in type(body).model_fields
+        for spelling in (name, *body.names_of(name))
+    }
+    return tuple(
+        warning
+        for warning in body.warnings
+        if warning.code == "no_effect" and str(warning.param).partition(".")[0] in names
+    )
 
 
 def sendable_arguments(body: type[GenerationBody], description: StageDescription) -> dict[str, str]:

@@ -11,9 +11,9 @@ from deployments.messages import GenerationRequest, InputImage, OutputFormat, Re
 
 
 def work_digest(request: GenerationRequest) -> str:
-    """SHA-256, equal for requests that ask for the same work: all is the same but their ids."""
+    """SHA-256, equal for requests that ask for the same work: all is the same but their ids and what answers tell."""
     work = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    del work["request_id"]
+    del work["request_id"], work["warnings"]
     return hashlib.sha256(json.dumps(work, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

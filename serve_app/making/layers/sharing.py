@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
 from serve_app.making.follower import NOBODY, Follower, Make
@@ -16,8 +17,9 @@ Key = tuple[str, int, bool]  # digest of the work, number of previews, whether p
 class SharedGeneration(Follower):
     """A generation under way: it tells all who follow it."""
 
-    def __init__(self, key: Key, first: Follower) -> None:
+    def __init__(self, key: Key, first: Follower, warnings: tuple[RequestWarning, ...]) -> None:
         self.key = key
+        self.warnings = warnings  # of the request that it began with
         self.wants_progress = first.wants_progress
         self.previews = first.previews
         self.resume_from = first.resume_from
@@ -67,7 +69,7 @@ class SharedGenerations:
         if shared.has_begun:
             follower.on_begin()
         try:
-            return await asyncio.shield(shared.task)
+            return _with_warnings_of(request, await asyncio.shield(shared.task), shared.warnings)
         finally:
             shared.followers.remove(follower)
             if not shared.followers:
@@ -75,7 +77,7 @@ class SharedGenerations:
                 shared.task.cancel()  # of no effect when it is done
 
     def _start(self, digest: str, request: GenerationRequest, first: Follower) -> SharedGeneration:
-        shared = SharedGeneration((digest, first.previews, first.wants_progress), first)
+        shared = SharedGeneration((digest, first.previews, first.wants_progress), first, request.warnings)
 
         async def work() -> Media:
             try:
@@ -91,6 +93,13 @@ class SharedGenerations:
     def _forget(self, shared: SharedGeneration) -> None:
         if self._under_way.get(shared.key) is shared:
             del self._under_way[shared.key]
+
+
+def _with_warnings_of(request: GenerationRequest, media: Media, others: tuple[RequestWarning, ...]) -> Media:
+    """Media begin with the warnings of the request that they were made for: `others`, unless that was this one."""
+    if request.warnings == others:
+        return media
+    return dataclasses.replace(media, warnings=(*request.warnings, *media.warnings[len(others) :]))
 
 
 SHARING = Layer("sharing", lambda make, context: SharedGenerations(make).make)

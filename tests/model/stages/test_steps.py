@@ -38,9 +38,16 @@ def test_progress_ends_at_the_steps_that_were_made_and_the_file_says_them(
     name: str, arguments: dict[str, Any], is_counted_at_the_door: bool, checkpoints_root: Path
 ) -> None:
     encoder, transformer, vae = (load_stage(checkpoint(name, checkpoints_root), (stage,)) for stage in STAGES)
-    warning = RequestWarning("no_effect", "style", "style has no effect")
+    left_out = RequestWarning("no_effect", "eta", "eta has no effect")
+    of_the_moment = RequestWarning("not_checked", "extra_args", "the encoder has not answered in time")
     request = GenerationRequest(
-        "r", "m", {"prompt": "a cat"} | arguments, 1, OutputFormat("image", "png"), warnings=(warning,)
+        "r",
+        "m",
+        {"prompt": "a cat"} | arguments,
+        1,
+        OutputFormat("image", "png"),
+        warnings=(left_out, of_the_moment),
+        left_out=(left_out,),
     )
     if is_counted_at_the_door:
         request = dataclasses.replace(request, num_steps=effects_of(encoder, request, ()).num_steps)
@@ -54,4 +61,4 @@ def test_progress_ends_at_the_steps_that_were_made_and_the_file_says_them(
     assert run.remaining_forwards() == 0
     [file] = decode(vae, request, inputs).files
     assert file.metadata["steps"] == len(told)
-    assert file.metadata["warnings"] == [dataclasses.asdict(warning)]
+    assert file.metadata["warnings"] == [dataclasses.asdict(left_out)]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.messages import Checkpoint, GenerationRequest, InputImage, OutputFormat, Packed
+from deployments.messages import Checkpoint, GenerationRequest, InputImage, OutputFormat, Packed, RequestWarning
 from serve_app.jobs.codec import (
     VERSION,
     Asked,
@@ -96,6 +96,14 @@ def test_a_request_that_a_caller_dressed_up_as_a_picture_stays_a_value() -> None
     request = GenerationRequest("a", "flux", {"x": {"image": 0}}, 1, OutputFormat("image", "png"))
     rows, pictures = requests_to_json([request])
     assert requests_from_json(rows, pictures) == [request]
+
+
+def test_a_row_keeps_what_is_told_in_the_answer_and_in_the_file() -> None:
+    dropped, unchecked = RequestWarning("no_effect", "size", "x"), RequestWarning("not_checked", None, "y")
+    output = OutputFormat("image", "png")
+    request = GenerationRequest("a", "m", {}, 1, output, warnings=(dropped, unchecked), left_out=(dropped,))
+    rows, pictures = requests_to_json([request])
+    assert requests_from_json(json.loads(json.dumps(rows)), pictures) == [request]
 
 
 def test_a_row_of_a_newer_version_is_read_as_far_as_its_fields_are_known(caplog: pytest.LogCaptureFixture) -> None:

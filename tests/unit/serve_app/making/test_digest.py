@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments.messages import GenerationRequest, InputImage, OutputFormat
+from deployments.messages import GenerationRequest, InputImage, OutputFormat, RequestWarning
 from serve_app.making.layers.digest import work_digest
 
 REQUEST = GenerationRequest(
@@ -19,6 +19,8 @@ REQUEST = GenerationRequest(
     [
         ({"request_id": "other"}, True),
         ({"arguments": {"image": InputImage(b"png"), "prompt": "a cat"}}, True),
+        ({"warnings": (RequestWarning("not_checked", "extra_args", "no answer in time"),)}, True),
+        ({"left_out": (RequestWarning("no_effect", "strength", "not read"),)}, False),
         ({"seed": 8}, False),
         ({"arguments": {"prompt": "a dog", "image": InputImage(b"png")}}, False),
         ({"arguments": {"prompt": "a cat", "image": InputImage(b"jpeg")}}, False),

@@ -17,11 +17,13 @@ from deployments.messages import (
     MediaFile,
     OutputFormat,
     Packed,
+    RequestWarning,
 )
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.layers.sharing import SharedGenerations
 
 REQUEST = GenerationRequest("a", "flux", {"prompt": "a cat"}, 7, OutputFormat("image", "png"))
+CUT = RequestWarning("text_cut", "prompt", "it is too long")
 CHECKPOINT = Checkpoint("a", 1, "fingerprint", "digest", Packed(None))
 
 
@@ -48,7 +50,7 @@ class Stages:
         if follower.wants_progress:
             follower.on_progress(DenoisingProgress(1, 2))
             follower.on_checkpoint(CHECKPOINT)
-        return Media((MediaFile(request.request_id.encode()),))
+        return Media((MediaFile(request.request_id.encode()),), warnings=(*request.warnings, CUT))
 
 
 class Hears(Follower):
@@ -110,6 +112,15 @@ async def test_other_work_is_not_shared(stages: Stages, shared: SharedGeneration
     stages.go.set()
     await asyncio.gather(*tasks)
     assert stages.began == ["a", "b"]
+
+
+async def test_each_is_told_its_own_warnings(stages: Stages, shared: SharedGenerations) -> None:
+    style, moment = RequestWarning("no_effect", "style", "x"), RequestWarning("not_checked", "extra_args", "y")
+    tasks = await start(shared, named("a", warnings=(style,)), named("b", warnings=(moment,)), named("c"))
+    stages.go.set()
+    media = await asyncio.gather(*tasks)
+    assert stages.began == ["a"]
+    assert [each.warnings for each in media] == [(style, CUT), (moment, CUT), (CUT,)]
 
 
 async def test_work_that_is_over_is_not_shared(stages: Stages, shared: SharedGenerations) -> None:
