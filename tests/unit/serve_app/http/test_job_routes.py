@@ -19,7 +19,7 @@ from serve_app.api_keys import hash_of
 from serve_app.http.asked import how_asked
 from serve_app.jobs import runner
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import description, make_at_once
+from tests.support.in_process import description, make_at_once, until
 from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video
 
@@ -68,6 +68,27 @@ async def test_a_failed_job_answers_a_synchronous_caller_as_the_failure_would_ha
         keyed = await client.post(IMAGES, json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
         assert (keyed.status_code, keyed.json()) == (plain.status_code, plain.json())
         assert plain.status_code == 500
+
+
+async def test_a_caller_who_waits_with_a_key_is_not_refused_for_the_jobs_that_nobody_waits_for(tmp_path: Path) -> None:
+    held = asyncio.Event()
+
+    async def make(request: GenerationRequest) -> Media:
+        if request.arguments["prompt"] == "later":
+            await held.wait()
+        return await make_at_once(request)
+
+    async with server_with_jobs(tmp_path, jobs={"max_queued": 1, "max_running": 1}) as (server, client):
+        server.make = make
+        later = {"json": {"prompt": "later", "background": True}}
+        first = await client.post(IMAGES, **later)
+        await until(lambda: bool(server.requests))
+        await client.post(IMAGES, **later)
+        assert (await client.post(IMAGES, **later)).status_code == 429
+        keyed = await client.post(IMAGES, json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
+        assert keyed.status_code == 200, keyed.text
+        held.set()
+        await ended(client, first.json()["id"])
 
 
 @pytest.mark.parametrize(
