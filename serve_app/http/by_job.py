@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from serve_app.errors import JobNotFoundError
+from serve_app.errors import JobNotFoundError, JobStoreAwayError
 from serve_app.http.answers import (
     JobObject,
     items_of_job,
@@ -109,13 +109,20 @@ async def describe_job(service: Service, context: RequestContext, job: Job) -> J
 async def with_urls(
     service: Service, context: RequestContext, job_id: str, events: AsyncIterator[JobEvent]
 ) -> AsyncIterator[JobEvent]:
-    """The job's events; the one of its completion has the URLs of its files."""
+    """The job's events; the one of its completion has the URLs of its files, unless they cannot be read now."""
     async for event in events:
         if event.kind == "completed":
-            job = await service.jobs.get(job_id, context.caller)
-            urls = OutputURLs(service.storage, context.base_url).below(job.base_url)
-            event = dataclasses.replace(event, data=event.data | {"urls": [urls.of(each.key) for each in job.outputs]})
+            event = await _with_urls(service, context, job_id, event)
         yield event
+
+
+async def _with_urls(service: Service, context: RequestContext, job_id: str, event: JobEvent) -> JobEvent:
+    try:
+        job = await service.jobs.get(job_id, context.caller)
+    except (JobNotFoundError, JobStoreAwayError):  # that the job is completed is told in any case
+        return event
+    urls = OutputURLs(service.storage, context.base_url).below(job.base_url)
+    return dataclasses.replace(event, data=event.data | {"urls": [urls.of(each.key) for each in job.outputs]})
 
 
 async def video_job(service: Service, context: RequestContext, video_id: str) -> Job:

@@ -97,8 +97,17 @@ async def picture_events_of_job(
 ) -> AsyncIterator[bytes]:
     """The same events of a job, from its first on, whoever asked for it; it goes on when the caller hangs up.
 
-    Its partial pictures are the small ones that a job keeps.
+    Its partial pictures are the small ones that a job keeps. Where the job or its files cannot be read, the stream
+    ends with an `error` event too.
     """
+    try:
+        async for event in _events_of_job(prefix, jobs, storage, job):
+            yield event
+    except Exception as failure:  # noqa: BLE001  (whatever it is, the caller is told)
+        yield sse_event("error", error_content(report_error(failure, job.id)))
+
+
+async def _events_of_job(prefix: StreamPrefix, jobs: Jobs, storage: StorageBackend, job: Job) -> AsyncIterator[bytes]:
     shown: Counter[int] = Counter()
     async for event in jobs.events(job.id, 0):
         if event.kind is None:

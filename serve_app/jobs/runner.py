@@ -385,29 +385,46 @@ class JobRunner:
                 await self._save(running)
         except LeaseLostError as error:  # _keep_leases ends the job
             logger.info("the progress of job %s is not saved: %s", running.job.id, error)
-        except Exception:  # the next one is saved again
+        except Exception:  # what is left is saved again
             logger.exception("the progress of job %s could not be saved", running.job.id)
+            asyncio.get_running_loop().call_later(POLL_S, running.changed.set)
 
     async def _save(self, running: RunningJob) -> None:
+        """Nothing leaves `running` before it is written: the store may be away. One at a time (`running.saving`)."""
         job_id, step = running.job.id, running.step
         if running.has_begun:
-            running.has_begun = False
             await self.threads.run(self.store.save_beginning, self.name, job_id)
-        if running.warnings:
-            warnings, running.warnings = running.warnings, []
+            running.has_begun = False
+        if warnings := list(running.warnings):
             await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
+            del running.warnings[: len(warnings)]
         if step is not None:
-            running.step = None
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
+            if running.step is step:
+                running.step = None
             self.watch.notify(job_id)
         while running.previews:
-            request, at_step, file = running.previews.pop(0)
-            preview = {"request": request, "step": at_step, **await asyncio.to_thread(small_picture, file.data)}
-            await self.threads.run(self.store.save_event, self.name, job_id, "preview", preview)
-            self.watch.notify(job_id)
+            await self._save_preview(running)
         for number in list(running.checkpoints):
-            await self.threads.run(self._save_checkpoint, job_id, number, running.checkpoints.pop(number))
+            checkpoint = running.checkpoints.get(number)
+            if checkpoint is None:  # its request is done
+                continue
+            await self.threads.run(self._save_checkpoint, job_id, number, checkpoint)
+            if running.checkpoints.get(number) is checkpoint:
+                del running.checkpoints[number]
             self._passed(job_id)
+
+    async def _save_preview(self, running: RunningJob) -> None:
+        """The first that waits; one that is no picture is left out, and stands in nobody's way."""
+        preview = running.previews.pop(0)
+        request, at_step, file = preview
+        event = {"request": request, "step": at_step, **await asyncio.to_thread(small_picture, file.data)}
+        try:
+            await self.threads.run(self.store.save_event, self.name, running.job.id, "preview", event)
+        except STORE_FAILED:
+            running.previews.insert(0, preview)
+            raise
+        self.watch.notify(running.job.id)
 
     def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
         data = checkpoint_to_bytes(checkpoint)

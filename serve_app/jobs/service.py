@@ -169,7 +169,8 @@ class Jobs:
         known = await self.job_of_key(owner, key)
         if known is not None:  # a repeated request takes no queue space
             return known
-        if await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
+        # One that is awaited goes before those that wait, and has a bound of its own (`max_pending`).
+        if not is_awaited and await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
             raise self.ledger.admission.overloaded("too many jobs are waiting")
         description = await self.describe()
         sizes = [size_of(request, description) for request in requests]

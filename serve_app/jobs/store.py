@@ -44,6 +44,7 @@ BY_ITS_OWNER = {"code": "cancelled", "message": "the job was cancelled"}
 
 EARLIER_LEASE_S = 15.0  # of rows that an earlier version wrote
 UNSERVED_S = 30.0
+FAILING_LEASE_S = 0.0  # of a job that is claimed to be failed: it is no sign that its model is served
 SECOND_LOOK_S = 600.0  # a job that seems to have expired is looked at again after so long
 LONGEST_WEBHOOK_PAUSE_S = 3600.0  # a delivery that is due later was dated by a clock that was wrong
 _ID = re.compile(r"[A-Za-z0-9_-]{1,96}", re.ASCII)
@@ -296,10 +297,11 @@ class JobStore:
     def claim(self, runner: str, lease_s: float, awaited_only: bool = False) -> Job | None:
         """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`.
 
-        Those whose callers wait come before the others; one of another model only if nobody has taken it for
-        UNSERVED_S: it is not served any more.
+        Those whose callers wait come before the others; one of another model only if it was free, and none of that
+        model was worked on, for UNSERVED_S: it is not served any more.
         """
         now = self._clock()
+        ended_leases = self.look_at_leases()
         ended = [
             sa.and_(
                 jobs.c.id == lease.job_id,
@@ -307,12 +309,13 @@ class JobStore:
                 jobs.c.heartbeat == lease.heartbeat,
                 jobs.c.lease_owner.is_not_distinct_from(lease.owner),
             )
-            for lease in self.look_at_leases()[:100]
+            for lease in ended_leases[:100]
         ]
         is_free = sa.or_(jobs.c.status == "queued", *ended)
         first = (
             sa.select(jobs.c.id)
-            .where(jobs.c.application == self.application, is_free, self._is_for_this_replica(is_free))
+            .where(jobs.c.application == self.application, is_free)
+            .where(self._is_for_this_replica(is_free, {lease.job_id for lease in ended_leases}))
             .where(sa.func.coalesce(jobs.c.start_by, now) >= now, sa.func.coalesce(jobs.c.cancel_at, now) >= now)
             .order_by(jobs.c.is_awaited.desc(), jobs.c.created_at, jobs.c.id)
             .limit(1)
@@ -328,6 +331,8 @@ class JobStore:
                 return None
             row = self._row(connection, job_id)
             taken_over = row.lease_owner is not None
+            if self._model is not None and row.model not in (None, self._model):
+                lease_s = FAILING_LEASE_S
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.id == job_id)
@@ -471,17 +476,25 @@ class JobStore:
 
     # --- parts of transactions ---
 
-    def _is_for_this_replica(self, is_free: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-        """While the application is changed, replicas of the old and of the new model share its jobs for a while."""
+    def _is_for_this_replica(self, is_free: sa.ColumnElement[bool], ended: Collection[str]) -> sa.ColumnElement[bool]:
+        """While the application is changed, replicas of the old and of the new model share its jobs for a while.
+
+        Those of the old model may be busy for long, with more jobs behind them. `ended`: jobs whose leases have ended.
+        """
         if self._model is None:
             return sa.true()
-        select = sa.select(jobs.c.id).where(
-            jobs.c.application == self.application, is_free, jobs.c.model != self._model
+        others = (jobs.c.application == self.application, jobs.c.model != self._model)
+        free = sa.select(jobs.c.id, jobs.c.model).where(*others, is_free).order_by(jobs.c.created_at).limit(1000)
+        leased = sa.select(jobs.c.id, jobs.c.model).where(
+            *others, jobs.c.status == "in_progress", sa.func.coalesce(jobs.c.lease_s, EARLIER_LEASE_S) > FAILING_LEASE_S
         )
         with self._engine.begin() as connection:
-            unserved = list(connection.execute(select.order_by(jobs.c.created_at).limit(1000)).scalars())
+            unserved = connection.execute(free).all()
+            served = {row.model for row in connection.execute(leased) if row.id not in ended}
         now = self._monotonic()
-        self._unserved_since = {job_id: self._unserved_since.get(job_id, now) for job_id in unserved}
+        self._unserved_since = {
+            row.id: now if row.model in served else self._unserved_since.get(row.id, now) for row in unserved
+        }
         given_up = [job_id for job_id, since in self._unserved_since.items() if now - since >= UNSERVED_S]
         return sa.or_(jobs.c.model.is_(None), jobs.c.model == self._model, jobs.c.id.in_(given_up))
 

@@ -115,31 +115,35 @@ class Admission:
 
         Raises OverloadedError when the queue is full, InvalidRequestError for what no empty queue could take.
         """
-        if len(requests) > self.args.max_pending:
-            raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
-        tickets = [self._ticket(size_of(request, description), key) for request in requests]
-        limits = self.args.max_queue_s, self.args.max_queue_s_per_key
-        self._check_room(tickets, key, limits, with_waiting_jobs=False)
-        too_many = self._num_awaited + len(requests) - self.args.max_pending
-        if too_many > 0:
-            self._refused += len(requests)
-            raise self.overloaded(wait_s=too_many * self.queue_s() / self.num_pending)
-        self._enter(tickets, key)
-        return tickets
+        return self._admit_awaited([size_of(request, description) for request in requests], key)
 
     def admit_job(self, sizes: Sequence[Size], key: str, is_awaited: bool = False) -> list[Ticket]:
         """The same for the requests of a job; `is_awaited`: a caller waits for its end."""
-        tickets = [self._ticket(size, key, is_job=True, is_waiting=not is_awaited) for size in sizes]
-        limits = self.args.max_job_queue_s, self.args.max_job_queue_s_per_key
         if is_awaited:
-            limits = self.args.max_queue_s, self.args.max_queue_s_per_key
-        self._check_room(tickets, key, limits, with_waiting_jobs=not is_awaited)
+            return self._admit_awaited(sizes, key)
+        tickets = [self._ticket(size, key, is_waiting=True) for size in sizes]
+        limits = self.args.max_job_queue_s, self.args.max_job_queue_s_per_key
+        self._check_room(tickets, key, limits, with_waiting_jobs=True)
+        self._enter(tickets, key)
+        return tickets
+
+    def _admit_awaited(self, sizes: Sequence[Size], key: str) -> list[Ticket]:
+        """The same room for all that callers wait for, whether a job makes it or not."""
+        if len(sizes) > self.args.max_pending:
+            raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
+        tickets = [self._ticket(size, key, is_awaited=True) for size in sizes]
+        limits = self.args.max_queue_s, self.args.max_queue_s_per_key
+        self._check_room(tickets, key, limits, with_waiting_jobs=False)
+        too_many = self._num_awaited + len(tickets) - self.args.max_pending
+        if too_many > 0:
+            self._refused += len(tickets)
+            raise self.overloaded(wait_s=too_many * self.queue_s() / self.num_pending)
         self._enter(tickets, key)
         return tickets
 
     def enter_job(self, sizes: Sequence[Size], key: str) -> list[Ticket]:
         """Tickets for a job that was let in before, by another replica or another life of this one."""
-        tickets = [self._ticket(size, key, is_job=True, is_waiting=True) for size in sizes]
+        tickets = [self._ticket(size, key, is_waiting=True) for size in sizes]
         self._enter(tickets, key)
         return tickets
 
@@ -175,7 +179,7 @@ class Admission:
 
     @property
     def _num_awaited(self) -> int:
-        return sum(not ticket.is_job for tickets in self.pending.values() for ticket in tickets)
+        return sum(ticket.is_awaited for tickets in self.pending.values() for ticket in tickets)
 
     def _check_room(
         self, tickets: list[Ticket], key: str, limits: tuple[float, float | None], with_waiting_jobs: bool
@@ -198,10 +202,10 @@ class Admission:
                 self._refused += len(tickets)
             raise self.overloaded(wait_s=wait_s)
 
-    def _ticket(self, size: Size, key: str, is_job: bool = False, is_waiting: bool = False) -> Ticket:
+    def _ticket(self, size: Size, key: str, is_awaited: bool = False, is_waiting: bool = False) -> Ticket:
         width, height, frames, steps = size
         shape = width, height, frames
-        return Ticket(self, key, shape, steps, self.costs.predict(shape, steps), is_job, is_waiting)
+        return Ticket(self, key, shape, steps, self.costs.predict(shape, steps), is_awaited, is_waiting)
 
     def _enter(self, tickets: list[Ticket], key: str) -> None:
         if not self.pending:
@@ -231,7 +235,7 @@ class Ticket:
     shape: Shape
     steps: int
     cost_s: float
-    is_job: bool = False
+    is_awaited: bool = False  # a caller of this replica waits for it, be it that of a job
     is_waiting: bool = False  # it is a job's that nobody waits for, and no runner has begun with it
 
     @property

@@ -134,13 +134,19 @@ def _check_sizes(param: str, value: Any, limits: RequestLimits, depth: int = 0) 
     if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= MAX_NUMBER):
         allowed = f"between {-MAX_NUMBER} and {MAX_NUMBER}"
         raise InvalidRequestError(f"{param}: a number must be {allowed}, got {shown(value)}", param)
-    if isinstance(value, str) and len(value) > limits.max_prompt_chars:
-        raise above(param, len(value), limits.max_prompt_chars, " characters")
+    if isinstance(value, str):
+        check_text(param, value, limits)
     if isinstance(value, list | dict):
         if len(value) > limits.max_steps:
             raise above(param, len(value), limits.max_steps, " entries")
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             _check_sizes(param, each, limits, depth + 1)
+
+
+def check_text(param: str, value: str, limits: RequestLimits) -> None:
+    """Raises InvalidRequestError for a text that is too long."""
+    if len(value) > limits.max_prompt_chars:
+        raise above(param, len(value), limits.max_prompt_chars, " characters")
 
 
 def above(field: str, value: int, limit: int, unit: str = "") -> InvalidRequestError:

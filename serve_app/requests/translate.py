@@ -12,7 +12,7 @@ from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest, OutputFormat, RequestWarning, StageDescription
-from serve_app.requests.argument_values import above, argument_value, shown, takes_one_picture
+from serve_app.requests.argument_values import above, argument_value, check_text, shown, takes_one_picture
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
@@ -240,8 +240,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         value = getattr(body, name, None)
         if value is None or not _is_accepted(body, name, name, description):
             continue
-        if isinstance(value, str) and len(value) > limits.max_prompt_chars:
-            raise above(name, len(value), limits.max_prompt_chars, " characters")
+        if isinstance(value, str):
+            check_text(name, value, limits)
         if isinstance(value, list) and name != "video":
             _check_pictures(name, value, description, limits)
         if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.errors import NotSupportedError
+from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest
 from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
@@ -40,6 +40,7 @@ from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
+from serve_app.requests.argument_values import check_text
 from serve_app.requests.bodies import VideoGenerationBody
 from serve_app.requests.edit_bodies import VideoRemixBody
 from serve_app.service import Service
@@ -144,10 +145,18 @@ def video_routes(service: Service) -> APIRouter:
         video_id: str, body: VideoRemixBody, request: Request, response: Response, context: Context
     ) -> VideoObject:
         """A new video with the parameters of another, its seed among them, and a new prompt."""
+        how = how_asked(request.headers)
+        key = idempotency_key(how, f"/v1/videos/{video_id}/remix", body)
+        known = await service.jobs.job_of_key(context.caller, key)
+        if known is not None:  # the original may be gone since
+            return await _answer(service, context, how, known, response)
         original = await video_job(service, context, video_id)
         description = await service.model.describe()
         if not description.takes("prompt"):
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
+        check_text("prompt", body.prompt, service.args.limits)
+        if not body.prompt.strip():
+            raise InvalidRequestError("prompt must not be empty", "prompt", "missing_required_parameter")
         job_id = new_job_id("video")
         requests = [
             _remixed(each, service.model.name, body.prompt, job_id, number)
@@ -157,11 +166,11 @@ def video_routes(service: Service) -> APIRouter:
             "remixed_from_video_id": original.id,
             "base_url": context.base_url,
         }
-        how = how_asked(request.headers)
-        key = idempotency_key(how, f"/v1/videos/{original.id}/remix", body)
+        if "safety_identifier" in original.shown:
+            shown["safety_identifier"] = original.shown["safety_identifier"]
         job = await service.jobs.submit(
             "video", job_id, requests, shown, context.caller, key,
-            previews=service.jobs.previews_of(original), limits=how.limits,
+            is_awaited=bool(how.wait_s), previews=service.jobs.previews_of(original), limits=how.limits,
         )  # fmt: skip
         return await _answer(service, context, how, job, response)
 
@@ -196,18 +205,28 @@ async def answer_with_job(
             "remixed_from_video_id": source_id,
             "base_url": context.base_url,
         }
+        if body.end_user is not None:
+            shown["safety_identifier"] = body.end_user
         job = await service.jobs.submit(
             "video", job_id, requests, shown, context.caller, key, body.webhook_url,
-            previews=body.partial_images or 0, limits=how.limits,
+            is_awaited=bool(how.wait_s), previews=body.partial_images or 0, limits=how.limits,
         )  # fmt: skip
     return await _answer(service, context, how, job, response)
 
 
 def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, number: int) -> GenerationRequest:
-    """By the model that is served now: the original's may have had another name."""
+    """By the model that is served now: what was found out about the original holds for the model that made it only."""
     request_id = f"{job_id}-{number}" if "-" in request.request_id else job_id
     arguments = request.arguments | {"prompt": prompt}
-    return dataclasses.replace(request, request_id=request_id, model=model, arguments=arguments)
+    is_same = request.model == model
+    return dataclasses.replace(
+        request,
+        request_id=request_id,
+        model=model,
+        arguments=arguments,
+        num_steps=request.num_steps if is_same else None,
+        warnings=tuple(each for each in request.warnings if is_same and each.code != "not_checked"),
+    )
 
 
 async def _answer(

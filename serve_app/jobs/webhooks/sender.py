@@ -72,8 +72,20 @@ class WebhookSender:
             task.cancel()
 
     async def _send(self, webhook: Webhook) -> None:
-        webhook_id = f"wh_{webhook.job_id}"
-        urls = await self._urls_of(webhook)
+        try:
+            if not await self._is_through(webhook):
+                await self._again_later(webhook)
+        except Exception:  # the job store is away: the webhook stays taken, and is due again when that ends
+            logger.exception("the delivery of %s could not be written down; it is due again later", _id_of(webhook))
+
+    async def _is_through(self, webhook: Webhook) -> bool:
+        """Whether nothing is left to do for it: it was taken, refused or given up."""
+        webhook_id = _id_of(webhook)
+        try:
+            urls = await self._urls_of(webhook)
+        except Exception:  # not the target's fault, so it is no reason to give up
+            logger.exception("webhook %s is sent later: what the job made could not be looked up", webhook_id)
+            return False
         payload = {
             "id": webhook_id,
             "object": "event",
@@ -84,9 +96,16 @@ class WebhookSender:
         secret = self._secret.get_secret_value()
         outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
         if outcome == "failed" and webhook.attempt < self._rules.attempts:
-            wait_s = self._rules.wait_s(webhook.attempt)
-            await self._threads.run(self._store.webhook_failed, self._taker, webhook.job_id, wait_s)
-            return
+            return False
         if outcome == "failed":
             logger.warning("webhook %s was given up after %d attempts", webhook_id, webhook.attempt)
         await self._threads.run(self._store.webhook_done, webhook.job_id)
+        return True
+
+    async def _again_later(self, webhook: Webhook) -> None:
+        wait_s = self._rules.wait_s(webhook.attempt)
+        await self._threads.run(self._store.webhook_failed, self._taker, webhook.job_id, wait_s)
+
+
+def _id_of(webhook: Webhook) -> str:
+    return f"wh_{webhook.job_id}"

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from deployments.errors import InvalidRequestError
+from deployments.errors import InvalidRequestError, StorageError
 from deployments.messages import DenoisingBegun, Envelope, GenerationRequest, Media
+from serve_app.errors import JobStoreAwayError
 from serve_app.http.asked import how_asked
 from serve_app.jobs import runner, service
 from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
@@ -171,6 +172,49 @@ async def test_a_stream_with_a_key_ends_with_the_error_of_its_job(tmp_path: Path
         told = events_of(await client.post(IMAGES, json=BODY | {"stream": True}, headers=KEY))
     assert [kind for kind, _ in told] == ["error"]
     assert (told[0][1]["error"]["param"], told[0][1]["error"]["message"]) == ("prompt", "no such thing")
+
+
+@pytest.mark.parametrize(
+    ("place", "method", "failure", "code"),
+    [
+        ("jobs", "get", JobStoreAwayError("away"), "job_store_unavailable"),
+        ("storage", "load", StorageError("away"), "storage_failed"),
+    ],
+)
+async def test_a_stream_with_a_key_ends_with_an_error_where_its_pictures_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, method: str, failure: Exception, code: str
+) -> None:
+    async def fail(*_: Any) -> Any:
+        raise failure
+
+    async with server_with_jobs(tmp_path) as (server, client):
+        monkeypatch.setattr(getattr(server.service, place), method, fail)
+        answer = await client.post(IMAGES, json=BODY | {"stream": True}, headers=KEY)
+    [(kind, data)] = events_of(answer)
+    assert (kind, data["error"]["code"]) == ("error", code)
+
+
+async def test_the_end_of_a_job_is_told_also_where_its_files_cannot_be_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        job = (await client.post(IMAGES, json=BODY, headers={"Prefer": "respond-async"})).json()
+        await ended(client, job["id"])
+        jobs, looks = server.service.jobs, []
+        get = jobs.get
+
+        async def fail_later(*args: Any) -> Any:
+            looks.append(args)
+            if len(looks) > 1:
+                raise JobStoreAwayError("away")
+            return await get(*args)
+
+        monkeypatch.setattr(jobs, "get", fail_later)
+        answer = await client.get(f"/v1/jobs/{job['id']}/events")
+    last = answer.text.strip().split("\n\n")[-1]
+    assert "event: completed" in last
+    assert "urls" not in last
+    assert len(looks) == 2
 
 
 async def test_a_caller_who_waits_for_a_job_goes_before_those_who_do_not(tmp_path: Path) -> None:

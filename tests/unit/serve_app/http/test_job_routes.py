@@ -11,15 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from starlette.datastructures import Headers
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
-from deployments.messages import GenerationRequest, Media
+from deployments.messages import GenerationRequest, Media, OutputFormat, RequestWarning
 from serve_app.api_keys import hash_of
 from serve_app.http.asked import how_asked
-from serve_app.jobs import runner
+from serve_app.http.routes.videos import _remixed
+from serve_app.jobs import runner, tables
 from serve_app.making.admission import AdmissionArgs
-from tests.support.in_process import description, make_at_once
+from tests.support.in_process import Server, description, make_at_once, until
 from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video
 
@@ -68,6 +70,27 @@ async def test_a_failed_job_answers_a_synchronous_caller_as_the_failure_would_ha
         keyed = await client.post(IMAGES, json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
         assert (keyed.status_code, keyed.json()) == (plain.status_code, plain.json())
         assert plain.status_code == 500
+
+
+async def test_a_caller_who_waits_with_a_key_is_not_refused_for_the_jobs_that_nobody_waits_for(tmp_path: Path) -> None:
+    held = asyncio.Event()
+
+    async def make(request: GenerationRequest) -> Media:
+        if request.arguments["prompt"] == "later":
+            await held.wait()
+        return await make_at_once(request)
+
+    async with server_with_jobs(tmp_path, jobs={"max_queued": 1, "max_running": 1}) as (server, client):
+        server.make = make
+        later = {"json": {"prompt": "later", "background": True}}
+        first = await client.post(IMAGES, **later)
+        await until(lambda: bool(server.requests))
+        await client.post(IMAGES, **later)
+        assert (await client.post(IMAGES, **later)).status_code == 429
+        keyed = await client.post(IMAGES, json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
+        assert keyed.status_code == 200, keyed.text
+        held.set()
+        await ended(client, first.json()["id"])
 
 
 @pytest.mark.parametrize(
@@ -218,6 +241,73 @@ async def test_a_video_is_asked_for_as_sglangs_benchmark_does(tmp_path: Path) ->
         job = (await client.post("/v1/videos", files={**parts, "model": (None, info["model_path"])})).json()
         await ended(client, job["id"])
     assert [(request.seed, request.arguments["num_inference_steps"]) for request in server.requests] == [(5, 3), (6, 3)]
+
+
+async def test_a_video_that_its_caller_waits_for_goes_before_the_others(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        server.make = make_video
+        waiting = [{}, {"Prefer": "wait=0"}, {"Prefer": "respond-async"}, {"Prefer": "wait=60"}]
+        videos = [(await client.post("/v1/videos", json={"prompt": "x"}, headers=each)).json() for each in waiting]
+        remix = await client.post(
+            f"/v1/videos/{videos[3]['id']}/remix", json={"prompt": "y"}, headers={"Prefer": "wait=60"}
+        )
+        awaited = await asyncio.to_thread(awaited_jobs, server)
+        assert awaited == {videos[3]["id"], remix.json()["id"]}
+        for each in videos:
+            await ended(client, each["id"])
+
+
+def awaited_jobs(server: Server) -> set[str]:
+    with server.service.jobs.store._engine.begin() as connection:
+        return set(connection.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.is_awaited)).scalars())
+
+
+async def test_every_video_keeps_the_id_of_its_end_user(tmp_path: Path) -> None:
+    editing = description("WanPipeline", "num_frames", "video", media_kind="video", tasks=("video_to_video",))
+    async with server_with_jobs(tmp_path, describing=editing) as (server, client):
+        server.make = make_video
+        video = (await client.post("/v1/videos", json={"prompt": "x", "user": "u1"})).json()
+        assert (await ended(client, video["id"]))["result"]["safety_identifier"] == "u1"
+        edited = await client.post(
+            "/v1/videos/edits", json={"prompt": "x", "video": {"id": video["id"]}, "safety_identifier": "u2"}
+        )
+        remix = await client.post(f"/v1/videos/{edited.json()['id']}/remix", json={"prompt": "y"})
+        for each in (edited, remix):
+            assert (await ended(client, each.json()["id"]))["result"]["safety_identifier"] == "u2"
+
+
+async def test_a_remix_is_answered_again_by_its_key_once_the_original_is_gone(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
+        server.make = make_video
+        video = (await client.post("/v1/videos", json={"prompt": "x"})).json()
+        remix = {"url": f"/v1/videos/{video['id']}/remix", "json": {"prompt": "y"}, "headers": {"Idempotency-Key": "k"}}
+        first = (await client.post(**remix)).json()
+        await ended(client, first["id"])
+        await client.delete(f"/v1/videos/{video['id']}")
+        again = await client.post(**remix)
+        assert (again.status_code, again.json().get("id")) == (200, first["id"])
+
+
+@pytest.mark.parametrize("prompt", ["far too long", "   "])
+async def test_the_prompt_of_a_remix_is_checked_as_every_other(tmp_path: Path, prompt: str) -> None:
+    async with server_with_jobs(tmp_path, describing=VIDEO, limits={"max_prompt_chars": 5}) as (server, client):
+        server.make = make_video
+        video = (await client.post("/v1/videos", json={"prompt": "x"})).json()
+        answer = await client.post(f"/v1/videos/{video['id']}/remix", json={"prompt": prompt})
+        assert (answer.status_code, answer.json().get("error", {}).get("param")) == (400, "prompt")
+        await ended(client, video["id"])
+
+
+@pytest.mark.parametrize(("model", "num_steps", "codes"), [("wan", 3, ["no_effect"]), ("wan-2", None, [])])
+def test_a_remix_takes_over_only_what_holds_for_its_own_model(
+    model: str, num_steps: int | None, codes: list[str]
+) -> None:
+    warnings = tuple(RequestWarning(code, "extra_args", "") for code in ("not_checked", "no_effect"))
+    output = OutputFormat("video", "mp4")
+    original = GenerationRequest("video_1", "wan", {"prompt": "x"}, 7, output, num_steps=3, warnings=warnings)
+    remix = _remixed(original, model, "y", "video_2", 0)
+    assert (remix.model, remix.arguments["prompt"], remix.seed) == (model, "y", 7)
+    assert (remix.num_steps, [each.code for each in remix.warnings]) == (num_steps, codes)
 
 
 async def previews_of(client: httpx.AsyncClient, job_id: str) -> list[int]:

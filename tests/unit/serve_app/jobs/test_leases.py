@@ -13,7 +13,7 @@ from alembic.config import Config
 from serve_app.jobs.database import MIGRATIONS, open_database
 from serve_app.jobs.leases import LOOK_S, Lease, SeenLeases
 from serve_app.jobs.records import NewJob
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store import UNSERVED_S, JobStore
 from tests.support.job_stores import Clock, watch
 
 LEASE_S = 10.0
@@ -69,9 +69,10 @@ class Machine:
         self.wall, self.monotonic = Clock(), Clock()
         self.stores: list[JobStore] = []
 
-    def store(self) -> JobStore:
+    def store(self, model: str | None = None) -> JobStore:
         engine = open_database(None, self.path)
-        self.stores.append(JobStore(engine, lifetime_s=DAY_S, clock=self.wall, monotonic=self.monotonic))
+        clocks = {"clock": self.wall, "monotonic": self.monotonic}
+        self.stores.append(JobStore(engine, lifetime_s=DAY_S, model=model, **clocks))
         return self.stores[-1]
 
 
@@ -141,6 +142,33 @@ def test_a_job_is_removed_when_its_time_is_really_over(machine: Machine) -> None
     for clock in (machine.wall, machine.monotonic):
         clock.now += 601
     assert store.expired() == ["video_1"]
+
+
+# --- a model that is updated ---
+
+
+def add_jobs_of(store: JobStore, model: str, count: int) -> None:
+    row = {"version": 1, "work": {"model": model, "seed": 1, "output": {"kind": "video", "format": "mp4"}}}
+    for number in range(count):
+        store.add(NewJob(f"video_{number}", "video", [row]))
+
+
+def test_jobs_of_a_model_whose_replicas_are_only_busy_are_left_to_them_and_not_once_these_are_gone(
+    machine: Machine,
+) -> None:
+    old, new, other_new = machine.store("old"), machine.store("new"), machine.store("new")
+    add_jobs_of(old, "old", 3)
+    assert old.claim("old", LEASE_S) is not None
+    for _ in range(5 * int(UNSERVED_S)):
+        machine.monotonic.now += 1
+        old.renew("old", ["video_0"], LEASE_S)
+        assert new.claim("new", LEASE_S) is None, "the backlog is that of a replica that drains"
+    for _ in range(int(LEASE_S + UNSERVED_S)):
+        assert new.claim("new", LEASE_S) is None
+        assert other_new.claim("other", LEASE_S) is None
+        machine.monotonic.now += 1
+    claimed = [each and each.id for each in (new.claim("new", LEASE_S), other_new.claim("other", LEASE_S))]
+    assert claimed == ["video_1", "video_2"], "a claim of one to fail it does not hold up the others"
 
 
 # --- a database of the version before ---

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 from ray.exceptions import RaySystemError
 from ray.serve.exceptions import RayServeException
@@ -37,12 +38,13 @@ from deployments.messages import (
     MediaFile,
     OutputFormat,
     Packed,
+    RequestWarning,
     StageDescription,
 )
 from env_config.secret import SecretReference
-from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError, OverloadedError
+from serve_app.errors import ConflictError, JobNotFoundError, JobStoreAwayError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
-from serve_app.jobs import ledger, runner
+from serve_app.jobs import ledger, runner, tables
 from serve_app.jobs.codec import (
     checkpoint_from_bytes,
 )
@@ -54,6 +56,7 @@ from serve_app.jobs.webhooks import sender
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.follower import Follower
+from serve_app.making.layers.time_limits import TimeLimits
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
@@ -599,6 +602,49 @@ async def test_replicas_of_the_old_and_the_new_model_take_each_their_own_jobs(fo
             await submit(jobs, f"video_{number}")
         assert [(await ended(jobs, f"video_{number}")).status for number in range(3)] == ["completed"] * 3
     assert (len(old.began_at), len(new.began_at)) == (3, 0)
+
+
+# --- a job store that is away for a moment ---
+
+
+async def test_a_job_that_has_begun_stays_so_and_loses_nothing_where_the_store_was_away_for_a_moment(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Stages()
+    warning = RequestWarning("text_cut", "prompt", "the end is not read")
+
+    async def make(request: GenerationRequest, follower: Follower) -> Media:
+        follower.on_begin()
+        follower.on_warning(warning)
+        stages.hold_at = 1
+        return await Stages.make(stages, request, follower)
+
+    async with folder.runner(stages) as jobs:
+        jobs.runner.make = make
+        failed = []
+        for name in ("save_beginning", "save_warnings", "save_progress", "save_event", "save_checkpoint"):
+            monkeypatch.setattr(jobs.store, name, failing_once(name, getattr(jobs.store, name), failed))
+        await submit(jobs, previews=1, limits=TimeLimits(start_s=3600))
+        await until(lambda: checkpoint_step(jobs) == 1)
+        with jobs.store._engine.begin() as connection:
+            start_by = connection.execute(sa.select(tables.jobs.c.start_by)).scalar_one()
+        stages.held.set()
+        job = await ended(jobs)
+        kinds = await kinds_of(jobs, "video_1")
+    assert (job.status, job.warnings) == ("completed", (warning,)), job.error
+    assert start_by is None, "it is not held against its time to begin"
+    assert len(failed) == 5
+    assert "preview" in kinds
+
+
+def failing_once(name: str, method: Callable[..., Any], failed: list[str]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        if name not in failed:
+            failed.append(name)
+            raise JobStoreAwayError("away")
+        return method(*args)
+
+    return call
 
 
 # --- followers ---

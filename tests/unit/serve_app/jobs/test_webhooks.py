@@ -15,6 +15,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from deployments.errors import InvalidRequestError
+from serve_app.errors import JobStoreAwayError
 from serve_app.jobs.database import open_database
 from serve_app.jobs.records import NewJob, Webhook
 from serve_app.jobs.store import JobStore
@@ -161,6 +162,27 @@ async def test_a_failed_delivery_is_tried_again_under_the_same_id_until_it_is_gi
             await until(lambda: hooks.left() == 0)
     assert [len(taken.received), len(never.received)] == [4, EAGER.attempts]
     assert {headers["webhook-id"] for headers, _ in taken.received} == {"wh_image_1"}
+
+
+async def test_a_webhook_whose_job_cannot_be_looked_up_is_tried_again_and_never_given_up_for_it(
+    hooks: Hooks, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver, failures = Receiver(200), [JobStoreAwayError("away") for _ in range(EAGER.attempts + 1)]
+
+    async def urls_of(_: Webhook) -> list[str]:
+        if failures:
+            raise failures.pop()
+        return ["https://example.com/1.png"]
+
+    async with web_server(receiver.answer) as url:
+        hooks.end_job("image_1", url)
+        each = hooks.sender()
+        each._urls_of = urls_of
+        async with working(each):
+            await until(lambda: hooks.left() == 0)
+    [(_, body)] = receiver.received
+    assert json.loads(body)["data"]["urls"] == ["https://example.com/1.png"]
+    assert "wh_image_1 is sent later" in caplog.text
 
 
 async def test_a_stop_in_mid_delivery_gives_the_webhook_to_another_at_once(hooks: Hooks) -> None:

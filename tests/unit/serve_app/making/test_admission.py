@@ -204,6 +204,20 @@ def test_a_job_that_a_caller_waits_for_finds_no_longer_queue_than_other_requests
         made.admit_job([FOUR_STEPS], "", is_awaited=True)
 
 
+def test_jobs_that_callers_wait_for_and_other_requests_share_one_bound_of_their_number():
+    made = admission(0.001, max_pending=2)
+    made.admit_job([(32, 32, 1, 4)], "a")  # nobody waits for it
+    [awaited] = made.admit_job([(32, 32, 1, 4)], "a", is_awaited=True)
+    made.admit([request()], TEXT_TO_IMAGE)
+    with pytest.raises(OverloadedError):
+        made.admit([request()], TEXT_TO_IMAGE)
+    with pytest.raises(OverloadedError):
+        made.admit_job([(32, 32, 1, 4)], "a", is_awaited=True)
+    made.admit_job([(32, 32, 1, 4)], "a")
+    awaited.close()
+    made.admit_job([(32, 32, 1, 4)], "a", is_awaited=True)
+
+
 def test_the_jobs_of_one_key_do_not_take_the_share_of_the_others():
     made = admission(1.0, max_job_queue_s=100, max_job_queue_s_per_key=5)
     made.admit_job([FOUR_STEPS], "anna")
