@@ -14,6 +14,7 @@ from deployments.messages import GenerationRequest
 from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.api_keys import ApiKeys
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
@@ -21,7 +22,6 @@ from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 
 from deployments.errors import InvalidRequestError, NotSupportedError
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.jobs.records import IdempotencyKey
 from serve_app.jobs.service import body_digest
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 
 MAX_WAIT_S = 3600

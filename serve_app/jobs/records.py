@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.messages import MediaKind, RequestWarning
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from serve_app.storage.outputs import StoredFile
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]

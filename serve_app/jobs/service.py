@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind, StageDescription
 from env_config.secret import SecretReference
+from serve_app.deadlines import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.errors import (
     CancelAfterError,
     ConflictError,
@@ -41,7 +42,6 @@ from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, re
 from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import Admission, size_of
 from serve_app.making.follower import Make
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
 

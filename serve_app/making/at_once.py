@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from deployments.messages import GenerationRequest, Media
+from serve_app.deadlines import NO_LIMITS, Deadlines, TimeLimits
 from serve_app.making.admission import Admission, Ticket
 from serve_app.making.follower import Follower, Make
-from serve_app.making.layers.time_limits import NO_LIMITS, Deadlines, TimeLimits
 from serve_app.making.served_model import ServedModel
 
 Tasks = dict[asyncio.Task[Media], GenerationRequest]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
-
-if TYPE_CHECKING:
-    from serve_app.making.layers.time_limits import Deadlines
+from serve_app.deadlines import Deadlines
 
 
 class Follower:

@@ -11,13 +11,13 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
 from serve_app.jobs.codec import Asked
 from serve_app.jobs.database import JobStoreError, open_database
 from serve_app.jobs.records import IdempotencyKey, NewJob, News, Output, OverdueJob, Webhook
 from serve_app.jobs.store import JobStore
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from tests.support.job_stores import Clock, MakeStore, watch
 
 

@@ -56,7 +56,7 @@ STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
 # What every room of the application may ask.
-DOOR = ("serve_app.errors", "serve_app.bounded_threads", *MESSAGES, *ENV_CONFIG)
+DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *ENV_CONFIG)
 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
@@ -96,6 +96,7 @@ RULES = (
             "serve_app.errors",
             "serve_app.addresses",
             "serve_app.bounded_threads",
+            "serve_app.deadlines",
             "serve_app.outbound",
             "serve_app.api_keys",
             "serve_app.public_address",

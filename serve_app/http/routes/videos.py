@@ -226,6 +226,7 @@ def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, n
         arguments=arguments,
         num_steps=request.num_steps if is_same else None,
         warnings=tuple(each for each in request.warnings if is_same and each.code != "not_checked"),
+        left_out=request.left_out if is_same else (),
     )
 
 

@@ -22,8 +22,8 @@ from deployments.errors import (
 )
 from deployments.messages import GenerationRequest, InputImage, Media, StageDescription
 from serve_app.errors import original_error
-from serve_app.making.default_request import default_requests
 from serve_app.making.follower import NOBODY, Follower, Make
+from serve_app.making.layers.default_request import default_requests
 from serve_app.making.layers.layer import Layer, LayerContext
 from serve_app.making.served_model import ServedModel
 

@@ -15,10 +15,10 @@ from starlette.datastructures import Headers
 
 from deployments.errors import InvalidRequestError, StorageError
 from deployments.messages import DenoisingBegun, Envelope, GenerationRequest, Media
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.errors import JobStoreAwayError
 from serve_app.http.asked import how_asked
 from serve_app.jobs import runner, service
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
 from tests.support.in_process import Server, description, make_at_once, until
 from tests.support.jobs_in_process import ended, server_with_jobs
 from tests.support.videos import make_video, video_file

@@ -42,6 +42,7 @@ from deployments.messages import (
     StageDescription,
 )
 from env_config.secret import SecretReference
+from serve_app.deadlines import TimeLimits
 from serve_app.errors import ConflictError, JobNotFoundError, JobStoreAwayError, ObjectNotFoundError, OverloadedError
 from serve_app.http.sse import sse_of_job
 from serve_app.jobs import ledger, runner, tables
@@ -56,7 +57,6 @@ from serve_app.jobs.webhooks import sender
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
 from serve_app.making.follower import Follower
-from serve_app.making.layers.time_limits import TimeLimits
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture

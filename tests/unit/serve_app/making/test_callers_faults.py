@@ -13,9 +13,9 @@ from ray.exceptions import RayTaskError
 from deployments.errors import GenerationFailedError, HandOffError, InvalidRequestError, PipelineFailedError
 from deployments.errors import StageUnavailableError as Unavailable
 from deployments.messages import GenerationRequest, InputImage, Media, OutputFormat, StageDescription
-from serve_app.making.default_request import default_requests
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.layers.callers_faults import CallersFaults
+from serve_app.making.layers.default_request import default_requests
 from serve_app.making.served_model import ServedModel
 from tests.support.in_process import TEXT_TO_IMAGE, description, make_at_once, until
 from tests.support.played_stages import PlayedHandle, played

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deployments.messages import Effects, GenerationRequest, OutputFormat
-from serve_app.making.layers.time_limits import NO_LIMITS, TimeLimits
+from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.requests import effects
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.effects import KnownEffects, kind_of
