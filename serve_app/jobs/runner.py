@@ -329,7 +329,6 @@ class JobRunner:
         media = await self.make(request, follower)
         self._pause_s = 0.0
         self.on_made(running.job, number, media)
-        running.checkpoints.pop(number, None)  # nobody goes back
         await self._save_what_is_left(running)
         running.shares[number] = DENOISING_SHARE
         day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
