@@ -111,14 +111,14 @@ class ServedApplication:
     def beside(self, *applications: dict[str, Any]) -> Iterator[None]:
         """Deploy these applications beside those that are there, which stay; remove them afterwards."""
         self.others.extend(applications)
-        self._deploy()
+        self.deploy()
         try:
             yield
         finally:
             self.others[:] = [each for each in self.others if each not in applications]
-            self._deploy()
+            self.deploy()
 
-    def _deploy(self) -> None:
+    def deploy(self) -> None:
         """As `serve deploy` does, without the seconds that its process takes to start."""
         config = {**self.config, "applications": [*self.config["applications"], *self.others]}
         httpx.put(f"{self.dashboard()}/api/serve/applications/", json=config, timeout=60).raise_for_status()
@@ -194,8 +194,11 @@ def application(
             **args,
         },
         "deployments": [
-            {"name": deployment, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 2}
-            for deployment in deployments
+            {"name": "Ingress", "graceful_shutdown_timeout_s": 5},  # by default it drains for minutes
+            *(
+                {"name": deployment, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 2}
+                for deployment in deployments
+            ),
         ],
     }
 

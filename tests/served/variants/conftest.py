@@ -35,7 +35,7 @@ def two_stage(served: ServedApplication, checkpoint: Path, s3: S3Server) -> dict
         "policy_function": "serve_app.autoscaling:ReplicaRatio",
         "policy_kwargs": {"cooldown_s": 4, "target_queue_s": 6},
     }
-    for deployment in config["deployments"]:
+    for deployment in config["deployments"][1:]:  # without the ingress
         deployment["graceful_shutdown_timeout_s"] = 60  # what the second denoiser has begun it ends
         deployment["autoscaling_config"] = {
             "max_replicas": 2,
@@ -57,7 +57,6 @@ def failing(served: ServedApplication, checkpoint: Path, s3: S3Server) -> Iterat
     for name, variables in mistakes.items():
         config = application(name, checkpoint, ONE_STAGE, served.folder, variables, placement="one_stage")
         config["deployments"] = [
-            {**deployment, "max_constructor_retry_count": 1}
-            for deployment in ({"name": "Ingress"}, *config["deployments"])
+            {**deployment, "max_constructor_retry_count": 1} for deployment in config["deployments"]
         ]
         yield config

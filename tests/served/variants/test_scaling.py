@@ -30,6 +30,7 @@ def test_work_for_the_denoiser_starts_a_second_one_which_goes_again_and_no_reque
                 arguments = {"prompt": "a small cat", "seed": len(answers), "num_inference_steps": steps}
                 answers.append(callers.submit(variants.pictures, "/two_stage", **arguments))
             time.sleep(0.2)
+        seen.add(now)
 
     with ThreadPoolExecutor(8) as callers:
         observe(until=(1, 2), at_once=8, steps=300)
