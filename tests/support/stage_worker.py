@@ -56,7 +56,8 @@ class StageWorker:
         model = TINY_MODELS.get(folder.name)
         if model is not None and model.after_load is not None:
             model.after_load(self.stage.pipeline)
-        self.denoiser = DenoiserStage(self.stage, ask_stage=self.ask_stage)
+        if self.name == "denoiser":
+            self.denoiser = DenoiserStage(self.stage, ask_stage=self.ask_stage)
         return self.stage.weight_bytes()
 
     def encode(self, request: GenerationRequest) -> Conditioning:
