@@ -22,7 +22,7 @@ from tests.support.in_process import until
 from tests.support.job_stores import Clock
 from tests.support.stored_files import DATA, KEY
 
-QUICK = Patience(0.1, 1e9, max_calls=4)
+QUICK = Patience(0.3, 1e9, max_calls=4)
 
 
 class Failing(LocalStorage):
