@@ -1,4 +1,4 @@
-"""The tests of every run in two processes side by side: one computes, the other waits for Ray; `make test TESTS=all`.
+"""The tests of every run, two folders of them at a time; `make test TESTS=all`.
 
     python -m tests.side_by_side
 
@@ -9,70 +9,83 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LANES = {
-    "computing": ("tests/unit", "tests/services", "tests/model", "tests/parity/core"),
-    "serving": ("tests/served", "tests/variables"),
-}
+# The longest first, and the two that start Ray far from each other.
+FOLDERS = ("tests/served", "tests/unit", "tests/variables", "tests/model", "tests/services", "tests/parity/core")
+AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 REPORT_EVERY_S = 30.0
 
 
+@dataclass(frozen=True)
+class Run:
+    """pytest on one folder; what it prints goes to `log`."""
+
+    folder: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def percent(self) -> str:
+        seen = re.findall(r"\[ *(\d+%)\]", self.log.read_text(errors="replace"))
+        return seen[-1] if seen else "0%"
+
+
 def main() -> int:
-    return run(LANES, ROOT)
+    return run(FOLDERS, ROOT)
 
 
-def run(lanes: Mapping[str, tuple[str, ...]], root: Path) -> int:
-    """The exit code: 0 if every test of every lane passed, at the latest in its second try."""
-    codes = run_all(lanes, root)
-    for name, code in codes.items():
+def run(folders: Sequence[str], root: Path) -> int:
+    """The exit code: 0 if every test of every folder passed, at the latest in its second try."""
+    codes = run_all(folders, root)
+    for folder, code in codes.items():
         if code == TESTS_FAILED:
-            print(f"== {name}: once more, what failed", flush=True)
+            print(f"== {folder}: once more, what failed", flush=True)
             again = ("--last-failed", "--last-failed-no-failures", "none")
-            codes[name] = subprocess.run([*pytest_command(name, root), *again, *lanes[name]], cwd=root).returncode
+            codes[folder] = subprocess.run([*pytest_command(folder, root), *again], cwd=root).returncode
     return max(codes.values())
 
 
-def run_all(lanes: Mapping[str, tuple[str, ...]], root: Path) -> dict[str, int]:
-    """pytest's exit code of each lane; prints what a lane printed when it ends, and meanwhile how far they are."""
-    logs = {name: root / ".pytest_cache" / f"{name}.log" for name in lanes}
+def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
+    """pytest's exit code by folder; prints what a run printed when it ends, and meanwhile how far they are."""
     began = time.monotonic()
-    running = {name: start(name, folders, root, logs[name]) for name, folders in lanes.items()}
+    waiting, running = list(folders), list[Run]()
     codes: dict[str, int] = {}
     next_report_at = began + REPORT_EVERY_S
-    while len(codes) < len(lanes):
+    while waiting or running:
+        while waiting and len(running) < AT_A_TIME:
+            running.append(start(waiting.pop(0), root))
         time.sleep(0.2)
         seconds = time.monotonic() - began
-        for name, process in running.items():
-            if name not in codes and process.poll() is not None:
-                codes[name] = process.returncode
-                print(f"== {name}, after {seconds:.0f} s\n{logs[name].read_text(errors='replace')}", flush=True)
+        for each in [run for run in running if run.process.poll() is not None]:
+            running.remove(each)
+            codes[each.folder] = each.process.returncode
+            print(f"== {each.folder}, after {seconds:.0f} s\n{each.log.read_text(errors='replace')}", flush=True)
         if time.monotonic() >= next_report_at:
-            far = (f"{name} {percent(logs[name])}" for name in lanes if name not in codes)
-            print(f"[{seconds:4.0f} s] {', '.join(far)}", flush=True)
+            print(f"[{seconds:4.0f} s] {', '.join(f'{each.folder} {each.percent}' for each in running)}", flush=True)
             next_report_at += REPORT_EVERY_S
     return codes
 
 
-def start(name: str, folders: tuple[str, ...], root: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(folder: str, root: Path) -> Run:
+    log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        return subprocess.Popen(
-            [*pytest_command(name, root), *folders], stdout=output, stderr=subprocess.STDOUT, cwd=root
-        )
+        process = subprocess.Popen(pytest_command(folder, root), stdout=output, stderr=subprocess.STDOUT, cwd=root)
+    return Run(folder, process, log)
 
 
-def pytest_command(name: str, root: Path) -> list[str]:
+def pytest_command(folder: str, root: Path) -> list[str]:
     """With a cache of its own, in which pytest keeps what failed."""
-    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={root / '.pytest_cache' / name}"]
+    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache(folder, root)}", folder]
 
 
-def percent(log: Path) -> str:
-    seen = re.findall(r"\[ *(\d+%)\]", log.read_text(errors="replace"))
-    return seen[-1] if seen else "0%"
+def cache(folder: str, root: Path) -> Path:
+    return root / ".pytest_cache" / folder.replace("/", "-")
 
 
 if __name__ == "__main__":
