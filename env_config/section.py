@@ -1,5 +1,6 @@
 """EnvSection: a group of variables declared as fields; the only code that reads os.environ."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ class EnvSection(BaseModel):
     when_unset: ClassVar[str] = "not set"
 
     @classmethod
+    @functools.cache
     def declarations(cls) -> tuple["Declaration", ...]:
         return tuple(Declaration.of(cls, field, info) for field, info in cls.model_fields.items())
 

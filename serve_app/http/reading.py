@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -51,14 +52,19 @@ def validated(values: Any, body_type: type[Body]) -> Body:
 
 def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its body with `read_body`; `files` may be uploaded."""
-    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # the routes that FastAPI reads the body of have put them into the components
-    form = json.loads(json.dumps(schema))
+    schema, form = json.loads(_schema(body_type)), json.loads(_schema(body_type))
     for name in files:
         description = form["properties"][name].get("description", "")
         form["properties"][name] = {"type": "string", "format": "binary", "description": description}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+@functools.cache
+def _schema(body_type: type[BaseModel]) -> str:
+    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # the routes that FastAPI reads the body of have put them into the components
+    return json.dumps(schema)
 
 
 class _JSONRequest(Request):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ from urllib.parse import quote
 import alembic.command
 import sqlalchemy as sa
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from pydantic import AfterValidator, Discriminator, Tag
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
@@ -81,8 +84,15 @@ def migrate(engine: sa.Engine) -> None:
     with writing(engine).begin() as connection:  # SQLite: the transaction is the lock
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        if MigrationContext.configure(connection).get_current_revision() == newest_revision():
+            return
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
+
+
+@functools.cache
+def newest_revision() -> str | None:
+    return ScriptDirectory(str(MIGRATIONS)).get_current_head()
 
 
 def _one_process_at_a_time(address: sa.URL) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.service import Service, ServiceArgs, open_service
+from tests.support.job_stores import put_tables
 from tests.support.played_stages import PlayedHandle, played
 
 TEXT_TO_IMAGE = StageDescription(
@@ -117,7 +118,7 @@ class Server:
         return self._opened[1]
 
     async def _open(self) -> tuple[Service, ASGIApp]:
-        cache_root = self.folder.with_name(f"{self.folder.name}-cache")
+        cache_root = put_tables(self.folder.with_name(f"{self.folder.name}-cache"))
         runtime = {"cache_root": cache_root, **self.environment.get("runtime", {})}
         env = EnvConfig.model_validate({**self.environment, "runtime": runtime})
         service = await open_service(self._args, env, played(self.handle), "app")

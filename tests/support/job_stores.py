@@ -1,9 +1,13 @@
-"""A clock that the test turns, and the type of the fixture that opens job stores with it."""
+"""Job stores of tests: a clock that the test turns, and a file with the tables in it, made once."""
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
+from serve_app.jobs.database import open_database
 from serve_app.jobs.store import JobStore
 
 MakeStore = Callable[..., JobStore]
@@ -24,3 +28,19 @@ def watch(store: JobStore, clock: Clock, seconds: int) -> None:
     for _ in range(seconds):
         clock.now += 1
         store.look_at_leases()
+
+
+def put_tables(folder: Path) -> Path:
+    """An empty job store in SQLite, unless the folder has one: to copy the tables is faster than to make them."""
+    file = folder / "jobs.sqlite"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_empty_store())
+    return folder
+
+
+@functools.cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        open_database(None, Path(folder)).dispose()
+        return (Path(folder) / "jobs.sqlite").read_bytes()

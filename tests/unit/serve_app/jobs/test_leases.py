@@ -14,7 +14,7 @@ from serve_app.jobs.database import MIGRATIONS, open_database
 from serve_app.jobs.leases import LOOK_S, Lease, SeenLeases
 from serve_app.jobs.records import NewJob
 from serve_app.jobs.store import UNSERVED_S, JobStore
-from tests.support.job_stores import Clock, watch
+from tests.support.job_stores import Clock, put_tables, watch
 
 LEASE_S = 10.0
 DAY_S = 86_400.0
@@ -70,7 +70,7 @@ class Machine:
         self.stores: list[JobStore] = []
 
     def store(self, model: str | None = None) -> JobStore:
-        engine = open_database(None, self.path)
+        engine = open_database(None, put_tables(self.path))
         clocks = {"clock": self.wall, "monotonic": self.monotonic}
         self.stores.append(JobStore(engine, lifetime_s=DAY_S, model=model, **clocks))
         return self.stores[-1]

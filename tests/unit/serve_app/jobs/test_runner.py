@@ -60,6 +60,7 @@ from serve_app.making.follower import Follower
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
+from tests.support.job_stores import put_tables
 from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
@@ -125,7 +126,7 @@ class Folder:
     """A cache root and an output folder, that several runners share."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = put_tables(path)
         self.storage = LocalStorage(path / "outputs")
         self.admission: Admission | None = None  # of the next runner; by default one with a lot of room
 

@@ -24,6 +24,7 @@ from serve_app.jobs.webhooks import sender
 from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, deliver
 from serve_app.jobs.webhooks.sender import WebhookSender
 from tests.support.in_process import until
+from tests.support.job_stores import put_tables
 from tests.support.web_server import Receiver, web_server
 
 EAGER = WebhookRules(allow_private=True, attempts=4, first_wait_s=0)
@@ -82,7 +83,7 @@ class Hooks:
     """Completed jobs with webhooks, and the senders of several processes."""
 
     def __init__(self, path: Path) -> None:
-        self.store = JobStore(open_database(None, path))
+        self.store = JobStore(open_database(None, put_tables(path)))
         self.senders: list[WebhookSender] = []
 
     def end_job(self, job_id: str, url: str) -> None:
