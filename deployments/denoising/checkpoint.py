@@ -9,7 +9,6 @@ generators are restored. If anything computed from NaN were used, the result wou
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from deployments.errors import CannotResumeError
 from deployments.messages import Checkpoint, GenerationRequest, Packed
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
 from deployments.tensors.packing import pack, unpack
-from deployments.tensors.values import fill, map_values
+from deployments.tensors.values import copied, fill
 
 FORMAT = 3  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
@@ -132,7 +131,7 @@ class ResumableSession(DenoiseSession):
             self._outputs[round_] = (self._counts[round_], [], None)
             self._rounds_since_forward.add(round_)
         first, outputs, _ = self._outputs[round_]
-        kept = map_values(_copied, output)  # the pipeline may go on with it in place
+        kept = copied(output)  # the pipeline may go on with it in place
         self._outputs[round_] = (first, [*outputs, kept], self._generators_after_step)
         return output
 
@@ -147,7 +146,7 @@ class ResumableSession(DenoiseSession):
         first, outputs, generators = self.saved["outputs"][self.saved["rounds"].index(round_)]
         count = self._counts[round_]
         if count >= first:
-            output = map_values(_copied, outputs[count - first])
+            output = copied(outputs[count - first])
         elif failure is not None:
             raise failure
         if count == self.saved["counts"][self.saved["rounds"].index(round_)] and generators is not None:
@@ -160,9 +159,9 @@ class ResumableSession(DenoiseSession):
     def _restore(self) -> None:
         assert self.saved is not None
         for target, state in zip(self._stepped, self.saved["schedulers"], strict=True):
-            target.__dict__.update(map_values(_copied, state))
+            target.__dict__.update(copied(state))
         for target, state in zip(self.guiders, self.saved["guiders"], strict=True):
-            target.__dict__.update(map_values(_copied, state))
+            target.__dict__.update(copied(state))
         self.set_random_states(self.saved["generators"])
         # What a further checkpoint needs of the rounds before this process took over.
         for round_, count, outputs in zip(
@@ -230,10 +229,6 @@ def _unpacked(content: Packed, device: torch.device) -> dict[str, Any]:
     if missing:
         raise CannotResumeError(f"the checkpoint lacks {', '.join(sorted(missing))}")
     return saved
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
 
 
 def make_checkpoint(request: GenerationRequest, fingerprint: str, step: int, content: Packed) -> Checkpoint:
