@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import HandOffError, HandOffIncompleteError
-from deployments.messages import ComponentAnswer, ComponentCall, DecodeInputs, Envelope, GenerationRequest, StageName
+from deployments.messages import (
+    UNFOLLOWED,
+    ComponentAnswer,
+    ComponentCall,
+    DecodeInputs,
+    Envelope,
+    GenerationRequest,
+    StageName,
+)
 from deployments.model import DType
 
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
@@ -59,7 +67,7 @@ class StageProcesses:
     def load(self, folder: Path, dtype: DType = "auto") -> dict[StageName, dict[str, int]]:
         return {stage: process.load(folder, dtype) for stage, process in self.processes.items()}
 
-    def generate(self, request: GenerationRequest, envelope: Envelope = Envelope()) -> list[Any]:
+    def generate(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> list[Any]:
         """The leaves of the output, made by the three processes; again on a longer way where the application would."""
         conditioning = self.processes["encoder"].ask("encode", request)
         denoiser = self.processes["denoiser"]

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch.utils import _pytree as pytree
 
-# What torch is asked about a parameter without reading a number of it. `device` is answered apart.
+# What torch is asked about a parameter without reading a number of it.
 TOLD = frozenset(
     {
         *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim", "layout", "requires_grad")),
@@ -16,6 +16,14 @@ TOLD = frozenset(
         *(getattr(torch.Tensor, name) for name in ("is_floating_point", "is_complex")),
     }
 )
+
+
+# Where it would lie if it were here.
+PLACES: dict[Any, Callable[[torch.device], Any]] = {
+    torch.Tensor.device.__get__: lambda device: device,  # type: ignore[attr-defined]
+    torch.Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
+    torch.Tensor.is_meta.__get__: lambda device: device.type == "meta",  # type: ignore[attr-defined]
+}
 
 
 class RoutedParameter(torch.Tensor):
@@ -40,8 +48,8 @@ class RoutedParameter(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
-            return args[0]._device
+        if function in PLACES:
+            return PLACES[function](args[0]._device)
         if function not in TOLD:
             args, kwargs = pytree.tree_map(numbers_of, (args, kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
