@@ -14,7 +14,7 @@ TriptychError
 ├── ReplicaUnfitError         the replica cannot work any more: another one does the request's work        (never)
 ├── ReplicaRefusedError       the replica has not begun with the request: it is asked again later          (never)
 ├── CheckpointError           a checkpoint folder cannot be served; raised while a replica starts
-└── HandOffError              the pipeline did not behave as the hand-off between stages needs
+└── HandOffError              the pipeline did not behave as the hand-off between stages needs: remote calls may help
     ├── FeedsBackError        decoded or encoded data is needed inside the loop: remote calls serve it
     └── HandOffIncompleteError  a decoder call was not handed over: ask for the complete hand-off
 

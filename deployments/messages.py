@@ -93,6 +93,7 @@ class Envelope:
     report_progress: bool = False  # an event after each step
     previews: int = 0  # pictures to show on the way
     complete_hand_off: bool = False  # defer every decoder call instead of ending at the first
+    remote_calls: bool = False  # make decoder calls in their stage at once, and hand over the result
     tried_until: int | None = None  # a suspected request: until this step no other such is in the replica
     refused_before: int = 0  # requests that its ingress had no room for since the last: for the autoscaling
 

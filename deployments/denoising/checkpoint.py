@@ -1,15 +1,15 @@
 """Checkpoints of a denoising loop, and the session that writes them and goes on from one, bit for bit.
 
 The save point is the first forward of an iteration. To resume, the same `__call__` runs from the top:
-forwards before the first step of a round run for real (they may fill caches), later skipped forwards
-answer NaN, skipped scheduler steps run for real on NaN, so that counters and random draws advance, and
-hand out the saved outputs at the end of each round; after the last skipped step, schedulers, guiders and
-generators are restored. If anything computed from NaN were used, the result would be NaN and be refused.
+forwards before the first step of a round run for real (they may fill caches), and so do those that left something
+behind, in a cache that they were given or as an object that they made. The other skipped forwards answer NaN;
+skipped scheduler steps run for real on NaN, so that counters and random draws advance, and hand out the saved outputs
+at the end of each round; after the last skipped step, schedulers, guiders and generators are restored. If anything
+computed from NaN were used, the result would be NaN, and the request starts again.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -19,18 +19,19 @@ from typing import Any
 
 import torch
 
-from deployments.errors import CannotResumeError
+from deployments.errors import CannotResumeError, NotNumbersError
 from deployments.messages import Checkpoint, GenerationRequest, Packed
-from deployments.stage_pipeline.sessions.denoise import DenoiseSession
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff, Result
 from deployments.tensors.packing import pack, unpack
-from deployments.tensors.values import fill, map_values
+from deployments.tensors.values import PORTABLE, copied, fill, has_nan, leaves
+from deployments.tensors.watched import Watched
 
-FORMAT = 3  # raised when what a checkpoint holds changes
+FORMAT = 4  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
 FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
 SAVED = {  # what a checkpoint holds
     *("steps", "rounds", "counts", "outputs", "schedulers", "guiders"),
-    *("generators", "descriptions", "forwards", "features"),
+    *("generators", "descriptions", "forwards", "left_behind", "features"),
 }
 NOT_SAVED = ("_internal_dict", "_session")
 
@@ -87,6 +88,8 @@ class ResumableSession(DenoiseSession):
         self._outputs: dict[Round, tuple[int, list[Any], Any]] = {}
         self._rounds_since_forward: set[Round] = set()
         self._skipped_forwards = 0
+        self._left_behind: list[bool] = []  # of each forward: whether later ones may need what it wrote or made
+        self._counted: list[Any] = []  # containers of which the last forward changed plain values
         self._round_is_fresh = True
         self._generators_after_step: Any = None
         self._is_restored = False
@@ -104,17 +107,43 @@ class ResumableSession(DenoiseSession):
     def is_skipping(self) -> bool:
         return self.saved is not None and self.steps_done < self.saved["steps"]
 
+    def run(self) -> HandOff | Result:
+        """As DenoiseSession's; raises CannotResumeError where numbers are missing after a resume."""
+        try:
+            return super().run()
+        except NotNumbersError as error:
+            if self.saved is None:
+                raise
+            raise CannotResumeError("after the skipped steps it made values that are not numbers") from error
+
     def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         self._rounds_since_forward = set()
+        watched = Watched((args, kwargs))
+        if self._left_behind and watched.contains(self._counted):
+            self._left_behind[-1] = True
         if self.is_skipping:
             assert self.saved is not None
             index = self._skipped_forwards
             self._skipped_forwards += 1
-            if not self._round_is_fresh:
+            if not self._round_is_fresh and not self.saved["left_behind"][index]:
+                self._left_behind.append(False)
                 return fill(self.saved["descriptions"][self.saved["forwards"][index]], self.stage.device)
+            if has_nan((args, kwargs)):
+                raise CannotResumeError(f"{component} left something behind that the skipped steps lead to")
         elif self._is_checkpoint_due():
             self._save()
-        return super().forward(component, real, args, kwargs)
+        output = super().forward(component, real, args, kwargs)
+        makes_objects = any(not isinstance(leaf, PORTABLE) for leaf in leaves(output))
+        self._left_behind.append(makes_objects or watched.is_written())
+        self._counted = watched.counted()
+        return output
+
+    def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        watched = Watched((args, kwargs)) if self.is_skipping else None
+        output = super().on_denoiser_method(component, method, function, args, kwargs)
+        if watched and watched.is_written() and has_nan((args, kwargs)):
+            raise CannotResumeError(f"{component}.{method} left something behind that the skipped steps lead to")
+        return output
 
     def on_round(self, scheduler: Any) -> None:
         scheduler.__dict__["_round"] = scheduler.__dict__.get("_round", 0) + 1
@@ -132,7 +161,7 @@ class ResumableSession(DenoiseSession):
             self._outputs[round_] = (self._counts[round_], [], None)
             self._rounds_since_forward.add(round_)
         first, outputs, _ = self._outputs[round_]
-        kept = map_values(_copied, output)  # the pipeline may go on with it in place
+        kept = copied(output)  # the pipeline may go on with it in place
         self._outputs[round_] = (first, [*outputs, kept], self._generators_after_step)
         return output
 
@@ -147,7 +176,7 @@ class ResumableSession(DenoiseSession):
         first, outputs, generators = self.saved["outputs"][self.saved["rounds"].index(round_)]
         count = self._counts[round_]
         if count >= first:
-            output = map_values(_copied, outputs[count - first])
+            output = copied(outputs[count - first])
         elif failure is not None:
             raise failure
         if count == self.saved["counts"][self.saved["rounds"].index(round_)] and generators is not None:
@@ -160,9 +189,9 @@ class ResumableSession(DenoiseSession):
     def _restore(self) -> None:
         assert self.saved is not None
         for target, state in zip(self._stepped, self.saved["schedulers"], strict=True):
-            target.__dict__.update(map_values(_copied, state))
+            target.__dict__.update(copied(state))
         for target, state in zip(self.guiders, self.saved["guiders"], strict=True):
-            target.__dict__.update(map_values(_copied, state))
+            target.__dict__.update(copied(state))
         self.set_random_states(self.saved["generators"])
         # What a further checkpoint needs of the rounds before this process took over.
         for round_, count, outputs in zip(
@@ -192,6 +221,7 @@ class ResumableSession(DenoiseSession):
             "generators": self._generators_after_step,
             "descriptions": self.hand_off.descriptions,
             "forwards": forwards,
+            "left_behind": self._left_behind,
             "features": self.feature_states(),
         }
         self.on_checkpoint(self.steps_done, pack(content))
@@ -230,10 +260,6 @@ def _unpacked(content: Packed, device: torch.device) -> dict[str, Any]:
     if missing:
         raise CannotResumeError(f"the checkpoint lacks {', '.join(sorted(missing))}")
     return saved
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
 
 
 def make_checkpoint(request: GenerationRequest, fingerprint: str, step: int, content: Packed) -> Checkpoint:

@@ -61,6 +61,9 @@ def _of_the_loop(stage: StagePipeline) -> list[str]:
 
 def _configuration(owner: Any) -> str:
     """Without names of classes of other components, folders and versions, which begin with an underscore."""
+    if getattr(owner, "config", None) is None:  # a model made of others, which have theirs
+        parts = [part for part in owner.modules() if part is not owner and hasattr(part, "config")]
+        return json.dumps([type(owner).__name__, *map(_configuration, parts)])
     config = {name: value for name, value in dict(owner.config).items() if not name.startswith("_")}
     return json.dumps([type(owner).__name__, config], sort_keys=True, default=repr)
 

@@ -16,6 +16,7 @@ from deployments.engine.merging import CannotMergeError, Merger
 from deployments.engine.statistics import EngineStatistics
 from deployments.engine.under_way import UnderWay
 from deployments.tensors.values import tensors
+from deployments.tensors.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,12 @@ class Batches:
 
     def _verified_merge(self, batch: list[Forward], merger: Merger) -> list[Any]:
         """The first merge of a structure: lone forwards too, and what deviates from them is never merged."""
-        alone = [self._call(f, f.arguments) for f in batch]
-        for shared in merger.shared_guesses([f.arguments for f in batch]):
+        alone, is_written = [], False
+        for forward in batch:
+            watched = Watched(forward.arguments)
+            alone.append(self._call(forward, forward.arguments))
+            is_written |= watched.is_written()
+        for shared in [] if is_written else merger.shared_guesses([f.arguments for f in batch]):
             try:
                 merged = self._call_merged(batch, merger, shared)
             except torch.OutOfMemoryError:
@@ -147,7 +152,8 @@ class Batches:
             if all(is_close(m, a) for m, a in zip(merged, alone, strict=True)):
                 self._shares[batch[0].structure] = shared
                 return alone
-        logger.warning("forwards of %s run alone: merged ones deviate", batch[0].component)
+        reason = "they write into what they are given" if is_written else "merged ones deviate"
+        logger.warning("forwards of %s run alone: %s", batch[0].component, reason)
         self._shares[batch[0].structure] = None
         self.statistics.refused_structures += 1
         return alone

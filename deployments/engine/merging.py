@@ -14,7 +14,7 @@ import torch
 
 from deployments.engine.axes import Axis, BatchAxes, Path
 from deployments.tensors.arguments import LATENT_PARAMETERS, TIME_PARAMETERS
-from deployments.tensors.values import PLAIN, is_output
+from deployments.tensors.values import PLAIN, copied, is_output, output_fields, rebuilt_output
 
 CONSTANT = (*PLAIN, torch.dtype, torch.device)
 
@@ -105,14 +105,15 @@ class Merger:
         if isinstance(output, torch.Tensor):
             axis = self.axes.outputs.get(path, "same") if self.axes else 0
             if axis == "same":
-                return [output] * len(counts)
+                return [output, *(copied(output) for _ in counts[1:])]  # each may change its own
             if not isinstance(axis, int) or output.shape[axis] % total:
                 raise CannotMergeError(f"output {path} follows no rule")
             rows = output.shape[axis] // total
             return list(output.split([n * rows for n in counts], axis))
         if is_output(output):
-            columns = [self.split(v, counts, (*path, n)) for n, v in output.items()]
-            return [type(output)(**dict(zip(output.keys(), c, strict=True))) for c in zip(*columns, strict=True)]
+            names = output_fields(output)
+            columns = [self.split(getattr(output, n), counts, (*path, n)) for n in names]
+            return [rebuilt_output(type(output), dict(zip(names, c, strict=True))) for c in zip(*columns, strict=True)]
         if isinstance(output, list | tuple):
             if self._is_list_of_samples(output, path, total):
                 return _portions(output, counts)

@@ -20,7 +20,7 @@ def pack_outcome(
     if isinstance(outcome, Result):
         return DecodeInputs("result", pack(without_opaque(outcome.output)), time.time(), num_steps, warnings)
     content = {
-        "encoder_calls": [[c.component, c.method, c.output, c.random_states] for c in outcome.encoder_calls],
+        "encoder_calls": [[c.component, c.method, c.output, c.random_states, c.hooks] for c in outcome.encoder_calls],
         "events": outcome.events,
         "descriptions": outcome.descriptions,
         "decoder_calls": [[c.component, c.method, c.args, c.kwargs] for c in outcome.decoder_calls],

@@ -15,6 +15,7 @@ from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
 from deployments.weights.complete import check_complete, check_tokenizers
+from deployments.weights.containers import is_container, member_folders
 from deployments.weights.load import is_quantised, load_component, stored_dtype, stored_variant
 
 UNUSED_HALF = {
@@ -116,7 +117,12 @@ def weights_needed(folder: Path, stages: tuple[StageName, ...]) -> list[str]:
     Skeletons need no weights, but for the statistics that autoencoders keep among theirs.
     """
     layout = read_layout(folder)
-    return [n for n, needed in layout.stages_of.items() if needed & set(stages) or n in layout.autoencoders]
+    names = [n for n, needed in layout.stages_of.items() if needed & set(stages) or n in layout.autoencoders]
+    return [each.name for n in names for each in _folders(folder / n, layout.models[n])]
+
+
+def _folders(folder: Path, cls: type[torch.nn.Module]) -> list[Path]:
+    return member_folders(folder) if is_container(cls) else [folder]
 
 
 def _drop_unused_halves(loaded: StagePipeline) -> None:

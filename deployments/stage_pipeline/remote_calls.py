@@ -14,7 +14,7 @@ from deployments.errors import HandOffError
 from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
-from deployments.stage_pipeline.sessions.component import is_computing_method
+from deployments.stage_pipeline.sessions.component import function_of, is_routed
 from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import leaves, with_anything, without_opaque
@@ -58,11 +58,10 @@ def _function(stage: StagePipeline, call: ComponentCall) -> Any:
         members = {"_execution_device": device, "device": device, "__module__": type(owner).__module__}
         private.__class__ = type(type(owner).__name__, (type(owner),), members)
         return getattr(private, call.method)
-    component: Any = stage.components.get(call.component)
-    cls: Any = type(component)
-    if component is None or not is_computing_method(cls, call.method):
+    component = stage.components.get(call.component)
+    if component is None or not is_routed(component, call.method):
         raise HandOffError(f"{call.component}.{call.method} cannot be called in this stage")
-    return component if call.method == "forward" else getattr(component, call.method)
+    return function_of(component, call.method)
 
 
 def _generators(value: Any) -> list[torch.Generator]:

@@ -20,6 +20,7 @@ from deployments.weights.files import read_object
 
 # Models that take no time step of their own and still belong to the loop.
 DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
+ENCODED = frozenset({"input_ids", "pixel_values", "input_features", "input_values"})  # what encoders take first
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,21 @@ def is_autoencoder(cls: type) -> bool:
     return callable(getattr(cls, "decode", None))
 
 
+def is_encoder(cls: Any) -> bool:
+    """A model of words, pictures or sound of transformers, which reads what was given before anything is denoised.
+
+    Vocoders and checkers of what was made read something else.
+    """
+    is_of_transformers = cls.__module__.startswith("transformers.models.")
+    return is_of_transformers and getattr(cls, "main_input_name", None) in ENCODED
+
+
 def assign_stages(offload_sequence: str | None, models: Mapping[str, type]) -> dict[str, frozenset[StageName]]:
     """The stages that need the real weights of each model.
 
-    The offload sequence of a pipeline class is a hint to its order of calls; it may be absent, misspelt
-    or incomplete. A model that it forgets (a safety checker, a vocoder) is kept at both ends.
+    Its class tells of denoisers, autoencoders and encoders. For the others the offload sequence of the pipeline is
+    a hint to the order of their calls; it may be absent, misspelt or incomplete. A model that it forgets (a safety
+    checker, a vocoder) is kept at both ends.
     """
     sequence = [name for name in _split_sequence(offload_sequence) if name in models]
     denoisers = [name for name, cls in models.items() if is_denoiser(name, cls)]
@@ -126,6 +137,8 @@ def assign_stages(offload_sequence: str | None, models: Mapping[str, type]) -> d
     for name, cls in models.items():
         if name in denoisers:
             stages[name] = frozenset({"denoiser"})
+        elif is_encoder(cls):
+            stages[name] = frozenset({"encoder"})
         elif is_autoencoder(cls) or name not in sequence:
             stages[name] = both_ends
         else:

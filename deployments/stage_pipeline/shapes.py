@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.component import function_of
 from deployments.tensors.values import describe, shape_key, to_meta
 
 
@@ -25,6 +26,6 @@ def output_description(stage: StagePipeline, skeleton: Any, component: str, meth
 
 @torch.no_grad()
 def _run_on_meta(twin: Any, method: str, args: Any, kwargs: Any) -> Any:
-    function = twin if method == "forward" else getattr(twin, method)
+    function = function_of(twin, method)
     with torch.device("meta"):
         return describe(function(*to_meta(args), **to_meta(kwargs)))

@@ -15,6 +15,7 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
+from deployments.weights.containers import is_container, member_class, member_folders, members
 from deployments.weights.load import base_reading_replaced, read_tensors
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -56,6 +57,8 @@ def skeleton(
 
 def build_from_config(cls: Any, folder: Path, meta_buffers: bool = False) -> Any:
     """The model as from_pretrained would construct it, before any weight is read."""
+    if is_container(cls):
+        return cls([build_from_config(member_class(each), each, meta_buffers) for each in member_folders(folder)])
     with accelerate.init_empty_weights(include_buffers=meta_buffers):
         if issubclass(cls, ModelMixin):
             return cls.from_config(cls.load_config(folder))
@@ -84,6 +87,10 @@ def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
 
 
 def _read_buffers(module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path, variant: str | None) -> None:
+    if is_container(cls):
+        for member, member_folder in zip(members(module), member_folders(folder), strict=True):
+            _read_buffers(member, type(member), member_folder, variant)
+        return
     # What state_dict names beside the parameters is stored with the weights; other buffers are computed.
     stored = module.state_dict().keys() - dict(module.named_parameters()).keys()
     if stored:

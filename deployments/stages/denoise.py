@@ -115,7 +115,7 @@ class DenoiserStage:
         fingerprint = request_fingerprint(self.fingerprint, request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
-        if not self.needs_remote_calls:
+        if not (self.needs_remote_calls or envelope.remote_calls):
             try:
                 return run.run(None, resume_from), run
             except FeedsBackError as error:
@@ -123,6 +123,8 @@ class DenoiserStage:
                     raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split: {error}") from error
                 logger.warning("%s needs remote calls: %s", type(self.stage.pipeline).__name__, error)
                 self.needs_remote_calls = True
+        if self.ask_stage is None:
+            raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
         return run.run(self._call_remotely, resume_from), run
 
     def _learn_axes(self, request: GenerationRequest) -> None:

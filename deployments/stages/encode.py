@@ -59,7 +59,7 @@ def _first(value: Any) -> Any:
 
 def pack_conditioning(calls: list[EncoderCall], warnings: tuple[RequestWarning, ...] = ()) -> Conditioning:
     """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
-    packed = pack([[c.component, c.method, without_opaque(c.output), c.random_states] for c in calls])
+    packed = pack([[c.component, c.method, *without_opaque([c.output, c.random_states, c.hooks])] for c in calls])
     return Conditioning(packed, time.time(), warnings)
 
 

@@ -39,19 +39,24 @@ def pack(value: Any) -> Packed:
     Raises TypeError for an object that no message may carry.
     """
     buffers: list[Bytes] = []
-    return Packed(_pack(value, buffers), tuple(buffers))
+    return Packed(_pack(value, buffers, {}), tuple(buffers))
 
 
 def unpack(packed: Packed, device: torch.device) -> Any:
-    """The value, its tensors in memory of their own: those of the sender's accelerator on `device`."""
-    return _unpack(packed.tree, packed.buffers, device)
+    """The value, its tensors in memory of their own: those of the sender's accelerator on `device`.
+
+    A tensor that was at two places of the sender's value is at both here.
+    """
+    return _unpack(packed.tree, packed.buffers, device, {})
 
 
-def _pack(value: Any, buffers: list[Bytes]) -> Any:
+def _pack(value: Any, buffers: list[Bytes], known: dict[int, JSON]) -> Any:
     if isinstance(value, PLAIN) and not isinstance(value, bytes):
         return value
     if isinstance(value, torch.Tensor):
-        return _pack_tensor(value, buffers)
+        if id(value) not in known:
+            known[id(value)] = _pack_tensor(value, buffers)
+        return known[id(value)]
     for kind, (cls, write, _) in PLAIN_OBJECTS.items():
         if isinstance(value, cls):
             return {"kind": kind, "value": write(value)}
@@ -63,7 +68,7 @@ def _pack(value: Any, buffers: list[Bytes]) -> Any:
     opened = parts(value)
     if opened is None:
         raise TypeError(f"a {type(value).__module__}.{type(value).__name__} cannot cross a replica boundary")
-    items: list[JSON] = [_pack(child, buffers) for child in opened[0]]
+    items: list[JSON] = [_pack(child, buffers, known) for child in opened[0]]
     if isinstance(value, list):
         return items
     if type(value) is tuple:
@@ -81,20 +86,22 @@ def _names_of(value: Any) -> list[str]:
     return list(vars(value)) if is_record(value) else list(getattr(value, "keys", list)())
 
 
-def _unpack(tree: JSON, buffers: tuple[Bytes, ...], device: torch.device) -> Any:
+def _unpack(tree: JSON, buffers: tuple[Bytes, ...], device: torch.device, known: dict[int, torch.Tensor]) -> Any:
     if isinstance(tree, list):
-        return [_unpack(item, buffers, device) for item in tree]
+        return [_unpack(item, buffers, device, known) for item in tree]
     if not isinstance(tree, dict):
         return tree
     node: dict[str, Any] = tree
     kind = node["kind"]
     if kind == "tensor":
-        return _unpack_tensor(node, buffers[node["buffer"]], device)
+        if node["buffer"] not in known:
+            known[node["buffer"]] = _unpack_tensor(node, buffers[node["buffer"]], device)
+        return known[node["buffer"]]
     if kind in PLAIN_OBJECTS:
         return PLAIN_OBJECTS[kind][2](node["value"])
     if kind in BUFFER_OBJECTS:
         return BUFFER_OBJECTS[kind][2](node["value"], buffers[node["buffer"]])
-    children = [_unpack(item, buffers, device) for item in node["items"]]
+    children = [_unpack(item, buffers, device, known) for item in node["items"]]
     if kind == "tuple":
         return tuple(children)
     if kind == "dict":

@@ -121,6 +121,33 @@ def map_values(function: Callable[[Any], Any], value: Any) -> Any:
     return rebuild([map_values(function, child) for child in children])
 
 
+def copied(value: Any) -> Any:
+    """A copy that shares no memory with the value, in whatever containers its parts lie.
+
+    What lies in it twice is one object in the copy too. Objects that no message may carry (caches) stay themselves.
+    """
+    return _copied(value, {})
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    if id(value) not in known:  # the value holds its parts, so that no other object gets one's id meanwhile
+        opened = parts(value)
+        if opened is None:
+            known[id(value)] = _copied_leaf(value)
+        else:
+            children, rebuild = opened
+            known[id(value)] = rebuild([_copied(child, known) for child in children])
+    return known[id(value)]
+
+
+def _copied_leaf(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    return value.copy() if isinstance(value, np.ndarray | Image.Image) else value
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Every leaf of the tree, in order."""
     opened = parts(value)
@@ -182,29 +209,32 @@ def with_anything(value: Any) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """The tree with MissingTensor for numbers that only a real stage has; ids, masks and plain values stay."""
+    """The tree with MissingTensor for numbers that only a real stage has; of ids, masks and plain values a copy."""
 
     def leaf(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
-            if x.is_floating_point() or x.is_complex() or x.numel() > LARGEST_KEPT:
+            if x.is_floating_point() or x.is_complex() or x.is_meta or x.numel() > LARGEST_KEPT:
                 return MissingTensor(tuple(x.shape), x.dtype, x.device.type != "cpu")
-            return x
+            return _copied_leaf(x)
         if isinstance(x, torch.Generator) or not isinstance(x, PORTABLE):
             return Opaque(type(x).__name__)
-        return x
+        return _copied_leaf(x)
 
     return map_values(leaf, value)
 
 
 def fill(description: Any, device: torch.device) -> Any:
-    """A tree of the described shapes with NaN for every missing number: what is computed from it shows it."""
+    """A tree of the described shapes with NaN for every missing number: what is computed from it shows it.
+
+    It is the receiver's own: what it changes of it changes nothing in the description.
+    """
 
     def leaf(x: Any) -> Any:
         if isinstance(x, MissingTensor):
             where = device if x.on_stage_device else torch.device("cpu")
             number = float("nan") if x.dtype.is_floating_point or x.dtype.is_complex else 0
             return torch.full(x.shape, number, dtype=x.dtype, device=where)
-        return Anything() if isinstance(x, Opaque) else x
+        return Anything() if isinstance(x, Opaque) else _copied_leaf(x)
 
     return map_values(leaf, description)
 

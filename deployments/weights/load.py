@@ -25,6 +25,7 @@ from safetensors.torch import load as load_safetensors
 from transformers import GenerationConfig, PreTrainedModel
 
 from deployments.errors import CheckpointError
+from deployments.weights.containers import is_container, member_class, member_folders
 from deployments.weights.files import (
     DIFFUSERS_FILES,
     TRANSFORMERS_FILES,
@@ -69,6 +70,8 @@ def load_component(
     Raises CheckpointError, naming the folder and the cause.
     """
     folder = Path(folder)
+    if is_container(cls):
+        return load_container(cls, folder, dtype, device, use_streamer, variant)
     library = library_of(cls)
     quantised = is_quantised(folder)
     form = form_in(library.files, folder, variant)
@@ -89,6 +92,23 @@ def load_component(
         return module.to(device).eval()
     except UNREADABLE as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
+
+
+def load_container(
+    cls: Any,
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    use_streamer: bool,
+    variant: str | None,
+) -> Any:
+    """As `load_component`, for a model made of others."""
+    folders = member_folders(folder)
+    loaded = [load_component(member_class(each), each, dtype, device, use_streamer, variant) for each in folders]
+    try:
+        return cls(loaded).eval()
+    except UNREADABLE as error:
+        raise CheckpointError(f"{cls.__name__} cannot be made of {len(folders)} folders: {error}") from error
 
 
 def other_reader(form: StoredForm, quantised: bool) -> str:

@@ -41,13 +41,14 @@ from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
 from serve_app.making.previews import Previews
 from serve_app.making.ray_errors import first_line, lost
-from serve_app.making.stages import Stages
+from serve_app.making.stages import HandOffWay, Stages
 from serve_app.making.suspects import Place, Suspicion
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before the next try; twice as long after each without progress
 MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame: more than a minute
+HAND_OFFS = {"complete": "the complete hand-off", "remote": "remote calls"}
 MAX_REFUSALS = 1000  # of replicas that would not begin with it: some 80 minutes
 
 
@@ -95,7 +96,7 @@ class Way:
 
     suspicion: Suspicion
     reached: Reached
-    complete_hand_off: bool
+    hand_off: HandOffWay
     failures: int = 0
     refusals: int = 0
     furthest_at_failure: Place = (-1, 0)
@@ -119,7 +120,7 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     replicas cannot be reached or what they made is lost, MAX_FAILURES times in a row.
     """
     reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
-    way = Way(stages.suspects.new_request(), reached, stages.needs_complete_hand_off(request))
+    way = Way(stages.suspects.new_request(), reached, stages.hand_off_of(request))
     metrics = generation_metrics()
     try:
         while True:
@@ -137,22 +138,24 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
                     raise
                 await _recover(request, way, death)
             else:
-                if way.complete_hand_off:
-                    stages.note_complete_hand_off(request)
+                stages.note_hand_off(request, way.hand_off)
                 return media
     finally:
         way.suspicion.end_turn()
 
 
 def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None:
-    """Without the checkpoint where there was one, else with the complete hand-off; raises what neither can help."""
+    """Without the checkpoint where there was one, else on a longer way; raises what none of these can help."""
     if way.reached.has_resumed:
         logger.warning("request %s starts again, its checkpoint is of no use: %s", request.request_id, error)
-    elif isinstance(error, HandOffIncompleteError) and not way.complete_hand_off:
-        logger.warning("request %s starts again with the complete hand-off: %s", request.request_id, first_line(error))
-        way.complete_hand_off = True
-    else:
+    elif isinstance(error, CannotResumeError) or way.hand_off == "remote":
         raise error
+    else:
+        lacks_calls = isinstance(error, HandOffIncompleteError) and way.hand_off == "first"
+        way.hand_off = "complete" if lacks_calls else "remote"
+        logger.warning(
+            "request %s starts again with %s: %s", request.request_id, HAND_OFFS[way.hand_off], first_line(error)
+        )
     way.reached = way.reached.from_the_start()
 
 
@@ -224,7 +227,7 @@ async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Wa
 
 
 def envelope_of(stages: Stages, way: Way, follower: Follower) -> Envelope:
-    return stages.envelope(follower, way.suspicion, way.complete_hand_off)
+    return stages.envelope(follower, way.suspicion, way.hand_off)
 
 
 async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews: Previews) -> None:

@@ -9,8 +9,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from deployments.errors import HandOffIncompleteError
-from deployments.messages import ComponentAnswer, ComponentCall, DecodeInputs, Envelope, GenerationRequest, StageName
+from deployments.errors import HandOffError, HandOffIncompleteError
+from deployments.messages import (
+    UNFOLLOWED,
+    ComponentAnswer,
+    ComponentCall,
+    DecodeInputs,
+    Envelope,
+    GenerationRequest,
+    StageName,
+)
 from deployments.model import DType
 
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
@@ -59,17 +67,18 @@ class StageProcesses:
     def load(self, folder: Path, dtype: DType = "auto") -> dict[StageName, dict[str, int]]:
         return {stage: process.load(folder, dtype) for stage, process in self.processes.items()}
 
-    def generate(self, request: GenerationRequest, complete: bool = False) -> list[Any]:
-        """The leaves of the output, made by the three processes."""
+    def generate(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> list[Any]:
+        """The leaves of the output, made by the three processes; again on a longer way where the application would."""
         conditioning = self.processes["encoder"].ask("encode", request)
-        denoiser, envelope = self.processes["denoiser"], Envelope(complete_hand_off=complete)
+        denoiser = self.processes["denoiser"]
         inputs: DecodeInputs = denoiser.ask("denoise", request, conditioning, envelope, answer=self._answer)
         try:
             output: list[Any] = self.processes["vae"].ask("decode", request, inputs)
-        except HandOffIncompleteError:
-            if complete:
+        except HandOffError as error:
+            if envelope.remote_calls:
                 raise
-            return self.generate(request, complete=True)
+            complete = isinstance(error, HandOffIncompleteError) and not envelope.complete_hand_off
+            return self.generate(request, Envelope(complete_hand_off=complete, remote_calls=not complete))
         return output
 
     def stop(self) -> None:

@@ -1,10 +1,16 @@
-"""A component as one request sees it: everything passes through to the real one, but calls go to its stage's router."""
+"""A component as one request sees it: everything passes through to the real one, but calls go to its stage's router.
+
+Parts of a component are seen in the same way, so that a call of `vqvae.quantize`, a hook on a layer of a text encoder
+or the numbers of a parameter take the way of every other call. Its name is then that of a method with the path
+before it: "quantize.forward", "parameter:embedding.weight".
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import types
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -12,6 +18,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import ModelMixin
+
+from deployments.stage_pipeline.sessions.parameter import RoutedParameter, numbers_of
 
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
 # Methods that change or ask for settings; they compute nothing that another stage would need.
@@ -41,10 +49,17 @@ INHERITED = frozenset(
 )
 # Pipelines reset caches of the denoiser at the end of every call, but it is shared by all requests.
 IGNORED_ON_DENOISERS = frozenset({"_reset_stateful_cache"})
+PARAMETER = "parameter:"  # begins the name of the call that reads one
+HOOKS = frozenset({"register_forward_hook", "register_forward_pre_hook"})
+GIVE_A_PART = frozenset({"get_input_embeddings", "get_output_embeddings", "get_submodule"})
+GIVE_TENSORS = frozenset({"parameters", "buffers", "named_parameters", "named_buffers"})
 
 
 class Router(Protocol):
     """Decides what the call of a component does in a stage; a session is one."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any: ...
 
@@ -53,6 +68,35 @@ class Router(Protocol):
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any: ...
 
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> AbstractContextManager[None]: ...
+
+    def on_hook(self, component: str, path: str, register: str, hook: Any, options: Any) -> Any: ...
+
+
+def function_of(module: Any, method: str) -> Any:
+    """What a routed call of this name calls; raises AttributeError where there is nothing of this name."""
+    path, _, name = method.removeprefix(PARAMETER).rpartition(".")
+    owner = module.get_submodule(path)
+    if method.startswith(PARAMETER):
+        return functools.partial(_read, owner, name)
+    return owner if name == "forward" else getattr(owner, name)
+
+
+def is_routed(module: Any, method: str) -> bool:
+    """Whether calls of this name are routed: what another stage may ask for."""
+    path, _, name = method.removeprefix(PARAMETER).rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return False
+    if method.startswith(PARAMETER):
+        return isinstance(getattr(owner, name, None), torch.Tensor)
+    cls: Any = type(owner)
+    return is_computing_method(cls, name)
+
+
+def _read(owner: torch.nn.Module, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = getattr(owner, name)
+    return tensor.detach().clone()  # all requests share the parameter itself
 
 
 @functools.cache
@@ -73,10 +117,13 @@ def is_computing_method(cls: Any, name: str) -> bool:
 
 
 class RoutedComponent:
-    """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through."""
+    """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through.
 
-    def __init__(self, real: Any, name: str, router: Router, is_denoiser: bool) -> None:
-        object.__setattr__(self, "_route", (real, name, router, is_denoiser))
+    `path` leads from the component to the part of it that `real` is; empty for the component itself.
+    """
+
+    def __init__(self, real: Any, name: str, router: Router, is_denoiser: bool, path: str = "") -> None:
+        object.__setattr__(self, "_route", (real, name, router, is_denoiser, path))
 
     @property
     def __class__(self) -> Any:
@@ -87,16 +134,19 @@ class RoutedComponent:
         raise AttributeError("the class of a component cannot be changed by a request")
 
     def __getattr__(self, name: str) -> Any:
-        real, component, router, is_denoiser = object.__getattribute__(self, "_route")
+        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
         if is_denoiser and name in IGNORED_ON_DENOISERS:
             return lambda *args, **kwargs: None
         if is_denoiser and name == "cache_context":
             return functools.partial(router.cache_context, component)
-        value = getattr(real, name)
-        cls: Any = type(real)
-        if callable(value) and is_computing_method(cls, name):
-            return functools.wraps(value)(functools.partial(self._call, name, value))
-        return value
+        if name == "device" and hasattr(type(real), "device"):
+            return router.device  # also of one whose first half is on the meta device
+        if isinstance(real, torch.nn.Module):
+            if name in HOOKS and not is_denoiser:
+                return functools.partial(self._hook, name)
+            if name in GIVE_TENSORS:
+                return functools.partial(self._tensors, name)
+        return self._seen(name, getattr(real, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__class__":
@@ -108,9 +158,84 @@ class RoutedComponent:
         return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)
 
     def _call(self, method: str, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        real, component, router, is_denoiser = object.__getattribute__(self, "_route")
+        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
+        args, kwargs = tuple(map(numbers_of, args)), {name: numbers_of(value) for name, value in kwargs.items()}
+        method = self._path_to(method)
         if not is_denoiser:
             return router.on_component_call(component, method, function, args, kwargs)
         if method == "forward":
             return router.on_denoiser_forward(component, real, args, kwargs)
         return router.on_denoiser_method(component, method, function, args, kwargs)
+
+    def _path_to(self, name: str) -> str:
+        path = object.__getattribute__(self, "_route")[4]
+        return f"{path}.{name}" if path else name
+
+    def _seen(self, name: str, value: Any) -> Any:
+        """An attribute as the request sees it."""
+        real, component, router, is_denoiser, path = object.__getattribute__(self, "_route")
+        if isinstance(value, torch.nn.Module):
+            is_itself = name == "_orig_mod"  # what torch.compile wraps
+            return routed_part(value, component, router, is_denoiser, path if is_itself else self._path_to(name))
+        if isinstance(value, torch.nn.Parameter) or (isinstance(value, torch.Tensor) and value.is_meta):
+            return self._parameter(name, value)
+        if name in GIVE_A_PART:
+            return functools.wraps(value)(functools.partial(self._part_given_by, value))
+        if callable(value) and is_computing_method(type(real), name):
+            return functools.wraps(value)(functools.partial(self._call, name, value))
+        return value
+
+    def _parameter(self, path: str, tensor: torch.Tensor) -> RoutedParameter:
+        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
+        function = function_of(real, PARAMETER + path)
+        method = PARAMETER + self._path_to(path)
+        route = router.on_denoiser_method if is_denoiser else router.on_component_call
+        return RoutedParameter.of(tensor, router.device, lambda: route(component, method, function, (), {}))
+
+    def _tensors(self, kind: str, prefix: str = "", recurse: bool = True, **kwargs: Any) -> Iterator[Any]:
+        """As the method `kind` of a module; other tensors than parameters are everywhere as they are."""
+        real = object.__getattribute__(self, "_route")[0]
+        if isinstance(prefix, bool):  # parameters(False)
+            prefix, recurse = "", prefix
+        named = getattr(real, kind if kind.startswith("named_") else f"named_{kind}")
+        for path, tensor in named(recurse=recurse, **kwargs):
+            seen = self._parameter(path, tensor) if "parameters" in kind or tensor.is_meta else tensor
+            name = f"{prefix}.{path}" if prefix else path
+            yield (name, seen) if kind.startswith("named_") else seen
+
+    def _part_given_by(self, give: Any, /, *args: Any, **kwargs: Any) -> Any:
+        real, part = object.__getattribute__(self, "_route")[0], give(*args, **kwargs)
+        path = next((name for name, module in real.named_modules() if module is part), None)
+        return self._seen(path, part) if path else part
+
+    def _hook(self, register: str, hook: Any, **options: Any) -> Any:
+        _, component, router, _, path = object.__getattribute__(self, "_route")
+        return router.on_hook(component, path, register, hook, options)
+
+
+class RoutedContainer(RoutedComponent):
+    """A list or dictionary of parts."""
+
+    def __len__(self) -> int:
+        return len(object.__getattribute__(self, "_route")[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        real = object.__getattribute__(self, "_route")[0]
+        return iter(real) if isinstance(real, torch.nn.ModuleDict) else (self[index] for index in range(len(real)))
+
+    def __contains__(self, item: Any) -> bool:
+        return item in object.__getattribute__(self, "_route")[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        real = object.__getattribute__(self, "_route")[0]
+        if isinstance(key, slice):
+            return [self[index] for index in range(len(real))[key]]
+        return self._seen(str(range(len(real))[key] if isinstance(key, int) else key), real[key])
+
+
+CONTAINERS = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
+
+
+def routed_part(value: Any, component: str, router: Router, is_denoiser: bool, path: str) -> RoutedComponent:
+    cls = RoutedContainer if isinstance(value, CONTAINERS) else RoutedComponent
+    return cls(value, component, router, is_denoiser, path)

@@ -2,7 +2,8 @@
 
 Whatever is computed from missing numbers is NaN. The session checks that the events come in the recorded
 order, that every handed-over argument is used, and that nothing decoded or returned contains NaN, so a
-pipeline that does not fit raises an error and never returns a wrong picture.
+pipeline that does not fit raises an error and never returns a wrong picture: one that decides by numbers or samples
+with them, or that returns them. Remote calls serve it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,15 @@ from typing import Any
 
 import torch
 
-from deployments.errors import HandOffError, HandOffIncompleteError, NotNumbersError
+from deployments.errors import (
+    HandOffError,
+    HandOffIncompleteError,
+    NotNumbersError,
+    PipelineFailedError,
+    TriptychError,
+)
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.pipeline_errors import told
 from deployments.stage_pipeline.sessions.denoise import HandOff, stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
 from deployments.tensors.values import fill, has_nan, leaves, map_values
@@ -27,18 +35,31 @@ class DecodeSession(Session):
         self.events = list(hand_off.events)
         self.decoder_calls = list(hand_off.decoder_calls)
         self.descriptions = hand_off.descriptions
+        self._failed_inside = False  # a component's own call, on true numbers
 
     def run(self) -> Any:
         """The pipeline's output.
 
         Raises HandOffError or HandOffIncompleteError where it would not be true, NotNumbersError where it is none.
         """
-        output = self.call_pipeline()
+        output = self._called_on_missing_numbers()
         if self.to_replay or self.events or self.decoder_calls:
             raise HandOffError(f"the hand-off was not used up: {len(self.events)} events are left")
         if has_nan(dict(output) if hasattr(output, "keys") else output):
             raise HandOffIncompleteError("the result depends on numbers that were not handed over")
         return output
+
+    def _called_on_missing_numbers(self) -> Any:
+        """What its code raises on them says nothing of the request: remote calls show whether it fails on true ones."""
+        try:
+            return self.call_pipeline()
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            is_on_purpose = isinstance(error, TriptychError) and not isinstance(error, PipelineFailedError)
+            if self._failed_inside or is_on_purpose or isinstance(error, NotNumbersError):
+                raise
+            raise HandOffError(f"its code fails on numbers that were not handed over: {told(error)}") from error
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         if not self.events or self.events[0][:2] != ("denoiser", component):
@@ -59,10 +80,17 @@ class DecodeSession(Session):
             raise HandOffIncompleteError(f"{component}.{method} was not handed over and depends on missing numbers")
         if stage_of_call(self.stage, component, method) != "vae":
             raise HandOffError(f"{component}.{method} is needed after the hand-off")
-        output = self.call_inside(function, args, kwargs)
+        output = self._call_truly(function, args, kwargs)
         if has_nan(output):
             raise NotNumbersError
         return output
+
+    def _call_truly(self, function: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return self.call_inside(function, args, kwargs)
+        except Exception:
+            self._failed_inside = True
+            raise
 
     def _replay(self, component: str, method: str) -> Any:
         call = self.to_replay.pop(0)
@@ -70,6 +98,7 @@ class DecodeSession(Session):
             raise HandOffError(f"{call.component}.{call.method} was recorded, but {component}.{method} is called")
         if call.random_states:
             self.set_random_states(call.random_states)
+        self.hooks.tell_again(fill(call.hooks, self.stage.device), self.stage.pipeline)
         return fill(call.output, self.stage.device)
 
     def _injected(self, component: str, method: str, args: Any, kwargs: Any) -> tuple[Any, Any]:

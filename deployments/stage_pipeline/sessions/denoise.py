@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.errors import FeedsBackError, HandOffError, NotNumbersError
+from deployments.errors import FeedsBackError, HandOffError, NotNumbersError, NotSupportedError
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
-from deployments.tensors.values import describe, fill_meta, has_nan, is_meta, map_values, same_description
+from deployments.tensors.values import copied, describe, fill_meta, has_nan, is_meta, same_description
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
 CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
@@ -147,11 +147,15 @@ class DenoiseSession(Session):
         stage = stage_of_call(self.stage, component, method)
         if stage in self.stage.stages:
             return self.call_inside(function, args, kwargs)
+        if self.hooks.are_on(component):
+            raise NotSupportedError(f"{component}.{method} has a hook, and is called where it is not")
         if self.call_remotely:
             return self.call_remotely(self, stage, component, method, args, kwargs)
         if stage == "encoder":
             self._refuse_feedback(f"{component}.{method}", args, kwargs)
             raise FeedsBackError(f"{component}.{method} is called after the denoising has begun")
+        if not self.hand_off.events:
+            raise FeedsBackError(f"{component}.{method} is called before the denoising has begun")
         return self._defer(component, method, args, kwargs)
 
     def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -183,7 +187,8 @@ class DenoiseSession(Session):
             )
         if call.random_states:
             self.set_random_states(call.random_states)
-        return call.output
+        self.hooks.tell_again(copied(call.hooks), self.stage.pipeline)
+        return copied(call.output)  # the pipeline may change it; previews and the hand-off read the record again
 
     def _refuse_feedback(self, name: str, args: Any, kwargs: Any) -> None:
         if self.hand_off.decoder_calls and is_meta((args, kwargs)):
@@ -192,7 +197,8 @@ class DenoiseSession(Session):
 
     def _defer(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
         depends = is_meta((args, kwargs))
-        noted = (None, None) if depends else (map_values(_keep, args), map_values(_keep, kwargs))
+        # No copy where the pipeline ends here and changes nothing any more: it may be a long video's latents.
+        noted = (None, None) if depends else (args, kwargs) if self.ends_at_first else copied((args, kwargs))
         if has_nan(noted):  # seen here: in the VAE stage, NaN stands for what was not handed over
             raise NotNumbersError
         self.hand_off.events.append(("decoder", component, method))
@@ -204,7 +210,8 @@ class DenoiseSession(Session):
 
     def _finished_hand_off(self) -> HandOff:
         self.hand_off.encoder_calls = [
-            EncoderCall(c.component, c.method, describe(c.output), c.random_states) for c in self.replayed
+            EncoderCall(c.component, c.method, describe(c.output), c.random_states, describe(c.hooks))
+            for c in self.replayed
         ]
         return self.hand_off
 
@@ -232,10 +239,3 @@ def call_directly(real: Any, name: str, context: tuple[Any, dict[str, Any]] | No
     )
     with entered:
         return real(*args, **kwargs)
-
-
-def _keep(value: Any) -> Any:
-    """A copy that the rest of the pipeline cannot change."""
-    if isinstance(value, torch.Generator):
-        return torch.Generator("cpu").set_state(value.get_state())
-    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,30 +11,37 @@ import torch
 from deployments.errors import PipelineFailedError
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.hooks import Told
 from deployments.stage_pipeline.sessions.reading import TextsRead
-from deployments.stage_pipeline.sessions.session import RandomStates, Session, StopStage
+from deployments.stage_pipeline.sessions.session import PIPELINE, RandomStates, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
-from deployments.tensors.values import fill
+from deployments.tensors.values import copied, fill, has_nan
 
 
 @dataclass(frozen=True)
 class EncoderCall:
-    """A recorded call: which component, what it returned, and the generators it moved (None: left alone)."""
+    """A recorded call: which component, what it returned, the generators it moved (None: left alone), hooks told."""
 
     component: str
     method: str
     output: Any
     random_states: tuple[torch.Tensor | None, torch.Tensor | None] | None
+    hooks: list[Told] = field(default_factory=list)
 
 
 class EncodeSession(Session):
-    """Runs until the first forward of a denoiser; `texts` knows afterwards what was not read."""
+    """Runs until the first forward of a denoiser; `texts` knows afterwards what was not read.
+
+    It ends sooner where a component is called whose weights are elsewhere, or that needs numbers of a denoiser: the
+    denoiser stage then asks for this call and those that follow it.
+    """
 
     def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
         parameters, _ = call_parameters(type(stage.pipeline))
         length = arguments.get("max_sequence_length", parameters.get("max_sequence_length"))
         self.texts = TextsRead(arguments, length if isinstance(length, int) else None)
         super().__init__(stage, arguments, seed)
+        self._has_missing = False  # numbers of a denoiser
 
     def on_text(self, text: str, tokens: int, limit: int | None, count: Callable[[str], int]) -> None:
         self.texts.note(text, tokens, limit, count)
@@ -55,15 +62,26 @@ class EncodeSession(Session):
         if self.stage.is_here(component):
             return function(*args, **kwargs)
         real = getattr(self.stage.pipeline, component)
+        self._has_missing = True
         return fill(output_description(self.stage, real, component, method, args, kwargs), self.stage.device)
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return function(*args, **kwargs)
+        if not self._is_here(component, method) or (self._has_missing and has_nan((args, kwargs))):
+            raise StopStage
         before = self.random_states()
         output = self.call_inside(function, args, kwargs)
-        self.calls.append(EncoderCall(component, method, output, _moved(before, self.random_states())))
+        moved = _moved(before, self.random_states())
+        # A copy: the pipeline may go on with it in place, and what the call returned is played back.
+        self.calls.append(EncoderCall(component, method, copied(output), moved, self.hooks.take_told()))
         return output
+
+    def _is_here(self, component: str, method: str) -> bool:
+        if component.startswith(PIPELINE):
+            return True
+        has_no_decoder = self.stage.stages == ("encoder",) and component in self.stage.layout.autoencoders
+        return self.stage.is_here(component) and not (has_no_decoder and method.startswith("decode"))
 
 
 def _moved(before: RandomStates, after: RandomStates) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:

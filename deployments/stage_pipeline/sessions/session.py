@@ -21,11 +21,14 @@ from deployments.errors import InvalidRequestError
 from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
-from deployments.stage_pipeline.sessions.component import RoutedComponent
+from deployments.stage_pipeline.sessions.component import routed_part
+from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
 from deployments.stage_pipeline.sessions.reading import reading_copy
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
 ENCODING_METHODS = ("encode_prompt", "encode_image")
+# The method of a scheduler that makes a step: that of predictor-corrector schedulers (ScoreSdeVe) corrects in others.
+STEPS = ("step", "step_pred")
 PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
 
 # Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generator
@@ -51,9 +54,14 @@ class Session:
         self.guiders: list[Any] = []
         self.steps_done = 0
         self.contexts: dict[str, tuple[Any, dict[str, Any]]] = {}  # denoiser -> its cache_context now
+        self.hooks = Hooks()
         self._inside = 0  # depth of component calls; only the outermost is routed
         self._copies: dict[int, Any] = {}
         self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
+
+    @property
+    def device(self) -> torch.device:
+        return self.stage.device
 
     # -- what a subclass decides ---------------------------------------------------------------------------
 
@@ -101,12 +109,20 @@ class Session:
             torch.set_rng_state(state)
 
     def call_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Calls a real component; the calls that it makes itself are not routed."""
+        """Calls a real component, on which the pipeline's hooks are; the calls that it makes itself are not routed."""
         self._inside += 1
         try:
-            return function(*args, **kwargs)
+            with self.hooks.on_modules(self.stage.pipeline):
+                return function(*args, **kwargs)
         finally:
             self._inside -= 1
+
+    def on_hook(self, component: str, path: str, register: str, function: Any, options: dict[str, Any]) -> Any:
+        """The pipeline sets a forward hook; its handle takes it away."""
+        if self._inside:  # a hook for calls that are not routed themselves
+            module = getattr(self.stage.pipeline, component).get_submodule(path)
+            return getattr(module, register)(function, **options)
+        return self.hooks.add(Hook(component, path, register, function, options))
 
     def random_states(self) -> RandomStates:
         return self.generator.get_state(), torch.get_rng_state()
@@ -162,7 +178,7 @@ class Session:
         if isinstance(value, torch.nn.Module):
             for name, stages in self.stage.layout.stages_of.items():
                 if getattr(self.stage.pipeline, name, None) is value:
-                    return RoutedComponent(value, name, self, "denoiser" in stages)
+                    return routed_part(value, name, self, "denoiser" in stages, path="")
         return None
 
     def _route_encoding_methods(self, private: Any, cls: type, path: str) -> None:
@@ -229,14 +245,18 @@ def _reporting_class(cls: Any) -> Any:
     Instances cannot be pickled, since the class hides behind the name of its parent; no pipeline of diffusers does.
     """
 
-    @functools.wraps(cls.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        reference = self.__dict__.get("_session")
-        if reference is None:
-            return cls.step(self, *args, **kwargs)
-        return reference.session.on_scheduler_step(self, functools.partial(cls.step, self), args, kwargs)
+    members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    if (name := next((name for name in STEPS if hasattr(cls, name)), None)) is not None:
+        own_step = getattr(cls, name)
 
-    members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "step": step}
+        @functools.wraps(own_step)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            reference = self.__dict__.get("_session")
+            if reference is None:
+                return own_step(self, *args, **kwargs)
+            return reference.session.on_scheduler_step(self, functools.partial(own_step, self), args, kwargs)
+
+        members[name] = step
     if hasattr(cls, "set_timesteps"):
 
         @functools.wraps(cls.set_timesteps)

@@ -90,7 +90,7 @@ def test_numbers_that_are_none_are_the_fault_of_a_value_beyond_sense_and_change_
     request = GenerationRequest("r", "m", arguments, 0, OutputFormat("image", "png"))
     with pytest.raises(InvalidRequestError, match="not numbers"):
         server.make(request)
-    assert not server.service.stages.needs_complete_hand_off(request)
+    assert server.service.stages.hand_off_of(request) == "first"
 
 
 def test_two_hundred_hostile_requests_find_no_failure_of_the_server(server: ModelServer) -> None:

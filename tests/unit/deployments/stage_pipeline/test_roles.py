@@ -19,7 +19,7 @@ from diffusers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection, SpeechT5HifiGan, T5EncoderModel
 
 from deployments.errors import CheckpointError
 from deployments.stage_pipeline.roles import (
@@ -80,10 +80,20 @@ class Vocoder(ModelMixin):
         (
             None,
             {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel},
-            {"text_encoder": BOTH_ENDS, "unet": DENOISER},
+            {"text_encoder": ENCODER, "unet": DENOISER},
+        ),
+        (
+            "unet->vocoder->image_encoder->text_encoder",  # as Kandinsky's combined pipelines have it
+            {
+                "text_encoder": CLIPTextModel,
+                "image_encoder": CLIPVisionModelWithProjection,
+                "unet": UNet2DConditionModel,
+                "vocoder": SpeechT5HifiGan,
+            },
+            {"text_encoder": ENCODER, "image_encoder": ENCODER, "unet": DENOISER, "vocoder": VAE},
         ),
     ],
-    ids=["flux", "two transformers", "controlnet", "after the denoiser", "no sequence"],
+    ids=["flux", "two transformers", "controlnet", "after the denoiser", "no sequence", "encoders last"],
 )
 def test_components_are_given_to_the_stages_that_call_them(
     sequence: str | None, models: dict[str, type], expected: dict[str, Any]

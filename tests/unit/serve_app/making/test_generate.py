@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from deployments.errors import (
     CannotResumeError,
     GenerationFailedError,
+    HandOffError,
     HandOffIncompleteError,
     InvalidRequestError,
     ReplicaRefusedError,
@@ -369,6 +370,10 @@ def complete_hand_offs(stage: Stage) -> list[bool]:
     return [call[1].complete_hand_off for call in stage.calls]
 
 
+def with_remote_calls(stage: Stage) -> list[bool]:
+    return [call[1].remote_calls for call in stage.calls]
+
+
 def ask(stages: Stages, *requests: GenerationRequest) -> None:
     async def all_of_them() -> None:
         for request in requests:
@@ -385,13 +390,23 @@ def test_what_needs_the_complete_hand_off_is_learned_for_its_kind_of_request() -
     assert complete_hand_offs(denoiser) == [False, True, True, False]
 
 
-def test_a_request_that_fails_with_the_complete_hand_off_too_changes_nothing_for_others() -> None:
-    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(INCOMPLETE, INCOMPLETE, media())
+def test_a_request_that_fails_on_every_way_changes_nothing_for_others() -> None:
+    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(INCOMPLETE, INCOMPLETE, INCOMPLETE, media())
     stages = Stages(Stage(*["conditioning"] * 9), denoiser, vae)  # type: ignore[arg-type]
     with pytest.raises(HandOffIncompleteError):
         ask(stages, REQUEST)
     ask(stages, REQUEST)
-    assert complete_hand_offs(denoiser) == [False, True, False]
+    assert complete_hand_offs(denoiser) == [False, True, False, False]
+    assert with_remote_calls(denoiser) == [False, False, True, False]
+
+
+def test_what_no_hand_off_serves_is_made_with_remote_calls_and_that_is_learned_for_its_kind() -> None:
+    denoiser, vae = Stage(*[COMPLETE] * 9), Stage(HandOffError("it samples from them"), *[media()] * 8)
+    stages = Stages(Stage(*["conditioning"] * 9), denoiser, vae)  # type: ignore[arg-type]
+    other = dataclasses.replace(REQUEST, arguments={"image": 1})
+    ask(stages, REQUEST, REQUEST, other)
+    assert with_remote_calls(denoiser) == [False, True, True, False]
+    assert complete_hand_offs(denoiser) == [False] * 4
 
 
 def test_a_resumed_request_whose_hand_off_lacks_something_starts_again_before_it_is_thought_to_need_more() -> None:
