@@ -157,7 +157,7 @@ class ModelHandle:
 
 
 def describe(stage: StagePipeline) -> StageDescription:
-    described = vars(describe_stage(stage)) | {"features": tuple(feature.name for feature in FEATURES)}
+    described = vars(describe_stage(stage)) | {"features": tuple(feature.name for feature in FEATURES if feature.is_asked_for)}
     return StageDescription(**described)
 
 

@@ -13,6 +13,8 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
+from deployments.stage_pipeline.sessions.own_modules import OwnModules
+
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
 # Methods that change or ask for settings; they compute nothing that another stage would need.
 SETTING_PREFIXES = [
@@ -41,6 +43,11 @@ INHERITED = frozenset(
 )
 # Pipelines reset caches of the denoiser at the end of every call, but it is shared by all requests.
 IGNORED_ON_DENOISERS = frozenset({"_reset_stateful_cache"})
+# Methods of any module through which nothing can be rewired; the others are those of the request's own modules.
+ON_WEIGHTS = frozenset(
+    {"parameters", "named_parameters", "buffers", "named_buffers", "num_parameters", "state_dict", "zero_grad"}
+    | {"to", "cpu", "cuda", "half", "float", "double", "bfloat16", "eval", "train", "requires_grad_"}
+)
 
 
 class Router(Protocol):
@@ -53,6 +60,8 @@ class Router(Protocol):
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any: ...
 
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> AbstractContextManager[None]: ...
+
+    def own_modules_of(self, component: str, real: Any) -> OwnModules: ...
 
 
 @functools.cache
@@ -96,13 +105,26 @@ class RoutedComponent:
         cls: Any = type(real)
         if callable(value) and is_computing_method(cls, name):
             return functools.wraps(value)(functools.partial(self._call, name, value))
-        return value
+        return self._own(name, value) if is_denoiser else value
+
+    def _own(self, name: str, value: Any) -> Any:
+        """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
+        real, component, router, _ = object.__getattribute__(self, "_route")
+        if isinstance(value, torch.nn.Module):
+            return router.own_modules_of(component, real).of(value)
+        is_method = isinstance(value, types.MethodType) and value.__self__ is real
+        if name == "attn_processors" or (is_method and name not in ON_WEIGHTS):
+            return getattr(router.own_modules_of(component, real).of(real), name)
+        return getattr(router.own_modules_of(component, real).reading(name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        real, component, router, is_denoiser = object.__getattribute__(self, "_route")
         if name == "__class__":
             object.__setattr__(self, name, value)  # the property refuses it
+        elif is_denoiser:
+            setattr(router.own_modules_of(component, real).of(real), name, value)
         else:
-            setattr(object.__getattribute__(self, "_route")[0], name, value)
+            setattr(real, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)

@@ -130,12 +130,14 @@ class DenoiseSession(Session):
         """The denoiser's output, computed by `run_denoiser` or here."""
         context = self.contexts.get(component)
         if self.run_denoiser is None:
-            return call_directly(real, component, context, args, kwargs)
+            with self.rewired(component):
+                return call_directly(real, component, context, args, kwargs)
         with self.waiting():
             return self.run_denoiser(real, component, context, args, kwargs)
 
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
-        output = function(*args, **kwargs)
+        with self.rewired(component):
+            output = function(*args, **kwargs)
         self.note_denoiser_output(f"{component}.{method}", output)
         return output
 
