@@ -109,7 +109,7 @@ class RoutedComponent:
 
     def _own(self, name: str, value: Any) -> Any:
         """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
-        real, component, router, _ = object.__getattribute__(self, "_route")
+        real, component, router, *_ = object.__getattribute__(self, "_route")
         if isinstance(value, torch.nn.Module):
             return router.own_modules_of(component, real).of(value)
         is_method = isinstance(value, types.MethodType) and value.__self__ is real

@@ -28,7 +28,10 @@ class EncoderCall:
 
 
 class EncodeSession(Session):
-    """Runs until the first forward of a denoiser; `texts` knows afterwards what was not read."""
+    """Runs until the first forward of a denoiser, or without one until the first decoding.
+
+    `texts` knows afterwards what was not read.
+    """
 
     def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
         parameters, _ = call_parameters(type(stage.pipeline))
@@ -46,6 +49,8 @@ class EncodeSession(Session):
             self.call_pipeline()
         except StopStage:
             return self.calls
+        if not self.stage.layout.denoisers:
+            return self.calls
         raise PipelineFailedError("it makes no step: num_inference_steps x strength, or a list of steps, leaves none")
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
@@ -60,6 +65,9 @@ class EncodeSession(Session):
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return function(*args, **kwargs)
+        layout = self.stage.layout
+        if not layout.denoisers and component in layout.decoders and not method.startswith("encode"):
+            raise StopStage
         before = self.random_states()
         output = self.call_inside(function, args, kwargs)
         self.calls.append(EncoderCall(component, method, output, _moved(before, self.random_states())))
