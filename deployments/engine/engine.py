@@ -27,12 +27,13 @@ from deployments.engine.axes import BatchAxes
 from deployments.engine.batches import Batches
 from deployments.engine.executor import CacheContext, Executor, LocalExecutor
 from deployments.engine.fiber import CancelledStage, Fiber
-from deployments.engine.forward import Forward, Surround, bind, has_gradients
+from deployments.engine.forward import Forward, Surround, bind
 from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
 from deployments.errors import DeadlineExceededError, GenerationFailedError, TriptychError
+from deployments.tensors.values import has_gradients
 
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
 T = TypeVar("T")

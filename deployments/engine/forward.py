@@ -75,11 +75,6 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
-def has_gradients(arguments: dict[str, Any]) -> bool:
-    """Whether the pipeline records what becomes of an argument, to differentiate by it later."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors(arguments))
-
-
 def tokens_per_sample(forward: Forward) -> int:
     """Positions of the noisy latents that one sample brings."""
     largest = largest_argument(forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -64,12 +65,19 @@ def put_back(own: OwnModules | None, states: Sequence[dict[str, Any]]) -> None:
 def _settings(value: Any) -> Hashable | None:
     if value is ABSENT or isinstance(value, SETTINGS):
         return type(value), value
-    if isinstance(value, (torch.nn.Module, *FUNCTIONS)) or hasattr(value, "__slots__"):
+    if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(type(value)):
         return None
     attributes = getattr(value, "__dict__", None)
     if attributes is None or not all(isinstance(attribute, SETTINGS) for attribute in attributes.values()):
         return None
     return type(value), tuple((name, type(x), x) for name, x in sorted(attributes.items()))
+
+
+@functools.cache
+def _has_more_than_attributes(cls: type) -> bool:
+    """Objects of the class may keep a state elsewhere than in their attributes."""
+    shared = [value for base in cls.__mro__[:-1] for value in vars(base).values()]
+    return hasattr(cls, "__slots__") or any(isinstance(value, list | dict | set | torch.Tensor) for value in shared)
 
 
 def _holders(own: OwnModules, changes: Sequence[Change]) -> list[Holder]:

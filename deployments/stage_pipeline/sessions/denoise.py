@@ -15,13 +15,21 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.errors import FeedsBackError, HandOffError, NotNumbersError
+from deployments.errors import FeedsBackError, HandOffError, NotNumbersError, NotSupportedError
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
-from deployments.tensors.values import describe, fill_meta, has_nan, is_meta, map_values, same_description
+from deployments.tensors.values import (
+    describe,
+    fill_meta,
+    has_gradients,
+    has_nan,
+    is_meta,
+    map_values,
+    same_description,
+)
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
 CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
@@ -149,6 +157,11 @@ class DenoiseSession(Session):
         stage = stage_of_call(self.stage, component, method)
         if stage in self.stage.stages:
             return self.call_inside(function, args, kwargs)
+        if has_gradients((args, kwargs)):
+            raise NotSupportedError(
+                f"{type(self.pipeline).__name__} differentiates through {component}.{method}, which another process "
+                "makes: it can only be served in one process (placement: one_stage)"
+            )
         if self.call_remotely:
             return self.call_remotely(self, stage, component, method, args, kwargs)
         if stage == "encoder":
