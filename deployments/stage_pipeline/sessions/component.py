@@ -61,7 +61,7 @@ class Router(Protocol):
 
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> AbstractContextManager[None]: ...
 
-    def own_modules_of(self, component: str, real: Any) -> OwnModules: ...
+    def own_modules_of(self, component: str) -> OwnModules: ...
 
 
 @functools.cache
@@ -110,19 +110,20 @@ class RoutedComponent:
     def _own(self, name: str, value: Any) -> Any:
         """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
         real, component, router, *_ = object.__getattribute__(self, "_route")
+        own = router.own_modules_of(component)
         if isinstance(value, torch.nn.Module):
-            return router.own_modules_of(component, real).of(value)
+            return own.of(value)
         is_method = isinstance(value, types.MethodType) and value.__self__ is real
         if name == "attn_processors" or (is_method and name not in ON_WEIGHTS):
-            return getattr(router.own_modules_of(component, real).of(real), name)
-        return getattr(router.own_modules_of(component, real).reading(name), name)
+            return getattr(own.of(real), name)
+        return getattr(own.reading(real, name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         real, component, router, is_denoiser = object.__getattribute__(self, "_route")
         if name == "__class__":
             object.__setattr__(self, name, value)  # the property refuses it
         elif is_denoiser:
-            setattr(router.own_modules_of(component, real).of(real), name, value)
+            setattr(router.own_modules_of(component).of(real), name, value)
         else:
             setattr(real, name, value)
 

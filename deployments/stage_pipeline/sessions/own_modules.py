@@ -38,8 +38,7 @@ class Change:
 class OwnModules:
     """One request's own objects for the modules of one component, made when its pipeline first asks for them."""
 
-    def __init__(self, root: torch.nn.Module) -> None:
-        self.root = root
+    def __init__(self) -> None:
         self._own: dict[torch.nn.Module, torch.nn.Module] = {}  # shared -> own
         self._before: dict[torch.nn.Module, Attributes] = {}  # shared -> the attributes of its own one when it was made
 
@@ -48,11 +47,11 @@ class OwnModules:
         with _lock:
             return self._copied(shared)
 
-    def reading(self, name: str) -> Any:
-        """The component to read an attribute from: the request's own one where it has changed it."""
-        own = self._own.get(self.root)
-        if own is None or vars(own).get(name, ABSENT) is self._before[self.root].get(name, ABSENT):
-            return self.root
+    def reading(self, shared: torch.nn.Module, name: str) -> Any:
+        """The module to read an attribute from: the request's own one where it has changed it."""
+        own = self._own.get(shared)
+        if own is None or vars(own).get(name, ABSENT) is self._before[shared].get(name, ABSENT):
+            return shared
         return own
 
     def changes(self) -> list[Change]:

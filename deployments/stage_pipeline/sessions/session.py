@@ -129,9 +129,9 @@ class Session:
         finally:
             self.contexts.pop(component, None)
 
-    def own_modules_of(self, component: str, real: Any) -> OwnModules:
+    def own_modules_of(self, component: str) -> OwnModules:
         """Where the pipeline finds the modules of a denoiser, and may rewire them for this request."""
-        return self.own_modules.setdefault(component, OwnModules(real))
+        return self.own_modules.setdefault(component, OwnModules())
 
     def rewired(self, component: str) -> AbstractContextManager[None]:
         """The denoiser as the pipeline has rewired it; only in the thread that makes forwards."""

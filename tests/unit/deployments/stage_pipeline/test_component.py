@@ -40,7 +40,7 @@ class Model(ModelMixin):
 class Router:
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.own: OwnModules | None = None
+        self.own = OwnModules()
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         self.calls.append((component, method))
@@ -59,8 +59,7 @@ class Router:
         self.calls.append((component, f"context {name}"))
         yield
 
-    def own_modules_of(self, component: str, real: Any) -> OwnModules:
-        self.own = self.own or OwnModules(real)
+    def own_modules_of(self, component: str) -> OwnModules:
         return self.own
 
 
