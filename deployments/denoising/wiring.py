@@ -1,4 +1,7 @@
-"""Notices pipelines that rewire the denoiser, which all requests share, and puts it back."""
+"""Notices pipelines that rewire the denoiser past the modules of their own that requests have, and puts it back.
+
+All requests share it: what the pipeline changes through a reference of its own cannot be kept apart.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ class SharedWiring:
         """Raises NotSupportedError where the pipeline rewired the denoiser for this request."""
         before = self._before.get(component)
         if before is not None and restore_wiring(before):
-            raise NotSupportedError(f"{self.pipeline} rewires {component} for such a request, but others share it")
+            raise NotSupportedError(
+                f"{self.pipeline} rewires {component} for such a request past its own modules, but others share it"
+            )
 
 
 def read_wiring(model: torch.nn.Module) -> Wiring:

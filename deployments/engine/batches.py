@@ -48,7 +48,7 @@ class Batches:
 
     def classify(self, forward: Forward) -> None:
         """Notes what the forward may be merged with."""
-        merger = Merger(self.axes.get(forward.component))
+        merger = Merger(self.axes.get(forward.component), forward.by_position)
         forward.merger = merger
         forward.num_samples = merger.num_samples(forward.arguments)
         context = forward.context[0] if forward.context else None
@@ -56,7 +56,8 @@ class Batches:
             if forward.is_alone:
                 raise CannotMergeError("what surrounds it is for this forward alone")
             structure = merger.structure(forward.arguments, forward.num_samples)
-            key = (forward.component, context, merger.axes is None, forward.merge_key, structure)
+            samples = forward.num_samples if forward.by_position else None
+            key = (forward.component, context, merger.axes is None, forward.merge_key, samples, structure)
             forward.structure = self._known(key, forward)
         except CannotMergeError:
             forward.structure = Structure(None, shape_of_sample(forward), is_alone=True)
@@ -149,7 +150,9 @@ class Batches:
             except Exception as error:  # noqa: BLE001  (a wrong guess of the axes)
                 logger.info("%s does not merge so: %s", batch[0].component, error)
                 continue
-            if all(is_close(m, a) for m, a in zip(merged, alone, strict=True)):
+            if all(is_close(m, a) for m, a in zip(merged, alone, strict=True)) and (
+                not merger.by_position or self._is_apart(batch, merger, shared, merged)
+            ):
                 self._shares[batch[0].structure] = shared
                 return alone
         reason = "they write into what they are given" if is_written else "merged ones deviate"
@@ -158,6 +161,17 @@ class Batches:
         self.statistics.refused_structures += 1
         return alone
 
+    def _is_apart(self, batch: list[Forward], merger: Merger, shared: frozenset[Path], merged: list[Any]) -> bool:
+        """Whether the neighbours in a batch change no bit of a forward, at whatever place in it.
+
+        What surrounds these forwards may mix samples by so little that rounding hides it.
+        """
+        for index in (0, -1):
+            copies = self._call_merged([batch[index]] * len(batch), merger, shared)
+            if not all(is_same(copy, merged[index]) for copy in copies):
+                return False
+        return True
+
     def _call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
         counts = [f.num_samples for f in batch]
         arguments = merger.merge([f.arguments for f in batch], counts, shared)
@@ -165,8 +179,15 @@ class Batches:
 
     def _call(self, forward: Forward, arguments: dict[str, Any], num_samples: int | None = None) -> Any:
         kind = (forward.component, forward.structure.shape, num_samples or forward.num_samples)
-        with self.under_way.work(kind), forward.surround() if forward.surround else nullcontext():
+        surround = forward.surround() if forward.surround else nullcontext()
+        with self.under_way.work(kind), surround, torch.set_grad_enabled(forward.with_gradients):
             return self.executor.run(forward.component, forward.module, forward.context, arguments)
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two outputs have the same bits; NaN is like NaN."""
+    pairs = zip(tensors(a), tensors(b), strict=True)
+    return all(bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in pairs)
 
 
 def is_close(merged: Any, alone: Any) -> bool:

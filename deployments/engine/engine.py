@@ -33,6 +33,7 @@ from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics,
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
 from deployments.errors import DeadlineExceededError, GenerationFailedError, TriptychError
+from deployments.tensors.values import has_gradients
 
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
 T = TypeVar("T")
@@ -167,19 +168,24 @@ class Engine:
         kwargs: Any,
         surround: Surround | None = None,
         merge_key: Hashable | None = (),
+        by_position: bool = False,
     ) -> Any:
         """The forward's output; other fibers go on until it is there.
 
         `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
-        a batch, which runs in the surrounding of its first. None, or a surrounding without a key: this one runs alone.
+        a batch, which runs in the surrounding of its first; `by_position`: their samples lie in it as a pipeline's own
+        do (Merger). None, or a surrounding without a key, or gradients that the pipeline asks for: this one runs alone.
         Raises what the module raised, CancelledStage, or DeadlineExceededError when the fiber has expired.
         """
         if threading.current_thread() is not self._thread:
             return self.call(
-                fiber, lambda: self.run(fiber, module, component, context, args, kwargs, surround, merge_key)
+                fiber,
+                lambda: self.run(fiber, module, component, context, args, kwargs, surround, merge_key, by_position),
             )
         arguments = bind(module, args, kwargs)
-        forward = Forward(fiber, module, component, context, arguments, surround, merge_key)
+        forward = Forward(
+            fiber, module, component, context, arguments, surround, merge_key, by_position, has_gradients(arguments)
+        )
         self.batches.classify(forward)
         fiber.step_s = self.costs.predict(forward.structure, forward.num_samples) or fiber.step_s
         with self._changed:

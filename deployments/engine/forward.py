@@ -44,6 +44,8 @@ class Forward:
     arguments: dict[str, Any]
     surround: Surround | None = None
     merge_key: Hashable | None = ()  # None: it runs alone; so does a surrounded forward without a key of its own
+    by_position: bool = False  # what surrounds it tells the samples of a batch by their place in it
+    with_gradients: bool = False  # the pipeline differentiates through it
     structure: Structure = field(default_factory=lambda: Structure(None, ""))
     num_samples: int = 1
     merger: Merger | None = None
@@ -55,7 +57,8 @@ class Forward:
     @property
     def is_alone(self) -> bool:
         """It shares a batch with no other, whatever its arguments."""
-        return self.merge_key is None or (self.surround is not None and self.merge_key == ())
+        is_surrounded = self.surround is not None and self.merge_key == ()
+        return self.merge_key is None or is_surrounded or self.with_gradients
 
 
 def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -24,10 +24,16 @@ class CannotMergeError(Exception):
 
 
 class Merger:
-    """Keys, merges and splits the forwards of one module; `axes` None: they are guessed."""
+    """Keys, merges and splits the forwards of one module; `axes` None: they are guessed.
 
-    def __init__(self, axes: BatchAxes | None) -> None:
+    The samples of a batch lie forward after forward, or `by_position`: the first sample of each forward, then the
+    second of each. Pipelines stack several pictures by position, all without guidance before all with it, and what
+    tells the parts of a batch by their place in it works on no other order. Each forward must have as many samples.
+    """
+
+    def __init__(self, axes: BatchAxes | None, by_position: bool = False) -> None:
         self.axes = axes
+        self.by_position = by_position
 
     def num_samples(self, arguments: dict[str, Any]) -> int:
         """Samples in one forward (two where guidance is stacked)."""
@@ -54,6 +60,8 @@ class Merger:
             assert isinstance(axis, int)
             others = (*value.shape[:axis], *value.shape[axis + 1 :])
             rows, rest = divmod(value.shape[axis], num_samples)
+            if rest and self.by_position:
+                raise CannotMergeError(f"argument {path} has no rows of its own for each sample")
             return axis, others, rows if not rest else ("odd", value.shape[axis]), value.dtype
         if axis == "list":
             return ("list",)
@@ -78,7 +86,7 @@ class Merger:
         if isinstance(first, torch.Tensor):
             return self._merge_tensors(values, axis, path, counts)
         if axis == "list":
-            return [item for value in values for item in value]
+            return self._joined_lists(values, counts)
         if isinstance(first, list | tuple):
             columns = enumerate(zip(*values, strict=True))
             return type(first)(self._merge(list(c), (*path, i), counts, shared) for i, c in columns)
@@ -90,14 +98,40 @@ class Merger:
         first = values[0]
         if axis != "same":
             assert isinstance(axis, int)
-            return torch.cat(values, axis)
+            return self._joined(values, axis, counts)
         if all(torch.equal(value, first) for value in values):
             if self.axes is not None or first.ndim:
                 return first
             return torch.cat([v.expand(n) for v, n in zip(values, counts, strict=True)])
         if first.numel() == 1:  # a time step that differs: one for each sample
-            return torch.cat([v.reshape(1).expand(n) for v, n in zip(values, counts, strict=True)])
+            return self._joined([v.reshape(1).expand(n) for v, n in zip(values, counts, strict=True)], 0, counts)
         raise CannotMergeError(f"{path} differs between the forwards and has no batch axis")
+
+    def _joined(self, values: Sequence[torch.Tensor], axis: int, counts: Sequence[int]) -> torch.Tensor:
+        joined = torch.cat(list(values), axis)
+        if not self.by_position:
+            return joined
+        parts = joined.unflatten(axis, (len(counts), counts[0], -1))
+        return parts.transpose(axis, axis + 1).flatten(axis, axis + 2)
+
+    def _joined_lists(self, values: Sequence[list[Any]], counts: Sequence[int]) -> list[Any]:
+        if not self.by_position:
+            return [item for value in values for item in value]
+        portions = [_portions(value, [1] * counts[0]) for value in values]
+        return [item for at_position in zip(*portions, strict=True) for portion in at_position for item in portion]
+
+    def _separated(self, output: torch.Tensor, axis: int, counts: Sequence[int]) -> list[torch.Tensor]:
+        rows = output.shape[axis] // sum(counts)
+        if not self.by_position:
+            return list(output.split([n * rows for n in counts], axis))
+        parts = output.unflatten(axis, (counts[0], len(counts), rows))
+        return [part.flatten(axis, axis + 1) for part in parts.unbind(axis + 1)]
+
+    def _separated_lists(self, output: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+        if not self.by_position:
+            return _portions(output, counts)
+        samples = _portions(output, [1] * sum(counts))
+        return [[item for sample in samples[i :: len(counts)] for item in sample] for i in range(len(counts))]
 
     def split(self, output: Any, counts: Sequence[int], path: Path = ()) -> list[Any]:
         """The output of a merged forward as one output for each of them; raises CannotMergeError where it cannot be."""
@@ -108,15 +142,14 @@ class Merger:
                 return [output, *(copied(output) for _ in counts[1:])]  # each may change its own
             if not isinstance(axis, int) or output.shape[axis] % total:
                 raise CannotMergeError(f"output {path} follows no rule")
-            rows = output.shape[axis] // total
-            return list(output.split([n * rows for n in counts], axis))
+            return self._separated(output, axis, counts)
         if is_output(output):
             names = output_fields(output)
             columns = [self.split(getattr(output, n), counts, (*path, n)) for n in names]
             return [rebuilt_output(type(output), dict(zip(names, c, strict=True))) for c in zip(*columns, strict=True)]
         if isinstance(output, list | tuple):
             if self._is_list_of_samples(output, path, total):
-                return _portions(output, counts)
+                return self._separated_lists(output, counts)
             columns = [self.split(v, counts, (*path, i)) for i, v in enumerate(output)]
             return [type(output)(c) for c in zip(*columns, strict=True)]
         if not isinstance(output, CONSTANT):

@@ -2,11 +2,12 @@
 
 from deployments.features.cache_dit.request import CACHE_DIT
 from deployments.features.feature import Feature
+from deployments.features.rewiring.request import REWIRING
 from deployments.modules import StageModules
 from env_config.variables import EnvConfig
 
 # In the order in which they are begun, and entered around a forward.
-FEATURES: tuple[Feature, ...] = (CACHE_DIT,)
+FEATURES: tuple[Feature, ...] = (REWIRING, CACHE_DIT)
 
 
 def install_features(modules: StageModules, env: EnvConfig, features: tuple[Feature, ...] = FEATURES) -> list[str]:

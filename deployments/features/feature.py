@@ -23,6 +23,7 @@ class Surrounding:
 
     enter: Surround | None = None
     merge_key: Hashable | None = None  # equal keys may share a batch, surrounded as its first forward; None: alone
+    by_position: bool = False  # what is entered tells the samples of a batch by their place in it
 
 
 NOTHING = Surrounding(None, ())
@@ -77,3 +78,4 @@ class Feature:
     begin: Callable[[Any, ResumableSession, Any], FeatureInUse]
     settings: Callable[[EnvConfig], object] = lambda env: None
     install: Callable[[StageModules, EnvConfig], str] = nothing_to_install
+    is_asked_for: bool = True  # by requests that name it; else `wanted` alone says which have it

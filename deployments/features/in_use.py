@@ -23,7 +23,7 @@ Wanted = list[tuple[Feature, Any]]  # each with what its `wanted` returned
 
 def wanted_features(features: Sequence[Feature], env: EnvConfig, request: GenerationRequest) -> Wanted:
     """Raises InvalidRequestError for a feature that there is not, or one that cannot be had as asked."""
-    names = [feature.name for feature in features]
+    names = [feature.name for feature in features if feature.is_asked_for]
     for name in request.features:
         if name not in names:
             known = f"known are {', '.join(names)}" if names else "there are none here"
@@ -46,7 +46,8 @@ class FeaturesInUse:
         keys = tuple((name, around.merge_key) for name, around in each if around != NOTHING)
         merge_key = None if any(key is None for _, key in keys) else keys
         entered = [around.enter for _, around in each if around.enter is not None]
-        return Surrounding(_entered_in_turn(entered), merge_key)
+        by_position = any(around.by_position for _, around in each)
+        return Surrounding(_entered_in_turn(entered), merge_key, by_position)
 
     def snapshot(self) -> dict[str, Any]:
         """By feature; those that have nothing to keep are left out."""

@@ -91,7 +91,7 @@ class StageReplica:
         self.observers.install(self.stage.components)
         self.description = replace(
             describe_stage(self.stage),
-            features=tuple(feature.name for feature in FEATURES),
+            features=tuple(feature.name for feature in FEATURES if feature.is_asked_for),
             node_id=ray.get_runtime_context().get_node_id(),
         )
         self.threads = StageThreads(self.stage, self.observers)

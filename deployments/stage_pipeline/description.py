@@ -83,7 +83,7 @@ def size_multiple(stage: StagePipeline) -> int:
     for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
         scale = getattr(pipeline, name, None)
         if isinstance(scale, int):
-            patch = max(_spatial_patch(getattr(pipeline, d, None)) for d in stage.layout.denoisers)
+            patch = max((_spatial_patch(getattr(pipeline, d, None)) for d in stage.layout.denoisers), default=1)
             scales.append(scale * patch)
     for name in ("image_processor", "video_processor"):
         config = getattr(getattr(pipeline, name, None), "config", None)

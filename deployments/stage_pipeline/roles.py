@@ -71,11 +71,21 @@ def read_layout(folder: Path) -> PipelineLayout:
     }
     models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
     stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
-    if not any("denoiser" in stages for stages in stages_of.values()):
+    lacking = [] if denoising_models(models) else components_lacking(index, pipeline_class)
+    if lacking or not models:
         raise CheckpointError(
-            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: it cannot be served"
+            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: "
+            f"{index_file.name} lacks {', '.join(lacking) or 'models'}"
         )
     return PipelineLayout(folder, pipeline_class, classes, models, stages_of)
+
+
+def components_lacking(index: Mapping[str, Any], pipeline_class: type[DiffusionPipeline]) -> list[str]:
+    """What the pipeline cannot be made without and its index does not name."""
+    parameters = list(inspect.signature(pipeline_class.__init__).parameters.values())[1:]
+    return [
+        p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in index
+    ]
 
 
 def is_setting(name: str, entry: list[Any], pipeline_class: type[DiffusionPipeline]) -> bool:
@@ -109,6 +119,15 @@ def is_denoiser(component: str, cls: Any) -> bool:
     return bool(TIME_PARAMETERS & set(parameters)) or component.split("_")[0] in DENOISER_NAMES
 
 
+def denoising_models(models: Mapping[str, type]) -> list[str]:
+    """The denoisers; where nothing denoises, what else works on latents, such as an upsampler of them.
+
+    Empty where there are only encoders and decoders: the denoiser stage then passes on.
+    """
+    found = [name for name, cls in models.items() if is_denoiser(name, cls)]
+    return found or [name for name, cls in models.items() if issubclass(cls, ModelMixin) and not is_autoencoder(cls)]
+
+
 def is_autoencoder(cls: type) -> bool:
     return callable(getattr(cls, "decode", None))
 
@@ -130,7 +149,7 @@ def assign_stages(offload_sequence: str | None, models: Mapping[str, type]) -> d
     checker, a vocoder) is kept at both ends.
     """
     sequence = [name for name in _split_sequence(offload_sequence) if name in models]
-    denoisers = [name for name, cls in models.items() if is_denoiser(name, cls)]
+    denoisers = denoising_models(models)
     last = max((sequence.index(name) for name in denoisers if name in sequence), default=-1)
     both_ends: frozenset[StageName] = frozenset({"encoder", "vae"})
     stages: dict[str, frozenset[StageName]] = {}

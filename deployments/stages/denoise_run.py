@@ -172,7 +172,7 @@ class DenoiseRun:
             self.denoiser.wiring.check(component)
         around = self.features.surround(component, module)
         output = self.denoiser.engine.run(
-            self.fiber, module, component, context, args, kwargs, around.enter, around.merge_key
+            self.fiber, module, component, context, args, kwargs, around.enter, around.merge_key, around.by_position
         )
         if self.fiber.deadline is None:
             self._set_default_deadline()

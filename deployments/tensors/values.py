@@ -167,6 +167,11 @@ def is_meta(value: Any) -> bool:
     return any(t.device.type == "meta" for t in tensors(value))
 
 
+def has_gradients(value: Any) -> bool:
+    """Whether it is recorded now what becomes of a tensor of the tree, to differentiate by it later."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors(value))
+
+
 def has_nan(value: Any) -> bool:
     return any(t.is_floating_point() and t.device.type != "meta" and bool(torch.isnan(t).any()) for t in tensors(value))
 

@@ -157,7 +157,8 @@ class ModelHandle:
 
 
 def describe(stage: StagePipeline) -> StageDescription:
-    described = vars(describe_stage(stage)) | {"features": tuple(feature.name for feature in FEATURES)}
+    features = tuple(feature.name for feature in FEATURES if feature.is_asked_for)
+    described = vars(describe_stage(stage)) | {"features": features}
     return StageDescription(**described)
 
 

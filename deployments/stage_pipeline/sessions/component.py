@@ -19,6 +19,7 @@ import torch
 import transformers
 from diffusers import ModelMixin
 
+from deployments.stage_pipeline.sessions.own_modules import OwnModules
 from deployments.stage_pipeline.sessions.parameter import RoutedParameter, numbers_of
 
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
@@ -53,6 +54,11 @@ PARAMETER = "parameter:"  # begins the name of the call that reads one
 HOOKS = frozenset({"register_forward_hook", "register_forward_pre_hook"})
 GIVE_A_PART = frozenset({"get_input_embeddings", "get_output_embeddings", "get_submodule"})
 GIVE_TENSORS = frozenset({"parameters", "buffers", "named_parameters", "named_buffers"})
+# Methods of any module through which nothing can be rewired; the others are those of the request's own modules.
+ON_WEIGHTS = frozenset(
+    {"parameters", "named_parameters", "buffers", "named_buffers", "num_parameters", "state_dict", "zero_grad"}
+    | {"to", "cpu", "cuda", "half", "float", "double", "bfloat16", "eval", "train", "requires_grad_"}
+)
 
 
 class Router(Protocol):
@@ -70,6 +76,8 @@ class Router(Protocol):
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> AbstractContextManager[None]: ...
 
     def on_hook(self, component: str, path: str, register: str, hook: Any, options: Any) -> Any: ...
+
+    def own_modules_of(self, component: str) -> OwnModules: ...
 
 
 def function_of(module: Any, method: str) -> Any:
@@ -146,13 +154,30 @@ class RoutedComponent:
                 return functools.partial(self._hook, name)
             if name in GIVE_TENSORS:
                 return functools.partial(self._tensors, name)
-        return self._seen(name, getattr(real, name))
+        value = getattr(real, name)
+        return self._seen(name, self._own(name, value) if is_denoiser else value)
+
+    def _own(self, name: str, value: Any) -> Any:
+        """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        own = router.own_modules_of(component)
+        if own.is_own(real) or (callable(value) and is_computing_method(type(real), name)):
+            return value
+        if isinstance(value, torch.nn.Module):
+            return own.of(value)
+        is_method = isinstance(value, types.MethodType) and value.__self__ is real
+        if name == "attn_processors" or (is_method and name not in ON_WEIGHTS):
+            return getattr(own.of(real), name)
+        return getattr(own.reading(real, name), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
         if name == "__class__":
             object.__setattr__(self, name, value)  # the property refuses it
+        elif is_denoiser and not router.own_modules_of(component).is_own(real):
+            setattr(router.own_modules_of(component).of(real), name, value)
         else:
-            setattr(object.__getattribute__(self, "_route")[0], name, value)
+            setattr(real, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("forward", object.__getattribute__(self, "_route")[0], *args, **kwargs)
@@ -211,6 +236,11 @@ class RoutedComponent:
     def _hook(self, register: str, hook: Any, **options: Any) -> Any:
         _, component, router, _, path = object.__getattribute__(self, "_route")
         return router.on_hook(component, path, register, hook, options)
+
+
+def unrouted(component: RoutedComponent) -> Any:
+    """The module that it stands for."""
+    return object.__getattribute__(component, "_route")[0]
 
 
 class RoutedContainer(RoutedComponent):

@@ -21,7 +21,15 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
-from deployments.tensors.values import copied, describe, fill_meta, has_nan, is_meta, same_description
+from deployments.tensors.values import (
+    copied,
+    describe,
+    fill_meta,
+    has_gradients,
+    has_nan,
+    is_meta,
+    same_description,
+)
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
 CallRemotely = Callable[["DenoiseSession", StageName, str, str, Any, Any], Any]
@@ -130,12 +138,14 @@ class DenoiseSession(Session):
         """The denoiser's output, computed by `run_denoiser` or here."""
         context = self.contexts.get(component)
         if self.run_denoiser is None:
-            return call_directly(real, component, context, args, kwargs)
+            with self.rewired(component):
+                return call_directly(real, component, context, args, kwargs)
         with self.waiting():
             return self.run_denoiser(real, component, context, args, kwargs)
 
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
-        output = function(*args, **kwargs)
+        with self.rewired(component):
+            output = function(*args, **kwargs)
         self.note_denoiser_output(f"{component}.{method}", output)
         return output
 
@@ -149,6 +159,11 @@ class DenoiseSession(Session):
             return self.call_inside(function, args, kwargs)
         if self.hooks.are_on(component):
             raise NotSupportedError(f"{component}.{method} has a hook, and is called where it is not")
+        if has_gradients((args, kwargs)):
+            raise NotSupportedError(
+                f"{type(self.pipeline).__name__} differentiates through {component}.{method}, which another process "
+                "makes: it can only be served in one process (placement: one_stage)"
+            )
         if self.call_remotely:
             return self.call_remotely(self, stage, component, method, args, kwargs)
         if stage == "encoder":

@@ -30,10 +30,10 @@ class EncoderCall:
 
 
 class EncodeSession(Session):
-    """Runs until the first forward of a denoiser; `texts` knows afterwards what was not read.
+    """Runs until the first forward of a denoiser, or without one until the first decoding.
 
     It ends sooner where a component is called whose weights are elsewhere, or that needs numbers of a denoiser: the
-    denoiser stage then asks for this call and those that follow it.
+    denoiser stage then asks for this call and those that follow it. `texts` knows afterwards what was not read.
     """
 
     def __init__(self, stage: StagePipeline, arguments: dict[str, Any], seed: int) -> None:
@@ -53,6 +53,8 @@ class EncodeSession(Session):
             self.call_pipeline()
         except StopStage:
             return self.calls
+        if not self.stage.layout.denoisers:
+            return self.calls
         raise PipelineFailedError("it makes no step: num_inference_steps x strength, or a list of steps, leaves none")
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
@@ -68,7 +70,9 @@ class EncodeSession(Session):
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return function(*args, **kwargs)
-        if not self._is_here(component, method) or (self._has_missing and has_nan((args, kwargs))):
+        layout = self.stage.layout
+        decodes = not layout.denoisers and component in layout.decoders and not method.startswith("encode")
+        if decodes or not self._is_here(component, method) or (self._has_missing and has_nan((args, kwargs))):
             raise StopStage
         before = self.random_states()
         output = self.call_inside(function, args, kwargs)

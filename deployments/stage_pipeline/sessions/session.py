@@ -11,6 +11,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
+from deployments.stage_pipeline.sessions.own_modules import OwnModules, rewired
 from deployments.stage_pipeline.sessions.reading import reading_copy
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
@@ -55,6 +57,7 @@ class Session:
         self.steps_done = 0
         self.contexts: dict[str, tuple[Any, dict[str, Any]]] = {}  # denoiser -> its cache_context now
         self.hooks = Hooks()
+        self.own_modules: dict[str, OwnModules] = {}  # of the denoisers whose modules the pipeline asked for
         self._inside = 0  # depth of component calls; only the outermost is routed
         self._copies: dict[int, Any] = {}
         self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
@@ -141,6 +144,15 @@ class Session:
             yield
         finally:
             self.contexts.pop(component, None)
+
+    def own_modules_of(self, component: str) -> OwnModules:
+        """Where the pipeline finds the modules of a denoiser, and may rewire them for this request."""
+        return self.own_modules.setdefault(component, OwnModules())
+
+    def rewired(self, component: str) -> AbstractContextManager[None]:
+        """The denoiser as the pipeline has rewired it; only in the thread that makes forwards."""
+        own = self.own_modules.get(component)
+        return rewired(own, own.changes()) if own else contextlib.nullcontext()
 
     # -- the private copy --------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from deployments.engine.executor import CacheContext
 from deployments.engine.fiber import Fiber
 from deployments.engine.forward import Forward
 from deployments.engine.statistics import EngineStatistics
+from deployments.tensors.values import has_gradients
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -51,6 +52,7 @@ def waiting(
     for forward in forwards:
         forward.merge_key = changes.get("merge_key", ())
         forward.surround = changes.get("surround")
+        forward.by_position = changes.get("by_position", False)
         batches.classify(forward)
     return forwards
 
@@ -225,3 +227,75 @@ def test_learned_axes_are_used_where_there_are_any() -> None:
     assert [forward.num_samples for forward in forwards] == [3, 3]
     batches.run(forwards)
     assert [tuple(forward.output.shape) for forward in forwards] == [(2, 3), (2, 3)]
+
+
+# --- what tells samples by their place ---
+
+
+class Guided:
+    """Perturbs the last third of a batch, as perturbed attention guidance does: by its place, not by what it is."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        plain, perturbed = x[: 2 * len(x) // 3], x[2 * len(x) // 3 :]
+        return torch.cat([plain * 2, perturbed * self.strength])
+
+
+def thirds(batches: Batches, **changes: Any) -> list[Forward]:
+    return waiting(batches, [1.0, 2.0], samples=3, merge_key="guided", surround=nullcontext, **changes)
+
+
+@pytest.mark.parametrize("strength", [-1.0, 2.0001], ids=["much", "less than rounding"])
+def test_forwards_whose_parts_are_told_by_their_place_merge_by_position_only(strength: float) -> None:
+    executor = CountedExecutor(Guided(strength))
+    batches = make(executor)
+    pair = thirds(batches, by_position=True)
+    batches.run(pair)
+    executor.sizes.clear()
+    batches.run(again := thirds(batches, by_position=True))
+    assert executor.sizes == [6]
+    assert [float(forward.output[2, 0]) for forward in again] == pytest.approx([strength, 2 * strength])
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [lambda x: x + 1e-5 * x.mean(), lambda x: x + 1e-5 * x[0], lambda x: x + 1e-5 * torch.arange(len(x))[:, None]],
+    ids=["all", "the first", "the place"],
+)
+def test_surrounded_forwards_that_mix_samples_by_less_than_rounding_never_share(mixing: Compute) -> None:
+    executor = CountedExecutor(mixing)
+    batches = make(executor)
+    batches.run(thirds(batches, by_position=True))
+    executor.sizes.clear()
+    batches.run(thirds(batches, by_position=True))
+    assert executor.sizes == [3, 3]
+
+
+def test_by_position_only_forwards_of_as_many_samples_share() -> None:
+    batches = make(CountedExecutor())
+    pair = thirds(batches, by_position=True)
+    fewer = waiting(batches, [3.0], samples=2, merge_key="guided", surround=nullcontext, by_position=True)
+    assert batches.fill([*fewer, *pair]) == fewer
+
+
+# --- gradients ---
+
+
+def test_a_forward_through_which_the_pipeline_differentiates_runs_alone_and_with_gradients() -> None:
+    executor = CountedExecutor(lambda x: x**2)
+    batches = make(executor)
+    x = torch.full((1, 4), 3.0, requires_grad=True)
+    differentiated = Forward(Fiber("f"), None, "model", None, {"x": x}, with_gradients=has_gradients({"x": x}))
+    batches.classify(differentiated)
+    others = waiting(batches, [1.0])
+    assert batches.fill([differentiated, *others]) == [differentiated]
+    with torch.no_grad():
+        batches.run([differentiated])
+        batches.run(others)
+    assert torch.autograd.grad(differentiated.output.sum(), [x])[0].tolist() == [[6.0] * 4]
+    assert not others[0].output.requires_grad
+    with torch.no_grad():
+        assert not has_gradients({"x": x})
+    assert not has_gradients({"x": x.detach()})

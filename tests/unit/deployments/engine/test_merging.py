@@ -156,3 +156,35 @@ def test_only_equal_arguments_that_are_neither_latents_nor_time_steps_are_guesse
 )
 def test_samples_are_counted_in_the_latents(arguments: Any, expected: int) -> None:
     assert Merger(None).num_samples(arguments) == expected
+
+
+# --- by position ---
+
+
+@given(st.lists(shapes(), min_size=1, max_size=3), st.integers(1, 3), st.integers(2, 4))
+def test_what_was_merged_by_position_splits_into_what_it_was(each: list[Shape], samples: int, forwards: int) -> None:
+    axes: dict[Any, Axis] = {(f"argument_{i}",): shape.axis for i, shape in enumerate(each)}
+    merger = Merger(BatchAxes(axes, {(i,): shape.axis for i, shape in enumerate(each)}), by_position=True)
+    made = [{f"argument_{i}": s.tensor(samples, seed) for i, s in enumerate(each)} for seed in range(forwards)]
+    counts = [samples] * forwards
+    portions = merger.split(tuple(merger.merge(made, counts).values()), counts)
+    for portion, forward in zip(portions, made, strict=True):
+        assert all(map(torch.equal, portion, forward.values()))
+
+
+def test_by_position_the_samples_lie_as_a_pipeline_stacks_several_pictures() -> None:
+    merger = Merger(BatchAxes({("x",): 0, ("names",): "list"}, {(): "list"}), by_position=True)
+    forwards = [
+        {"x": torch.tensor([10 * f, 10 * f + 0.5, 10 * f + 1, 10 * f + 1.5]), "names": [f"without {f}", f"with {f}"]}
+        for f in (1, 2)
+    ]
+    merged = merger.merge(forwards, [2, 2])
+    assert merged["x"].tolist() == [10, 10.5, 20, 20.5, 11, 11.5, 21, 21.5], "two rows of each sample stay together"
+    assert merged["names"] == ["without 1", "without 2", "with 1", "with 2"]
+    assert merger.split(merged["names"], [2, 2]) == [forward["names"] for forward in forwards]
+
+
+def test_by_position_time_steps_that_differ_go_with_their_samples() -> None:
+    merger = Merger(None, by_position=True)
+    forwards = [{"timestep": torch.tensor(t), "hidden_states": torch.zeros(2, 3)} for t in (1.0, 5.0)]
+    assert merger.merge(forwards, [2, 2])["timestep"].tolist() == [1, 5, 1, 5]

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from deployments.stage_pipeline.sessions.component import RoutedComponent, is_computing_method
+from deployments.stage_pipeline.sessions.own_modules import OwnModules
 
 
 class Model(ModelMixin):
@@ -39,6 +40,7 @@ class Model(ModelMixin):
 class Router:
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.own = OwnModules()
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         self.calls.append((component, method))
@@ -56,6 +58,9 @@ class Router:
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> Iterator[None]:
         self.calls.append((component, f"context {name}"))
         yield
+
+    def own_modules_of(self, component: str) -> OwnModules:
+        return self.own
 
 
 @pytest.fixture
@@ -98,6 +103,24 @@ def test_everything_else_passes_through(router: Router) -> None:
         routed.__class__ = torch.nn.Module
     with pytest.raises(AttributeError, match="nowhere"):
         _ = routed.nowhere
+
+
+def test_what_a_request_rewires_in_a_denoiser_is_its_own(router: Router) -> None:
+    real = Model()
+    routed = RoutedComponent(real, "unet", router, is_denoiser=True)
+    routed.linear.processor = "another"
+    dict(routed.named_modules())["linear"].switch = True
+    routed.enable_tiles()
+    routed.register_forward_hook(lambda *_: None)
+    assert routed.tiles
+    assert routed.linear.switch
+    assert not real.tiles
+    assert not real._forward_hooks
+    assert not hasattr(real.linear, "processor")
+    assert not hasattr(real.linear, "switch")
+    assert routed.linear.weight is real.linear.weight
+    assert isinstance(routed.linear, torch.nn.Linear)
+    assert router.calls == []
 
 
 @pytest.mark.parametrize(

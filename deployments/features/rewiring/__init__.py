@@ -1,0 +1,1 @@
+"""What a request's pipeline rewires in the denoiser, for its own forwards alone."""
