@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,6 +44,107 @@ class WatchdogArgs(BaseModel):
     )
 
 
+def check_inside(path: str) -> str:
+    """Raises ValueError for a path that leads out of the folder that it is relative to."""
+    parts = path.split("/")
+    if path.startswith("/") or "\\" in path or ".." in parts:
+        raise ValueError(f"{path!r} must be a path inside the folder or repository, without '..'")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+PathInside = Annotated[str, AfterValidator(check_inside)]
+
+
+class PartArgs(BaseModel):
+    """A component that is taken from elsewhere than the checkpoint's own folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1, description="a folder, s3://bucket/prefix, or a repository of the Hugging Face hub")
+    subfolder: PathInside = Field("", description="where the component's own files are in it; empty: at its top")
+
+
+def part_of(value: Any) -> Any:
+    """A path alone is a part at its top."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+Part = Annotated[PartArgs, BeforeValidator(part_of)]
+
+
+class IPAdapterArgs(BaseModel):
+    """IP-Adapters, as the pipeline's own `load_ip_adapter` takes them: one, or several in a list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1, description="a folder, s3://bucket/prefix, or a repository of the Hugging Face hub")
+    subfolder: PathInside = Field("", description="where its weight files are in it")
+    weight_name: str | tuple[str, ...] = Field(
+        description="the weight file, such as ip-adapter_sd15.safetensors; several: a list"
+    )
+    image_encoder: Part | None = Field(
+        None,
+        description="the model that reads the picture, where it is not at `image_encoder` beside the weights",
+    )
+    scale: float | tuple[float, ...] | None = Field(
+        None, description="how much the picture counts, for each weight file; null: 1 for all"
+    )
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return (self.weight_name,) if isinstance(self.weight_name, str) else self.weight_name
+
+    @property
+    def scales(self) -> tuple[float, ...] | None:
+        return (self.scale,) * len(self.weight_names) if isinstance(self.scale, float | int) else self.scale
+
+    @property
+    def reader(self) -> PartArgs:
+        """The image encoder, by the rule of `load_ip_adapter`: a folder beside the weights."""
+        beside = "/".join(part for part in (self.subfolder, "image_encoder") if part)
+        return self.image_encoder or PartArgs(path=self.path, subfolder=beside)
+
+    @model_validator(mode="after")
+    def check_files(self) -> Self:
+        """Raises ValueError."""
+        if not self.weight_names:
+            raise ValueError("weight_name names no file")
+        for name in self.weight_names:
+            if check_inside(name) != name or not name.endswith((".safetensors", ".bin")):
+                raise ValueError(f"weight_name: {name!r} must be the name of a .safetensors or .bin file")
+        if self.scales is not None and len(self.scales) != len(self.weight_names):
+            raise ValueError(f"scale has {len(self.scales)} numbers for {len(self.weight_names)} files of weight_name")
+        return self
+
+
+class ComponentsArgs(BaseModel):
+    """Components in place of the checkpoint's own or beside them, by the name of the pipeline's argument.
+
+    Each is a part, a list of parts where the pipeline takes several (ControlNets), or null: the pipeline goes without.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Part | tuple[Part, ...] | None]
+
+    ip_adapter: IPAdapterArgs | None = Field(None, description="IP-Adapters, which let a picture guide the denoiser")
+
+    @model_validator(mode="after")
+    def check_names(self) -> Self:
+        """Raises ValueError."""
+        for name, given in self.parts.items():
+            if not name.isidentifier() or name.startswith("_"):
+                raise ValueError(f"{name!r} cannot be the name of a component")
+            if given == ():
+                raise ValueError(f"{name}: the list is empty; null leaves an optional component out")
+        return self
+
+    @property
+    def parts(self) -> dict[str, tuple[PartArgs, ...] | None]:
+        """By component; None: left out."""
+        given = self.__pydantic_extra__ or {}
+        return {name: (part,) if isinstance(part, PartArgs) else part for name, part in given.items()}
+
+
 class ModelArgs(BaseModel):
     """The checkpoint and how its weights are held."""
 
@@ -60,6 +161,12 @@ class ModelArgs(BaseModel):
     )
     config_folder: str | None = Field(
         None, description="the folder with settings and tokenizers, where `path` is a single .safetensors file"
+    )
+    components: ComponentsArgs = Field(
+        default_factory=ComponentsArgs, description="components in place of the checkpoint's own or beside them"
+    )
+    pipeline_class: str | None = Field(
+        None, description="the pipeline of diffusers that is made of the components, where it is not the checkpoint's"
     )
     default_arguments: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
-from deployments.model import ComponentDType, DenoisingArgs, DType, ModelArgs, WatchdogArgs
+from deployments.model import ComponentDType, ComponentsArgs, DenoisingArgs, DType, ModelArgs, PartArgs, WatchdogArgs
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
@@ -33,6 +33,17 @@ class AppArgs(ServiceArgs):
     config_folder: str | None = Field(
         None,
         description="for a `model` that is a single .safetensors file: the folder with its settings and tokenizers",
+    )
+    components: ComponentsArgs = Field(
+        default_factory=ComponentsArgs,
+        description="components in place of the checkpoint's own or beside them, such as `controlnet: PATH`, "
+        "`vae: PATH`, `ip_adapter: {path, subfolder, weight_name, image_encoder, scale}`; null: without it",
+    )
+    pipeline_class: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z]\w*$",
+        description="the pipeline of diffusers that is made of the components, such as FluxControlNetPipeline; "
+        "null: the checkpoint's own, or the one that takes the components",
     )
     placement: Literal["three_stage", "two_stage", "one_stage"] = Field(
         "three_stage",
@@ -74,6 +85,8 @@ def build_app(args: AppArgs) -> Application:
         component_dtypes=args.component_dtypes,
         variant=args.variant,
         config_folder=None if args.config_folder is None else locate(args.config_folder),
+        components=located(args.components),
+        pipeline_class=args.pipeline_class,
         default_arguments=args.default_arguments,
         quality=args.quality,
         denoising=args.denoising,
@@ -84,13 +97,28 @@ def build_app(args: AppArgs) -> Application:
     return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement]))
 
 
-def locate(model: str) -> str:
-    """A relative folder (or single file) is looked for where the command runs, then beside this package."""
+def located(components: ComponentsArgs) -> ComponentsArgs:
+    """With absolute paths of the folders that are here."""
+
+    def part(given: PartArgs) -> PartArgs:
+        return given.model_copy(update={"path": locate(given.path, given.subfolder)})
+
+    adapter = components.ip_adapter
+    if adapter is not None:
+        reader = adapter.image_encoder and part(adapter.image_encoder)
+        adapter = adapter.model_copy(update={"path": locate(adapter.path, adapter.subfolder), "image_encoder": reader})
+    parts = {name: given and tuple(map(part, given)) for name, given in components.parts.items()}
+    return ComponentsArgs(ip_adapter=adapter, **parts)
+
+
+def locate(path: str, inside: str = "model_index.json") -> str:
+    """A relative folder with `inside` in it (or a single file) is looked for where the command runs, then beside this
+    package."""
     for base in (Path.cwd(), Path(__file__).parents[1]):
         with contextlib.suppress(OSError, ValueError):  # not to be looked into, no path: the stages say what is wrong
-            if (base / model / "model_index.json").is_file() or (base / model).is_file():
-                return str((base / model).resolve())
-    return model
+            if (base / path / inside).exists() or (base / path).is_file():
+                return str((base / path).resolve())
+    return path
 
 
 # The deployments that run the encoder, the denoiser and the VAE: names of deployments.replicas.table.

@@ -17,6 +17,8 @@ from deployments.stage_pipeline.skeleton import skeleton
 from deployments.weights.complete import check_complete, check_tokenizers
 from deployments.weights.containers import is_container, member_folders
 from deployments.weights.load import is_quantised, load_component, stored_dtype, stored_variant
+from deployments.weights.parts.ip_adapter import IMAGE_ENCODER, install_ip_adapters
+from deployments.weights.vision import lack_of_torchvision
 
 UNUSED_HALF = {
     "encoder": "decoder",
@@ -70,6 +72,7 @@ def load_stage(
     refuse_unknown_variant(folder, layout, variant)
     device = torch.device(device)
     dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
+    dtypes |= image_encoder_dtype(layout, dtypes)
     dtypes |= dict(component_dtypes or {})
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
@@ -81,9 +84,12 @@ def load_stage(
     }
     try:
         pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        cause = lack_of_torchvision(folder, layout.classes) or str(error).strip()
+        raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {cause}") from error
     check_tokenizers(pipeline, folder)
+    if layout.ip_adapters is not None:
+        install_ip_adapters(pipeline, layout.ip_adapters, folder)
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
     _drop_unused_halves(loaded)
@@ -109,6 +115,18 @@ def stored_dtypes(folder: Path, layout: PipelineLayout, variant: str | None = No
     known = Counter(dtype for dtype in found.values() if dtype is not None)
     usual = known.most_common(1)[0][0] if known else None
     return dict.fromkeys(layout.models) | {name: dtype or usual for name, dtype in found.items()}
+
+
+def image_encoder_dtype(
+    layout: PipelineLayout, dtypes: Mapping[str, torch.dtype | None]
+) -> dict[str, torch.dtype | None]:
+    """That of the image encoder that came with IP-Adapters: their loader's own default, or that of most others."""
+    if layout.ip_adapters is None or not layout.ip_adapters.brings_image_encoder:
+        return {}
+    others = Counter(dtype for name, dtype in dtypes.items() if name != IMAGE_ENCODER and dtype is not None)
+    named = layout.ip_adapters.image_encoder_dtype
+    usual = others.most_common(1)[0][0] if others else None
+    return {IMAGE_ENCODER: getattr(torch, named) if named else usual}
 
 
 def weights_needed(folder: Path, stages: tuple[StageName, ...]) -> list[str]:

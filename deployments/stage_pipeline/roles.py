@@ -17,6 +17,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import StageName
 from deployments.tensors.arguments import TIME_PARAMETERS
 from deployments.weights.files import read_object
+from deployments.weights.parts.ip_adapter import IPAdapters, read_ip_adapters
 
 # Models that take no time step of their own and still belong to the loop.
 DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
@@ -32,6 +33,7 @@ class PipelineLayout:
     classes: dict[str, Any]  # of every component, tokenizers and schedulers too
     models: dict[str, type[torch.nn.Module]]  # of those with weights
     stages_of: dict[str, frozenset[StageName]]
+    ip_adapters: IPAdapters | None = None
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def read_layout(folder: Path) -> PipelineLayout:
             f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: "
             f"{index_file.name} lacks {', '.join(lacking) or 'models'}"
         )
-    return PipelineLayout(folder, pipeline_class, classes, models, stages_of)
+    return PipelineLayout(folder, pipeline_class, classes, models, stages_of, read_ip_adapters(folder))
 
 
 def components_lacking(index: Mapping[str, Any], pipeline_class: type[DiffusionPipeline]) -> list[str]:

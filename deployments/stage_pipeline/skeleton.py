@@ -6,6 +6,7 @@ attribute it reads (scale factors, latent statistics, dtypes) exactly as with th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -108,6 +109,7 @@ def _meta_twin_maker(
     def meta_twin(with_switches: bool = False) -> Any:
         if not made:
             twin = cast_like_from_pretrained(build_from_config(cls, folder, meta_buffers=True), dtype)
+            graft(module, twin)
             made.append(twin.to("meta").eval())
         for source, target in zip(module.modules(), made[0].modules(), strict=True):
             _copy_dtypes(source, target)
@@ -116,6 +118,27 @@ def _meta_twin_maker(
         return made[0]
 
     return meta_twin
+
+
+def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
+    """Gives a twin what was put into the source after it was made (IP-Adapters), on the meta device."""
+    if hasattr(source, "_internal_dict"):
+        twin._internal_dict = source._internal_dict  # settings that a loader changed
+    for name, child in source.named_children():
+        other = twin._modules.get(name)
+        if other is None or type(other).forward is not type(child).forward:
+            setattr(twin, name, _on_meta(child))
+        else:
+            graft(child, other)
+
+
+def _on_meta(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy without the numbers, which may be many."""
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = torch.nn.Parameter(empty, False) if isinstance(tensor, torch.nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
 
 
 def _copy_dtypes(source: torch.nn.Module, target: torch.nn.Module) -> None:

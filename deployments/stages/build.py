@@ -17,7 +17,7 @@ from deployments.model import ModelArgs
 from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
-from deployments.weights.locate import resolve_checkpoint
+from deployments.weights.parts.compose import resolve_model
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Pa
     cache_root, use_streamer = env.runtime.cache_root, env.runtime.use_runai_model_streamer
 
     def resolve(components: Collection[str]) -> Path:
-        return resolve_checkpoint(model.path, cache_root, components, use_streamer, model.variant, model.config_folder)
+        return resolve_model(model, cache_root, components, use_streamer)
 
     return resolve(weights_needed(resolve(()), stages))
 

@@ -136,6 +136,8 @@ def weight_files(names: FileNames, folder: Path, form: StoredForm | None = None)
     form = form or form_in(names, folder)
     noted = in_s3(folder)
     locations = [f"{noted['address']}/{name}" if noted else str(folder / name) for name in file_names(form, folder)]
+    if form.is_pickled:
+        raise CheckpointError(f"{folder / form.name} was written by torch.save and was not converted to safetensors")
     open_object = object_opener() if noted else open_local_file
     files = WeightFiles(tuple(open_weight_file(location, open_object) for location in locations), form.is_sharded)
     if len(files.names) != len(set(files.names)):

@@ -31,13 +31,11 @@ from deployments.weights.files import (
     TRANSFORMERS_FILES,
     FileNames,
     StoredForm,
-    file_names,
     form_in,
     in_s3,
     read_object,
     weight_files,
 )
-from deployments.weights.pickled import read_pickled
 from deployments.weights.quantization.table import register_method
 from deployments.weights.stream import STREAMER_VARIABLE, stream_tensors
 
@@ -64,8 +62,8 @@ def load_component(
 
     With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise
     from_pretrained maps the files into memory. Both leave the same numbers in the same dtypes. A quantised
-    component is always read by its own quantiser (a row of QUANTIZERS, or one that the library has), one that
-    torch.save wrote by torch. `dtype` None means what it means to from_pretrained; `variant` as in `stored_form`.
+    component is always read by its own quantiser (a row of QUANTIZERS, or one that the library has). `dtype` None
+    means what it means to from_pretrained; `variant` as in `stored_form`.
 
     Raises CheckpointError, naming the folder and the cause.
     """
@@ -75,13 +73,12 @@ def load_component(
     library = library_of(cls)
     quantised = is_quantised(folder)
     form = form_in(library.files, folder, variant)
-    reader = other_reader(form, quantised)
-    if reader and use_streamer:
-        logger.info("%s %s, not the Run:ai streamer", folder, reader)
-    streams = use_streamer and not reader
-    if not streams and in_s3(folder) and not form.is_pickled:
+    if quantised and use_streamer:
+        logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
+    streams = use_streamer and not quantised
+    if not streams and in_s3(folder):
         raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
-    check_whole(library.files, folder, form)
+    weight_files(library.files, folder, form)  # raises for a file that is missing, cut, or not what its name says
     load = library.stream if streams else library.map_files
     try:
         if quantised:
@@ -109,21 +106,6 @@ def load_container(
         return cls(loaded).eval()
     except UNREADABLE as error:
         raise CheckpointError(f"{cls.__name__} cannot be made of {len(folders)} folders: {error}") from error
-
-
-def other_reader(form: StoredForm, quantised: bool) -> str:
-    """Why the streamer does not read a component; empty where it does."""
-    if quantised:
-        return "is quantised: its quantiser reads the files"
-    return "holds what torch.save wrote: torch reads the files" if form.is_pickled else ""
-
-
-def check_whole(names: FileNames, folder: Path, form: StoredForm) -> None:
-    """Raises CheckpointError for a file that is missing, cut, or not what its name says."""
-    if form.is_pickled:
-        read_pickled([folder / name for name in file_names(form, folder)])
-    else:
-        weight_files(names, folder, form)
 
 
 def is_quantised(folder: Path | str) -> bool:
@@ -163,10 +145,6 @@ def stored_dtype(cls: type[torch.nn.Module], folder: Path | str, variant: str | 
 def stored_sizes(names: FileNames, folder: Path, variant: str | None) -> Iterator[tuple[torch.dtype, int]]:
     """The dtype and the number of elements of each floating tensor."""
     form = form_in(names, folder, variant)
-    if form.is_pickled:
-        tensors = read_pickled([folder / name for name in file_names(form, folder)]).values()
-        yield from ((tensor.dtype, tensor.numel()) for tensor in tensors if tensor.dtype in FLOATING.values())
-        return
     for file in weight_files(names, folder, form).files:
         for entry in file.entries.values():
             if entry["dtype"] in FLOATING:
@@ -182,9 +160,6 @@ def read_tensors(
     """
     folder, library_names = Path(folder), library_of(cls).files
     form = form_in(library_names, folder, variant)
-    if form.is_pickled:
-        tensors = read_pickled([folder / name for name in file_names(form, folder)])
-        return {name: tensor for name, tensor in tensors.items() if name in names}
     found: dict[str, torch.Tensor] = {}
     for file in weight_files(library_names, folder, form).files:
         for name, entry in file.entries.items():
@@ -207,7 +182,7 @@ def map_transformers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtyp
 def reading_options(form: StoredForm) -> dict[str, Any]:
     return {
         "variant": form.variant,
-        "use_safetensors": not form.is_pickled,
+        "use_safetensors": True,
         "local_files_only": True,
         "output_loading_info": True,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,21 +40,59 @@ def resolve_checkpoint(
     try:
         if config_folder is not None and not local_path(model).is_file():
             raise CheckpointError(f"config_folder is for a single file, and {model} is none: leave it out")
-        if model.startswith("s3://"):
-            folder = pull_from_s3(model.rstrip("/"), cache_root, components, use_streamer, variant)
-        elif (here := local_path(model)).is_dir():
-            folder = here
-        elif here.exists():
-            folder = unpack(here, config_folder, cache_root)
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
-            folder = pull_from_hub(model, components, variant)
+        if not model.startswith("s3://") and local_path(model).is_file():
+            folder = unpack(local_path(model), config_folder, cache_root)
         else:
-            raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
+            folder = bring(model, cache_root, Wanted(components, proof="model_index.json"), use_streamer, variant)
         if not (folder / "model_index.json").is_file():
             raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
     except OSError as error:
         raise CheckpointError(f"{error.filename or model} cannot be used: {error.strerror or error}") from error
     return folder
+
+
+def resolve_part(
+    address: str, subfolder: str, cache_root: Path, with_weights: bool, use_streamer: bool, variant: str | None
+) -> Path:
+    """The local folder of one component, which lies at `subfolder` ("": at the top) of a folder, of s3://bucket/prefix
+    or of a hub repository. Raises CheckpointError, naming the cause.
+    """
+    wanted = Wanted((subfolder or ".",) if with_weights else ())
+    folder = bring(address, cache_root, wanted, use_streamer, variant) / subfolder
+    if not folder.is_dir():
+        raise CheckpointError(f"{address} has no folder {subfolder!r}")
+    return folder.resolve()
+
+
+def resolve_files(address: str, names: Collection[str], cache_root: Path, use_streamer: bool) -> list[Path]:
+    """The local paths of single files below `address`. Raises CheckpointError, naming the one that is not there."""
+    folder = bring(address, cache_root, Wanted((), tuple(names)), use_streamer, None)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{address} has no file {missing[0]}")
+    return [folder / name for name in names]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is brought here of an address, beside the small files."""
+
+    folders: Collection[str] | None  # whose weights, "." for the top; None: of all folders at the top
+    files: tuple[str, ...] = ()
+    proof: str | None = None  # a file that must be there
+
+
+def bring(address: str, cache_root: Path, wanted: Wanted, use_streamer: bool, variant: str | None) -> Path:
+    """The local folder of an address that is no single file."""
+    try:
+        if address.startswith("s3://"):
+            return pull_from_s3(address.rstrip("/"), cache_root, wanted, use_streamer, variant)
+        if (here := local_path(address)).is_dir():
+            return here
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", address) and not address.startswith(".") and not here.exists():
+            return pull_from_hub(address, wanted, variant)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or address} cannot be used: {error.strerror or error}") from error
+    raise CheckpointError(f"{address!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
 
 
 def unpack(file: Path, config_folder: str | None, cache_root: Path) -> Path:
@@ -77,11 +116,12 @@ def local_path(model: str) -> Path:
         raise CheckpointError(f"{model!r} cannot be found: no home folder is known for {user!r}") from error
 
 
-def pull_from_hub(model: str, components: Collection[str] | None, variant: str | None) -> Path:
+def pull_from_hub(model: str, wanted: Wanted, variant: str | None) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(SMALL_FILES)))
-        weights = weights_to_fetch(hub_files(model, folder), folder, components, variant)
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weights]))
+        weights = weights_to_fetch(hub_files(model, folder), folder, wanted.folders, variant)
+        files = [re.sub(r"([*?[])", r"[\1]", name) for name in (*weights, *wanted.files)]
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *files]))
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
@@ -99,42 +139,50 @@ def hub_files(model: str, snapshot: Path) -> list[str]:
 def weights_to_fetch(
     paths: Collection[str], folder: Path, components: Collection[str] | None, variant: str | None
 ) -> dict[str, StoredForm]:
-    """Of the files at `paths`, those with weights of the components, each with the form it belongs to.
+    """Of the files at `paths`, those with weights in the folders of the components, each with the form it belongs to.
 
     `folder` has their indexes of shards already.
     """
     here: dict[str, set[str]] = {}
     for path in map(PurePosixPath, paths):
-        if len(path.parts) == 2 and (components is None or path.parts[0] in components):
-            here.setdefault(path.parts[0], set()).add(path.name)
+        component = path.parent.as_posix()
+        if component in components if components is not None else len(path.parts) == 2:
+            here.setdefault(component, set()).add(path.name)
     chosen: dict[str, StoredForm] = {}
     for component, names in sorted(here.items()):
         for library in FILE_NAMES:
             if form := stored_form(library, names, variant):
                 indexed = read_object(folder / component / form.name)["weight_map"].values() if form.is_sharded else ()
-                chosen |= {f"{component}/{name}": form for name in (indexed or [form.name])}
+                chosen |= {below(component, name): form for name in (indexed or [form.name])}
     return chosen
 
 
-def pull_from_s3(
-    model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool, variant: str | None
-) -> Path:
+def below(folder: str, name: str) -> str:
+    return (PurePosixPath(folder) / name).as_posix()
+
+
+def pull_from_s3(model: str, cache_root: Path, wanted: Wanted, use_streamer: bool, variant: str | None) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
-    object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
+    if wanted.proof:
+        object_opener()(f"{model}/{wanted.proof}")  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
-        objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for p in pages for item in p["Contents"]}
+        items = [item for page in pages for item in page.get("Contents", ())]
+    objects = {item["Key"].removeprefix(prefix).lstrip("/"): item["ETag"] for item in items}
+    if not objects:
+        raise CheckpointError(f"{model} cannot be read: there is no such object")
     objects = {path: tag for path, tag in objects.items() if is_below(path)}
     folder = cache_root / "weights" / ("s3-streamed" if use_streamer else "s3-downloaded") / bucket / prefix
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"), naming_the_cause(model):
         small = {path: tag for path, tag in objects.items() if matches(path, SMALL_FILES)}
         download_changed(client, f"{bucket}/{prefix}", small, folder)
-        weights = weights_to_fetch(objects, folder, components, variant)
+        weights = weights_to_fetch(objects, folder, wanted.folders, variant)
         here = {path: tag for path, tag in objects.items() if path in weights}
         if use_streamer:
             here = {path: tag for path, tag in here.items() if weights[path].is_pickled}
+        here |= {path: tag for path, tag in objects.items() if path in wanted.files}
         download_changed(client, f"{bucket}/{prefix}", here, folder)
         remove_gone(objects, folder)
         if use_streamer:
@@ -171,7 +219,8 @@ def note_weights_in_s3(model: str, objects: Collection[str], folder: Path) -> No
     for component in {PurePosixPath(path).parent for path in objects if path.endswith(".safetensors")}:
         if (folder / component).is_dir():
             files = [PurePosixPath(path).name for path in objects if PurePosixPath(path).parent == component]
-            write_json(folder / component / S3_WEIGHTS, {"address": f"{model}/{component}", "files": files})
+            address = f"s3://{below(model.removeprefix('s3://'), component.as_posix())}"
+            write_json(folder / component / S3_WEIGHTS, {"address": address, "files": files})
 
 
 def matches(path: str, patterns: Collection[str]) -> bool:

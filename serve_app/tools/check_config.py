@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv
@@ -209,9 +209,10 @@ def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) 
     Says also what is wrong with the values of the mappings that validating `model` does not look into.
     """
     known = {field.alias or name: name for name, field in model.model_fields.items()}
-    problems = [f"{join(where, key)}: unknown key{hint(key, known)}" for key in values if key not in known]
-    for key in [key for key in values if key in known]:
-        annotation = annotation_of(model, known[key])
+    names = {key: known.get(key, key) for key in values} if takes_any_key(model) else known
+    problems = [f"{join(where, key)}: unknown key{hint(key, known)}" for key in values if key not in names]
+    for key in [key for key in values if key in names]:
+        annotation = annotation_of(model, names[key])
         for nested, mapping, place in nested_models(annotation, values[key], join(where, key)):
             problems += unknown_keys(nested, mapping, place)
             if allows_plain_mapping(annotation):
@@ -244,7 +245,13 @@ def refused_values(model: type[BaseModel], values: Mapping[str, Any], where: str
     return []
 
 
+def takes_any_key(model: type[BaseModel]) -> bool:
+    return model.model_config.get("extra") == "allow" and "__pydantic_extra__" in vars(model).get("__annotations__", {})
+
+
 def annotation_of(model: type[BaseModel], field: str) -> Any:
+    if field not in model.model_fields:
+        return get_args(get_type_hints(model, include_extras=True)["__pydantic_extra__"])[1]
     annotation = model.model_fields[field].annotation
     return annotation | READ_AS[model, field] if (model, field) in READ_AS else annotation
 
@@ -257,7 +264,9 @@ def nested_models(annotation: Any, value: Any, where: str) -> Iterator[tuple[typ
     kind, arguments = get_origin(annotation), get_args(annotation)
     if is_model(annotation) and isinstance(value, Mapping):
         yield annotation, value, where
-    elif kind is list and arguments and isinstance(value, list):
+    elif kind is Annotated:
+        yield from nested_models(arguments[0], value, where)
+    elif kind in (list, tuple) and arguments and isinstance(value, list):
         for index, item in enumerate(value):
             yield from nested_models(arguments[0], item, f"{where}[{mapping_or_empty(item).get('name', index)}]")
     elif kind is dict and arguments and isinstance(value, Mapping):

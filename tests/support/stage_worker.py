@@ -51,9 +51,15 @@ class StageWorker:
             library.disable_progress_bar()
 
     def load(self, folder: Path, dtype: DType) -> dict[str, int]:
-        args = ModelArgs(path=str(folder), name=folder.name, dtype=dtype)
-        self.stage = build_stage(args, (self.name,), READS_FILES, select_device("cpu"))
-        model = TINY_MODELS.get(folder.name)
+        return self._build(ModelArgs(path=str(folder), name=folder.name, dtype=dtype), READS_FILES)
+
+    def build(self, args: ModelArgs, cache_root: Path, use_streamer: bool) -> dict[str, int]:
+        runtime = {"cache_root": cache_root, "use_runai_model_streamer": use_streamer}
+        return self._build(args, EnvConfig.model_validate({"runtime": runtime}))
+
+    def _build(self, args: ModelArgs, env: EnvConfig) -> dict[str, int]:
+        self.stage = build_stage(args, (self.name,), env, select_device("cpu"))
+        model = TINY_MODELS.get(args.name)
         if model is not None and model.after_load is not None:
             model.after_load(self.stage.pipeline)
         if self.name == "denoiser":

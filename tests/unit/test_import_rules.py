@@ -178,7 +178,7 @@ RULES = (
         (*WEIGHTS, *MESSAGES),
         never=(*HEAVY, *HTTP, "ray"),
     ),
-    Rule(WEIGHTS, (*WEIGHTS, *MESSAGES), never=("ray", *HTTP)),
+    Rule(WEIGHTS, (*WEIGHTS, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(MODULES, (*DEVICES, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),

@@ -20,6 +20,8 @@ from transformers import CLIPTextModel
 from deployments.errors import CheckpointError
 from deployments.stage_pipeline.roles import component_class
 from deployments.weights import load, stream
+from deployments.weights.converted import converted_component
+from deployments.weights.files import TRANSFORMERS_FILES, weight_files
 from deployments.weights.load import load_component, read_tensors, stored_dtype
 from tests.support.tiny_models import (
     autoencoders,
@@ -257,15 +259,44 @@ def pickled(saved, tmp_path: Path) -> Callable[..., tuple[type, Path]]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamer", "mapped"])
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamed", "mapped"])
 @pytest.mark.parametrize("name", PICKLED)
-def test_what_torch_save_wrote_is_read_by_torch(saved, pickled, name, use_streamer, zipped):
+def test_what_torch_save_wrote_is_converted_once_and_read_as_safetensors(
+    saved, pickled, tmp_path, name, use_streamer, zipped
+):
     cls, folder = pickled(name, _use_new_zipfile_serialization=zipped)
-    ours = load_component(cls, folder, torch.float32, "cpu", use_streamer)
+    converted = converted_component(folder, tmp_path)
+    ours = load_component(cls, converted, torch.float32, "cpu", use_streamer)
     assert_same_tensors(ours, from_pretrained(cls, saved(name)[1], torch.float32))
-    some = "encoder.conv_in.bias" if name != "clip" else "embeddings.token_embedding.weight"
-    assert read_tensors(cls, folder, {some}).keys() == {some}
-    assert stored_dtype(cls, folder) == torch.float32
+    assert stored_dtype(cls, converted) == torch.float32
+    made = {path: path.lstat().st_mtime_ns for path in converted.iterdir()}
+    assert converted_component(folder, tmp_path) == converted
+    assert {path: path.lstat().st_mtime_ns for path in converted.iterdir()} == made
+    os.utime(folder / PICKLED[name])
+    assert converted_component(folder, tmp_path) != converted, "the file was written again"
+    assert converted_component(saved(name)[1], tmp_path) == saved(name)[1], "safetensors are left where they are"
+
+
+def test_shards_and_variants_of_torch_save_keep_their_names_and_weights_that_share_memory(tmp_path):
+    folder = tmp_path / "text_encoder"
+    folder.mkdir()
+    shards = {"a": "pytorch_model.fp16-00001-of-00002.bin", "b": "pytorch_model.fp16-00002-of-00002.bin"}
+    (folder / "pytorch_model.bin.index.fp16.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    whole = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": whole.T}, folder / shards["a"])
+    torch.save({"b": whole, "tied": whole}, folder / shards["b"])
+    (folder / "config.json").write_text("{}")
+    converted = converted_component(folder, tmp_path / "cache", "fp16")
+    assert {path.name for path in converted.iterdir()} == {
+        "config.json",
+        "model.safetensors.index.fp16.json",
+        "model.fp16-00001-of-00002.safetensors",
+        "model.fp16-00002-of-00002.safetensors",
+    }
+    found = weight_files(TRANSFORMERS_FILES, converted)
+    assert sorted(found.names) == ["a", "b", "tied"]
+    assert torch.equal(load_file(found.files[0].location)["a"], whole.T)
+    assert torch.equal(load_file(found.files[1].location)["tied"], whole)
 
 
 class Code:
@@ -273,7 +304,6 @@ class Code:
         return (os.mkdir, ("ran",))
 
 
-@pytest.mark.parametrize("use_streamer", [True, False])
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -286,15 +316,18 @@ class Code:
     ],
 )
 def test_a_file_of_torch_save_that_is_no_weights_is_refused_by_its_name(
-    pickled, monkeypatch, tmp_path, damage, sentence, use_streamer
+    pickled, monkeypatch, tmp_path, damage, sentence
 ):
     monkeypatch.chdir(tmp_path)
     cls, folder = pickled("clip")
     damage(folder / PICKLED["clip"])
     with pytest.raises(CheckpointError, match=sentence) as refusal:
-        load_component(cls, folder, torch.float32, "cpu", use_streamer)
+        converted_component(folder, tmp_path / "cache")
     assert str(folder / PICKLED["clip"]) in str(refusal.value)
     assert not (tmp_path / "ran").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    with pytest.raises(CheckpointError, match="was not converted"):
+        load_component(cls, folder, torch.float32, "cpu", use_streamer=False)
 
 
 def test_clip_under_the_names_of_published_checkpoints_is_streamed(saved, tmp_path):

@@ -3,15 +3,22 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection
 
 from deployments.errors import CheckpointError
+from deployments.stage_pipeline.roles import read_layout
 from deployments.weights.load import load_component
 from deployments.weights.locate import resolve_checkpoint
+from tests.support.original_names import single_file
+from tests.support.tiny_models.random_weights import diffusers_model_like, transformers_model
+from tests.support.tiny_models.stable_diffusion import sd15, sdxl
+from tests.support.tiny_models.text_encoders import clip_text_config
 
 
 @pytest.fixture
@@ -39,6 +46,39 @@ def test_a_single_file_is_unpacked_once_beside_the_settings_of_a_folder(single, 
     before = folder.stat().st_mtime_ns
     assert resolve_checkpoint(str(single), tmp_path / "cache", config_folder=str(flux_checkpoint)) == folder
     assert folder.stat().st_mtime_ns == before
+
+
+def wide_sdxl() -> Any:
+    """The two text encoders have different widths, as in published ones: by these they are told apart in a file."""
+    pipeline, _ = sdxl()
+    config = clip_text_config()
+    config.hidden_size = 48
+    pipeline.text_encoder_2 = transformers_model(CLIPTextModelWithProjection, config, seed=11)
+    pipeline.unet = diffusers_model_like(pipeline.unet, cross_attention_dim=80)
+    return pipeline
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("build", [lambda: sd15()[0], wide_sdxl], ids=["sd15", "sdxl"])
+def test_a_file_with_the_names_of_the_first_stable_diffusion_holds_the_whole_pipeline(build: Any, tmp_path: Path):
+    pipeline = build()
+    pipeline.save_pretrained(tmp_path / "settings")
+    for weights in (tmp_path / "settings").rglob("*.safetensors"):
+        weights.unlink()
+    save_file(single_file(pipeline), tmp_path / "dreams.safetensors")
+    folder = resolve_checkpoint(
+        str(tmp_path / "dreams.safetensors"), tmp_path / "cache", config_folder=str(tmp_path / "settings")
+    )
+    layout = read_layout(folder)
+    assert set(layout.models) == {n for n, c in pipeline.components.items() if isinstance(c, torch.nn.Module)}
+    for name, cls in layout.models.items():
+        found, expected = (
+            load_component(cls, folder / name, None, "cpu", use_streamer=True).state_dict(),
+            getattr(pipeline, name).state_dict(),
+        )
+        assert found.keys() == expected.keys(), name
+        for key, tensor in expected.items():
+            assert torch.equal(found[key], tensor), (name, key)
 
 
 def test_a_single_file_that_cannot_be_read_is_refused_with_the_remedy(single, flux_checkpoint, tmp_path):

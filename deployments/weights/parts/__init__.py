@@ -1,0 +1,1 @@
+"""Components from elsewhere: a checkpoint with others in place of its own, and the pipeline that takes them."""
