@@ -15,8 +15,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from deployments.errors import CheckpointError
 from deployments.messages import StageName
+from deployments.stage_pipeline.modular.index import read_modular_index
 from deployments.tensors.arguments import TIME_PARAMETERS
-from deployments.weights.files import read_object
+from deployments.weights.files import INDEX, MODULAR_INDEX, read_object
 
 # Models that take no time step of their own and still belong to the loop.
 DENOISER_NAMES = frozenset({"transformer", "unet", "controlnet"})
@@ -27,7 +28,7 @@ class PipelineLayout:
     """The pipeline of a checkpoint folder: its class, its models and the stages that need each of them."""
 
     folder: Path
-    pipeline_class: type[DiffusionPipeline]
+    pipeline_class: type[Any]
     classes: dict[str, Any]  # of every component, tokenizers and schedulers too
     models: dict[str, type[torch.nn.Module]]  # of those with weights
     stages_of: dict[str, frozenset[StageName]]
@@ -52,9 +53,23 @@ class PipelineLayout:
 
 def read_layout(folder: Path) -> PipelineLayout:
     """Raises CheckpointError for a folder that is no checkpoint of a pipeline that can be served."""
-    index_file = folder / "model_index.json"
+    pipeline_class, classes = read_index(folder)
+    models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
+    stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
+    if not any("denoiser" in stages for stages in stages_of.values()):
+        raise CheckpointError(
+            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: it cannot be served"
+        )
+    return PipelineLayout(folder, pipeline_class, classes, models, stages_of)
+
+
+def read_index(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The pipeline's class and those of its components by name. Raises CheckpointError."""
+    index_file = folder / INDEX
     if not index_file.is_file():
-        raise CheckpointError(f"{folder} has no model_index.json: it is not a diffusers checkpoint folder")
+        if (folder / MODULAR_INDEX).is_file():
+            return read_modular_index(folder)
+        raise CheckpointError(f"{folder} has no {INDEX}: it is not a diffusers checkpoint folder")
     index = read_object(index_file)
     name = index.get("_class_name")
     pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
@@ -68,13 +83,7 @@ def read_layout(folder: Path) -> PipelineLayout:
         for component, entry in entries.items()
         if not is_setting(component, entry, pipeline_class)
     }
-    models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
-    stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
-    if not any("denoiser" in stages for stages in stages_of.values()):
-        raise CheckpointError(
-            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: it cannot be served"
-        )
-    return PipelineLayout(folder, pipeline_class, classes, models, stages_of)
+    return pipeline_class, classes
 
 
 def is_setting(name: str, entry: list[Any], pipeline_class: type[DiffusionPipeline]) -> bool:
