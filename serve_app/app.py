@@ -88,7 +88,8 @@ def locate(model: str) -> str:
     """A relative folder (or single file) is looked for where the command runs, then beside this package."""
     for base in (Path.cwd(), Path(__file__).parents[1]):
         with contextlib.suppress(OSError, ValueError):  # not to be looked into, no path: the stages say what is wrong
-            if (base / model / "model_index.json").is_file() or (base / model).is_file():
+            indexes = (base / model / name for name in ("model_index.json", "modular_model_index.json"))
+            if (base / model).is_file() or any(index.is_file() for index in indexes):
                 return str((base / model).resolve())
     return model
 

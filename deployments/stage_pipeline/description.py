@@ -62,11 +62,7 @@ def call_parameters(pipeline_class: type) -> tuple[dict[str, Any], tuple[str, ..
 
 def media_kind(pipeline_class: type) -> MediaKind:
     """Told by the output class that the pipeline's module uses: `frames` are a video, `images` pictures."""
-    fields = {
-        field
-        for value in output_classes(pipeline_class)
-        for field in getattr(value, "__dataclass_fields__", ())
-    }
+    fields = {field for value in output_classes(pipeline_class) for field in getattr(value, "__dataclass_fields__", ())}
     for field, kind in KIND_OF_FIELD.items():
         if field in fields:
             return kind

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,8 +14,9 @@ import huggingface_hub
 from filelock import FileLock
 
 from deployments.errors import CheckpointError
-from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, StoredForm, read_object, stored_form
-from deployments.weights.s3 import naming_the_cause, object_opener, s3_client
+from deployments.weights.files import FILE_NAMES, INDEX, MODULAR_INDEX, S3_WEIGHTS, StoredForm, read_object, stored_form
+from deployments.weights.modular import Source, gathered
+from deployments.weights.s3 import S3_CAUSES, naming_the_cause, object_opener, s3_client
 from deployments.weights.single_file import unpack_single_file
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
@@ -45,15 +48,35 @@ def resolve_checkpoint(
             folder = here
         elif here.exists():
             folder = unpack(here, config_folder, cache_root)
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
+        elif is_repository(model):
             folder = pull_from_hub(model, components, variant)
         else:
             raise CheckpointError(f"{model!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
-        if not (folder / "model_index.json").is_file():
-            raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+        if not (folder / INDEX).is_file():
+            if not (folder / MODULAR_INDEX).is_file():
+                raise CheckpointError(f"{model} has no {INDEX}: it is not a checkpoint of a diffusers pipeline")
+            folder = gathered(folder, cache_root, partial(fetch_component, components, variant))
     except OSError as error:
         raise CheckpointError(f"{error.filename or model} cannot be used: {error.strerror or error}") from error
     return folder
+
+
+def fetch_component(components: Collection[str] | None, variant: str | None, source: Source) -> Path:
+    """The folder of a modular pipeline's component that lies apart, as `resolve_checkpoint` finds that of a model."""
+    assert source.address is not None
+    if (here := local_path(source.address)).is_dir():
+        return here
+    if not is_repository(source.address):
+        raise CheckpointError(
+            f"{MODULAR_INDEX} takes {source.component} from {source.address!r}, which is neither a folder here nor a "
+            "repository of the Hugging Face hub"
+        )
+    needed = {source.subfolder} if components is None or source.component in components else set()
+    return pull_from_hub(source.address, needed, source.variant or variant, source.revision)
+
+
+def is_repository(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model)) and not model.startswith(".")
 
 
 def unpack(file: Path, config_folder: str | None, cache_root: Path) -> Path:
@@ -77,11 +100,14 @@ def local_path(model: str) -> Path:
         raise CheckpointError(f"{model!r} cannot be found: no home folder is known for {user!r}") from error
 
 
-def pull_from_hub(model: str, components: Collection[str] | None, variant: str | None) -> Path:
+def pull_from_hub(
+    model: str, components: Collection[str] | None, variant: str | None, revision: str | None = None
+) -> Path:
     try:
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(SMALL_FILES)))
+        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(SMALL_FILES)))
         weights = weights_to_fetch(hub_files(model, folder), folder, components, variant)
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *weights]))
+        patterns = [*SMALL_FILES, *weights]
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
@@ -101,18 +127,22 @@ def weights_to_fetch(
 ) -> dict[str, StoredForm]:
     """Of the files at `paths`, those with weights of the components, each with the form it belongs to.
 
+    A component is the folder of its name; the empty name is that of a repository that is one component.
+
     `folder` has their indexes of shards already.
     """
     here: dict[str, set[str]] = {}
     for path in map(PurePosixPath, paths):
-        if len(path.parts) == 2 and (components is None or path.parts[0] in components):
-            here.setdefault(path.parts[0], set()).add(path.name)
+        component = path.parts[0] if len(path.parts) == 2 else ""
+        is_of_all = components is None and component != ""
+        if len(path.parts) <= 2 and (is_of_all or component in (components or ())):
+            here.setdefault(component, set()).add(path.name)
     chosen: dict[str, StoredForm] = {}
     for component, names in sorted(here.items()):
         for library in FILE_NAMES:
             if form := stored_form(library, names, variant):
                 indexed = read_object(folder / component / form.name)["weight_map"].values() if form.is_sharded else ()
-                chosen |= {f"{component}/{name}": form for name in (indexed or [form.name])}
+                chosen |= {f"{component}/{name}".lstrip("/"): form for name in (indexed or [form.name])}
     return chosen
 
 
@@ -120,7 +150,7 @@ def pull_from_s3(
     model: str, cache_root: Path, components: Collection[str] | None, use_streamer: bool, variant: str | None
 ) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
-    object_opener()(f"{model}/model_index.json")  # names the cause quickly if there is nothing to pull
+    open_index(model)  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
@@ -140,6 +170,20 @@ def pull_from_s3(
         if use_streamer:
             note_weights_in_s3(model, objects, folder)
     return folder
+
+
+def open_index(model: str) -> None:
+    """Raises CheckpointError where neither index is there, with the cause of the classic one."""
+    opened = object_opener()
+    try:
+        opened(f"{model}/{INDEX}")
+    except CheckpointError as error:
+        if S3_CAUSES["NoSuchKey"] not in str(error):
+            raise
+        with contextlib.suppress(CheckpointError):
+            opened(f"{model}/{MODULAR_INDEX}")
+            return
+        raise
 
 
 def download_changed(client: Any, root: str, wanted: Mapping[str, str], folder: Path) -> None:

@@ -18,7 +18,7 @@ from deployments.stages.encode import call_arguments, encode, unpack_conditionin
 from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
 from tests.support.resuming_process import ResumingProcess, load_denoiser
-from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
+from tests.support.tiny_models import checkpoint, request_arguments, tiny_model, tiny_patches
 
 ANY_OUTPUT = OutputFormat("image", "png")
 PROMPTS = (None, "a red sun bright", "dance monkey dance")  # None: the model's own
@@ -101,7 +101,7 @@ class Stages:
         tiny_patches()
         self.name = folder.name
         self.encoder = load_stage(folder, ("encoder",))
-        after_load = TINY_MODELS[self.name].after_load
+        after_load = tiny_model(self.name).after_load
         if after_load is not None:
             after_load(self.encoder.pipeline)
         self.stage = load_denoiser(folder)

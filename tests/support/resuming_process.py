@@ -19,7 +19,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stages.build import build_stage
 from deployments.stages.denoise import DenoiserStage
 from env_config.variables import EnvConfig
-from tests.support.tiny_models import TINY_MODELS, tiny_patches
+from tests.support.tiny_models import tiny_model, tiny_patches
 
 
 class ResumingProcess:
@@ -46,7 +46,7 @@ class ResumingProcess:
 def load_denoiser(folder: Path) -> StagePipeline:
     model = ModelArgs(path=str(folder), name=folder.name)
     stage = build_stage(model, ("denoiser",), EnvConfig(), select_device("cpu"))
-    after_load = TINY_MODELS[folder.name].after_load
+    after_load = tiny_model(folder.name).after_load
     if after_load is not None:
         after_load(stage.pipeline)
     return stage

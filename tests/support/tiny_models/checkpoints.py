@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from tests.support.tiny_models import (
     auraflow,
@@ -24,6 +24,7 @@ from tests.support.tiny_models import (
     ltx,
     lumina,
     mochi,
+    modular,
     pixart,
     prx,
     qwen_image,
@@ -66,6 +67,7 @@ FAMILIES = (
 )
 
 TINY_MODELS: dict[str, TinyModel] = {model.name: model for family in FAMILIES for model in family.MODELS}
+MODULAR_MODELS: dict[str, TinyModel] = {model.name: model for model in modular.MODELS}
 
 
 def checkpoint(name: str, root: Path) -> Path:
@@ -77,16 +79,20 @@ def checkpoint(name: str, root: Path) -> Path:
     target = root / name
     if target.exists():
         return target
-    model = TINY_MODELS[name]
+    model = tiny_model(name)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as workplace:
         folder = Path(workplace) / name
         pipeline, _ = model.build()
-        pipeline.save_pretrained(folder)
+        pipeline.save_pretrained(str(folder))
         if model.after_save is not None:
             model.after_save(folder, pipeline)
         _rename_unless_there(folder, target)
     return target
+
+
+def tiny_model(name: str) -> TinyModel:
+    return TINY_MODELS[name] if name in TINY_MODELS else MODULAR_MODELS[name]
 
 
 def request_arguments(name: str) -> dict[str, Any]:
@@ -94,9 +100,11 @@ def request_arguments(name: str) -> dict[str, Any]:
     return dict(_request(name))
 
 
-def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> DiffusionPipeline:
+def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """The whole pipeline of a checkpoint folder that `checkpoint` made, ready to be called."""
     tiny_patches()
+    if not (folder / "model_index.json").is_file():
+        return modular.load_modular(folder, dtype)
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     after_load = TINY_MODELS[folder.name].after_load
@@ -110,10 +118,12 @@ def run_unsplit(folder: Path, arguments: dict[str, Any], seed: int, dtype: torch
     return call(load_unsplit(folder, dtype), arguments, seed)
 
 
-def call(pipeline: DiffusionPipeline, arguments: dict[str, Any], seed: int) -> list[Any]:
+def call(pipeline: Any, arguments: dict[str, Any], seed: int) -> list[Any]:
     """Call a pipeline as every comparison does: the global and the request's generator start at `seed`."""
     torch.manual_seed(seed)
     generator = torch.Generator("cpu").manual_seed(seed)
+    if isinstance(pipeline, ModularPipeline):
+        return modular.call_modular(pipeline, arguments, generator)
     with torch.no_grad():
         output = pipeline(**arguments, generator=generator, output_type="pt")
     return torch.utils._pytree.tree_leaves(dict(output))
@@ -121,7 +131,7 @@ def call(pipeline: DiffusionPipeline, arguments: dict[str, Any], seed: int) -> l
 
 @cache
 def _request(name: str) -> dict[str, Any]:
-    _, request = TINY_MODELS[name].build()
+    _, request = tiny_model(name).build()
     return request
 
 
