@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import AutoModel, ModularPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import SequentialPipelineBlocks
@@ -15,6 +16,7 @@ from deployments.errors import CheckpointError
 from deployments.stage_pipeline.modular.pipeline import called_class
 from deployments.weights.files import MODULAR_INDEX, read_object
 
+LIBRARIES: dict[Any, Any] = {"diffusers": diffusers, "transformers": transformers}
 CUSTOM_BLOCKS = "modular_config.json"
 UNREADABLE = (ImportError, AttributeError, LookupError, OSError, TypeError, ValueError, RuntimeError)
 
@@ -72,12 +74,13 @@ def loaded_specs(folder: Path, unloaded: ModularPipeline) -> dict[str, Any]:
 
 def component_class(index: dict[str, Any], spec: Any) -> Any:
     """The class that a component is loaded by: where the specification only says AutoModel, the one it was saved as."""
-    if spec.type_hint is not None and spec.type_hint is not AutoModel:
-        return spec.type_hint
-    library, name, _ = index.get(spec.name) or (None, None, None)
-    if library is None or name is None:
-        raise ValueError(f"it names no class for {spec.name}")
-    return getattr(__import__(library), name)
+    found = spec.type_hint
+    if found is None or found is AutoModel:
+        library, name, _ = index.get(spec.name) or (None, None, None)
+        found = getattr(LIBRARIES.get(library), str(name), None)
+    if not isinstance(found, type) or found.__module__.partition(".")[0] not in LIBRARIES:
+        raise ValueError(f"it names no class of {' or '.join(LIBRARIES)} for {spec.name}")
+    return found
 
 
 def guiders_of(folder: Path, unloaded: ModularPipeline, classes: dict[str, Any]) -> dict[str, BaseGuidance]:
