@@ -97,26 +97,32 @@ def build_app(args: AppArgs) -> Application:
     return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement]))
 
 
+PIPELINE_INDEXES = ("model_index.json", "modular_model_index.json")
+
+
 def located(components: ComponentsArgs) -> ComponentsArgs:
     """With absolute paths of the folders that are here."""
 
     def part(given: PartArgs) -> PartArgs:
-        return given.model_copy(update={"path": locate(given.path, given.subfolder)})
+        return given.model_copy(update={"path": locate(given.path, (given.subfolder,))})
 
     adapter = components.ip_adapter
     if adapter is not None:
         reader = adapter.image_encoder and part(adapter.image_encoder)
-        adapter = adapter.model_copy(update={"path": locate(adapter.path, adapter.subfolder), "image_encoder": reader})
+        adapter = adapter.model_copy(
+            update={"path": locate(adapter.path, (adapter.subfolder,)), "image_encoder": reader}
+        )
     parts = {name: given and tuple(map(part, given)) for name, given in components.parts.items()}
     return ComponentsArgs(ip_adapter=adapter, **parts)
 
 
-def locate(path: str, inside: str = "model_index.json") -> str:
-    """A relative folder with `inside` in it (or a single file) is looked for where the command runs, then beside this
-    package."""
+def locate(path: str, inside: tuple[str, ...] = PIPELINE_INDEXES) -> str:
+    """A relative folder that has one of these in it (or a single file) is looked for where the command runs, then
+    beside this package."""
     for base in (Path.cwd(), Path(__file__).parents[1]):
         with contextlib.suppress(OSError, ValueError):  # not to be looked into, no path: the stages say what is wrong
-            if (base / path / inside).exists() or (base / path).is_file():
+            is_folder = any((base / path / name).exists() for name in inside)
+            if is_folder or (base / path).is_file():
                 return str((base / path).resolve())
     return path
 

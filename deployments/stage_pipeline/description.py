@@ -62,18 +62,21 @@ def call_parameters(pipeline_class: type) -> tuple[dict[str, Any], tuple[str, ..
 
 def media_kind(pipeline_class: type) -> MediaKind:
     """Told by the output class that the pipeline's module uses: `frames` are a video, `images` pictures."""
-    fields = {
-        field
-        for value in vars(sys.modules[pipeline_class.__module__]).values()
-        if isinstance(value, type) and issubclass(value, BaseOutput)
-        for field in getattr(value, "__dataclass_fields__", ())
-    }
+    fields = {field for value in output_classes(pipeline_class) for field in getattr(value, "__dataclass_fields__", ())}
     for field, kind in KIND_OF_FIELD.items():
         if field in fields:
             return kind
     raise CheckpointError(
         f"{pipeline_class.__name__} makes neither images nor video but {sorted(fields) or 'nothing known'}"
     )
+
+
+def output_classes(pipeline_class: Any) -> list[type[BaseOutput]]:
+    """The one that the class says it returns (modular pipelines), or all that its module uses."""
+    if said := getattr(pipeline_class, "output_class", None):
+        return [said]
+    used = vars(sys.modules[pipeline_class.__module__]).values()
+    return [value for value in used if isinstance(value, type) and issubclass(value, BaseOutput)]
 
 
 def size_multiple(stage: StagePipeline) -> int:
@@ -134,4 +137,5 @@ def default_size(stage: StagePipeline, parameters: dict[str, Any]) -> tuple[int 
     scale = getattr(stage.pipeline, "vae_scale_factor", None)
     if isinstance(sample, int) and isinstance(scale, int):
         return sample * scale, sample * scale
-    return None, None
+    width, height = (getattr(stage.pipeline, f"default_{side}", None) for side in ("width", "height"))
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (None, None)

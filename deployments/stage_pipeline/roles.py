@@ -15,8 +15,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from deployments.errors import CheckpointError
 from deployments.messages import StageName
+from deployments.stage_pipeline.modular.index import read_modular_index
 from deployments.tensors.arguments import TIME_PARAMETERS
-from deployments.weights.files import read_object
+from deployments.weights.files import INDEX, MODULAR_INDEX, read_object
 from deployments.weights.parts.ip_adapter import IPAdapters, read_ip_adapters
 
 # Models that take no time step of their own and still belong to the loop.
@@ -29,7 +30,7 @@ class PipelineLayout:
     """The pipeline of a checkpoint folder: its class, its models and the stages that need each of them."""
 
     folder: Path
-    pipeline_class: type[DiffusionPipeline]
+    pipeline_class: type[Any]
     classes: dict[str, Any]  # of every component, tokenizers and schedulers too
     models: dict[str, type[torch.nn.Module]]  # of those with weights
     stages_of: dict[str, frozenset[StageName]]
@@ -55,9 +56,32 @@ class PipelineLayout:
 
 def read_layout(folder: Path) -> PipelineLayout:
     """Raises CheckpointError for a folder that is no checkpoint of a pipeline that can be served."""
-    index_file = folder / "model_index.json"
+    pipeline_class, classes = read_index(folder)
+    models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
+    if not denoising_models(models):
+        check_whole_without_denoiser(folder, pipeline_class, models)
+    stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
+    return PipelineLayout(folder, pipeline_class, classes, models, stages_of, read_ip_adapters(folder))
+
+
+def check_whole_without_denoiser(folder: Path, pipeline_class: type[Any], models: Mapping[str, type]) -> None:
+    """Raises CheckpointError unless it is a pipeline of other models, such as one that enlarges latents."""
+    is_classic = (folder / INDEX).is_file()
+    lacking = components_lacking(read_object(folder / INDEX), pipeline_class) if is_classic else ["a denoiser"]
+    if lacking or not models:
+        raise CheckpointError(
+            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: "
+            f"{INDEX if is_classic else MODULAR_INDEX} lacks {', '.join(lacking) or 'models'}"
+        )
+
+
+def read_index(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The pipeline's class and those of its components by name. Raises CheckpointError."""
+    index_file = folder / INDEX
     if not index_file.is_file():
-        raise CheckpointError(f"{folder} has no model_index.json: it is not a diffusers checkpoint folder")
+        if (folder / MODULAR_INDEX).is_file():
+            return read_modular_index(folder)
+        raise CheckpointError(f"{folder} has no {INDEX}: it is not a diffusers checkpoint folder")
     index = read_object(index_file)
     name = index.get("_class_name")
     pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
@@ -71,15 +95,7 @@ def read_layout(folder: Path) -> PipelineLayout:
         for component, entry in entries.items()
         if not is_setting(component, entry, pipeline_class)
     }
-    models = {n: c for n, c in classes.items() if isinstance(c, type) and issubclass(c, torch.nn.Module)}
-    stages_of = assign_stages(getattr(pipeline_class, "model_cpu_offload_seq", None), models)
-    lacking = [] if denoising_models(models) else components_lacking(index, pipeline_class)
-    if lacking or not models:
-        raise CheckpointError(
-            f"{pipeline_class.__name__} in {folder} has no denoising model among {sorted(models)}: "
-            f"{index_file.name} lacks {', '.join(lacking) or 'models'}"
-        )
-    return PipelineLayout(folder, pipeline_class, classes, models, stages_of, read_ip_adapters(folder))
+    return pipeline_class, classes
 
 
 def components_lacking(index: Mapping[str, Any], pipeline_class: type[DiffusionPipeline]) -> list[str]:

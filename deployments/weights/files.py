@@ -15,6 +15,7 @@ from typing import Any
 from deployments.errors import CheckpointError
 from deployments.weights.s3 import ObjectOpener, RangeReader, object_opener
 
+INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"  # of a pipeline; the classic one comes first
 S3_WEIGHTS = "s3_weights.json"  # in a component's folder: its weights are to be streamed from S3
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format

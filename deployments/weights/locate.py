@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,8 +15,9 @@ import huggingface_hub
 from filelock import FileLock
 
 from deployments.errors import CheckpointError
-from deployments.weights.files import FILE_NAMES, S3_WEIGHTS, StoredForm, read_object, stored_form
-from deployments.weights.s3 import naming_the_cause, object_opener, s3_client
+from deployments.weights.files import FILE_NAMES, INDEX, MODULAR_INDEX, S3_WEIGHTS, StoredForm, read_object, stored_form
+from deployments.weights.modular import Source, gathered
+from deployments.weights.s3 import S3_CAUSES, naming_the_cause, object_opener, s3_client
 from deployments.weights.single_file import unpack_single_file
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, indexes of shards
@@ -43,9 +46,11 @@ def resolve_checkpoint(
         if not model.startswith("s3://") and local_path(model).is_file():
             folder = unpack(local_path(model), config_folder, cache_root)
         else:
-            folder = bring(model, cache_root, Wanted(components, proof="model_index.json"), use_streamer, variant)
-        if not (folder / "model_index.json").is_file():
-            raise CheckpointError(f"{model} has no model_index.json: it is not a checkpoint of a diffusers pipeline")
+            folder = bring(model, cache_root, Wanted(components, proofs=(INDEX, MODULAR_INDEX)), use_streamer, variant)
+        if not (folder / INDEX).is_file():
+            if not (folder / MODULAR_INDEX).is_file():
+                raise CheckpointError(f"{model} has no {INDEX}: it is not a checkpoint of a diffusers pipeline")
+            folder = gathered(folder, cache_root, partial(fetch_component, components, variant))
     except OSError as error:
         raise CheckpointError(f"{error.filename or model} cannot be used: {error.strerror or error}") from error
     return folder
@@ -78,7 +83,7 @@ class Wanted:
 
     folders: Collection[str] | None  # whose weights, "." for the top; None: of all folders at the top
     files: tuple[str, ...] = ()
-    proof: str | None = None  # a file that must be there
+    proofs: tuple[str, ...] = ()  # files of which one must be there
 
 
 def bring(address: str, cache_root: Path, wanted: Wanted, use_streamer: bool, variant: str | None) -> Path:
@@ -88,11 +93,30 @@ def bring(address: str, cache_root: Path, wanted: Wanted, use_streamer: bool, va
             return pull_from_s3(address.rstrip("/"), cache_root, wanted, use_streamer, variant)
         if (here := local_path(address)).is_dir():
             return here
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", address) and not address.startswith(".") and not here.exists():
+        if is_repository(address) and not here.exists():
             return pull_from_hub(address, wanted, variant)
     except OSError as error:
         raise CheckpointError(f"{error.filename or address} cannot be used: {error.strerror or error}") from error
     raise CheckpointError(f"{address!r} is neither a folder here, nor s3://bucket/prefix, nor a hub repository")
+
+
+def fetch_component(components: Collection[str] | None, variant: str | None, source: Source) -> Path:
+    """The folder of a modular pipeline's component that lies apart, as `resolve_checkpoint` finds that of a model."""
+    assert source.address is not None
+    if (here := local_path(source.address)).is_dir():
+        return here
+    if not is_repository(source.address):
+        raise CheckpointError(
+            f"{MODULAR_INDEX} takes {source.component} from {source.address!r}, which is neither a folder here nor a "
+            "repository of the Hugging Face hub"
+        )
+    is_needed = components is None or source.component in components
+    wanted = Wanted((source.subfolder or ".",) if is_needed else ())
+    return pull_from_hub(source.address, wanted, source.variant or variant, source.revision)
+
+
+def is_repository(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", model)) and not model.startswith(".")
 
 
 def unpack(file: Path, config_folder: str | None, cache_root: Path) -> Path:
@@ -116,12 +140,13 @@ def local_path(model: str) -> Path:
         raise CheckpointError(f"{model!r} cannot be found: no home folder is known for {user!r}") from error
 
 
-def pull_from_hub(model: str, wanted: Wanted, variant: str | None) -> Path:
+def pull_from_hub(model: str, wanted: Wanted, variant: str | None, revision: str | None = None) -> Path:
     try:
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(SMALL_FILES)))
+        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(SMALL_FILES)))
         weights = weights_to_fetch(hub_files(model, folder), folder, wanted.folders, variant)
         files = [re.sub(r"([*?[])", r"[\1]", name) for name in (*weights, *wanted.files)]
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*SMALL_FILES, *files]))
+        patterns = [*SMALL_FILES, *files]
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
@@ -163,8 +188,8 @@ def below(folder: str, name: str) -> str:
 
 def pull_from_s3(model: str, cache_root: Path, wanted: Wanted, use_streamer: bool, variant: str | None) -> Path:
     bucket, _, prefix = model.removeprefix("s3://").partition("/")
-    if wanted.proof:
-        object_opener()(f"{model}/{wanted.proof}")  # names the cause quickly if there is nothing to pull
+    if wanted.proofs:
+        open_any(model, wanted.proofs)  # names the cause quickly if there is nothing to pull
     with naming_the_cause(model):
         client = s3_client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"))
@@ -188,6 +213,22 @@ def pull_from_s3(model: str, cache_root: Path, wanted: Wanted, use_streamer: boo
         if use_streamer:
             note_weights_in_s3(model, objects, folder)
     return folder
+
+
+def open_any(model: str, names: tuple[str, ...]) -> None:
+    """Raises CheckpointError where none of the files is there, with the cause of the first."""
+    first, *others = names
+    opened = object_opener()
+    try:
+        opened(f"{model}/{first}")
+    except CheckpointError as error:
+        if S3_CAUSES["NoSuchKey"] not in str(error):
+            raise
+        for name in others:
+            with contextlib.suppress(CheckpointError):
+                opened(f"{model}/{name}")
+                return
+        raise
 
 
 def download_changed(client: Any, root: str, wanted: Mapping[str, str], folder: Path) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.guiders import BaseGuidance
+from diffusers.modular_pipelines import ModularPipelineBlocks
 
 from deployments.errors import InvalidRequestError
 from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.modular.blocks import leaves, private_blocks
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
@@ -28,7 +30,7 @@ from deployments.stage_pipeline.sessions.own_modules import OwnModules, rewired
 from deployments.stage_pipeline.sessions.reading import reading_copy
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
-ENCODING_METHODS = ("encode_prompt", "encode_image")
+ENCODING_METHODS = ("encode_prompt", "encode_image", "encode_block")
 # The method of a scheduler that makes a step: that of predictor-corrector schedulers (ScoreSdeVe) corrects in others.
 STEPS = ("step", "step_pred")
 PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
@@ -185,6 +187,8 @@ class Session:
         if isinstance(value, BaseGuidance):
             self.guiders.append(copy.deepcopy(value))
             return self.guiders[-1]
+        if isinstance(value, ModularPipelineBlocks):
+            return self._private_blocks(value)
         if (reading := reading_copy(value, self.on_text)) is not None:
             return reading
         if isinstance(value, torch.nn.Module):
@@ -192,6 +196,12 @@ class Session:
                 if getattr(self.stage.pipeline, name, None) is value:
                     return routed_part(value, name, self, "denoiser" in stages, path="")
         return None
+
+    def _private_blocks(self, blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
+        private = private_blocks(blocks, self.stage.layout.stages_of)
+        for _, block in leaves(private):
+            self._name_the_callers_fault(block)
+        return private
 
     def _route_encoding_methods(self, private: Any, cls: type, path: str) -> None:
         for method in ENCODING_METHODS:

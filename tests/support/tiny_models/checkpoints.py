@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 
 from tests.support.tiny_models import (
     auraflow,
@@ -24,6 +24,7 @@ from tests.support.tiny_models import (
     ltx,
     lumina,
     mochi,
+    modular,
     pixart,
     prx,
     qwen_image,
@@ -67,8 +68,9 @@ FAMILIES = (
 )
 
 TINY_MODELS: dict[str, TinyModel] = {model.name: model for family in FAMILIES for model in family.MODELS}
+MODULAR_MODELS: dict[str, TinyModel] = {model.name: model for model in modular.MODELS}
 # Those that tests of one mechanism ask for by name; no run goes through all of them.
-BY_NAME: dict[str, TinyModel] = {model.name: model for model in rewiring.MODELS}
+BY_NAME: dict[str, TinyModel] = {model.name: model for model in rewiring.MODELS} | MODULAR_MODELS
 
 
 def tiny_model(name: str) -> TinyModel:
@@ -89,7 +91,7 @@ def checkpoint(name: str, root: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as workplace:
         folder = Path(workplace) / name
         pipeline, _ = model.build()
-        pipeline.save_pretrained(folder)
+        pipeline.save_pretrained(str(folder))
         if model.after_save is not None:
             model.after_save(folder, pipeline)
         _rename_unless_there(folder, target)
@@ -101,9 +103,11 @@ def request_arguments(name: str) -> dict[str, Any]:
     return dict(_request(name))
 
 
-def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> DiffusionPipeline:
+def load_unsplit(folder: Path, dtype: torch.dtype | None = None) -> Any:
     """The whole pipeline of a checkpoint folder that `checkpoint` made, ready to be called."""
     tiny_patches()
+    if not (folder / "model_index.json").is_file():
+        return modular.load_modular(folder, dtype)
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     after_load = tiny_model(folder.name).after_load
@@ -117,10 +121,12 @@ def run_unsplit(folder: Path, arguments: dict[str, Any], seed: int, dtype: torch
     return call(load_unsplit(folder, dtype), arguments, seed)
 
 
-def call(pipeline: DiffusionPipeline, arguments: dict[str, Any], seed: int) -> list[Any]:
+def call(pipeline: Any, arguments: dict[str, Any], seed: int) -> list[Any]:
     """Call a pipeline as every comparison does: the global and the request's generator start at `seed`."""
     torch.manual_seed(seed)
     generator = torch.Generator("cpu").manual_seed(seed)
+    if isinstance(pipeline, ModularPipeline):
+        return modular.call_modular(pipeline, arguments, generator)
     with torch.no_grad():
         output = pipeline(**arguments, generator=generator, output_type="pt")
     return torch.utils._pytree.tree_leaves(dict(output))
