@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deployments.messages import MEDIA_TYPES, ArgumentNotes, ValueType
 from deployments.stage_pipeline.argument_types import call_inputs, parameter_type
 from deployments.stage_pipeline.inputs.docstrings import NO_DOC, ParameterDoc, parameter_docs
-from deployments.stage_pipeline.inputs.kinds import kind_of
+from deployments.stage_pipeline.inputs.kinds import Kind, kind_of
 
 NUMBERS = ("int", "float")
 # Whether these are needed is a matter of the task: deployments.stage_pipeline.tasks.
@@ -42,16 +42,18 @@ def _field(name: str, parameter: inspect.Parameter, doc: ParameterDoc) -> Argume
     kind = kind_of(name, parameter_type(parameter), doc)
     default = parameter.default if isinstance(parameter.default, bool | int | float | str) else None
     low, high = (doc.bounds if doc.bounds and kind.type.holds(*NUMBERS) else None) or (None, None)
-    is_needed = parameter.default is parameter.empty or (not kind.why_not and _is_needed(name, parameter, kind.type, doc))
+    is_needed = parameter.default is parameter.empty or _is_needed(name, parameter, kind, doc)
     return ArgumentField(kind.type, ArgumentNotes(doc.description, default, low, high, kind.why_not), is_needed)
 
 
-def _is_needed(name: str, parameter: inspect.Parameter, wanted: ValueType, doc: ParameterDoc) -> bool:
+def _is_needed(name: str, parameter: inspect.Parameter, kind: Kind, doc: ParameterDoc) -> bool:
     """A file whose default None its annotation does not admit, and which no docstring calls optional.
 
     diffusers writes `control_image: PipelineImageInput = None` for what its pipeline cannot do without.
     """
-    if name in OF_THE_TASK or parameter.default is not None or not wanted.holds(*MEDIA_TYPES) or doc.is_optional:
+    if name in OF_THE_TASK or parameter.default is not None or doc.is_optional:
+        return False
+    if kind.why_not or not kind.type.holds(*MEDIA_TYPES):
         return False
     admits_none = parameter_type(parameter.replace(default=parameter.empty)).choices_of()
     return bool(doc.type) and all(each.kind not in ("none", "any") for each in admits_none)
