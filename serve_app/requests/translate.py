@@ -6,7 +6,6 @@ fields of OpenAI's that mean nothing to a diffusion model are accepted, and name
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Any
 
@@ -17,7 +16,6 @@ from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
     ImageGenerationBody,
-    RemoteImage,
     VideoGenerationBody,
     closest,
 )
@@ -68,7 +66,6 @@ ARGUMENT_FIELDS = (
 OF_ARGUMENTS = (*ARGUMENT_FIELDS, "size", "num_frames", "seconds", "fps", "frame_count", "extra_args")
 
 RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
-_NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|generator|processor")
 
 
 def to_generation_requests(
@@ -163,36 +160,38 @@ def asked_arguments(body: GenerationBody, description: StageDescription) -> dict
     for field in ("num_frames", "seconds"):
         if getattr(body, field, None) is not None:
             asked["num_frames"] = field
-    asked |= {name: f"extra_args.{name}" for name in body.extra_args}
+    asked |= {name: param for param, name, _ in _given(body, description)}
     return {name: field for name, field in asked.items() if name in description.parameters}
 
 
 def left_out(body: GenerationBody) -> tuple[RequestWarning, ...]:
     """The warnings about arguments of the pipeline that were dropped."""
-    names = {
+    fields = {
         spelling
         for name in OF_ARGUMENTS
         if name in type(body).model_fields
         for spelling in (name, *body.names_of(name))
     }
+    others = set(body.field_names()) - fields
     return tuple(
         warning
         for warning in body.warnings
-        if warning.code == "no_effect" and str(warning.param).partition(".")[0] in names
+        if warning.code == "no_effect" and str(warning.param).partition(".")[0] not in others
     )
 
 
 def sendable_arguments(body: type[GenerationBody], description: StageDescription) -> dict[str, str]:
-    """Every argument of the pipeline that a request can set, with the field of the body that sets it."""
+    """Every argument of the pipeline that a request can set, with the field of the body that sets it.
+
+    That is its own name, but for those that OpenAI and other servers call otherwise.
+    """
     known = body.field_names()
     fields = {}
     for name in description.parameters:
         if name in FIELD_INSTEAD:
             fields[name] = FIELD_INSTEAD[name]
-        elif name in known:
+        elif name in known or not description.notes_of(name).why_not:
             fields[name] = name
-        elif not _NO_JSON.search(name):
-            fields[name] = f"extra_args.{name}"
     return {name: field for name, field in fields.items() if field != "n"}
 
 
@@ -244,8 +243,6 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             check_text(name, value, limits)
         if isinstance(value, list) and name != "video":
             _check_pictures(name, value, description, limits)
-        if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
-            raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)
         is_number = isinstance(value, int | float)  # words and pictures have the types that their fields give them
         arguments[name] = argument_value(name, value, description.type_of(name), limits) if is_number else value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
@@ -325,21 +322,29 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
     return next((float(rate) for rate in rates if rate), None)
 
 
-def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+def _given(body: GenerationBody, description: StageDescription) -> list[tuple[str, str, Any]]:
+    """What is asked for under the pipeline's own names: the field, the argument and the value."""
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
+    own = [(name, name, value) for name, value in body.own_arguments.items()]
+    return [*own, *((f"extra_args.{name[:80]}", name, value) for name, value in extra.items())]
+
+
+def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    known = [*body.field_names(), *FIELD_INSTEAD]
     arguments: dict[str, Any] = {}
-    for name, value in extra.items():
-        param = f"extra_args.{name[:80]}"
-        if name in known:
+    for param, name, value in _given(body, description):
+        if name in known and param != name:
             raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
-        if _NO_JSON.search(name):
-            raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
+        if name in arguments:
+            raise InvalidRequestError(f"{param} is given twice, also as {name}", param)
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
             reason = f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}"
             body.refuse(NotSupportedError(reason, f"extra_args.{name}" if not body.strict else param))
             continue
+        if why := description.notes_of(name).why_not:
+            raise NotSupportedError(f"{param} cannot be sent: {why}", param)
         value = argument_value(param, value, description.type_of(name), limits)
         if "num_inference_steps" in name:
             _check_steps(param, value, limits)
@@ -367,6 +372,8 @@ def _check_required(arguments: dict[str, Any], description: StageDescription) ->
     for name in description.required:
         if arguments.get(name) is None:
             field = FIELD_INSTEAD.get(name, name)
+            if why := description.notes_of(name).why_not:
+                raise NotSupportedError(f"{description.pipeline_class} needs {name}, which cannot be sent: {why}", name)
             raise InvalidRequestError(
                 f"{field} is required by {description.pipeline_class}", field, "missing_required_parameter"
             )
