@@ -300,7 +300,7 @@ class StageDescription:
     node_id: str = ""
     features: tuple[str, ...] = ()  # names that GenerationRequest.features may have
     argument_types: dict[str, ValueType] = field(default_factory=dict)  # of `parameters`
-    argument_notes: dict[str, ArgumentNotes] = field(default_factory=dict)  # of `parameters`
+    argument_notes: dict[str, ArgumentNotes] = field(default_factory=dict)  # of them, and of those that only we set
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels

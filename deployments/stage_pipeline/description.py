@@ -24,14 +24,14 @@ KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "im
 def describe_stage(stage: StagePipeline) -> StageDescription:
     """Raises CheckpointError for a pipeline that makes neither images nor video."""
     parameters, _ = call_parameters(type(stage.pipeline))
-    fields = argument_fields(type(stage.pipeline), parameters)
+    fields = argument_fields(type(stage.pipeline))
     width, height = default_size(stage, parameters)
     kind = media_kind(type(stage.pipeline))
     return StageDescription(
         stages=stage.stages,
         pipeline_class=type(stage.pipeline).__name__,
         parameters=parameters,
-        required=tuple(name for name, field in fields.items() if field.is_needed),
+        required=tuple(name for name in parameters if fields[name].is_needed),
         media_kind=kind,
         size_multiple=size_multiple(stage),
         default_width=width,
@@ -40,7 +40,7 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         dtype=str(stage.dtype or "as stored").removeprefix("torch."),
         weight_bytes=stage.weight_bytes(),
         process_id=os.getpid(),
-        argument_types={name: field.type for name, field in fields.items()},
+        argument_types={name: fields[name].type for name in parameters},
         argument_notes={name: field.notes for name, field in fields.items()},
         tasks=tasks_of(type(stage.pipeline), kind),
         frame_multiple=frame_multiple(stage),

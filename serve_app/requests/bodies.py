@@ -53,7 +53,7 @@ def _input_image(value: Any) -> Picture:
     try:
         reference = reference_of(value)
     except ValueError as error:
-        raise PydanticCustomError("input_image", f"a picture must be {HOW_GIVEN}") from error
+        raise PydanticCustomError("input_image", f"{NO_PICTURE}: {HOW_GIVEN}") from error
     if not isinstance(reference, bytes):
         return reference
     if not IMAGE_SIGNATURES.match(reference):

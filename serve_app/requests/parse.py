@@ -8,7 +8,7 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.effects import KnownEffects, with_effects
-from serve_app.requests.given.own_arguments import with_known_arguments, with_own_files
+from serve_app.requests.given.own_arguments import with_own_files, with_pipelines_names
 from serve_app.requests.given.pictures import with_pictures
 from serve_app.requests.given.sources import FileSource
 from serve_app.requests.masks import with_markup, with_mask
@@ -31,7 +31,7 @@ async def parse(
     `patience_s`: how long it may take at most to learn which arguments have an effect; None: as long as for any.
     """
     limits = files.rules.limits
-    body = with_known_arguments(body, description)
+    body = with_pipelines_names(body, description)
     body = with_mask(await with_pictures(body, files), description, limits)
     body = await with_markup(body, limits)
     body = await with_own_files(body, description, files)

@@ -19,6 +19,7 @@ from serve_app.requests.bodies import (
     VideoGenerationBody,
     closest,
 )
+from serve_app.requests.given.references import EarlierOutput, RemoteFile
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.outputs import animation_output, asks_for_frames, picture_output, video_output
 
@@ -214,9 +215,10 @@ def _of_quality(body: GenerationBody, levels: Levels) -> dict[str, Any]:
 def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
     """What the request asks of features, by their names; the denoiser checks the values.
 
-    A feature that has no field of its own is asked for in `extra_args`.
+    A feature that has no field of its own is asked for by its name, or in `extra_args`.
     """
-    features = {name: value for name, value in body.extra_args.items() if name in description.features}
+    asked = body.extra_args | body.own_arguments
+    features = {name: value for name, value in asked.items() if name in description.features}
     cache_dit = _cache_dit(body)
     return features if cache_dit is None else {**features, "cache_dit": cache_dit}
 
@@ -243,6 +245,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             check_text(name, value, limits)
         if isinstance(value, list) and name != "video":
             _check_pictures(name, value, description, limits)
+        if _holds_reference(value):
+            raise NotSupportedError(f"{name}: files are not fetched here", name)
         is_number = isinstance(value, int | float)  # words and pictures have the types that their fields give them
         arguments[name] = argument_value(name, value, description.type_of(name), limits) if is_number else value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
@@ -254,6 +258,12 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
     if body.size not in (None, "auto") and _is_accepted(body, "size", "width", description):
         arguments |= _width_and_height(str(body.size), description, limits)
     return arguments
+
+
+def _holds_reference(value: Any) -> bool:
+    return isinstance(value, RemoteFile | EarlierOutput) or (
+        isinstance(value, list) and any(map(_holds_reference, value))
+    )
 
 
 def _check_pictures(name: str, value: list[Any], description: StageDescription, limits: RequestLimits) -> None:
@@ -326,7 +336,7 @@ def _given(body: GenerationBody, description: StageDescription) -> list[tuple[st
     """What is asked for under the pipeline's own names: the field, the argument and the value."""
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
-    own = [(name, name, value) for name, value in body.own_arguments.items()]
+    own = [(name, name, value) for name, value in body.own_arguments.items() if name not in description.features]
     return [*own, *((f"extra_args.{name[:80]}", name, value) for name, value in extra.items())]
 
 
@@ -338,19 +348,33 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
             raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
         if name in arguments:
             raise InvalidRequestError(f"{param} is given twice, also as {name}", param)
+        if why := description.notes_of(name).why_not:
+            raise NotSupportedError(f"{param} cannot be sent: {why}", param)
+        if name not in description.parameters and param == name:
+            _refuse_unknown(body, name, description)
+            continue
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
             reason = f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}"
             body.refuse(NotSupportedError(reason, f"extra_args.{name}" if not body.strict else param))
             continue
-        if why := description.notes_of(name).why_not:
-            raise NotSupportedError(f"{param} cannot be sent: {why}", param)
         value = argument_value(param, value, description.type_of(name), limits)
         if "num_inference_steps" in name:
             _check_steps(param, value, limits)
         if value is not None or description.parameters[name] is not None:  # null stands for a default that is None
             arguments[name] = value
     return arguments
+
+
+def _refuse_unknown(body: GenerationBody, name: str, description: StageDescription) -> None:
+    """Raises NotSupportedError; without `strict` the field is dropped instead."""
+    sendable = [each for each in description.parameters if not description.notes_of(each).why_not]
+    fields = dict.fromkeys([*body.field_names(), *sendable])
+    message = f"unknown field {name!r}: {closest(name, [each for each in fields if each not in FIELD_INSTEAD])}"
+    if body.strict:
+        raise NotSupportedError(message, name, "unknown_parameter")
+    body.own_arguments = {other: value for other, value in body.own_arguments.items() if other != name}
+    body.warn(name, message, "unknown_parameter")
 
 
 def _check_steps(param: str, value: Any, limits: RequestLimits) -> None:

@@ -25,9 +25,11 @@ class ArgumentField:
     is_needed: bool
 
 
-def argument_fields(pipeline_class: type, names: Iterable[str]) -> dict[str, ArgumentField]:
-    """Of the parameters `names` of the pipeline's `__call__`."""
-    return fields_of(call_inputs(pipeline_class), inspect.getdoc(pipeline_class.__call__), names)
+def argument_fields(pipeline_class: type) -> dict[str, ArgumentField]:
+    """Of all parameters of the pipeline's `__call__` that have a name, those among them that cannot be sent too."""
+    inputs = call_inputs(pipeline_class)
+    names = [name for name, each in inputs.items() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return fields_of(inputs, inspect.getdoc(pipeline_class.__call__), [name for name in names if name != "self"])
 
 
 def fields_of(

@@ -1,13 +1,12 @@
-"""Fields that are arguments of the served pipeline, by their own names: others are refused, files in them are read."""
+"""Fields that are arguments of the served pipeline, by their own names: files in them are read."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.errors import InvalidRequestError
 from deployments.messages import StageDescription
 from serve_app.requests.argument_values import check_depth
-from serve_app.requests.bodies import closest
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.requests.given.files import with_files
 from serve_app.requests.given.pictures import Body
@@ -17,48 +16,7 @@ from serve_app.requests.given.sources import FileSource
 OTHER_NAMES = {"image": "images", "mask_image": "mask"}
 
 
-def with_known_arguments(body: Body, description: StageDescription) -> Body:
-    """The body without fields that are no arguments of the model, and with its pictures under the pipeline's names.
-
-    Raises NotSupportedError of the code `unknown_parameter`; without `strict` such fields are dropped.
-    """
-    for name, value in list(body.own_arguments.items()):
-        if name in description.features:
-            body.extra_args = {name: value, **body.extra_args}
-        if not description.takes(name):
-            known = [*body.field_names(), *sendable_names(description)]
-            error = NotSupportedError(f"unknown field {name!r}: {closest(name, known)}", name, "unknown_parameter")
-            if body.strict and name not in description.features:
-                raise error
-            body.own_arguments = {other: each for other, each in body.own_arguments.items() if other != name}
-            if name not in description.features:
-                body.warn(name, error.message, error.code)
-    return _under_their_names(body, description)
-
-
-async def with_own_files(body: Body, description: StageDescription, source: FileSource) -> Body:
-    """The body with the files of its own arguments read. Raises InvalidRequestError that names the field."""
-    own = {name: await _read(name, name, value, description, source) for name, value in body.own_arguments.items()}
-    extra = {
-        name: await _read(f"extra_args.{name}", name, value, description, source)
-        for name, value in body.extra_args.items()
-    }
-    return body.model_copy(update={"own_arguments": own, "extra_args": extra})
-
-
-def sendable_names(description: StageDescription) -> list[str]:
-    """The arguments of the pipeline that have a field."""
-    return [name for name in description.parameters if not description.notes_of(name).why_not]
-
-
-async def _read(param: str, name: str, value: Any, description: StageDescription, source: FileSource) -> Any:
-    if not description.takes(name) or description.notes_of(name).why_not:
-        return value  # refused later, by name
-    check_depth(param, value)
-    return await with_files(param, value, description.type_of(name), source)
-
-
-def _under_their_names(body: Body, description: StageDescription) -> Body:
+def with_pipelines_names(body: Body, description: StageDescription) -> Body:
     """Of an edit: `image` for a pipeline that takes `images` only, `mask` for one that takes `mask`."""
     if not isinstance(body, ImageEditBody):
         return body
@@ -73,6 +31,23 @@ def _under_their_names(body: Body, description: StageDescription) -> Body:
         own[name] = value
         changes[field] = None
     return body.model_copy(update={**changes, "own_arguments": own}) if changes else body
+
+
+async def with_own_files(body: Body, description: StageDescription, source: FileSource) -> Body:
+    """The body with the files of its own arguments read. Raises InvalidRequestError that names the field."""
+    own = {name: await _read(name, name, value, description, source) for name, value in body.own_arguments.items()}
+    extra = {
+        name: await _read(f"extra_args.{name}", name, value, description, source)
+        for name, value in body.extra_args.items()
+    }
+    return body.model_copy(update={"own_arguments": own, "extra_args": extra})
+
+
+async def _read(param: str, name: str, value: Any, description: StageDescription, source: FileSource) -> Any:
+    if not description.takes(name) or description.notes_of(name).why_not:
+        return value  # refused later, by name
+    check_depth(param, value)
+    return await with_files(param, value, description.type_of(name), source)
 
 
 def is_edit_of_pictures(description: StageDescription) -> bool:
