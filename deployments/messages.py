@@ -48,6 +48,16 @@ class InputImage:
 
 
 @dataclass(frozen=True)
+class InputSound:
+    """Sound given by the caller: an encoded file, already checked for its length and type."""
+
+    data: bytes
+
+
+InputFile = InputImage | InputSound
+
+
+@dataclass(frozen=True)
 class OutputFormat:
     """The file that the VAE stage writes."""
 
@@ -74,7 +84,7 @@ class GenerationRequest:
 
     request_id: str
     model: str
-    arguments: dict[str, Any]  # plain values, InputImage or lists of them, by the pipeline's parameter names
+    arguments: dict[str, Any]  # by the pipeline's parameter names: JSON in which an InputFile may stand anywhere
     seed: int
     output: OutputFormat
     deterministic: bool = False  # forwards run alone: the same seed gives the same bytes whatever else goes on
@@ -213,21 +223,45 @@ class ComponentAnswer:
 
 @dataclass(frozen=True)
 class ValueType:
-    """What an argument of a pipeline may be, read from its annotation.
+    """What an argument of a pipeline may be, read from its annotation, its name and the docstring.
 
     `of` are the parts: the choices of a union, the one type of the items of a list, a row or a dict, the types of the
-    items of a tuple. A row is a tuple of any length. Pictures come as uploads, tensors and objects cannot be sent.
+    items of a tuple, those of a record's fields. A row is a tuple of any length. Pictures, videos and sounds come as
+    files; a video also as a list of pictures. Beside a picture a tensor stands for several pictures; tensors and
+    objects alone cannot be sent.
     """
 
     kind: Literal[
-        "any", "none", "bool", "int", "float", "str", "choice", "list", "row", "tuple", "dict", "union", "picture",
-        "tensor", "object",
+        "any", "none", "bool", "int", "float", "str", "choice", "list", "row", "tuple", "dict", "union", "record",
+        "picture", "video", "sound", "tensor", "object",
     ]  # fmt: skip
     of: tuple[ValueType, ...] = ()
     choices: tuple[JSON, ...] = ()  # the values of a choice
+    names: tuple[str, ...] = ()  # of a record's fields
+    needed: tuple[str, ...] = ()  # those of them that have no default
+
+    def choices_of(self) -> tuple[ValueType, ...]:
+        """The choices of a union; any other type is its own."""
+        return self.of if self.kind == "union" else (self,)
+
+    def holds(self, *kinds: str) -> bool:
+        """Whether it, or a part of it at any depth, is of one of the kinds."""
+        return self.kind in kinds or any(part.holds(*kinds) for part in self.of)
 
 
+MEDIA_TYPES = ("picture", "video", "sound")
 ANY_VALUE = ValueType("any")
+
+
+@dataclass(frozen=True)
+class ArgumentNotes:
+    """What the signature and the docstring say of an argument besides its type."""
+
+    description: str = ""
+    default: JSON = None  # where it is a plain value
+    minimum: float | None = None
+    maximum: float | None = None
+    why_not: str = ""  # why it cannot be sent; empty: it can
 
 
 @dataclass(frozen=True)
@@ -255,7 +289,7 @@ class StageDescription:
     stages: tuple[StageName, ...]
     pipeline_class: str
     parameters: dict[str, Any]  # of the pipeline's __call__: name -> default, where it is a plain value
-    required: tuple[str, ...]  # parameters without a default
+    required: tuple[str, ...]  # parameters that the pipeline cannot do without
     media_kind: MediaKind
     size_multiple: int  # width and height must be multiples of it
     default_width: int | None
@@ -267,6 +301,7 @@ class StageDescription:
     node_id: str = ""
     features: tuple[str, ...] = ()  # names that GenerationRequest.features may have
     argument_types: dict[str, ValueType] = field(default_factory=dict)  # of `parameters`
+    argument_notes: dict[str, ArgumentNotes] = field(default_factory=dict)  # of them, and of those that only we set
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
@@ -278,6 +313,10 @@ class StageDescription:
     def type_of(self, name: str) -> ValueType:
         """What the argument may be; anything where it has no annotation."""
         return self.argument_types.get(name, ANY_VALUE)
+
+    def notes_of(self, name: str) -> ArgumentNotes:
+        """What is told of the argument; nothing where it has no docstring."""
+        return self.argument_notes.get(name, ArgumentNotes())
 
     @property
     def needs_picture(self) -> bool:

@@ -15,6 +15,7 @@ from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.api_keys import ApiKeys
 from serve_app.deadlines import NO_LIMITS, TimeLimits
+from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
@@ -27,6 +28,8 @@ from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.effects import KnownEffects
+from serve_app.requests.given.references import EarlierOutput
+from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.parse import parse
@@ -121,17 +124,18 @@ class Service:
     async def parse(
         self,
         body: ImageGenerationBody | VideoGenerationBody,
+        caller: str,
         request_id: str | None = None,
         limits: TimeLimits = NO_LIMITS,
     ) -> list[GenerationRequest]:
-        """The requests that a body stands for. Raises InvalidRequestError that names the field at fault."""
+        """The requests that a body of `caller` stands for. Raises InvalidRequestError that names the field at fault."""
         self.model.check_name(body.model)
         body = body.model_copy(update={"model": None})  # an alias is no other model
         description = await self.model.describe()
         return await parse(
             body,
             description,
-            self.pictures,
+            FileSource(self.pictures, lambda earlier, field: self._read_earlier(earlier, caller, field)),
             self.model.name,
             self.model.default_arguments,
             self.model.quality,
@@ -139,6 +143,26 @@ class Service:
             request_id,
             limits.shortest_s,
         )
+
+    async def _read_earlier(self, earlier: EarlierOutput, caller: str, field: str) -> bytes:
+        """The file that `field` names. Raises NotFoundError, ConflictError, StorageError."""
+        key = earlier.file_id or await self._key_of_output(earlier, caller, field)
+        try:
+            data, _ = await self.storage.load(key)
+        except ObjectNotFoundError as error:
+            raise ObjectNotFoundError(f"{field}: there is no file {key[:200]!r} here", field) from error
+        return data
+
+    async def _key_of_output(self, earlier: EarlierOutput, caller: str, field: str) -> str:
+        try:
+            job = await self.jobs.get(earlier.id, caller)
+        except JobNotFoundError as error:
+            raise JobNotFoundError(f"{field}: there is no job {earlier.id[:96]!r}", field) from error
+        if job.status != "completed":
+            raise ConflictError(f"{field}: {job.id!r} cannot be used, it is {job.status}", field, "output_not_ready")
+        if earlier.index >= len(job.outputs):
+            raise JobNotFoundError(f"{field}: {job.id!r} has {len(job.outputs)} files, from 0", field)
+        return job.outputs[earlier.index].key
 
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""

@@ -17,7 +17,7 @@ from diffusers import SchedulerMixin
 from diffusers.guiders import BaseGuidance
 
 from deployments.denoising.checkpoint import FORMAT, digest
-from deployments.messages import GenerationRequest, InputImage
+from deployments.messages import GenerationRequest, InputFile
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.tensors.packing import pack
 from deployments.tensors.values import map_values, without_opaque
@@ -94,4 +94,4 @@ def _sum_of_bits(tensor: torch.Tensor) -> int:
 
 
 def _file_content(value: Any) -> Any:
-    return value.data if isinstance(value, InputImage) else value
+    return value.data if isinstance(value, InputFile) else value

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError, NotNumbersError
 from deployments.media.files import FileToWrite, Pixels, Samples, on_white
-from deployments.messages import GenerationRequest, InputImage
+from deployments.messages import GenerationRequest, InputFile
 
 
 def files_to_write(
@@ -164,7 +164,7 @@ def _metadata(request: GenerationRequest, width: int, height: int) -> dict[str, 
     parameters = {
         name: value
         for name, value in request.arguments.items()
-        if name not in ("prompt", "num_inference_steps", "num_frames", "width", "height") and not _holds_picture(value)
+        if name not in ("prompt", "num_inference_steps", "num_frames", "width", "height") and not _holds_file(value)
     }
     return {
         "model": request.model,
@@ -175,7 +175,7 @@ def _metadata(request: GenerationRequest, width: int, height: int) -> dict[str, 
     }
 
 
-def _holds_picture(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_holds_picture(item) for item in value)
-    return isinstance(value, InputImage)
+def _holds_file(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(_holds_file(item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, InputFile)

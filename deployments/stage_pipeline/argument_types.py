@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
@@ -93,11 +96,38 @@ def value_type(annotation: Any) -> ValueType:
         return OBJECT if kind is collections.abc.Callable else ANY_VALUE
     if issubclass(kind, Image.Image):
         return ValueType("picture")
+    if issubclass(kind, Enum):
+        return ValueType("choice", choices=tuple(member.value for member in kind))
+    if is_record_class(kind):
+        return _record(kind)
     return ValueType("tensor") if issubclass(kind, torch.Tensor | np.ndarray) or _is_tensor(kind) else OBJECT
+
+
+def is_record_class(kind: Any) -> bool:
+    """A class that only holds fields, and is no output of a model, which is a dict too."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind) and not issubclass(kind, dict)
+
+
+def record_fields(kind: Any) -> dict[str, inspect.Parameter]:
+    """The fields of a dataclass that its constructor takes."""
+    names = vars(sys.modules[kind.__module__])
+    return {
+        name: parameter.replace(annotation=_evaluated(parameter.annotation, names))
+        for name, parameter in inspect.signature(kind).parameters.items()
+    }
+
+
+def _record(kind: type) -> ValueType:
+    fields = record_fields(kind)
+    needed = tuple(name for name, each in fields.items() if each.default is each.empty)
+    types = tuple(parameter_type(each) for each in fields.values())
+    return ValueType("record", types, names=tuple(fields), needed=needed)
 
 
 def type_of(value: Any) -> ValueType:
     """The narrowest type that holds a default; lists and tuples may have any length."""
+    if isinstance(value, Enum):
+        return value_type(type(value))
     if type(value) in PLAIN:
         return PLAIN[type(value)]
     if isinstance(value, list | tuple):
@@ -115,7 +145,7 @@ def fits(value: Any, wanted: ValueType) -> bool:
         items = wanted.of if wanted.kind == "tuple" else wanted.of * (len(value) if is_row else 0)
         return is_row and len(value) == len(items) and all(map(fits, value, items))
     if wanted.kind == "choice":
-        return value in wanted.choices
+        return (value.value if isinstance(value, Enum) else value) in wanted.choices
     if wanted.kind == "dict":
         return isinstance(value, dict)
     found = type_of(value)

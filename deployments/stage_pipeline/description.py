@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 
 from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription
-from deployments.stage_pipeline.argument_types import argument_types
+from deployments.stage_pipeline.inputs.fields import argument_fields
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.tasks import tasks_of
 
@@ -23,14 +23,15 @@ KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "im
 
 def describe_stage(stage: StagePipeline) -> StageDescription:
     """Raises CheckpointError for a pipeline that makes neither images nor video."""
-    parameters, required = call_parameters(type(stage.pipeline))
+    parameters, _ = call_parameters(type(stage.pipeline))
+    fields = argument_fields(type(stage.pipeline))
     width, height = default_size(stage, parameters)
     kind = media_kind(type(stage.pipeline))
     return StageDescription(
         stages=stage.stages,
         pipeline_class=type(stage.pipeline).__name__,
         parameters=parameters,
-        required=required,
+        required=tuple(name for name in parameters if fields[name].is_needed),
         media_kind=kind,
         size_multiple=size_multiple(stage),
         default_width=width,
@@ -39,7 +40,8 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         dtype=str(stage.dtype or "as stored").removeprefix("torch."),
         weight_bytes=stage.weight_bytes(),
         process_id=os.getpid(),
-        argument_types=argument_types(type(stage.pipeline), parameters),
+        argument_types={name: fields[name].type for name in parameters},
+        argument_notes={name: field.notes for name, field in fields.items()},
         tasks=tasks_of(type(stage.pipeline), kind),
         frame_multiple=frame_multiple(stage),
         makes_alpha=makes_alpha(stage),

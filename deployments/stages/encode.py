@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
+from deployments.media.input_sounds import read_sound
 from deployments.media.inputs import decode_input_image, decode_mask
-from deployments.messages import Conditioning, GenerationRequest, InputImage, RequestWarning
+from deployments.messages import Conditioning, GenerationRequest, InputImage, InputSound, RequestWarning
 from deployments.stage_pipeline.description import reads_alpha
+from deployments.stage_pipeline.inputs.values import (
+    Waveform,
+    as_pipeline_takes,
+    call_inputs_of,
+    rate_arguments,
+    sound_format,
+)
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 
 MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
-_MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_video ...
+MAX_SOUND_S = 3_600.0
+MASKS = ("mask_image", "mask")  # OpenAI's, transparent where to repaint; other masks are pictures like any other
 
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
@@ -38,19 +46,32 @@ def call_arguments(stage: StagePipeline, request: GenerationRequest) -> dict[str
 
 
 def decode_arguments(stage: StagePipeline, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with decoded pictures and masks in place of files."""
+    """The arguments with decoded pictures, masks and sounds in place of files, each of the type that is taken."""
     keep_alpha = reads_alpha(stage)
+    rate, channels = sound_format(stage.pipeline)
+    rates: set[int] = set()
 
     def decoded(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [decoded(name, item) for item in value]
+        if isinstance(value, dict):
+            return {key: decoded(key, item) for key, item in value.items()}
+        if isinstance(value, InputSound):
+            sound = read_sound(value.data, name, MAX_SOUND_S, rate, channels)
+            rates.add(sound.rate)
+            return Waveform(sound.samples)
         if not isinstance(value, InputImage):
             return value
-        if _MASK.search(name):
+        if name in MASKS:
             return decode_mask(value, MAX_INPUT_PIXELS, name, by_alpha=value == _first(arguments.get("image")))
         return decode_input_image(value, MAX_INPUT_PIXELS, name, keep_alpha)
 
-    return {name: decoded(name, value) for name, value in arguments.items()}
+    pipeline_class = type(stage.pipeline)
+    taken = {name: as_pipeline_takes(pipeline_class, name, decoded(name, value)) for name, value in arguments.items()}
+    if len(rates) == 1:  # the pipeline is told to what the sounds were resampled
+        [rate] = rates
+        taken = dict.fromkeys(rate_arguments(call_inputs_of(pipeline_class)), rate) | taken
+    return taken
 
 
 def _first(value: Any) -> Any:

@@ -42,8 +42,8 @@ def _text_tokens(stage: StagePipeline, text: Any) -> int:
 
 def _pictures(values: list[Any]) -> Iterator[InputImage]:
     for value in values:
-        if isinstance(value, list):
-            yield from _pictures(value)
+        if isinstance(value, list | dict):
+            yield from _pictures(list(value.values()) if isinstance(value, dict) else value)
         elif isinstance(value, InputImage):
             yield value
 

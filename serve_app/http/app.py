@@ -124,7 +124,7 @@ def http_app(
         middleware=[made for row in middleware if (made := row(service)) is not None],
     )
     install_error_handlers(app)
-    describe_truly(app)
+    describe_truly(app, service)
     for row in routers:
         if (router := row(service)) is not None:
             app.include_router(router)

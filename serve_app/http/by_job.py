@@ -74,7 +74,7 @@ async def job_of_body(
         return known
     kind = body.media_kind
     job_id = new_job_id(kind)
-    requests = await service.parse(body, job_id, asked.limits)
+    requests = await service.parse(body, context.caller, job_id, asked.limits)
     shown: dict[str, Any] = {"prompt": body.prompt, "base_url": context.base_url}
     if body.end_user is not None:
         shown["safety_identifier"] = body.end_user

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
+from deployments.errors import StageUnavailableError
+from deployments.messages import StageDescription
 from serve_app.http.answers import JobObject
+from serve_app.requests.bodies import GenerationBody
+from serve_app.requests.given.schemas import form_schema, model_fields
+from serve_app.requests.limits import RequestLimits
+from serve_app.service import Service
 
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -56,12 +64,27 @@ JOB_ACCEPTED: dict[str, Any] = {
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
-def describe_truly(app: FastAPI) -> None:
-    """Replace what FastAPI would answer at /openapi.json."""
+def describe_truly(app: FastAPI, service: Service) -> None:
+    """Replace what FastAPI would answer at /openapi.json; the fields of the model are told as soon as it is ready."""
     app.openapi = functools.partial(openapi_document, app)  # type: ignore[method-assign]
+    [route] = [each for each in app.router.routes if getattr(each, "path", None) == app.openapi_url]
+    answer: Any = route.endpoint  # type: ignore[attr-defined]
+
+    async def with_model(request: Request) -> Response:
+        with contextlib.suppress(StageUnavailableError):
+            description = await service.model.describe()
+            app.openapi = lambda: with_model_fields(  # type: ignore[method-assign]
+                openapi_document(app), description, service.args.limits
+            )
+        response: Response = await answer(request)
+        return response
+
+    app.router.routes.remove(route)
+    app.add_route(str(app.openapi_url), with_model, include_in_schema=False)
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
+    """Of any model."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         components = document.setdefault("components", {})
@@ -75,5 +98,41 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 operation["responses"].pop("422", None)
                 operation["responses"] |= {"4XX": ERROR, "5XX": ERROR}
+                _move_schemas(operation.get("requestBody", {}).get("content", {}), schemas)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def with_model_fields(document: dict[str, Any], description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    """The document with each argument of the served model as a field of the bodies that ask for its media."""
+    document = copy.deepcopy(document)
+    bodies = {body.__name__: body for body in _all_bodies(GenerationBody)}
+    forms = [
+        content["multipart/form-data"]["schema"]
+        for path in document["paths"].values()
+        for operation in path.values()
+        if "multipart/form-data" in (content := operation.get("requestBody", {}).get("content", {}))
+    ]
+    for schema in [*document["components"]["schemas"].values(), *forms]:
+        body = bodies.get(schema.get("title", ""))
+        if body is None or body.media_kind != description.media_kind:
+            continue
+        is_form = any(schema is form for form in forms)
+        for name, field in model_fields(body, description, limits).items():
+            if name not in schema["properties"]:
+                schema["properties"][name] = form_schema(description.type_of(name), field) if is_form else field
+    return document
+
+
+def _all_bodies(body: type[GenerationBody]) -> list[type[GenerationBody]]:
+    return [each for child in body.__subclasses__() for each in (child, *_all_bodies(child))]
+
+
+def _move_schemas(content: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """What the schemas of a body refer to goes into the components, and that of JSON itself."""
+    for kind, media in content.items():
+        schema = media.get("schema", {})
+        schemas |= schema.pop("$defs", {})
+        if kind == "application/json" and "title" in schema:
+            schemas[schema["title"]] = schema
+            media["schema"] = {"$ref": f"#/components/schemas/{schema['title']}"}

@@ -51,7 +51,10 @@ def validated(values: Any, body_type: type[Body]) -> Body:
 
 
 def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its body with `read_body`; `files` may be uploaded."""
+    """`openapi_extra` of a route that reads its body with `read_body`; `files` may be uploaded.
+
+    serve_app.http.openapi moves the `$defs` of the schemas into the components.
+    """
     schema, form = json.loads(_schema(body_type)), json.loads(_schema(body_type))
     for name in files:
         description = form["properties"][name].get("description", "")
@@ -62,9 +65,7 @@ def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[
 
 @functools.cache
 def _schema(body_type: type[BaseModel]) -> str:
-    schema = body_type.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # the routes that FastAPI reads the body of have put them into the components
-    return json.dumps(schema)
+    return json.dumps(body_type.model_json_schema(ref_template="#/components/schemas/{model}"))
 
 
 class _JSONRequest(Request):

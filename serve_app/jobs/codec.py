@@ -21,7 +21,9 @@ from deployments.messages import (
     Background,
     Checkpoint,
     GenerationRequest,
+    InputFile,
     InputImage,
+    InputSound,
     MediaKind,
     OutputFormat,
     Packed,
@@ -119,7 +121,7 @@ class Asked:
 
 
 def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -> tuple[list[Row], list[bytes]]:
-    """The requests as JSON, and the pictures sent along, each once; the JSON has their numbers.
+    """The requests as JSON, and the files sent along, each once; the JSON has their numbers.
 
     `previews`: how many pictures each is to show on its way.
     """
@@ -128,8 +130,14 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
     def argument(value: Any) -> dict[str, Any]:
         if isinstance(value, InputImage):
             return {"image": pictures.setdefault(value.data, len(pictures))}
-        if isinstance(value, list) and any(isinstance(item, InputImage) for item in value):
+        if isinstance(value, InputSound):
+            return {"sound": pictures.setdefault(value.data, len(pictures))}
+        if isinstance(value, list) and value and all(isinstance(item, InputImage) for item in value):
             return {"images": [pictures.setdefault(item.data, len(pictures)) for item in value]}
+        if isinstance(value, list) and _holds_file(value):
+            return {"list": [argument(item) for item in value]}
+        if isinstance(value, dict) and _holds_file(value):
+            return {"object": {name: argument(item) for name, item in value.items()}}
         return {"value": value}
 
     rows = []
@@ -238,13 +246,28 @@ def _argument(argument: Any, pictures: Sequence[bytes]) -> Any:
         return _picture(argument["image"], pictures)
     if "images" in argument:
         return [_picture(number, pictures) for number in argument["images"]]
+    if "sound" in argument:
+        return InputSound(_file(argument["sound"], pictures))
+    if "list" in argument:
+        return [_argument(each, pictures) for each in argument["list"]]
+    if "object" in argument:
+        return {name: _argument(each, pictures) for name, each in argument["object"].items()}
     return argument["value"]
 
 
 def _picture(number: Any, pictures: Sequence[bytes]) -> InputImage:
-    if not 0 <= number < len(pictures):
-        raise LookupError(f"there is no picture number {number}")
-    return InputImage(pictures[number])
+    return InputImage(_file(number, pictures))
+
+
+def _file(number: Any, files: Sequence[bytes]) -> bytes:
+    if not 0 <= number < len(files):
+        raise LookupError(f"there is no file number {number}")
+    return files[number]
+
+
+def _holds_file(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, InputFile) or any(map(_holds_file, parts))
 
 
 # --- checkpoints: MAGIC, SHA-256 of the rest, length of the header, header as JSON, the buffers one after the other ---

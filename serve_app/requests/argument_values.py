@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from deployments.errors import InvalidRequestError, NotSupportedError
-from deployments.messages import ValueType
+from deployments.messages import InputImage, InputSound, ValueType
 from serve_app.requests.limits import RequestLimits
 
 MAX_NUMBER = 1_000_000  # of an argument, either side of 0: far beyond what any model makes a picture of
 MAX_DEPTH = 8  # of lists and objects within each other
 MAX_SHOWN_CHARS = 80
 
-NOT_JSON = ("picture", "tensor", "object")
+NOT_JSON = ("tensor", "object")
 WORDS = {
     "any": "any value",
     "none": "null",
@@ -23,8 +24,24 @@ WORDS = {
     "str": "a text",
     "dict": "an object",
     "picture": "a picture",
+    "video": "a video",
+    "sound": "a sound",
+    "record": "an object",
     "tensor": "a picture",
 }
+
+
+class _File:
+    """How a file is shown to people."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def __repr__(self) -> str:
+        return self._words
+
+
+FILE_WORDS = {InputImage: _File("a picture"), InputSound: _File("a sound"), bytes: _File("a file")}
 
 
 class _Misfit(Exception):
@@ -64,18 +81,40 @@ def in_words(wanted: ValueType) -> str:
             return f"a list of which each is {items[0]}" if items else "a list"
         case "tuple":
             return f"a list of {len(items)}: {', '.join(items)}"
+        case "record":
+            fields = [f"{name} ({each})" for name, each in zip(wanted.names, items, strict=True)]
+            return f"an object with {', '.join(fields)}"
         case kind:
             return WORDS.get(kind, "left out")
 
 
 def shown(value: object) -> str:
-    """The value, cut where it is long."""
-    text = repr(value)
+    """The value, cut where it is long; files are said to be some."""
+    text = repr(_without_files(value))
     return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
+
+
+def _without_files(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_files(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _without_files(each) for name, each in value.items()}
+    return FILE_WORDS.get(type(value), value)
 
 
 def _fitted(value: Any, wanted: ValueType) -> Any:
     match wanted.kind:
+        case "picture" | "tensor" if isinstance(value, InputImage):
+            return value
+        case "tensor" if isinstance(value, list) and value:  # several pictures
+            return [_fitted(each, wanted) for each in value]
+        case "video" if _is_video(value):
+            return value
+        case "sound" if isinstance(value, InputSound):
+            return value
+        case "record" if isinstance(value, dict) and set(wanted.needed) <= value.keys() <= set(wanted.names):
+            types = dict(zip(wanted.names, wanted.of, strict=True))
+            return {name: _fitted(each, types[name]) for name, each in value.items()}
         case "any":
             return value
         case "union":
@@ -94,6 +133,10 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
     if not _is_of_plain(value, wanted.kind):
         raise _Misfit
     return value
+
+
+def _is_video(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, InputImage) for each in value)
 
 
 def _first_fitted(value: Any, choices: tuple[ValueType, ...]) -> Any:
@@ -124,7 +167,7 @@ def has_json_form(wanted: ValueType) -> bool:
     """Besides null."""
     if wanted.kind in ("union", "list", "row", "tuple"):
         return any(has_json_form(part) for part in wanted.of)
-    return wanted.kind not in (*NOT_JSON, "none")
+    return wanted.kind not in (*NOT_JSON, "none")  # files have forms as text
 
 
 def _check_sizes(param: str, value: Any, limits: RequestLimits, depth: int = 0) -> None:
@@ -136,15 +179,25 @@ def _check_sizes(param: str, value: Any, limits: RequestLimits, depth: int = 0) 
         raise InvalidRequestError(f"{param}: a number must be {allowed}, got {shown(value)}", param)
     if isinstance(value, str):
         check_text(param, value, limits)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict) and not _is_video(value):
         if len(value) > limits.max_steps:
             raise above(param, len(value), limits.max_steps, " entries")
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             _check_sizes(param, each, limits, depth + 1)
 
 
+def check_depth(param: str, value: Any, depth: int = 0) -> None:
+    """Raises InvalidRequestError for lists and objects too deep in each other."""
+    if depth > MAX_DEPTH:
+        raise InvalidRequestError(f"{param}: lists and objects may lie {MAX_DEPTH} deep in each other", param)
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(param, each, depth + 1)
+
+
 def check_text(param: str, value: str, limits: RequestLimits) -> None:
-    """Raises InvalidRequestError for a text that is too long."""
+    """Raises InvalidRequestError for a text that is too long, or that no tokenizer and no file can hold."""
+    if re.search(r"[\0\ud800-\udfff]", value):
+        raise InvalidRequestError(f"{param} must be valid Unicode without the character NUL", param)
     if len(value) > limits.max_prompt_chars:
         raise above(param, len(value), limits.max_prompt_chars, " characters")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -16,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from deployments.errors import InvalidRequestError
 from deployments.messages import PICTURE_FILE, InputImage, MediaKind, RequestWarning
 from env_config.closest import did_you_mean
-from serve_app.requests.encoded_files import file_bytes
+from serve_app.requests.given.references import HOW_GIVEN, EarlierOutput, RemoteFile, reference_of
 from serve_app.requests.plain_values import given_value, read_value
 
 T = TypeVar("T")
@@ -32,57 +31,48 @@ FIELD_INSTEAD = {
     "num_videos_per_prompt": "n",
     "frame_rate": "fps",
 }
+MAX_PICTURE_DEPTH = 3
+_ARGUMENT = re.compile(r"[A-Za-z_]\w{0,79}", re.ASCII)  # what an argument of a pipeline can be called
+INSIDE = ("warnings", "own_arguments")  # of a body, not for callers
 SIZE_PATTERN = r"(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})"
 # The first bytes of such files. AVIF and HEIC: the brands of ISO/IEC 23008-12 (HEIF).
-_IMAGE_SIGNATURES = re.compile(
+IMAGE_SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|II[*+]\0|MM\0[*+]|BM"
     rb"|....ftyp(avi[fs]|hei[cmsx]|hev[cmsx]|mif[12]|msf1)",
     re.DOTALL,
 )
 
 
-@dataclass(frozen=True)
-class RemoteImage:
-    """A picture to be fetched before the request is made."""
-
-    url: str
+NO_PICTURE = f"a picture must be {PICTURE_FILE}"
 
 
-def _input_image(value: Any) -> InputImage | RemoteImage:
-    """From a data URL, base64, a URL, OpenAI's {"image_url": ...}, or the bytes of an uploaded file."""
-    if isinstance(value, dict):
-        value = _of_reference(value)
-    if isinstance(value, str):
-        if re.match(r"https?:", value, re.IGNORECASE):
-            return RemoteImage(value)
-        try:
-            value = file_bytes(value)
-        except ValueError as error:
-            raise PydanticCustomError("input_image", "a picture must be a data URL, base64 or a URL") from error
+def _input_image(value: Any) -> Picture:
+    """From a data URL, base64, a URL, OpenAI's {"image_url": ...}, an earlier output, or an uploaded file's bytes."""
     if isinstance(value, InputImage):
         return value
-    if not isinstance(value, bytes) or not _IMAGE_SIGNATURES.match(value):
-        raise PydanticCustomError("input_image", f"a picture must be {PICTURE_FILE}")
-    return InputImage(value)
+    try:
+        reference = reference_of(value)
+    except ValueError as error:
+        raise PydanticCustomError("input_image", f"{NO_PICTURE}: {HOW_GIVEN}") from error
+    if not isinstance(reference, bytes):
+        return reference
+    if not IMAGE_SIGNATURES.match(reference):
+        raise PydanticCustomError("input_image", NO_PICTURE)
+    return InputImage(reference)
 
 
-def _of_reference(reference: dict[str, Any]) -> Any:
-    """What OpenAI's reference to a picture holds; `image_url` may be an object with a `url`, as in chats."""
-    if reference.get("file_id") is not None:
-        raise PydanticCustomError("input_image", "file_id is not supported: send the picture as image_url")
-    url = reference.get("image_url")
-    return url.get("url") if isinstance(url, dict) else url
+Picture = InputImage | RemoteFile | EarlierOutput
+Pictures = Picture | list[Any] | None  # lists may lie in lists, and have null in them
 
 
-Picture = InputImage | RemoteImage
-
-
-def _input_images(value: Any) -> Picture | list[Picture] | None:
+def _input_images(value: Any, depth: int = 0) -> Pictures:
     if value is None:
         return None
     if isinstance(value, list):
-        images = [_input_image(item) for item in value]
-        return images[0] if len(images) == 1 else images
+        if depth >= MAX_PICTURE_DEPTH or not value:
+            raise PydanticCustomError("input_image", f"lists of pictures may lie {MAX_PICTURE_DEPTH} deep, none empty")
+        images = [_input_images(item, depth + 1) for item in value]
+        return images[0] if len(images) == 1 and not depth else images
     return _input_image(value)
 
 
@@ -102,8 +92,8 @@ def _size(value: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 Size = Annotated[str, AfterValidator(_size), WithJsonSchema({"type": "string", "pattern": f"^{SIZE_PATTERN}$"})]
 InputImages = Annotated[
-    Picture | list[Picture] | None,
-    PlainValidator(_input_images),
+    Pictures,
+    PlainValidator(lambda value: _input_images(value)),
     PlainSerializer(lambda pictures: pictures),  # pydantic warns of each value that no validator of its own has seen
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
@@ -133,6 +123,10 @@ def _is_false(value: Any) -> bool:
 
 def _shown_name(name: object) -> str:
     return repr(name)[1:-1][:80]  # pydantic cannot hold lone surrogates
+
+
+def _may_be_argument(name: object, known: list[str]) -> bool:
+    return isinstance(name, str) and bool(_ARGUMENT.fullmatch(name)) and FIELD_INSTEAD.get(name) not in known
 
 
 def closest(name: str, known: list[str]) -> str:
@@ -210,6 +204,8 @@ class GenerationBody(BaseModel):
     strict: bool = Field(
         True, description="false: a field without effect is dropped and named in `warnings`, and not refused"
     )
+    # Fields that are none of these: arguments of the pipeline by their own names, if it has them.
+    own_arguments: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict)
     # What was dropped, or means nothing here; not for callers.
     warnings: SkipJsonSchema[tuple[RequestWarning, ...]] = Field((), exclude=True)
 
@@ -218,27 +214,29 @@ class GenerationBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def name_the_closest_field(cls, values: Any) -> Any:
-        """Raises a validation error of type `unknown_field`; without `strict` such fields are dropped.
+    def take_own_arguments(cls, values: Any) -> Any:
+        """Fields that a pipeline may have are kept for it; no pipeline has those that have a field of another name.
 
-        null stands for a field that is not sent.
+        Raises a validation error of type `unknown_field`; without `strict` such fields are dropped. null stands for
+        a field that is not sent.
         """
         if not isinstance(values, dict):
             return values
         values = _with_extra_body(values)
         known = cls.field_names()
-        unknown = {name: closest(str(name), known) for name in values if name not in known}
+        others = {name: value for name, value in values.items() if name not in known and value is not None}
+        unknown = {name: closest(str(name), known) for name in others if not _may_be_argument(name, known)}
         for name, hint in unknown.items():
             if not _is_false(values.get("strict")):
-                hint += " (other arguments of the pipeline go into 'extra_args')"
                 context = {"field": _shown_name(name), "hint": hint}
                 raise PydanticCustomError("unknown_field", "unknown field '{field}': {hint}", context)
         dropped = tuple(
             RequestWarning("unknown_parameter", _shown_name(name), f"unknown field: {hint}")
             for name, hint in unknown.items()
         )
-        given = {name: value for name, value in values.items() if name not in unknown and value is not None}
-        return given | {"warnings": dropped}
+        given = {name: value for name, value in values.items() if name in known and value is not None}
+        own = {name: value for name, value in others.items() if name not in unknown}
+        return given | {"warnings": dropped} | ({"own_arguments": own} if own else {})
 
     def warn(self, param: str, message: str, code: str = "no_effect") -> None:
         """To be told in the answer."""
@@ -248,6 +246,9 @@ class GenerationBody(BaseModel):
         """The field is as if it was not sent, and the answer says that it has no effect."""
         self.warn(field, message)
         first, _, argument = field.partition(".")
+        if field in self.own_arguments:
+            self.own_arguments = {name: value for name, value in self.own_arguments.items() if name != field}
+            return
         if argument:
             self.extra_args = {name: value for name, value in self.extra_args.items() if name != argument}
             return
@@ -268,7 +269,7 @@ class GenerationBody(BaseModel):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        return [spelling for name in cls.model_fields if name != "warnings" for spelling in cls.names_of(name)]
+        return [spelling for name in cls.model_fields if name not in INSIDE for spelling in cls.names_of(name)]
 
     @classmethod
     def names_of(cls, name: str) -> list[str]:

@@ -1,68 +1,30 @@
-"""The pictures that came with a body: those given as URLs are fetched, and the sizes of all are checked."""
+"""Files that callers give as URLs are fetched, within limits, and the sizes of pictures are checked."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.media.opening import PictureHeader, read_header
-from deployments.messages import InputImage
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
-from serve_app.requests.bodies import GenerationBody, RemoteImage
 from serve_app.requests.limits import RequestLimits
 
-Body = TypeVar("Body", bound=GenerationBody)
-
-PICTURE_FIELDS = ("image", "mask_image", "last_image", "markup")
 MAX_REDIRECTS = 3
-TIMEOUT_S = 10.0  # for one picture, from the look-up of its host to its last byte
-MAX_AT_ONCE = 4
+TIMEOUT_S = 10.0  # for one file, from the look-up of its host to its last byte
 
 
 @dataclass(frozen=True)
 class PictureRules:
-    """What pictures may be; `fetch` allows URLs, `allow_private` also those inside our own network."""
+    """What files may be; `fetch` allows URLs, `allow_private` also those inside our own network."""
 
     limits: RequestLimits
     fetch: bool = False
     allow_private: bool = False
     timeout_s: float = TIMEOUT_S
-
-
-async def with_pictures(body: Body, rules: PictureRules) -> Body:
-    """The body with every picture at hand.
-
-    Raises NotSupportedError where pictures are not fetched, InvalidRequestError for what cannot be fetched or
-    has too many pixels; `param` is the field.
-    """
-    changes: dict[str, Any] = {}
-    at_once = asyncio.Semaphore(MAX_AT_ONCE)
-
-    async def picture(given: InputImage | RemoteImage, field: str) -> InputImage:
-        if isinstance(given, RemoteImage):
-            async with at_once:
-                given = await fetch_picture(given.url, field, rules)
-        check_picture(given.data, field, rules.limits)
-        return given
-
-    for field in PICTURE_FIELDS:
-        value = getattr(body, field, None)
-        if isinstance(value, list):
-            if len(value) > rules.limits.max_input_images:
-                raise InvalidRequestError(
-                    f"{field}: at most {rules.limits.max_input_images} pictures, got {len(value)}",
-                    field,
-                    "limit_exceeded",
-                )
-            changes[field] = list(await asyncio.gather(*(picture(each, field) for each in value)))
-        elif value is not None:
-            changes[field] = await picture(value, field)
-    return body.model_copy(update=changes)
 
 
 def check_picture(data: bytes, field: str, limits: RequestLimits) -> PictureHeader:
@@ -74,21 +36,20 @@ def check_picture(data: bytes, field: str, limits: RequestLimits) -> PictureHead
     return read_header(data, field, limits.max_input_pixels)
 
 
-async def fetch_picture(url: str, field: str, rules: PictureRules) -> InputImage:
+async def fetch_file(url: str, field: str, rules: PictureRules) -> bytes:
     """GET `url`, with the target of each redirect checked like the first.
 
     The errors do not tell what was found at an address: they would make this server a scanner.
     """
     if not rules.fetch:
-        raise NotSupportedError(f"{field}: pictures are not fetched from a URL here: send a data URL or base64", field)
+        raise NotSupportedError(f"{field}: files are not fetched from a URL here: send a data URL or base64", field)
     try:
         async with client_session(rules.allow_private, rules.timeout_s) as session:
-            data = await asyncio.wait_for(_get(session, url, field, rules), rules.timeout_s)
+            return await asyncio.wait_for(_get(session, url, field, rules), rules.timeout_s)
     except ForbiddenTargetError as error:
         raise InvalidRequestError(f"{field}: this URL is not fetched: {error}", field) from error
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        raise InvalidRequestError(f"{field}: no picture could be fetched from its URL", field) from error
-    return InputImage(data)
+        raise InvalidRequestError(f"{field}: no file could be fetched from its URL", field) from error
 
 
 async def _get(session: aiohttp.ClientSession, url: str | URL, field: str, rules: PictureRules) -> bytes:
@@ -112,6 +73,6 @@ async def _read(response: aiohttp.ClientResponse, field: str, max_bytes: int) ->
         data += chunk
         if len(data) > max_bytes:
             raise InvalidRequestError(
-                f"{field}: a fetched picture may have at most {max_bytes} bytes", field, "limit_exceeded"
+                f"{field}: a fetched file may have at most {max_bytes} bytes", field, "limit_exceeded"
             )
     return bytes(data)

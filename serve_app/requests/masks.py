@@ -11,7 +11,8 @@ from deployments.errors import InvalidRequestError
 from deployments.media.opening import PictureHeader, laid_on_white, opened_picture, upright
 from deployments.messages import InputImage, StageDescription
 from serve_app.requests.bodies import GenerationBody
-from serve_app.requests.input_pictures import Body, check_picture
+from serve_app.requests.given.pictures import Body
+from serve_app.requests.input_pictures import check_picture
 from serve_app.requests.limits import RequestLimits
 
 

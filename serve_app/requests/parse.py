@@ -8,7 +8,9 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.effects import KnownEffects, with_effects
-from serve_app.requests.input_pictures import PictureRules, with_pictures
+from serve_app.requests.given.own_arguments import with_own_files, with_pipelines_names
+from serve_app.requests.given.pictures import with_pictures
+from serve_app.requests.given.sources import FileSource
 from serve_app.requests.masks import with_markup, with_mask
 from serve_app.requests.translate import Levels, to_generation_requests
 
@@ -16,7 +18,7 @@ from serve_app.requests.translate import Levels, to_generation_requests
 async def parse(
     body: ImageGenerationBody | VideoGenerationBody,
     description: StageDescription,
-    rules: PictureRules,
+    files: FileSource,
     model_name: str,
     default_arguments: dict[str, Any],
     quality: Levels,
@@ -24,14 +26,15 @@ async def parse(
     request_id: str | None = None,
     patience_s: float | None = None,
 ) -> list[GenerationRequest]:
-    """The requests of a body, their pictures at hand; raises InvalidRequestError that names the field at fault.
+    """The requests of a body, their files at hand; raises InvalidRequestError that names the field at fault.
 
     `patience_s`: how long it may take at most to learn which arguments have an effect; None: as long as for any.
     """
-    body = with_mask(await with_pictures(body, rules), description, rules.limits)
-    body = await with_markup(body, rules.limits)
+    limits = files.rules.limits
+    body = with_pipelines_names(body, description)
+    body = with_mask(await with_pictures(body, files), description, limits)
+    body = await with_markup(body, limits)
+    body = await with_own_files(body, description, files)
     request_id = request_id or uuid.uuid4().hex
-    requests = to_generation_requests(
-        body, description, rules.limits, request_id, model_name, default_arguments, quality
-    )
+    requests = to_generation_requests(body, description, limits, request_id, model_name, default_arguments, quality)
     return await with_effects(requests, body, description, effects, patience_s)

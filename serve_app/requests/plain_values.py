@@ -20,7 +20,12 @@ def read_json(body: str | bytes) -> Any:
 
 
 def given_value(cls: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
-    """Of a field before its own checks. Raises PydanticCustomError."""
+    """Of a field before its own checks. Raises PydanticCustomError.
+
+    Arguments of a pipeline are checked by their own names, when the pipeline is known.
+    """
+    if info.field_name == "own_arguments":
+        return value
     if isinstance(value, bool) and _is_number(cls, info.field_name):
         raise PydanticCustomError("plain_value", "must be a number, neither true nor false")
     if _has_nul(value):

@@ -6,7 +6,6 @@ fields of OpenAI's that mean nothing to a diffusion model are accepted, and name
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Any
 
@@ -17,10 +16,10 @@ from serve_app.requests.bodies import (
     FIELD_INSTEAD,
     GenerationBody,
     ImageGenerationBody,
-    RemoteImage,
     VideoGenerationBody,
     closest,
 )
+from serve_app.requests.given.references import EarlierOutput, RemoteFile
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.outputs import animation_output, asks_for_frames, picture_output, video_output
 
@@ -68,7 +67,6 @@ ARGUMENT_FIELDS = (
 OF_ARGUMENTS = (*ARGUMENT_FIELDS, "size", "num_frames", "seconds", "fps", "frame_count", "extra_args")
 
 RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
-_NO_JSON = re.compile(r"latents|embeds|embeddings|attention_mask|callback|generator|processor")
 
 
 def to_generation_requests(
@@ -163,36 +161,38 @@ def asked_arguments(body: GenerationBody, description: StageDescription) -> dict
     for field in ("num_frames", "seconds"):
         if getattr(body, field, None) is not None:
             asked["num_frames"] = field
-    asked |= {name: f"extra_args.{name}" for name in body.extra_args}
+    asked |= {name: param for param, name, _ in _given(body, description)}
     return {name: field for name, field in asked.items() if name in description.parameters}
 
 
 def left_out(body: GenerationBody) -> tuple[RequestWarning, ...]:
     """The warnings about arguments of the pipeline that were dropped."""
-    names = {
+    fields = {
         spelling
         for name in OF_ARGUMENTS
         if name in type(body).model_fields
         for spelling in (name, *body.names_of(name))
     }
+    others = set(body.field_names()) - fields
     return tuple(
         warning
         for warning in body.warnings
-        if warning.code == "no_effect" and str(warning.param).partition(".")[0] in names
+        if warning.code == "no_effect" and str(warning.param).partition(".")[0] not in others
     )
 
 
 def sendable_arguments(body: type[GenerationBody], description: StageDescription) -> dict[str, str]:
-    """Every argument of the pipeline that a request can set, with the field of the body that sets it."""
+    """Every argument of the pipeline that a request can set, with the field of the body that sets it.
+
+    That is its own name, but for those that OpenAI and other servers call otherwise.
+    """
     known = body.field_names()
     fields = {}
     for name in description.parameters:
         if name in FIELD_INSTEAD:
             fields[name] = FIELD_INSTEAD[name]
-        elif name in known:
+        elif name in known or not description.notes_of(name).why_not:
             fields[name] = name
-        elif not _NO_JSON.search(name):
-            fields[name] = f"extra_args.{name}"
     return {name: field for name, field in fields.items() if field != "n"}
 
 
@@ -215,9 +215,10 @@ def _of_quality(body: GenerationBody, levels: Levels) -> dict[str, Any]:
 def _features(body: GenerationBody, description: StageDescription) -> dict[str, Any]:
     """What the request asks of features, by their names; the denoiser checks the values.
 
-    A feature that has no field of its own is asked for in `extra_args`.
+    A feature that has no field of its own is asked for by its name, or in `extra_args`.
     """
-    features = {name: value for name, value in body.extra_args.items() if name in description.features}
+    asked = body.extra_args | body.own_arguments
+    features = {name: value for name, value in asked.items() if name in description.features}
     cache_dit = _cache_dit(body)
     return features if cache_dit is None else {**features, "cache_dit": cache_dit}
 
@@ -244,8 +245,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
             check_text(name, value, limits)
         if isinstance(value, list) and name != "video":
             _check_pictures(name, value, description, limits)
-        if any(isinstance(each, RemoteImage) for each in (value if isinstance(value, list) else [value])):
-            raise NotSupportedError(f"{name}: pictures are not fetched from a URL here", name)
+        if _holds_reference(value):
+            raise NotSupportedError(f"{name}: files are not fetched here", name)
         is_number = isinstance(value, int | float)  # words and pictures have the types that their fields give them
         arguments[name] = argument_value(name, value, description.type_of(name), limits) if is_number else value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
@@ -257,6 +258,12 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
     if body.size not in (None, "auto") and _is_accepted(body, "size", "width", description):
         arguments |= _width_and_height(str(body.size), description, limits)
     return arguments
+
+
+def _holds_reference(value: Any) -> bool:
+    return isinstance(value, RemoteFile | EarlierOutput) or (
+        isinstance(value, list) and any(map(_holds_reference, value))
+    )
 
 
 def _check_pictures(name: str, value: list[Any], description: StageDescription, limits: RequestLimits) -> None:
@@ -325,16 +332,27 @@ def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float
     return next((float(rate) for rate in rates if rate), None)
 
 
-def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+def _given(body: GenerationBody, description: StageDescription) -> list[tuple[str, str, Any]]:
+    """What is asked for under the pipeline's own names: the field, the argument and the value."""
     known = [*body.field_names(), *FIELD_INSTEAD]
     extra = {name: value for name, value in body.extra_args.items() if name not in {*description.features} - {*known}}
+    own = [(name, name, value) for name, value in body.own_arguments.items() if name not in description.features]
+    return [*own, *((f"extra_args.{name[:80]}", name, value) for name, value in extra.items())]
+
+
+def _extra_arguments(body: GenerationBody, description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
+    known = [*body.field_names(), *FIELD_INSTEAD]
     arguments: dict[str, Any] = {}
-    for name, value in extra.items():
-        param = f"extra_args.{name[:80]}"
-        if name in known:
+    for param, name, value in _given(body, description):
+        if name in known and param != name:
             raise InvalidRequestError(f"{param}: use the field {FIELD_INSTEAD.get(name, name)!r}", param)
-        if _NO_JSON.search(name):
-            raise NotSupportedError(f"{param} does not take a plain value, so it cannot be sent as JSON", param)
+        if name in arguments:
+            raise InvalidRequestError(f"{param} is given twice, also as {name}", param)
+        if why := description.notes_of(name).why_not:
+            raise NotSupportedError(f"{param} cannot be sent: {why}", param)
+        if name not in description.parameters and param == name:
+            _refuse_unknown(body, name, description)
+            continue
         if name not in description.parameters:
             hint = closest(name, [each for each in description.parameters if each not in known])
             reason = f"{description.pipeline_class} has no argument {name[:80]!r}: {hint}"
@@ -346,6 +364,17 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
         if value is not None or description.parameters[name] is not None:  # null stands for a default that is None
             arguments[name] = value
     return arguments
+
+
+def _refuse_unknown(body: GenerationBody, name: str, description: StageDescription) -> None:
+    """Raises NotSupportedError; without `strict` the field is dropped instead."""
+    sendable = [each for each in description.parameters if not description.notes_of(each).why_not]
+    fields = dict.fromkeys([*body.field_names(), *sendable])
+    message = f"unknown field {name!r}: {closest(name, [each for each in fields if each not in FIELD_INSTEAD])}"
+    if body.strict:
+        raise NotSupportedError(message, name, "unknown_parameter")
+    body.own_arguments = {other: value for other, value in body.own_arguments.items() if other != name}
+    body.warn(name, message, "unknown_parameter")
 
 
 def _check_steps(param: str, value: Any, limits: RequestLimits) -> None:
@@ -367,6 +396,8 @@ def _check_required(arguments: dict[str, Any], description: StageDescription) ->
     for name in description.required:
         if arguments.get(name) is None:
             field = FIELD_INSTEAD.get(name, name)
+            if why := description.notes_of(name).why_not:
+                raise NotSupportedError(f"{description.pipeline_class} needs {name}, which cannot be sent: {why}", name)
             raise InvalidRequestError(
                 f"{field} is required by {description.pipeline_class}", field, "missing_required_parameter"
             )

@@ -88,7 +88,11 @@ RULES = (
     ),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
-    Rule(REQUESTS, (*REQUESTS, "serve_app.outbound", "deployments.media.opening", *DOOR), never=HTTP),
+    Rule(
+        REQUESTS,
+        (*REQUESTS, "serve_app.outbound", "deployments.media.opening", "deployments.media.input_sounds", *DOOR),
+        never=HTTP,
+    ),
     Rule(STORAGE, (*STORAGE, *DOOR), never=HTTP),
     Rule(
         (
@@ -188,7 +192,12 @@ RULES = (
 # A library that not every machine has, or that one room wraps: the only modules that may import it.
 WRAPPED_BY = {
     "alembic": ("serve_app.jobs.database", "serve_app.jobs.migrations.*"),
-    "av": ("deployments.media.files", "serve_app.storage.previews", "serve_app.requests.input_videos"),
+    "av": (
+        "deployments.media.files",
+        "deployments.media.input_sounds",
+        "serve_app.storage.previews",
+        "serve_app.requests.input_videos",
+    ),
     "boto3": ("serve_app.storage.s3", "deployments.weights.*"),
     "cache_dit": ("deployments.features.cache_dit.*",),
     "flash_attn": ("deployments.accelerations.*",),

@@ -14,7 +14,7 @@ from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_
 from serve_app.http.by_job import answer_by_job, job_of_body
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM, JOB_ACCEPTED
-from serve_app.http.reading import JSONRoute, openapi_content, read_body
+from serve_app.http.reading import openapi_content, read_body
 from serve_app.http.streaming import (
     PartialPictureFollower,
     PartialPictures,
@@ -25,6 +25,7 @@ from serve_app.http.streaming import (
 )
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
+from serve_app.requests.given.own_arguments import is_edit_of_pictures, takes_mask
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs, store_media
 
@@ -35,16 +36,17 @@ AT_ONCE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 def image_routes(service: Service) -> APIRouter:
-    router = APIRouter(route_class=JSONRoute)
+    router = APIRouter()
 
     @router.post(
         "/v1/images/generations",
         response_model=ImagesAnswer,
         responses=AT_ONCE_OR_STREAMED,
-        openapi_extra=ASKING_HEADERS,
+        openapi_extra=ASKING_HEADERS | openapi_content(ImageGenerationBody, files=("image", "mask_image")),
     )
-    async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> ImagesAnswer | Response:
+    async def create_images(request: Request, context: Context) -> ImagesAnswer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
+        body = await read_body(request, ImageGenerationBody)
         check_generation(body, await service.model.describe())
         return await answer_images(service, context, request, body, "image_generation")
 
@@ -74,7 +76,7 @@ async def answer_images(
         return event_stream(picture_events_of_job(prefix, service.jobs, service.storage, job))
     if asked.wants_job:
         return await answer_by_job(service, context, asked, prefix, body)
-    requests = await service.parse(body, limits=asked.limits)
+    requests = await service.parse(body, context.caller, limits=asked.limits)
     if asked.is_streamed:
         return await stream_images(service, context, asked, requests, body, prefix)
     media = await service.at_once.all(requests, context.caller, asked.limits)
@@ -104,13 +106,13 @@ def check_edit(body: ImageEditBody, description: StageDescription) -> None:
     """Raises InvalidRequestError or NotSupportedError that names the field as callers know it."""
     if body.image is None:
         raise InvalidRequestError("image is required: the picture to edit", "image", "missing_required_parameter")
-    if not description.takes("image"):
+    if not is_edit_of_pictures(description):
         raise NotSupportedError(
             f"{description.pipeline_class} makes pictures from a prompt alone, it cannot edit one: "
             "use /v1/images/generations",
             "image",
         )
-    if body.mask_image is not None and not description.takes("mask_image"):
+    if body.mask_image is not None and not takes_mask(description):
         body.refuse(NotSupportedError(f"mask is not supported: {description.pipeline_class} does not take one", "mask"))
     if isinstance(body.mask_image, list):
         raise InvalidRequestError("mask must be one picture", "mask")

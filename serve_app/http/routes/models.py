@@ -13,6 +13,7 @@ from deployments.messages import MediaKind
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.making.health import read_health
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
 from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
 
@@ -32,9 +33,13 @@ class ModelArgument(BaseModel):
     """An argument of the pipeline's call that the served checkpoint reads."""
 
     name: str
-    field: str = Field(description="of the body; extra_args.NAME: in the object extra_args")
+    field: str = Field(description="of the body")
     type: str = Field(description="any: not known")
     default: JsonValue = Field(description="null: none, or no plain value")
+    required: bool
+    media: Literal["picture", "video", "sound"] | None = Field(description="null: a plain value or an object")
+    accepts: dict[str, JsonValue] = Field(description="JSON Schema of the values, with their bounds where known")
+    description: str = Field(description="of the pipeline's own docstring; empty: it has none")
     when: str = Field(description="always, or with what it matters; empty: not known")
 
 
@@ -56,7 +61,18 @@ async def read_arguments(service: Service) -> list[ModelArgument] | None:
     known = await service.model.arguments(tuple(fields))
     if known is None:
         return None
-    return [ModelArgument(field=fields[argument.name], **vars(argument)) for argument in known]
+    schemas = model_fields(body, description, service.args.limits)
+    return [
+        ModelArgument(
+            field=fields[argument.name],
+            required=argument.name in description.required or (argument.name == "prompt"),
+            media=medium_of(description.type_of(argument.name)),
+            accepts=without_notes(schemas.get(argument.name) or json_schema(description.type_of(argument.name))),
+            description=description.notes_of(argument.name).description,
+            **vars(argument),
+        )
+        for argument in known
+    ]
 
 
 def model_routes(service: Service) -> APIRouter:

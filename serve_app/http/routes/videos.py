@@ -61,15 +61,16 @@ def video_routes(service: Service) -> APIRouter:
         "/v1/videos/generations",
         response_model=VideosAnswer,
         responses={202: JOB_ACCEPTED},
-        openapi_extra=ASKING_HEADERS,
+        openapi_extra=ASKING_HEADERS | openapi_content(VideoGenerationBody, files=("image", "last_image")),
     )
-    async def create_videos(request: Request, body: VideoGenerationBody, context: Context) -> ImagesAnswer | Response:
+    async def create_videos(request: Request, context: Context) -> ImagesAnswer | Response:
         """A video from a prompt; the answer comes when it is made."""
+        body = await read_body(request, VideoGenerationBody)
         asked = how_asked(request.headers, body)
         check_how_asked(asked, body)
         if asked.wants_job:
             return await answer_by_job(service, context, asked, request.url.path, body)
-        requests = await service.parse(body, limits=asked.limits)
+        requests = await service.parse(body, context.caller, limits=asked.limits)
         media = await service.at_once.all(requests, context.caller, asked.limits)
         context.count_compute(media)
         urls = OutputURLs(service.storage, context.base_url)
@@ -200,7 +201,7 @@ async def answer_with_job(
     if job is None:
         body, source_id = await source()
         job_id = new_job_id("video")
-        requests = await service.parse(body, job_id, how.limits)
+        requests = await service.parse(body, context.caller, job_id, how.limits)
         shown = shown_of_video(requests[0], await service.model.describe()) | {
             "remixed_from_video_id": source_id,
             "base_url": context.base_url,

@@ -20,7 +20,7 @@ from deployments.errors import (
     NotNumbersError,
     PipelineFailedError,
 )
-from deployments.messages import GenerationRequest, InputImage, Media, StageDescription
+from deployments.messages import GenerationRequest, InputFile, InputImage, InputSound, Media, StageDescription
 from serve_app.errors import original_error
 from serve_app.making.follower import NOBODY, Follower, Make
 from serve_app.making.layers.default_request import default_requests
@@ -126,8 +126,17 @@ def _shown(value: Any) -> str:
         return "a picture"
     if isinstance(value, list) and value and isinstance(value[0], InputImage):
         return f"{len(value)} pictures"
+    if isinstance(value, InputSound):
+        return "a sound"
+    if isinstance(value, dict | list) and _holds_file(value):
+        return "such files"
     text = repr(value)
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
+
+
+def _holds_file(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, InputFile) or any(map(_holds_file, parts))
 
 
 def tell_callers_faults(make: Make, context: LayerContext) -> Make:

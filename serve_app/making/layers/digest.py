@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from deployments.messages import GenerationRequest, InputImage, OutputFormat, RequestWarning
+from deployments.messages import GenerationRequest, InputFile, OutputFormat, RequestWarning
 
 
 def work_digest(request: GenerationRequest) -> str:
@@ -18,8 +18,8 @@ def work_digest(request: GenerationRequest) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, InputImage):
-        return {"picture": hashlib.sha256(value.data).hexdigest()}
+    if isinstance(value, InputFile):
+        return {"file": hashlib.sha256(value.data).hexdigest()}
     if isinstance(value, OutputFormat | RequestWarning):
         return vars(value)
     raise TypeError(f"a {type(value).__name__} is no part of a request")

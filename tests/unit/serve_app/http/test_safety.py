@@ -210,7 +210,7 @@ async def test_a_host_that_does_not_answer_is_given_up(server):
 
     server.configure(KONTEXT, pictures=PictureRules(RequestLimits(), True, True, timeout_s=0.2))
     async with web_server(never) as url:
-        assert "no picture could be fetched" in refusal(await edit_from(server, url))["message"]
+        assert "no file could be fetched" in refusal(await edit_from(server, url))["message"]
 
 
 @pytest.mark.parametrize("status", [204, 404, 500])
@@ -222,7 +222,7 @@ async def test_what_is_found_at_an_address_is_not_told(server, status):
     async with web_server(secret) as url:
         message = refusal(await edit_from(server, url))["message"]
     nobody = refusal(await edit_from(server, "http://127.0.0.1:1/x.png"))["message"]
-    assert message == nobody == "image: no picture could be fetched from its URL"
+    assert message == nobody == "image: no file could be fetched from its URL"
 
 
 async def test_a_fetched_page_is_no_picture(server):
