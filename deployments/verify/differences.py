@@ -88,7 +88,7 @@ def _of_tensors(made: torch.Tensor, truth: torch.Tensor, place: str) -> Iterator
     relative = deviation / max(float(wanted.abs().max()), TINY)
     is_number = bool(exact[differ].isfinite().all() and wanted.isfinite().all())
     by = f"at most {deviation:.2e}, {relative:.1e} of its largest value" if is_number else "NaN or infinite"
-    where = f"first at {list(first)}: {made[first].item()} in place of {truth[first].item()}"
+    where = f"first at {list(first)}: {made[first].item():.6g} in place of {truth[first].item():.6g}"
     yield Difference(
         place, f"{count} of {made.numel()} elements differ by {by}; {where}", relative if is_number else None
     )
