@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from typing import TextIO
 
 import torch
@@ -41,6 +42,9 @@ def report_of(order: CheckOrder) -> Report:
         problem = "the whole pipeline does not fit into the memory of one device, which the check needs"
     except (TriptychError, AccelerationError, DeviceError, EnvConfigError) as error:
         problem = str(error)
+    except Exception as error:  # noqa: BLE001  (of a library, while it loads: whoever asked is told)
+        traceback.print_exc()
+        problem = f"{type(error).__name__}: {error}"
     return Report(order.model.name, problem=problem)
 
 

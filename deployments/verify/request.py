@@ -43,18 +43,20 @@ def small_requests(whole: StagePipeline, model: ModelArgs, asked: Asked) -> Iter
     """
     description, inputs = describe_stage(whole), call_inputs(type(whole.pipeline))
     given = {name: _file_or_value(value) for name, value in asked.arguments.items()}
+    if asked.prompt is not None:
+        given["prompt"] = asked.prompt
     if unknown := sorted(given.keys() - description.parameters.keys()):
         raise InvalidRequestError(f"{description.pipeline_class} does not take {', '.join(unknown)}")
     known = model.default_arguments | given
-    seen: list[dict[str, Any]] = []
+    seen: set[tuple[Any, ...]] = set()
     for sizes, width, height in _sizes(description, asked):
         for names in _inputs(description, inputs):
             wanted = [name for name in names if name not in known]
-            drawn = {name: _drawn(name, inputs[name], width, height, asked) for name in wanted}
+            drawn = {name: _drawn(name, inputs[name], width, height) for name in wanted}
             sized = {name: value for name, value in (sizes | _steps(description, asked)).items() if name in inputs}
-            arguments = model.default_arguments | drawn | sized | given
-            if arguments not in seen:
-                seen.append(arguments)
+            if (kind := (*wanted, *sized.items())) not in seen:
+                seen.add(kind)
+                arguments = model.default_arguments | drawn | sized | given
                 yield GenerationRequest("verify", model.name, arguments, 0, ANY_OUTPUT, deterministic=True)
 
 
@@ -98,13 +100,13 @@ def _of_tasks(description: StageDescription) -> set[str]:
 
 
 def _admits_none(parameter: inspect.Parameter) -> bool:
-    return not isinstance(parameter.annotation, str) and "none" in _kinds(value_type(parameter.annotation))
+    return "none" in _kinds(value_type(parameter.annotation))
 
 
 def _medium(name: str, parameter: inspect.Parameter) -> str | None:
     """picture, mask, video or sound; None for what is no medium."""
     words = set(name.split("_"))
-    kinds = _kinds(value_type(parameter.annotation)) if not isinstance(parameter.annotation, str) else {"any"}
+    kinds = _kinds(value_type(parameter.annotation))
     if words & NO_PICTURES or not kinds & {"picture", "any", "tensor", "object"}:
         return None
     if words & SOUNDS:
@@ -120,20 +122,22 @@ def _kinds(wanted: ValueType) -> set[str]:
     return {wanted.kind}.union(*(_kinds(part) for part in wanted.of))
 
 
-def _drawn(name: str, parameter: inspect.Parameter, width: int, height: int, asked: Asked) -> Any:
+def _drawn(name: str, parameter: inspect.Parameter, width: int, height: int) -> Any:
     """Raises InvalidRequestError for what no request can bring."""
     medium = _medium(name, parameter)
     if medium == "sound":
         return _tone()
     if medium == "video":
         frames = range(FEW_FRAMES)
-        return [_file(_mask(width, height) if name.find("mask") >= 0 else _picture(width, height, f)) for f in frames]
+        return [
+            _file(_mask(width, height) if MASKS & set(name.split("_")) else _picture(width, height, f)) for f in frames
+        ]
     if medium is not None:
         file = _file(_mask(width, height) if medium == "mask" else _picture(width, height, len(name)))
         return file if _takes_one(parameter) else [file]
     kinds = _kinds(value_type(parameter.annotation))
     if "prompt" in name or kinds & {"str", "any"}:
-        return asked.prompt or PROMPT
+        return PROMPT
     if kinds & {"int", "float"}:
         return [1] if kinds & {"list", "row"} else 1
     if "bool" in kinds:

@@ -76,7 +76,7 @@ class _Watch:
         self._depth = 0
         self._is_denoising = False
 
-    def around(self, component: str, method: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def around(self, component: str, method: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._is_denoising |= component in self.denoisers and method == "forward"
         if self._depth:
             return function(*args, **kwargs)
