@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.guiders import BaseGuidance
 
 from deployments.messages import GenerationRequest
 from deployments.stage_pipeline.loading import StagePipeline
@@ -43,29 +45,42 @@ class Unsplit:
 
 def call_unsplit(whole: StagePipeline, request: GenerationRequest) -> Unsplit:
     """Raises what the pipeline raises."""
-    return Unsplit(_called(whole, request))
+    return Unsplit(_called(whole, request, fresh_pipeline(whole.pipeline, {})))
 
 
 def watch_unsplit(whole: StagePipeline, request: GenerationRequest) -> Unsplit:
     """The same with the outermost calls of its components and encoding methods noted; they are told nothing of it."""
-    watch = _Watch(whole.layout.denoisers)
+    watch, pipeline = _Watch(whole.layout.denoisers), fresh_pipeline(whole.pipeline, {})
     with ExitStack() as stack:
-        for owner, component, method in _watched_methods(whole):
+        for owner, component, method in _watched_methods(pipeline, whole.layout.models):
             stack.enter_context(_replaced(owner, method, functools.partial(watch.around, component, method)))
-        output = _called(whole, request)
+        output = _called(whole, request, pipeline)
     return Unsplit(output, watch.calls)
 
 
+def fresh_pipeline(pipeline: Any, fresh: dict[int, Any]) -> Any:
+    """As if it were loaded anew: schedulers and guiders, which keep state, and pipelines within are its own."""
+    made = fresh[id(pipeline)] = copy.copy(pipeline)
+    for name, value in list(vars(pipeline).items()):
+        if isinstance(value, DiffusionPipeline) and id(value) not in fresh:
+            fresh_pipeline(value, fresh)
+        elif isinstance(value, SchedulerMixin | BaseGuidance) and id(value) not in fresh:
+            fresh[id(value)] = copy.deepcopy(value)
+        if id(value) in fresh:
+            made.__dict__[name] = fresh[id(value)]
+    return made
+
+
 class _PlainCall(Session):
-    """The call with a session's arguments, seeds and errors, but of the pipeline itself in place of a private copy."""
+    """The call with a session's arguments, seeds and errors, but of a pipeline that nobody has put anything into."""
 
-    def __init__(self, whole: StagePipeline, request: GenerationRequest) -> None:
+    def __init__(self, whole: StagePipeline, request: GenerationRequest, pipeline: Any) -> None:
         super().__init__(whole, call_arguments(whole, request), request.seed)
-        self.pipeline = whole.pipeline
+        self.pipeline = pipeline
 
 
-def _called(whole: StagePipeline, request: GenerationRequest) -> Any:
-    output = _PlainCall(whole, request).call_pipeline()
+def _called(whole: StagePipeline, request: GenerationRequest, pipeline: Any) -> Any:
+    output = _PlainCall(whole, request, pipeline).call_pipeline()
     return map_values(_copied, dict(output) if hasattr(output, "keys") else output)
 
 
@@ -90,14 +105,14 @@ class _Watch:
         return output
 
 
-def _watched_methods(whole: StagePipeline) -> Iterator[tuple[Any, str, str]]:
+def _watched_methods(pipeline: Any, models: Iterable[str]) -> Iterator[tuple[Any, str, str]]:
     """Owner, the name of the component, the method."""
-    for name in whole.layout.models:
-        component = getattr(whole.pipeline, name, None)
+    for name in models:
+        component = getattr(pipeline, name, None)
         for method in dir(type(component)) if isinstance(component, torch.nn.Module) else ():
             if is_computing_method(type(component), method) and callable(getattr(component, method, None)):
                 yield component, name, method
-    yield from _encoding_methods(whole.pipeline, PIPELINE, set())
+    yield from _encoding_methods(pipeline, PIPELINE, set())
 
 
 def _encoding_methods(pipeline: Any, path: str, seen: set[int]) -> Iterator[tuple[Any, str, str]]:
