@@ -55,6 +55,10 @@ class AppArgs(ServiceArgs):
     watchdog: WatchdogArgs = Field(
         default_factory=WatchdogArgs, description="after how long what does not end is taken to hang and is replaced"
     )
+    verify: bool = Field(
+        False,
+        description="hold the split against the unsplit pipeline before a denoiser starts; on a mismatch it does not",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -77,10 +81,19 @@ class AppArgs(ServiceArgs):
 
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
-    name = args.model_name or Path(args.model.rstrip("/")).name.removesuffix(".safetensors")
-    model = ModelArgs(
+    model = model_args(args)
+    service = ServiceArgs(
+        **{name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": model.name}
+    )
+    ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service))
+    return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement], verify=args.verify))
+
+
+def model_args(args: AppArgs) -> ModelArgs:
+    """What every stage is told of the model."""
+    return ModelArgs(
         path=locate(args.model),
-        name=name,
+        name=args.model_name or Path(args.model.rstrip("/")).name.removesuffix(".safetensors"),
         dtype=args.dtype,
         component_dtypes=args.component_dtypes,
         variant=args.variant,
@@ -92,9 +105,6 @@ def build_app(args: AppArgs) -> Application:
         denoising=args.denoising,
         watchdog=args.watchdog,
     )
-    service = ServiceArgs(**{name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": name})
-    ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service))
-    return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement]))
 
 
 PIPELINE_INDEXES = ("model_index.json", "modular_model_index.json")

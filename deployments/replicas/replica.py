@@ -43,6 +43,7 @@ from deployments.replicas.fitness import Fitness, hangs
 from deployments.replicas.metrics import DenoiserMetrics
 from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
+from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.remote_calls import answer_call
@@ -64,6 +65,9 @@ class StageReplica:
     It asks the encoder stage once for each kind of request (to learn how such requests are batched), and the
     others in the denoising loop only for pipelines that need them there. A replica that cannot do what its
     variables or arguments say does not start: the constructor raises.
+
+    `checked`: the stages of each process of the application, where the split is to be held against the unsplit
+    pipeline before this replica loads anything.
     """
 
     def __init__(
@@ -72,12 +76,15 @@ class StageReplica:
         stages: tuple[StageName, ...],
         others: Mapping[StageName, DeploymentHandle] | None = None,
         observers: Sequence[MakeObserver] = OBSERVERS,
+        checked: tuple[tuple[StageName, ...], ...] = (),
     ) -> None:
         self.env = EnvConfig.from_environ()
         runtime = self.env.runtime
         check_cache_root(runtime.cache_root)
         set_library_caches(runtime.cache_root)
         apply_logging_level(runtime.logging_level)
+        if checked:
+            check_split(model, checked)
         # Before the device and the weights: see deployments/media/pool.py.
         self.media_pool = (
             MediaPool(runtime.worker_multiproc_method, file_timeout_s=model.watchdog.file_timeout_s)

@@ -45,11 +45,15 @@ REPLICAS = {
 
 
 def bind_stages(
-    model: ModelArgs, names: tuple[str, str, str], options: Mapping[str, Mapping[str, Any]] | None = None
+    model: ModelArgs,
+    names: tuple[str, str, str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    verify: bool = False,
 ) -> Bound:
     """The deployments that run the encoder, the denoiser and the VAE, by their names in REPLICAS.
 
-    `options` are further options of Ray Serve, by the deployment's name.
+    `options` are further options of Ray Serve, by the deployment's name. With `verify` the replicas that denoise hold
+    the split against the unsplit pipeline before they start.
     """
     more = options or {}
     running = dict(zip(STAGES, names, strict=True))
@@ -57,9 +61,15 @@ def bind_stages(
     for name in sorted(dict.fromkeys(names), key=lambda name: len(REPLICAS[name].calls)):  # the called ones first
         kind = REPLICAS[name]
         handles = {stage: bound[running[stage]] for stage in kind.calls}
-        bound[name] = deployment(kind, **more.get(name, {})).bind(model, kind.stages, handles)
+        checked = processes_of(names) if verify and "denoiser" in kind.stages else ()
+        bound[name] = deployment(kind, **more.get(name, {})).bind(model, kind.stages, handles, checked=checked)
     encoder, denoiser, vae = (bound[name] for name in names)
     return encoder, denoiser, vae
+
+
+def processes_of(names: tuple[str, str, str]) -> tuple[tuple[StageName, ...], ...]:
+    """The stages of each process, where these deployments run the encoder, the denoiser and the VAE."""
+    return tuple(dict.fromkeys(REPLICAS[name].stages for name in names))
 
 
 def deployment(kind: ReplicaKind, **options: Any) -> Any:

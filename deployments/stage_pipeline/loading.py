@@ -61,11 +61,12 @@ def load_stage(
     use_streamer: bool = False,
     component_dtypes: Mapping[str, torch.dtype] | None = None,
     variant: str | None = None,
+    held: Mapping[str, torch.nn.Module] | None = None,
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
-    `variant` is that of the weight files, such as fp16.
+    `variant` is that of the weight files, such as fp16; `held` are components that are here already.
     """
     layout = read_layout(folder)
     check_complete(folder, layout.classes)
@@ -77,7 +78,9 @@ def load_stage(
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
     components = {
-        name: load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer, variant)
+        name: held[name]
+        if held and name in held
+        else load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer, variant)
         if needed & set(stages)
         else skeleton(layout.models[name], folder / name, device, dtypes[name], variant)
         for name, needed in layout.stages_of.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -29,18 +29,24 @@ def build_stage(
     env: EnvConfig,
     device: Device,
     wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
+    held: Mapping[str, torch.nn.Module] | None = None,
 ) -> StagePipeline:
     """The stages of the model on the device, with the accelerations and features that the variables ask for.
 
-    `wrap_kernel` is given each kernel that an acceleration installs. Raises CheckpointError for a model that
-    cannot be served as `model` says, AccelerationError for an acceleration that cannot be had here.
+    `wrap_kernel` is given each kernel that an acceleration installs. `held` are components that this process has
+    already, with all that was put into them: they are neither loaded nor changed.
+
+    Raises CheckpointError for a model that cannot be served as `model` says, AccelerationError for an acceleration
+    that cannot be had here.
     """
     folder = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
     use_streamer = env.runtime.use_runai_model_streamer
-    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant)
+    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant, held)
     check_default_arguments(model, stage)
+    if held is not None:
+        return stage
     modules = stage_modules(stage, device, wrap_kernel)
     # Features come last: Cache-DiT keeps the forwards that it finds.
     for line in (*install_all(modules, env), *install_features(modules, env)):

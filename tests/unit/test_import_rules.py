@@ -52,6 +52,8 @@ ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pip
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
 STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
+VERIFY = room("deployments.verify")  # the check of a split; what asks for one and reads its report needs no torch
+ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "deployments.verify.verdict")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
@@ -62,6 +64,10 @@ DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", 
 RULES = (
     Rule(
         ("serve_app.app",), ("serve_app.ingress", "serve_app.service", *DOOR, "deployments.replicas.table", *ARGUMENTS)
+    ),
+    Rule(
+        ("serve_app.tools.verify",),
+        ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_CHECK, "deployments.replicas.table", *ARGUMENTS),
     ),
     Rule(TOOLS, ("serve_app.app", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)),
     Rule(
@@ -113,9 +119,32 @@ RULES = (
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
+        ASK_FOR_A_CHECK,
+        (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
+        never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(
+        VERIFY,
+        (
+            *VERIFY,
+            *STAGES,
+            *STAGE_PIPELINE,
+            *ENGINE,
+            *TENSORS,
+            "deployments.observability.logging_setup",
+            *DEVICES,
+            *MODULES,
+            *ARGUMENTS,
+            *MESSAGES,
+            *ENV_CONFIG,
+        ),
+        never=("ray", *HTTP),
+    ),
+    Rule(
         REPLICAS,
         (
             *REPLICAS,
+            *ASK_FOR_A_CHECK,
             *STAGES,
             *STAGE_PIPELINE,
             *ENGINE,

@@ -86,3 +86,19 @@ def test_serve_builds_one_deployment_for_each_name_and_hands_the_denoiser_its_ha
     assert set(by_name) == {"Encoder", "Denoiser", "VAE"}
     assert by_name["Denoiser"].init_args[2] == {"encoder": "app:Encoder", "vae": "app:VAE"}
     assert all(deployment.func_or_class == STAGE_REPLICA for deployment in built.deployments)
+
+
+@pytest.mark.parametrize(
+    ("placement", "processes"),
+    [
+        ("three_stage", (("encoder",), ("denoiser",), ("vae",))),
+        ("two_stage", (("encoder", "vae"), ("denoiser",))),
+        ("one_stage", (("encoder", "denoiser", "vae"),)),
+    ],
+)
+def test_the_replicas_that_denoise_are_told_what_to_check(placement: str, processes: Any) -> None:
+    for verify in (False, True):
+        for application in bind_stages(MODEL, PLACEMENTS[placement], verify=verify):
+            bound = application._bound_deployment
+            checked = processes if verify and bound.name in ("Denoiser", "Pipeline") else ()
+            assert bound.init_kwargs == {"checked": checked}

@@ -1,0 +1,147 @@
+"""Hold the split against the unsplit pipeline: one small request through both, on your checkpoint, with a verdict for
+each stage. 0: they make the same; 1: they do not, or it could not be checked; 2: the command is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import JsonValue, ValidationError
+
+from deployments.messages import StageName
+from deployments.model import DType
+from deployments.replicas.table import processes_of
+from deployments.verify.asked import Asked
+from deployments.verify.process import REPORT, CheckOrder, run_check
+from deployments.verify.verdict import Report
+from env_config.children import environment_of_children
+from env_config.serve_config import env_vars_of, mapping, read_serve_configs
+from serve_app.app import PLACEMENTS, AppArgs, model_args
+from serve_app.tools.check_config import check_config
+
+
+class MisuseError(ValueError):
+    """The command line, or the file that it names, is wrong."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = parser_of_arguments()
+    options = parser.parse_args(arguments)
+    try:
+        args, variables = served(options)
+        order = CheckOrder(model=model_args(args), processes=processes(args), asked=asked(options))
+    except (MisuseError, ValidationError) as error:
+        print(told(error), file=sys.stderr)
+        return 2
+    report = run_check(order, environment_of_children() | variables)
+    print(as_json(report) if options.json else "\n".join(report.lines()))
+    return 0 if report.passed else 1
+
+
+def parser_of_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.verify", description=__doc__)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as at `model:` in the args of a Serve config")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
+    parser.add_argument("--application", metavar="NAME", help="which of those in the file")
+    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as stored")
+    parser.add_argument("--variant", help="of the weight files, such as fp16")
+    parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
+    parser.add_argument("--placement", choices=list(PLACEMENTS), help="which stages share a process")
+    parser.add_argument("--prompt")
+    parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="pixels; default: as small as it may be")
+    parser.add_argument("--steps", type=int, help="default: 3, or as many as `strength` leaves 3 of")
+    parser.add_argument(
+        "--argument",
+        action="append",
+        type=named,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further argument of the pipeline's call, as JSON or text; @FILE is a picture. May be given repeatedly",
+    )
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    return parser
+
+
+def served(options: argparse.Namespace) -> tuple[AppArgs, Mapping[str, str]]:
+    """What would be served, and with which variables beside those of this process. Raises MisuseError."""
+    names = ("model", "dtype", "variant", "config_folder", "placement")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.config is None:
+        if options.model is None:
+            raise MisuseError("name a MODEL, or a Serve config with --config FILE")
+        if options.application is not None:
+            raise MisuseError("--application chooses one of a file: name it with --config FILE")
+        return AppArgs.model_validate(given), {}
+    if problems := check_config(options.config):
+        raise MisuseError("\n".join(problems))
+    application = chosen(options.config, options.application)
+    args = AppArgs.model_validate({**(application.get("args") or {}), **given})
+    return args, variables_of(application, PLACEMENTS[args.placement][1])
+
+
+def chosen(file: Path, name: str | None) -> Mapping[str, Any]:
+    """The application of the file that has this name, or the only one. Raises MisuseError."""
+    applications = [each for config in read_serve_configs(file) for each in config["applications"]]
+    names = [application.get("name", "default") for application in applications]
+    if name is None and len(applications) == 1:
+        return dict(applications[0])
+    if name not in names:
+        raise MisuseError(f"{file} has the applications {', '.join(names) or 'none'}: choose with --application NAME")
+    return dict(applications[names.index(name)])
+
+
+def variables_of(application: Mapping[str, Any], denoiser: str) -> dict[str, str]:
+    """Of the deployment that denoises, over its application's; what Ray expands on its nodes is expanded here."""
+    deployments = [each for each in application.get("deployments") or [] if each.get("name") == denoiser]
+    own = env_vars_of(mapping(deployments[0], "ray_actor_options")) if deployments else {}
+    return {name: os.path.expandvars(value) for name, value in {**env_vars_of(application), **own}.items()}
+
+
+def processes(args: AppArgs) -> tuple[tuple[StageName, ...], ...]:
+    return processes_of(PLACEMENTS[args.placement])
+
+
+def asked(options: argparse.Namespace) -> Asked:
+    width, height = options.size or (None, None)
+    arguments = dict(options.argument)
+    return Asked(prompt=options.prompt, width=width, height=height, steps=options.steps, arguments=arguments)
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be like 512x512, got {text!r}")
+    return int(width), int(height)
+
+
+def named(text: str) -> tuple[str, JsonValue]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be like guidance_scale=3.5, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def as_json(report: Report) -> str:
+    content = {"passed": report.passed, "conclusion": report.conclusion, **REPORT.dump_python(report, mode="json")}
+    return json.dumps(content, indent=2)
+
+
+def told(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = [
+        f"{'.'.join(map(str, e['loc'])) or 'args'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
