@@ -31,7 +31,7 @@ def find_cases(tests: Path, only: str = "") -> tuple[list[Case], dict[str, str]]
 
     `tests` is a folder that holds diffusers' package `tests`; it must not have been imported from elsewhere.
     """
-    sys.path.insert(0, str(tests))
+    sys.path.insert(0, str(tests.resolve()))
     cases: list[Case] = []
     failed: dict[str, str] = {}
     seen: set[Any] = set()
