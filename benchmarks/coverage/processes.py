@@ -53,7 +53,7 @@ class Worker:
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("fork")
         self._connection, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, arguments, child), daemon=True)
+        self._process = context.Process(target=_serve, args=(make, arguments, child, self._connection), daemon=True)
         self._process.start()
         child.close()
 
@@ -127,7 +127,9 @@ def _end_session(leader: int) -> None:
     os.waitpid(leader, 0)
 
 
-def _serve(make: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> None:
+def _serve(make: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection, other_end: Connection) -> None:
+    other_end.close()  # it ends with the process that forked it
+
     def ask_stage(other: Any, call: Any) -> Any:
         connection.send(("component_call", (other, call)))
         return connection.recv()

@@ -120,6 +120,16 @@ def test_a_worker_answers_and_its_errors_and_its_end_are_told() -> None:
     worker.stop()
 
 
+def dies_with_two_workers() -> None:
+    _workers = Worker(Echo, "a"), Worker(Echo, "b")
+    os._exit(1)
+
+
+def test_workers_end_with_the_process_that_started_them() -> None:
+    with pytest.raises(ChildProcessError):
+        in_own_process(dies_with_two_workers, timeout_s=200)
+
+
 def test_a_sentence_has_no_path_of_this_machine() -> None:
     failure = Failure("OSError", "no file\n  in '/tmp/a b/c' or /var/x/y.json, or a/b", "", False)
     assert "/tmp" not in failure.sentence()
