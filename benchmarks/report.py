@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,21 @@ def machine() -> dict[str, Any]:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def table_in(text: str, name: str) -> list[str]:
+    """The lines of a page between the markers of a table."""
+    found = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", text, flags=re.S)
+    assert found is not None, f"no place for the table {name!r}"
+    return found[1].splitlines()
+
+
+def filled(text: str, name: str, lines: Sequence[str]) -> str:
+    """The page with these lines between the markers of the table."""
+    table_in(text, name)
+    between = "".join(f"{each}\n" for each in lines)
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}{between}{found[2]}", text, flags=re.S)
 
 
 def write(name: str, result: dict[str, Any], lines: list[str], folder: Path = DOCS) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from benchmarks.report import table_in
 from tests.support.engine_parity import NEVER_MERGED
 from tests.support.preview_parity import NO_PREVIEWS
-from tests.support.support_table import README, row_of, rows_of_the_page, table_in, tasks_table
+from tests.support.support_table import README, row_of, rows_of_the_page, tasks_table
 from tests.support.tiny_models import TINY_MODELS
 
 # Pipelines use what diffusers and torch have deprecated.

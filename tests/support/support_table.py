@@ -5,15 +5,14 @@ python -m tests.support.support_table
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.report import filled, table_in
 from deployments.errors import CheckpointError
 from deployments.features.cache_dit.contexts import cached_denoisers, prepare
 from deployments.modules import AccelerationError
@@ -164,13 +163,6 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table_in(text: str, name: str) -> list[str]:
-    """The lines between the markers of a table."""
-    found = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", text, flags=re.S)
-    assert found is not None, f"no place for the table {name!r}"
-    return found[1].splitlines()
-
-
 def rows_of_the_page() -> dict[str, Row]:
     """What docs/models.md says, by the names of the tiny models."""
     rows = {}
@@ -179,17 +171,6 @@ def rows_of_the_page() -> dict[str, Row]:
         family, task, pipeline, name = cells[:4]
         rows[name] = Row(family, pipeline, name, task, *(cell == "yes" for cell in cells[5:]))
     return rows
-
-
-def filled(text: str, name: str, lines: Sequence[str]) -> str:
-    table_in(text, name)
-    between = "".join(f"{each}\n" for each in lines)
-    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, partial(_between, between), text, flags=re.S)
-
-
-def _between(lines: str, found: re.Match[str]) -> str:
-    return f"{found[1]}{lines}{found[2]}"
 
 
 def main() -> None:
