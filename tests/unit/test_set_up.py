@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.source import syntax_tree
+from tests.support.source import nodes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,7 +68,7 @@ def imported_names() -> set[str]:
     names = set()
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(syntax_tree(file)):
+            for node in nodes_of(file):
                 if isinstance(node, ast.Import):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
@@ -80,7 +80,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
     """Every call in our packages, with its place."""
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in nodes_of(file):
                 if isinstance(node, ast.Call):
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", node
 
