@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.source import nodes_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("serve_app", "deployments", "env_config")
 
 
