@@ -6,8 +6,8 @@
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
-TESTS_quick := pytest -n 2 --dist loadfile tests/unit
-TESTS_all := tests.side_by_side
+TESTS_quick := tests.side_by_side quick
+TESTS_all := tests.side_by_side all
 TESTS_parity := pytest tests/parity
 TESTS_stress := pytest tests/stress
 TESTS_fuzz := pytest -rP tests/fuzz

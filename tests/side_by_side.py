@@ -1,6 +1,6 @@
-"""The tests of every run, two folders of them at a time; `make test TESTS=all`.
+"""Tests of several folders, two folders at a time; `make test` and `make test TESTS=all`.
 
-    python -m tests.side_by_side
+    python -m tests.side_by_side quick | all
 
 Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+UNIT = tuple(f"tests/unit/{name}" for name in ("deployments", "serve_app", "benchmarks", "project", "env_config"))
 # The longest first, and the two that start Ray far from each other.
-FOLDERS = ("tests/served", "tests/unit", "tests/variables", "tests/model", "tests/services", "tests/parity/core")
+RUNS = {
+    "quick": UNIT,
+    "all": ("tests/served", "tests/model", *UNIT, "tests/variables", "tests/services", "tests/parity/core"),
+}
 AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 REPORT_EVERY_S = 30.0
@@ -35,8 +39,8 @@ class Run:
         return seen[-1] if seen else "0%"
 
 
-def main() -> int:
-    return run(FOLDERS, ROOT)
+def main(name: str) -> int:
+    return run(RUNS[name], ROOT)
 
 
 def run(folders: Sequence[str], root: Path) -> int:
@@ -89,4 +93,4 @@ def cache(folder: str, root: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.side_by_side import FOLDERS, run
+from tests.side_by_side import RUNS, run
 
 PASSES = "def test_it():\n    pass\n"
 FAILS = "def test_it():\n    assert False\n"
@@ -38,6 +38,6 @@ def test_all_folders_must_pass_at_the_latest_in_their_second_try(
 
 
 def test_every_folder_of_tests_is_in_every_run_or_in_one_of_its_own() -> None:
-    runs = (*FOLDERS, "tests/parity/rest", "tests/stress", "tests/fuzz")
+    runs = (*RUNS["all"], "tests/parity/rest", "tests/stress", "tests/fuzz")
     tested = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
     assert [file for file in sorted(tested) if not any(file.startswith(f"{folder}/") for folder in runs)] == []

@@ -287,8 +287,8 @@ async def test_what_takes_longer_than_its_caller_allows_is_cancelled_and_told(
 async def test_what_has_begun_in_time_may_take_longer_than_its_start(tmp_path: Path, headers: dict[str, str]) -> None:
     async with held(tmp_path) as (server, client):
         server.begins()
-        call = asyncio.create_task(client.post(IMAGES, json=BODY, headers={"X-Request-Start-Timeout": "0.4"} | headers))
-        await asyncio.sleep(0.6)
+        call = asyncio.create_task(client.post(IMAGES, json=BODY, headers={"X-Request-Start-Timeout": "1"} | headers))
+        await asyncio.sleep(1.2)
         server.let_go.set()
         assert (await call).status_code == 200
 
@@ -297,6 +297,7 @@ async def test_one_of_two_callers_for_the_same_work_may_leave_at_its_limit(tmp_p
     body = BODY | {"seed": 1}
     async with held(tmp_path) as (server, client):
         patient = asyncio.create_task(client.post(IMAGES, json=body))
+        await until(lambda: len(server.server.requests) == 1)
         hasty = await client.post(IMAGES, json=body, headers={"Cancel-After": "0.05"})
         server.let_go.set()
         assert (hasty.status_code, (await patient).status_code) == (504, 200)

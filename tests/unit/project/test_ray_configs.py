@@ -15,7 +15,7 @@ from env_config.ray_proxy import AROUND_PROXY, VARIABLE
 from serve_app.app import AppArgs, build_app
 from serve_app.tools.check_config import check_config, deployment_names
 
-FOLDER = Path(__file__).resolve().parents[2] / "ray_configs"
+FOLDER = Path(__file__).resolve().parents[3] / "ray_configs"
 SERVE_FILES = sorted(FOLDER.glob("serve_*.yaml"))
 KUBERAY_FILES = sorted(FOLDER.glob("kuberay_*.yaml"))
 CLUSTER_FILES = sorted(FOLDER.glob("cluster_*.yaml"))

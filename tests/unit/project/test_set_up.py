@@ -17,9 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.source import syntax_tree
+from tests.support.source import nodes_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = ("serve_app", "deployments", "env_config")
@@ -68,7 +68,7 @@ def imported_names() -> set[str]:
     names = set()
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(syntax_tree(file)):
+            for node in nodes_of(file):
                 if isinstance(node, ast.Import):
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
@@ -80,7 +80,7 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
     """Every call in our packages, with its place."""
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in nodes_of(file):
                 if isinstance(node, ast.Call):
                     yield f"{file.relative_to(ROOT)}:{node.lineno}", node
 
@@ -267,8 +267,8 @@ def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
 
 
 RUNS = {
-    "quick": "pytest -n 2 --dist loadfile tests/unit",
-    "all": "tests.side_by_side",
+    "quick": "tests.side_by_side quick",
+    "all": "tests.side_by_side all",
     "parity": "pytest tests/parity",
     "stress": "pytest tests/stress",
     "fuzz": "pytest -rP tests/fuzz",
@@ -283,17 +283,17 @@ def test_make_test_runs_the_folders_of_its_choice(tests: str, clone: Path) -> No
 
 def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
     run(clone, "make", "test")
-    assert called(clone)[-1] == "python -m pytest -n 2 --dist loadfile tests/unit"
+    assert called(clone)[-1] == "python -m tests.side_by_side quick"
 
 
 def test_ci_runs_lint_and_all_tests_but_the_long_ones(clone: Path) -> None:
     assert run(clone, ".ci/run").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m tests.side_by_side"]
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m tests.side_by_side all"]
 
 
 def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
     run(clone, "make", "test", CI="true")
-    assert called(clone)[-1] == "python -m tests.side_by_side"
+    assert called(clone)[-1] == "python -m tests.side_by_side all"
 
 
 @pytest.mark.parametrize("step", ["ruff", "mypy", "tests.side_by_side"])

@@ -3,16 +3,16 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from tests.support.source import syntax_tree
+from tests.support.source import nodes_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("serve_app", "deployments", "env_config")
 
 
@@ -336,7 +336,7 @@ def imports_from_tests(root: Path) -> list[str]:
     return [
         f"{file.relative_to(root)}:{line} imports {module}"
         for file in files
-        for line, module in imports_in(syntax_tree(file), set())
+        for line, module in imports_in(nodes_of(file), set())
         if module.startswith("tests.") and not module.startswith(("tests.support", "tests.side_by_side"))
     ]
 
@@ -346,12 +346,12 @@ def violations(root: Path) -> list[str]:
     modules = modules_of(root)
     found = []
     for module, path in modules.items():
-        tree = syntax_tree(path)
+        nodes = nodes_of(path)
         found += [
             f"{violation} ({path.relative_to(root)}:{line})"
             for line, violation in [
-                *import_violations(module, tree, set(modules)),
-                *environment_reads(module, tree),
+                *import_violations(module, nodes, set(modules)),
+                *environment_reads(module, nodes),
             ]
         ]
     return found
@@ -359,23 +359,21 @@ def violations(root: Path) -> list[str]:
 
 def modules_of(root: Path) -> dict[str, Path]:
     """The dotted name of every Python file below `root`, tests and virtual environments apart."""
-    files = [
-        path.relative_to(root)
-        for path in sorted(root.rglob("*.py"))
-        if not path.relative_to(root).parts[0].startswith(".")
-        and path.relative_to(root).parts[0] not in ("tests", "build", "dist")
-    ]
+    apart = ("tests", "build", "dist")
+    folders = [top for top in root.iterdir() if top.is_dir() and not top.name.startswith(".") and top.name not in apart]
+    found = [*root.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    files = sorted(path.relative_to(root) for path in found)
     return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): root / file for file in files}
 
 
-def import_violations(module: str, tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
+def import_violations(module: str, nodes: Iterable[ast.AST], modules: set[str]) -> Iterator[tuple[int, str]]:
     if module.split(".")[0] not in PACKAGES:
         return
     rule = next((rule for rule in RULES if matches(module, rule.modules)), None)
     if rule is None:
         yield 1, f"{module}: no rule says what it may import; add one to {Path(__file__).name}"
         return
-    for line, imported in imports_in(tree, modules):
+    for line, imported in imports_in(nodes, modules):
         library = imported.split(".")[0]
         never = (*rule.never, *(HEAVY if module.startswith("serve_app") else ()))
         refused = library in never or not matches(module, WRAPPED_BY.get(library, ("*",)))
@@ -385,9 +383,9 @@ def import_violations(module: str, tree: ast.AST, modules: set[str]) -> Iterator
             yield line, f"{module} imports {imported}"
 
 
-def imports_in(tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
+def imports_in(nodes: Iterable[ast.AST], modules: set[str]) -> Iterator[tuple[int, str]]:
     """The modules that a file imports anywhere in it, with their lines; "" for a relative import."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -397,10 +395,10 @@ def imports_in(tree: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, name) for name in sorted({n if n in modules else node.module for n in names}))
 
 
-def environment_reads(module: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+def environment_reads(module: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
     if module.split(".")[0] in MAY_READ_THE_ENVIRONMENT:
         return
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in ENVIRONMENT:
                 yield node.lineno, f"{module} reads os.{name}"

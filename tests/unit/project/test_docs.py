@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(
     [ROOT / "README.md", *(ROOT / "checkpoints").glob("*.md"), *(ROOT / "docs").rglob("*.md")],
     key=lambda page: str(page),
