@@ -86,7 +86,7 @@ def load_stage(
     check_tokenizers(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
-    _drop_unused_halves(loaded)
+    drop_unused_halves(loaded)
     return loaded
 
 
@@ -125,7 +125,7 @@ def _folders(folder: Path, cls: type[torch.nn.Module]) -> list[Path]:
     return member_folders(folder) if is_container(cls) else [folder]
 
 
-def _drop_unused_halves(loaded: StagePipeline) -> None:
+def drop_unused_halves(loaded: StagePipeline) -> None:
     if len(loaded.stages) != 1 or loaded.stages[0] not in UNUSED_HALF:
         return
     for name in loaded.layout.autoencoders:
