@@ -195,3 +195,9 @@ def test_an_object_that_stays_in_its_process_is_replaced_by_one_that_answers_eve
     received = with_anything(sent)
     assert isinstance(received["cache"].update(1).keys, Anything)
     assert list(received["cache"]) == []
+
+
+def test_a_placeholder_of_an_opaque_object_is_a_leaf_as_the_object_was() -> None:
+    received = with_anything([Opaque("DynamicCache"), 1])
+    assert copied(received)[0] is received[0]
+    assert describe(received) == [Opaque("Anything"), 1]
