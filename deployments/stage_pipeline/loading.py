@@ -95,7 +95,7 @@ def load_stage(
         install_ip_adapters(pipeline, layout.ip_adapters, folder)
     pipeline.set_progress_bar_config(disable=True)
     loaded = StagePipeline(pipeline, layout, stages, device, dtype)
-    _drop_unused_halves(loaded)
+    drop_unused_halves(loaded)
     return loaded
 
 
@@ -146,7 +146,7 @@ def _folders(folder: Path, cls: type[torch.nn.Module]) -> list[Path]:
     return member_folders(folder) if is_container(cls) else [folder]
 
 
-def _drop_unused_halves(loaded: StagePipeline) -> None:
+def drop_unused_halves(loaded: StagePipeline) -> None:
     if len(loaded.stages) != 1 or loaded.stages[0] not in UNUSED_HALF:
         return
     for name in loaded.layout.autoencoders:

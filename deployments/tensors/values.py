@@ -48,7 +48,7 @@ class Anything:
         return iter(())
 
 
-LEAF_TYPES = frozenset({torch.Tensor, torch.dtype, torch.Size, str, bytes, int, float, bool, type(None)})
+LEAF_TYPES = frozenset({Anything, torch.Tensor, torch.dtype, torch.Size, str, bytes, int, float, bool, type(None)})
 
 
 def is_output(value: Any) -> bool:

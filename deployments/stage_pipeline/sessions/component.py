@@ -206,7 +206,8 @@ class RoutedComponent:
             return self._parameter(name, value)
         if name in GIVE_A_PART:
             return functools.wraps(value)(functools.partial(self._part_given_by, value))
-        if callable(value) and is_computing_method(type(real), name):
+        cls: Any = type(real)
+        if callable(value) and is_computing_method(cls, name):
             return functools.wraps(value)(functools.partial(self._call, name, value))
         return value
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, ModelMixin
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from deployments.stage_pipeline.sessions.component import RoutedComponent, is_computing_method
+from deployments.stage_pipeline.sessions.component import RoutedComponent, is_computing_method, unrouted
 from deployments.stage_pipeline.sessions.own_modules import OwnModules
 
 
@@ -21,7 +21,12 @@ class Model(ModelMixin):
     def __init__(self) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(2, 2)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+        self.named = torch.nn.ModuleDict({"one": torch.nn.Linear(2, 2)})
         self.tiles = False
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.layers[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1
@@ -38,9 +43,14 @@ class Model(ModelMixin):
 
 
 class Router:
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.own = OwnModules()
+
+    def on_hook(self, component: str, path: str, register: str, hook: Any, options: Any) -> Any:
+        self.calls.append((component, f"{register} of {path}"))
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         self.calls.append((component, method))
@@ -92,7 +102,8 @@ def test_everything_else_passes_through(router: Router) -> None:
     routed = RoutedComponent(real, "vae", router, is_denoiser=False)
     assert isinstance(routed, Model)
     assert routed.__class__ is Model
-    assert routed.linear is real.linear
+    assert isinstance(routed.linear, torch.nn.Linear)
+    assert routed.linear.in_features == 2
     assert routed.encode.__doc__ == "Encodes."
     routed.enable_tiles()
     assert real.tiles
@@ -118,9 +129,67 @@ def test_what_a_request_rewires_in_a_denoiser_is_its_own(router: Router) -> None
     assert not real._forward_hooks
     assert not hasattr(real.linear, "processor")
     assert not hasattr(real.linear, "switch")
-    assert routed.linear.weight is real.linear.weight
+    assert unrouted(routed.linear).weight is real.linear.weight
     assert isinstance(routed.linear, torch.nn.Linear)
     assert router.calls == []
+
+
+def test_parts_take_the_way_of_the_component_under_the_path_to_them(router: Router) -> None:
+    real = Model()
+    routed = RoutedComponent(real, "vae", router, is_denoiser=False)
+    x = torch.ones(2)
+    parts = [routed.linear, routed.layers[-1], *routed.layers, routed.layers[:1][0], routed.named["one"]]
+    parts.append(routed.get_input_embeddings())
+    reals = [real.linear, real.layers[1], *real.layers, real.layers[0], real.named["one"], real.layers[0]]
+    assert all(torch.equal(part(x), true(x)) for part, true in zip(parts, reals, strict=True))
+    names = ["linear", "layers.1", "layers.0", "layers.1", "layers.0", "named.one", "layers.0"]
+    assert router.calls == [("vae", f"{name}.forward") for name in names]
+    assert (len(routed.layers), list(routed.named)) == (2, ["one"])
+    assert not hasattr(type(routed.linear), "__len__")
+
+
+def test_a_part_of_a_denoiser_is_no_forward_of_it(router: Router) -> None:
+    RoutedComponent(Model(), "unet", router, is_denoiser=True).linear(torch.ones(2))
+    assert router.calls == [("unet", "denoiser's linear.forward")]
+
+
+def test_a_parameter_is_read_only_where_its_numbers_are_used_and_read_once(router: Router) -> None:
+    real = Model()
+    routed = RoutedComponent(real, "vae", router, is_denoiser=False)
+    weight = routed.linear.weight
+    assert isinstance(weight, torch.nn.Parameter)
+    assert (weight.shape, weight.dtype, weight.device, weight.ndim) == ((2, 2), torch.float32, router.device, 2)
+    assert not weight.is_meta
+    assert not weight.requires_grad
+    assert router.calls == []
+    assert torch.equal(torch.cat([weight, weight + 1]), torch.cat([real.linear.weight, real.linear.weight + 1]))
+    assert router.calls == [("vae", "parameter:linear.weight")]
+
+
+def test_no_request_changes_a_shared_parameter_through_what_it_reads(router: Router) -> None:
+    real = Model()
+    before = real.linear.bias.detach().clone()
+    RoutedComponent(real, "vae", router, is_denoiser=False).linear.bias.add_(1)
+    assert torch.equal(real.linear.bias, before)
+
+
+def test_all_parameters_say_where_the_stage_is_also_those_that_are_elsewhere(router: Router) -> None:
+    real = Model()
+    real.linear.to("meta")
+    routed = RoutedComponent(real, "vae", router, is_denoiser=False)
+    named = dict(routed.named_parameters(prefix="model"))
+    assert named.keys() == {f"model.{name}" for name, _ in real.named_parameters()}
+    for tensors in (named.values(), routed.parameters(), routed.parameters(recurse=True), routed.linear.parameters()):
+        assert {tensor.device for tensor in tensors} == {router.device}
+    assert (list(routed.parameters(False)), list(routed.buffers())) == ([], [])
+    assert router.calls == []
+
+
+def test_a_hook_goes_to_the_router_and_not_to_the_module(router: Router) -> None:
+    real = Model()
+    RoutedComponent(real, "vae", router, is_denoiser=False).layers[0].register_forward_hook(print)
+    assert router.calls == [("vae", "register_forward_hook of layers.0")]
+    assert not real.layers[0]._forward_hooks
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from deployments.messages import Packed
+from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import (
     LARGEST_KEPT,
     Anything,
     MissingTensor,
     Opaque,
+    copied,
     describe,
     fill,
     fill_meta,
@@ -82,8 +87,76 @@ def test_only_a_tree_with_tensors_is_meta(tree: Any) -> None:
 def test_ids_and_masks_stay_in_a_description_unless_they_are_large() -> None:
     ids, large = torch.arange(5), torch.zeros(LARGEST_KEPT + 1, dtype=torch.int64)
     described = describe({"ids": ids, "large": large})
-    assert described["ids"] is ids
+    assert torch.equal(described["ids"], ids)
     assert described["large"] == MissingTensor((LARGEST_KEPT + 1,), torch.int64, on_stage_device=False)
+
+
+def digest(packed: Packed) -> str:
+    """Of the structure and the bytes."""
+    return repr((packed.tree, [buffer.tobytes() for buffer in packed.buffers]))
+
+
+def mutable_tree() -> tuple[Any, list[Any]]:
+    """A value of every container and kind of leaf, and those of its leaves that can be changed in place."""
+    shared, picture = torch.zeros(2), Image.new("RGB", (2, 2))
+    leaves: list[Any] = [
+        torch.zeros(2),
+        torch.arange(3),
+        np.zeros(2),
+        picture,
+        torch.Generator().manual_seed(1),
+        shared,
+    ]
+    posterior = DiagonalGaussianDistribution(torch.zeros(1, 2, 1, 1))
+    output = Transformer2DModelOutput(sample=leaves[0])
+    tree = {
+        "output": output,
+        "row": (leaves[1], [leaves[2], picture]),
+        "posterior": posterior,
+        "twice": [shared, shared],
+    }
+    return {**tree, "generator": leaves[4], "nothing": None}, [*leaves, posterior.mean]
+
+
+def changed_in_place(leaves: list[Any]) -> None:
+    for leaf in leaves:
+        if isinstance(leaf, torch.Generator):
+            torch.rand(3, generator=leaf)
+        elif isinstance(leaf, Image.Image):
+            leaf.putpixel((0, 0), (9, 9, 9))
+        else:
+            leaf += 1
+
+
+def test_a_copy_keeps_its_numbers_whatever_is_changed_in_the_value_in_whatever_container() -> None:
+    tree, leaves_ = mutable_tree()
+    copy = copied(tree)
+    before = digest(pack(copy))
+    changed_in_place(leaves_)
+    tree["row"][1].append(1)
+    assert digest(pack(copy)) == before != digest(pack(tree))
+    assert type(copy["output"]) is Transformer2DModelOutput
+    assert copy["twice"][0] is copy["twice"][1], "what lies there twice stays one"
+
+
+def test_what_a_receiver_changes_of_a_filled_description_changes_nothing_in_it() -> None:
+    tree, leaves_ = mutable_tree()
+    description = describe(tree)
+    before = digest(pack(without_opaque(description)))
+    changed_in_place(leaves_)
+    for _ in range(2):
+        changed_in_place(
+            [leaf for leaf in leaves(fill(description, CPU)) if isinstance(leaf, torch.Tensor | np.ndarray)]
+        )
+    assert digest(pack(without_opaque(description))) == before
+
+
+def test_a_tensor_that_is_sent_at_two_places_is_received_as_one() -> None:
+    sent = torch.zeros(2)
+    received = unpack(pack([sent, {"again": sent}, torch.zeros(2)]), CPU)
+    received[0].add_(1)
+    assert torch.equal(received[1]["again"], torch.ones(2))
+    assert torch.equal(received[2], torch.zeros(2))
 
 
 def test_an_output_of_a_model_stays_of_its_class() -> None:
@@ -122,3 +195,9 @@ def test_an_object_that_stays_in_its_process_is_replaced_by_one_that_answers_eve
     received = with_anything(sent)
     assert isinstance(received["cache"].update(1).keys, Anything)
     assert list(received["cache"]) == []
+
+
+def test_a_placeholder_of_an_opaque_object_is_a_leaf_as_the_object_was() -> None:
+    received = with_anything([Opaque("DynamicCache"), 1])
+    assert copied(received)[0] is received[0]
+    assert describe(received) == [Opaque("Anything"), 1]
