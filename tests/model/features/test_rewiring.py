@@ -21,7 +21,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 REWIRING = ("sd15_pag", "pixart_pag", "sd15_sag", "sd15_attend", "zero_sdxl")
 KEEPS_A_STATE = ("sd15_sag", "sd15_attend")
-DIFFERENTIATES = ("sd15_attend",)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_it_makes_the_bytes_of_the_unsplit_pipeline_and_leaves_the_denoiser_as_i
     assert min(value for key, value in summary.items() if key != "request_id") > 0
 
 
-@pytest.mark.parametrize("name", [name for name in REWIRING if name not in DIFFERENTIATES])
+@pytest.mark.parametrize("name", [name for name in REWIRING if name not in KEEPS_A_STATE])
 def test_it_resumes_elsewhere_with_the_same_bytes(name: str, stages_of: Any, checkpoints_root: Path) -> None:
     asked = request(name)
     made, checkpoints = stages_of(name).make_and_save(asked)
@@ -75,12 +74,13 @@ def test_it_resumes_elsewhere_with_the_same_bytes(name: str, stages_of: Any, che
     elsewhere.close()
 
 
-def test_what_differentiates_through_its_forwards_starts_again_rather_than_to_resume_wrongly(
-    stages_of: Any, checkpoints_root: Path
+@pytest.mark.parametrize("name", KEEPS_A_STATE)
+def test_what_needs_the_state_of_forwards_that_are_skipped_starts_again(
+    name: str, stages_of: Any, checkpoints_root: Path
 ) -> None:
-    asked = request("sd15_attend")
-    _, checkpoints = stages_of("sd15_attend").make_and_save(asked)
-    elsewhere = ThreeStages(checkpoint("sd15_attend", checkpoints_root))
+    asked = request(name)
+    _, checkpoints = stages_of(name).make_and_save(asked)
+    elsewhere = ThreeStages(checkpoint(name, checkpoints_root))
     with pytest.raises(CannotResumeError):
         elsewhere.make(asked, checkpoints[len(checkpoints) // 2])
     elsewhere.close()
