@@ -17,9 +17,10 @@ import torch
 
 ABSENT: Any = object()
 # The attributes of a module that are tables: parameters, children, hooks.
-TABLES = tuple(name for name, value in vars(torch.nn.Module()).items() if isinstance(value, dict))
+TABLES = frozenset(name for name, value in vars(torch.nn.Module()).items() if isinstance(value, dict))
 
 Attributes = dict[str, Any]
+EMPTY: Attributes = {}
 
 _lock = threading.Lock()
 _rewired_now: dict[torch.nn.Module, Attributes] = {}  # as everybody else has them
@@ -83,7 +84,7 @@ class OwnModules:
         children = attributes["_modules"]
         children.update({name: self._copied(child) for name, child in children.items() if child is not None})
         vars(own).update(attributes)
-        self._before[shared] = _copy_of(attributes)
+        self._before[shared] = _copy_of(attributes, EMPTY)
         return own
 
 
@@ -111,8 +112,12 @@ def rewired(own: OwnModules, changes: Sequence[Change]) -> Iterator[None]:
                 del _rewired_now[module]
 
 
-def _copy_of(attributes: Attributes) -> Attributes:
-    return {name: value.copy() if name in TABLES else value for name, value in attributes.items()}
+def _copy_of(attributes: Attributes, empty: Attributes | None = None) -> Attributes:
+    """With tables of its own; `empty` stands for all empty ones, where nobody writes into them."""
+    copied = attributes.copy()
+    for name in TABLES:
+        copied[name] = copied[name].copy() if copied[name] or empty is None else empty
+    return copied
 
 
 def _is_equal(now: Attributes, before: Attributes) -> bool:
@@ -124,9 +129,11 @@ def _is_equal(now: Attributes, before: Attributes) -> bool:
 
 
 def _changes(shared: torch.nn.Module, now: Attributes, before: Attributes) -> Iterator[Change]:
-    for name in dict.fromkeys([*before, *now]):
+    for name in [*now, *(name for name in before if name not in now)]:
         if name in TABLES:
-            entries, former = now.get(name, {}), before.get(name, {})
+            entries, former = now[name], before[name]
+            if not entries and not former:
+                continue
             for key in dict.fromkeys([*former, *entries]):
                 if entries.get(key, ABSENT) is not former.get(key, ABSENT):
                     yield Change(shared, name, key, entries.get(key, ABSENT))

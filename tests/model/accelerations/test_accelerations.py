@@ -6,7 +6,8 @@ from diffusers import FluxTransformer2DModel
 
 from deployments.accelerations import ACCELERATIONS, install_all
 from deployments.devices import Device
-from deployments.features import FEATURES, install_features
+from deployments.features import install_features
+from deployments.features.cache_dit.request import CACHE_DIT
 from deployments.modules import AccelerationError, StageModules
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import KernelWatcher, denoiser_stage, env
@@ -41,7 +42,7 @@ def test_without_variables_nothing_is_installed_and_nothing_is_said() -> None:
 
 def test_every_acceleration_that_is_on_says_one_line_and_those_of_other_platforms_are_inert() -> None:
     lines = install_everything(denoiser_stage(transformer=tiny_transformer()), env(**EVERYTHING))
-    assert [line.partition(":")[0] for line in lines] == [each.name for each in (*ACCELERATIONS, *FEATURES)]
+    assert [line.partition(":")[0] for line in lines] == [each.name for each in (*ACCELERATIONS, CACHE_DIT)]
     inert = [line.partition(":")[0] for line in lines if "inert" in line]
     assert inert == ["rocm_vae", "miopen_autotune", "mlx_norms", "fp4_gemm"]
     assert not any("\n" in line for line in lines)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.errors import CannotResumeError
 from deployments.messages import GenerationRequest, OutputFormat
 from tests.support.stage_parity import assert_same
 from tests.support.three_stages import ThreeStages
@@ -64,12 +65,24 @@ def test_it_makes_the_bytes_of_the_unsplit_pipeline_and_leaves_the_denoiser_as_i
     assert min(value for key, value in summary.items() if key != "request_id") > 0
 
 
-@pytest.mark.parametrize("name", REWIRING)
+@pytest.mark.parametrize("name", [name for name in REWIRING if name not in KEEPS_A_STATE])
 def test_it_resumes_elsewhere_with_the_same_bytes(name: str, stages_of: Any, checkpoints_root: Path) -> None:
     asked = request(name)
     made, checkpoints = stages_of(name).make_and_save(asked)
     elsewhere = ThreeStages(checkpoint(name, checkpoints_root))
     assert_same(elsewhere.make(asked, checkpoints[len(checkpoints) // 2]), made)
+    elsewhere.close()
+
+
+@pytest.mark.parametrize("name", KEEPS_A_STATE)
+def test_what_needs_the_state_of_forwards_that_are_skipped_starts_again(
+    name: str, stages_of: Any, checkpoints_root: Path
+) -> None:
+    asked = request(name)
+    _, checkpoints = stages_of(name).make_and_save(asked)
+    elsewhere = ThreeStages(checkpoint(name, checkpoints_root))
+    with pytest.raises(CannotResumeError):
+        elsewhere.make(asked, checkpoints[len(checkpoints) // 2])
     elsewhere.close()
 
 

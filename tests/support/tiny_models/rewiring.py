@@ -39,7 +39,8 @@ def sd15_attend() -> PipelineAndRequest:
     """Attend-and-excite: the latents are moved by gradients through the denoiser."""
     request = {name: value for name, value in _request().items() if name not in ("width", "height")}
     request |= {"width": 64, "height": 64, "token_indices": [2], "attn_res": [16, 16], "max_iter_to_alter": 2}
-    return StableDiffusionAttendAndExcitePipeline(**_sd15()), request
+    components = {name: value for name, value in _sd15().items() if name != "image_encoder"}
+    return StableDiffusionAttendAndExcitePipeline(**components), request
 
 
 def zero_sdxl() -> PipelineAndRequest:
