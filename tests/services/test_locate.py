@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from deployments.errors import CheckpointError
 from deployments.weights.files import S3_WEIGHTS
-from deployments.weights.locate import ETAGS, resolve_checkpoint, weights_to_fetch
+from deployments.weights.locate import ETAGS, resolve_checkpoint, resolve_files, resolve_part, weights_to_fetch
 from deployments.weights.s3 import PROBE_TIMEOUTS_S
 from tests.support.s3_server import S3Server, s3_server
 
@@ -190,6 +190,24 @@ def test_of_each_component_the_form_that_is_read_is_fetched(case, tmp_path):
     assert set(weights_to_fetch(paths, tmp_path, ["part"], variant)) == {f"part/{name}" for name in wanted}
 
 
+def test_the_weights_of_a_component_at_the_top_of_a_repository_or_deeper_are_fetched(tmp_path):
+    name = "diffusion_pytorch_model.safetensors"
+    paths = [name, "config.json", f"vae/{name}", f"models/net/{name}", "models/net/a.bin"]
+    assert set(weights_to_fetch(paths, tmp_path, ["."], None)) == {name}
+    assert set(weights_to_fetch(paths, tmp_path, ["models/net"], None)) == {f"models/net/{name}"}
+
+
+def test_a_part_that_is_nowhere_is_refused_by_what_it_was_called(checkpoint, tmp_path):
+    assert resolve_part(str(checkpoint), "vae", tmp_path, True, False, None) == (checkpoint / "vae").resolve()
+    with pytest.raises(CheckpointError, match="has no folder 'vea'"):
+        resolve_part(str(checkpoint), "vea", tmp_path, True, False, None)
+    with pytest.raises(CheckpointError, match=r"has no file a\.bin"):
+        resolve_files(str(checkpoint), ["model_index.json", "a.bin"], tmp_path, False)
+    for address in ("nowhere", str(checkpoint / "model_index.json"), "../up"):
+        with pytest.raises(CheckpointError, match="is neither a folder here"):
+            resolve_part(address, "", tmp_path, True, False, None)
+
+
 # S3, with a real server
 
 
@@ -323,3 +341,23 @@ def test_in_s3_a_variant_is_streamed_and_what_torch_save_wrote_is_downloaded(
     assert (folder / "vae" / S3_WEIGHTS).exists() == use_streamer
     assert (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").exists() == (not use_streamer)
     assert not (folder / "text_encoder" / S3_WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("use_streamer", [True, False], ids=["streamed", "downloaded"])
+@pytest.mark.parametrize("subfolder", ["", "deep/net"])
+def test_one_component_in_s3_is_pulled_without_its_neighbours(bucket, aws, tmp_path, subfolder, use_streamer):
+    place = f"nets/{subfolder}/".replace("//", "/")
+    name = "diffusion_pytorch_model.safetensors"
+    for key in (f"{place}config.json", f"{place}{name}", f"{place}other/{name}", f"{place}adapter.bin"):
+        bucket.put_object(Bucket="models", Key=key, Body=b"{}")
+    folder = resolve_part("s3://models/nets", subfolder, tmp_path, True, use_streamer, None)
+    assert (folder / "config.json").is_file()
+    assert (folder / name).exists() == (not use_streamer)
+    assert not (folder / "other" / name).exists()
+    if use_streamer:
+        assert json.loads((folder / S3_WEIGHTS).read_text())["address"] == f"s3://models/{place}".rstrip("/")
+    path = "/".join(part for part in (subfolder, "adapter.bin") if part)
+    [adapter] = resolve_files("s3://models/nets", [path], tmp_path, use_streamer)
+    assert adapter.read_bytes() == b"{}"
+    with pytest.raises(CheckpointError, match="there is no such object"):
+        resolve_part("s3://models/nothing", "", tmp_path, True, use_streamer, None)

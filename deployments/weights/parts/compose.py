@@ -76,8 +76,10 @@ def located(
     use_streamer: bool,
 ) -> list[Path] | None:
     with naming(f"components.{name}"):
+        if given is None:
+            return None
         with_weights = needed is None or name in needed
-        return given and [
+        return [
             resolve_part(part.path, part.subfolder, cache_root, with_weights, use_streamer, model.variant)
             for part in given
         ]
@@ -96,7 +98,7 @@ def merged_index(
                 raise CheckpointError("a list must have parts of one class")
             if folders and not replaces(index.get(name), *classes):
                 added[name] = classes.pop()
-    pipeline_class: Any = pipeline_for(own, added, kept, asked)
+    pipeline_class = pipeline_for(own, added, kept, asked)
     parameters = parameters_of(pipeline_class)
     merged = {name: value for name, value in index.items() if name.startswith("_") or name in parameters}
     merged["_class_name"] = pipeline_class.__name__
@@ -141,7 +143,7 @@ def brought_with(
     use_streamer: bool,
 ) -> IPAdapters:
     """The adapters' files; the image encoder that they need joins `index` and `folders` if the pipeline has none."""
-    pipeline_class: Any = pipeline_for(str(index["_class_name"]), {}, index, None)
+    pipeline_class = pipeline_for(str(index["_class_name"]), {}, index, None)
     with naming("components.ip_adapter"):
         if not hasattr(pipeline_class, "load_ip_adapter"):
             raise CheckpointError(f"{pipeline_class.__name__} takes no IP-Adapters")

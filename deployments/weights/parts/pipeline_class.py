@@ -17,7 +17,7 @@ from deployments.errors import CheckpointError
 MOST_NAMED = 8  # pipelines in a refusal
 
 
-def pipeline_for(own: str, added: Mapping[str, type | None], kept: Collection[str], asked: str | None) -> type:
+def pipeline_for(own: str, added: Mapping[str, type | None], kept: Collection[str], asked: str | None) -> Any:
     """The class `asked`, or `own` if it takes what was added, or the one that diffusers has for the same task with it.
 
     `added` are components with their classes (None: not known), `kept` those of the checkpoint. Raises CheckpointError.
