@@ -50,7 +50,7 @@ def tasks_of(pipeline_class: type, kind: MediaKind) -> tuple[Task, ...]:
 def _picture_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> Iterator[Task]:
     if _begins_with_text(pipeline_class, inputs):
         yield "text_to_image"
-    if "image" in inputs and ("mask_image" not in inputs or _may_be_left_out(inputs["mask_image"])):
+    if "image" in inputs and ("mask_image" not in inputs or not getattr(pipeline_class, "needs_mask", True)):
         yield "image_to_image"
     if "image" in inputs and "mask_image" in inputs:
         yield "inpainting"
@@ -78,11 +78,6 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
     if parameter.default is parameter.empty:
         return True
     return parameter.default is None and bool(_choices(parameter)) and type(None) not in _choices(parameter)
-
-
-def _may_be_left_out(parameter: inspect.Parameter) -> bool:
-    """By its annotation: most pipelines give None as the default of a mask that they need."""
-    return parameter.default is None and type(None) in _choices(parameter)
 
 
 def _is_tensor(parameter: inspect.Parameter) -> bool:

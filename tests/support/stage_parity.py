@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deployments.messages import GenerationRequest, OutputFormat
 from tests.support.stage_processes import StageProcesses
@@ -44,8 +45,8 @@ def assert_same(made: list[Any], truth: list[Any]) -> None:
             assert torch.isfinite(b).all()
             assert torch.equal(a, b), f"differs by {(a - b).abs().max()}"
             compared += 1
-        elif isinstance(b, np.ndarray):
-            assert np.array_equal(a, b)
+        elif isinstance(b, np.ndarray | Image.Image):
+            assert np.array_equal(np.asarray(a), np.asarray(b))
             compared += 1
         else:
             assert a == b or (a is None and b is None)

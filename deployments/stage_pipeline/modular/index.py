@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoModel, ModularPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import SequentialPipelineBlocks
@@ -16,7 +16,6 @@ from deployments.errors import CheckpointError
 from deployments.stage_pipeline.modular.pipeline import called_class
 from deployments.weights.files import MODULAR_INDEX, read_object
 
-LIBRARIES: dict[Any, Any] = {"diffusers": diffusers, "transformers": transformers}
 CUSTOM_BLOCKS = "modular_config.json"
 UNREADABLE = (ImportError, AttributeError, LookupError, OSError, TypeError, ValueError, RuntimeError)
 
@@ -77,9 +76,9 @@ def component_class(index: dict[str, Any], spec: Any) -> Any:
     found = spec.type_hint
     if found is None or found is AutoModel:
         library, name, _ = index.get(spec.name) or (None, None, None)
-        found = getattr(LIBRARIES.get(library), str(name), None)
-    if not isinstance(found, type) or found.__module__.partition(".")[0] not in LIBRARIES:
-        raise ValueError(f"it names no class of {' or '.join(LIBRARIES)} for {spec.name}")
+        found = getattr(importlib.import_module(library), name) if library and name else None
+    if not callable(getattr(found, "from_pretrained", None)):
+        raise ValueError(f"it names no class for {spec.name} that loads it")
     return found
 
 

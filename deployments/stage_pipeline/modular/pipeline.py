@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import AudioPipelineOutput, ImagePipelineOutput, ModularPipeline
 from diffusers.guiders import BaseGuidance
+from diffusers.image_processor import InpaintProcessor
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.pipelines.ltx2.pipeline_output import LTX2PipelineOutput
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
@@ -19,6 +20,7 @@ from deployments.stage_pipeline.modular.signature import (
     call_arguments,
     docstring_of,
     guider_settings,
+    inputs_of_workflows,
     signature_of,
 )
 
@@ -51,6 +53,8 @@ def called_class(
     def call(self: Any, **given: Any) -> BaseOutput:
         set_guiders(self, {settings[name]: value for name, value in given.items() if name in settings})
         passed = {name: value for name, value in given.items() if name in inputs}
+        if lays_over_picture(self, passed):
+            passed["output_type"] = "pil"
         state = base.__call__(self, output=list(made), **passed)
         return output_class(**{field: state[name] for name, field in made.items()})
 
@@ -72,6 +76,7 @@ def called_class(
         "set_progress_bar_config": set_progress_bar_config,
         "model_cpu_offload_seq": order_of_use(blocks),
         "output_class": output_class,
+        "needs_mask": all("mask_image" in names for names in inputs_of_workflows(blocks) if "image" in names),
     }
     return type(base.__name__, (base,), members)
 
@@ -93,6 +98,12 @@ def set_guiders(pipeline: Any, values: Mapping[tuple[str, str], Any]) -> None:
         guider = getattr(pipeline, name)
         changed = {setting: value for (of, setting), value in values.items() if of == name}
         guider.__dict__.update(guider.new(**changed).__dict__)
+
+
+def lays_over_picture(pipeline: Any, passed: Mapping[str, Any]) -> bool:
+    """Whether the blocks lay what they made over the picture that was given: they do so with pictures only."""
+    always = any(isinstance(each, InpaintProcessor) for each in vars(pipeline).values())
+    return passed.get("mask_image") is not None and (always or passed.get("padding_mask_crop") is not None)
 
 
 def encode_block(self: Any, path: str, values: dict[str, Any]) -> list[Change]:

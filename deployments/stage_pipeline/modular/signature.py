@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from diffusers.guiders import BaseGuidance
-from diffusers.modular_pipelines import ModularPipelineBlocks
+from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks
 
 # Of every call; blocks that do not take them do without.
 ALWAYS = {"output_type": "pil", "generator": None}
@@ -63,15 +63,20 @@ def docstring_of(arguments: list[Argument]) -> str:
     return "\n".join(["Runs the blocks of the pipeline.", "", "Args:", *lines])
 
 
+def inputs_of_workflows(blocks: ModularPipelineBlocks) -> list[dict[str, InputParam]]:
+    """By name, of each workflow; of blocks that name none, of the blocks."""
+    workflows = [blocks.get_workflow(name) for name in blocks._workflow_map] if blocks._workflow_map else [blocks]
+    return [{param.name: param for param in workflow.inputs} for workflow in workflows]
+
+
 def _inputs(blocks: ModularPipelineBlocks) -> Iterator[Argument]:
     """The blocks that are chosen by what is given say together what they need: each workflow says it alone."""
-    workflows = [blocks.get_workflow(name) for name in blocks._workflow_map] if blocks._workflow_map else [blocks]
-    in_workflows = [{param.name: param for param in workflow.inputs} for workflow in workflows]
+    in_workflows = inputs_of_workflows(blocks)
     for param in blocks.inputs:
         if param.name is None or param.name.startswith("_"):
             continue
         own = [params[param.name] for params in in_workflows if param.name in params] or [param]
-        is_needed = len(own) == len(workflows) and all(each.required for each in own)
+        is_needed = len(own) == len(in_workflows) and all(each.required for each in own)
         default = inspect.Parameter.empty if is_needed else _same(each.default for each in own)
         description = next((each.description for each in (*own, param) if each.description), "")
         yield Argument(param.name, _annotation(param.type_hint, default), default, description)

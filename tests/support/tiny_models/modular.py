@@ -63,7 +63,9 @@ def call_modular(pipeline: Any, arguments: dict[str, Any], generator: torch.Gene
             changed = getattr(pipeline, guider).new(**{each: arguments[each + end] for each in names})
             pipeline.update_components(**{guider: changed})
     made = [param.name for param in pipeline.blocks.outputs if param.name in ("images", "videos", "audio")]
-    output = pipeline(**plain, generator=generator, output_type="pt", output=made)
+    # Blocks that lay the result over the given picture make pictures only.
+    output_type = "pil" if "mask_image" in plain and hasattr(pipeline, "image_mask_processor") else "pt"
+    output = pipeline(**plain, generator=generator, output_type=output_type, output=made)
     return torch.utils._pytree.tree_leaves(list(output.values()))
 
 

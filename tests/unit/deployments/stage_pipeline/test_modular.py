@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 from diffusers.modular_pipelines import (
     ComponentSpec,
@@ -20,6 +21,7 @@ from diffusers.modular_pipelines import (
 from deployments.errors import CheckpointError
 from deployments.stage_pipeline.description import call_parameters, media_kind
 from deployments.stage_pipeline.modular.blocks import leaves, order_of_use, private_blocks
+from deployments.stage_pipeline.modular.pipeline import called_class
 from deployments.stage_pipeline.roles import read_layout
 from deployments.stage_pipeline.tasks import tasks_of
 
@@ -66,6 +68,13 @@ def test_what_it_makes_and_can_be_asked_is_told_as_of_other_pipelines(tmp_path: 
     assert tasks_of(pipeline_class, "image") == ("text_to_image", "image_to_image")
 
 
+def test_a_mask_that_some_workflows_do_without_may_be_left_out() -> None:
+    unloaded = diffusers.QwenImageModularPipeline()
+    pipeline_class = called_class(unloaded, {}, {}, {})
+    assert tasks_of(pipeline_class, "image") == ("text_to_image", "image_to_image", "inpainting")
+    assert call_parameters(pipeline_class)[1] == ("prompt",)
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -74,7 +83,7 @@ def test_what_it_makes_and_can_be_asked_is_told_as_of_other_pipelines(tmp_path: 
         ({"_class_name": "FluxPipeline"}, "names the modular pipeline 'FluxPipeline'"),
         ({"_blocks_class_name": "MyBlocks"}, r"blocks of its own \(MyBlocks\)"),
         ({"vae": entry("vae", type_hint=("diffusers", "NoSuchModel"))}, r"cannot be read"),
-        ({"vae": entry("vae", type_hint=("json", "JSONDecoder"))}, "names no class of diffusers or transformers"),
+        ({"vae": entry("vae", type_hint=("json", "JSONDecoder"))}, "names no class for vae that loads it"),
         ({"vae": [None, None, {}]}, "cannot be read"),
         ({"transformer": entry("transformer", pretrained_model_name_or_path=None)}, "has no denoising model"),
     ],
