@@ -140,6 +140,7 @@ def _default_dims(value: Any) -> tuple[str, ...]:
 
 def _tensor_of(name: str, value: Any, dims: tuple[str, ...], is_array: bool) -> Any:
     """Pictures in 0..1, of one channel where the name says mask or depth; a batch of one."""
+    known: tuple[str, ...]
     if isinstance(value, Waveform):
         samples = value.samples if "c" in dims else value.samples.mean(axis=0)
         known, array = ("c", "t") if "c" in dims else ("t",), samples

@@ -66,7 +66,7 @@ class _Argument:
             self._count(len(value), self.source.rules.limits.max_frames, "frames")
             return [await self._file(each, "picture", is_counted=isinstance(each, str | dict)) for each in value]
         item = wanted.of[0] if wanted.of else ValueType("picture")
-        read = []
+        read: list[Any] = []
         for each in value:
             made = await self.read(_typed(each, item), item)
             read += made if isinstance(made, _Frames) else [made]
