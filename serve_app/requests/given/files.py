@@ -58,7 +58,7 @@ class _Argument:
         if isinstance(value, list):
             return await self._list(value, wanted)
         if wanted.kind in ("list", "row") and is_reference(value):
-            return [await self.read(value, wanted.of[0])]  # one file of a form
+            return await self._list([value], wanted)  # one file of a form
         return await self._file(value, wanted.kind) if is_reference(value) else value
 
     async def _list(self, value: list[Any], wanted: ValueType) -> list[Any]:
