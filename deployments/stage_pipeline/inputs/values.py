@@ -111,7 +111,7 @@ def _use(pipeline_class: type, name: str) -> TensorUse:
     is_handed_on = rf"(preprocess\w*|encode_image|processor)\(\s*\[?{name}\s*[,\])]"
     is_asked = rf"isinstance\(\s*{name}(\[0\])?,[^)]*Image"
     takes_pictures = bool(re.search(f"{is_handed_on}|{is_asked}", code))
-    docs = parameter_docs(inspect.getdoc(pipeline_class.__call__), [name])
+    docs = parameter_docs(inspect.getdoc(pipeline_class.__call__), call_inputs_of(pipeline_class))
     return TensorUse(takes_pictures, _dims_of_doc(docs.get(name, NO_DOC).shape), _dims_of_code(name, code))
 
 
