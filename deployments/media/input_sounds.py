@@ -79,7 +79,7 @@ def _read(
                     raise _too_long(param, max_s)
                 for made in resampler.resample(frame):
                     is_empty = is_empty and not made.samples
-                    yield made.to_ndarray(), made.sample_rate
+                    yield made.to_ndarray().astype(np.float32, copy=False), made.sample_rate
     except (av.FFmpegError, ValueError, OSError, EOFError, LookupError) as error:
         raise _unreadable(param) from error
     if is_empty:

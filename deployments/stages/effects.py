@@ -6,19 +6,22 @@ one that makes all steps counts them, and confirms what was found without effect
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
-import typing
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from deployments.messages import ArgumentDescription, Effects, GenerationRequest
-from deployments.stage_pipeline.argument_types import call_inputs
+from deployments.messages import MEDIA_TYPES, ArgumentDescription, Effects, GenerationRequest, ValueType
+from deployments.stage_pipeline.argument_types import call_inputs, is_record_class
 from deployments.stage_pipeline.description import OWN_PARAMETERS, size_multiple
+from deployments.stage_pipeline.inputs.fields import argument_fields
+from deployments.stage_pipeline.inputs.values import Waveform, as_pipeline_takes
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.play import Played, PlaySession
 from deployments.stages.encode import call_arguments
@@ -28,8 +31,9 @@ logger = logging.getLogger(__name__)
 FEW_STEPS = 4
 SMALL_SIDE = 8  # times the multiple that sides must be of
 FEW_FRAMES = 9
+PICTURE_DIMS = 4  # of a tensor: batch, channels, height, width
 MAX_CHANGES = 24  # of other arguments, each tried for whether the argument matters with it
-PICTURE_WORDS = ("image", "mask", "video")  # in the names of parameters that take pictures
+SOUND_SAMPLES = 64
 TOGETHER = {"width": "height", "height": "width"}  # an argument is changed together with the other
 
 Arguments = dict[str, Any]
@@ -59,18 +63,18 @@ def arguments_of(stage: StagePipeline, names: tuple[str, ...], defaults: Argumen
     """Those of `names` that the checkpoint reads."""
     plays = _Plays(stage)
     inputs = {n: p for n, p in call_inputs(type(stage.pipeline)).items() if n in names}
-    usual = {n: _sample(n, p) for n, p in inputs.items() if p.default is p.empty or n == "prompt"}
+    usual = {n: plays.sample(n) for n, p in inputs.items() if plays.fields[n].is_needed or n == "prompt"}
     usual = plays.with_few_steps(usual | defaults)
     base = plays.playable(usual) or plays.playable(usual | {"image": _picture()})
     described = []
     for name, parameter in inputs.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        when = plays.when(base, name, _sample(name, parameter)) if base else ""
+        when = plays.when(base, name, plays.sample(name)) if base else ""
         if when is not None:
             default = defaults.get(name, parameter.default)
             plain = default if isinstance(default, bool | int | float | str) else None
-            described.append(ArgumentDescription(name, type_of(name, parameter), plain, when))
+            described.append(ArgumentDescription(name, in_json_words(plays.fields[name].type), plain, when))
     return described
 
 
@@ -81,8 +85,16 @@ class _Plays:
         self.stage = stage
         self.side = SMALL_SIDE * size_multiple(stage)
         self.inputs = call_inputs(type(stage.pipeline))
+        self.fields = argument_fields(type(stage.pipeline))
         self._encoded: dict[str, Any] = {}
         self._ended: dict[str, Played | None] = {}
+
+    def sample(self, name: str) -> Any:
+        """A value as the pipeline takes it; None where none is known."""
+        field = self.fields.get(name)
+        if field is None or field.notes.why_not:
+            return None
+        return as_pipeline_takes(type(self.stage.pipeline), name, _sample(name, self.inputs[name], field.type))
 
     def with_few_steps(self, arguments: Arguments) -> Arguments:
         names = [name for name in self.inputs if "inference_steps" in name]
@@ -199,7 +211,7 @@ class _Plays:
                 yield other, not value
             elif isinstance(value, int | float):
                 yield other, float(value) * 2 + 3
-            elif value is None and (sample := _sample(other, parameter)) is not None:
+            elif value is None and (sample := self.sample(other)) is not None:
                 yield other, sample
 
 
@@ -220,7 +232,21 @@ def _small(value: Any, side: int) -> Any:
         return value.resize((side, side))
     if isinstance(value, list) and len(value) > FEW_FRAMES and all(isinstance(item, Image.Image) for item in value):
         value = value[:FEW_FRAMES]
+    if isinstance(value, torch.Tensor) and value.ndim >= PICTURE_DIMS:
+        return _small_tensor(value, side)
+    if is_record_class(type(value)):
+        return dataclasses.replace(value, **{name: _small(each, side) for name, each in vars(value).items()})
     return [_small(item, side) for item in value] if isinstance(value, list) else value
+
+
+def _small_tensor(value: torch.Tensor, side: int) -> torch.Tensor:
+    """A batch of pictures [..., H, W] or videos [B, C, F, H, W] or [B, F, C, H, W], every so many pixels of it."""
+    rows, columns = (torch.linspace(0, size - 1, side).long() for size in value.shape[-2:])
+    small = value[..., rows, :][..., columns]
+    for dim in range(1, small.ndim - 2):
+        if small.shape[dim] > FEW_FRAMES:
+            small = small.narrow(dim, 0, FEW_FRAMES)
+    return small
 
 
 def _in_words(changes: list[Change], arguments: Arguments) -> str:
@@ -241,65 +267,45 @@ def _plain_number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-# --- what a parameter takes, by its default and annotation ---
+# --- what a parameter takes ---
+
+_WORDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "record": "object"}
+_ORDER = ("boolean", "integer", "number", "string", "picture", "video", "sound", "object")
 
 
-def type_of(name: str, parameter: inspect.Parameter) -> str:
+def in_json_words(wanted: ValueType) -> str:
     """The type in words of JSON; any: not known."""
-    words = _types(parameter)
-    if _takes_picture(name, words):
-        return "picture"
-    order = ("boolean", "integer", "number", "string", "list of number", "list of string", "object")
-    known = [word for word in order if word in words]
-    return " or ".join(known) or "any"
+    words = set(_words(wanted))
+    singles = [word for word in _ORDER if word in words]
+    lists = [f"list of {word}" for word in _ORDER if f"list of {word}" in words]
+    return " or ".join([*singles, *lists]) or "any"
 
 
-def _types(parameter: inspect.Parameter) -> set[str]:
-    annotation = parameter.annotation
-    words = set(_words(annotation)) if not isinstance(annotation, str) and annotation is not parameter.empty else set()
-    if parameter.default is not parameter.empty and parameter.default is not None:
-        words |= set(_words(type(parameter.default)))
-    return words
-
-
-_WORDS: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
-
-
-def _words(annotation: Any) -> Iterator[str]:
-    origin = typing.get_origin(annotation)
-    if origin in (list, tuple):
-        inner = {word for each in typing.get_args(annotation) for word in _words(each)}
+def _words(wanted: ValueType) -> Iterator[str]:
+    if wanted.kind in ("list", "row", "tuple"):
+        inner = {word.removeprefix("list of ") for part in wanted.of for word in _words(part)}
         yield from (f"list of {'number' if word == 'integer' else word}" for word in inner)
-        yield from (word for word in inner if word == "picture")
-    elif origin is dict:
-        yield "object"
-    elif origin is not None:
-        for each in typing.get_args(annotation):
-            yield from _words(each)
-    elif annotation is Image.Image:
-        yield "picture"
-    elif annotation in _WORDS:
-        yield _WORDS[annotation]
-    elif isinstance(annotation, type) and issubclass(annotation, torch.Tensor):
-        yield "tensor"
-
-
-def _takes_picture(name: str, words: set[str]) -> bool:
-    return "picture" in words or (any(word in name for word in PICTURE_WORDS) and not words & {"integer", "boolean"})
+    elif wanted.kind == "union":
+        for part in wanted.of:
+            yield from _words(part)
+    elif wanted.kind == "choice":
+        yield "string" if any(isinstance(each, str) for each in wanted.choices) else "integer"
+    elif wanted.kind in _WORDS or wanted.kind in MEDIA_TYPES:
+        yield _WORDS.get(wanted.kind, wanted.kind)
 
 
 def _picture() -> Image.Image:
     return Image.new("RGB", (64, 64), (128, 64, 32))
 
 
-def _sample(name: str, parameter: inspect.Parameter) -> Any:
-    """A value that a caller may send; None where none is known."""
+def _sample(name: str, parameter: inspect.Parameter, wanted: ValueType) -> Any:
+    """A value that a caller may send, as it comes from JSON and files; None where none is known."""
     default = None if parameter.default is parameter.empty else parameter.default
     if isinstance(default, bool | int | float | str):
         return default
-    words = _types(parameter)
-    if _takes_picture(name, words):
-        return _picture()
+    if wanted.holds(*MEDIA_TYPES):
+        return _sample_of_media(wanted)
+    words = in_json_words(wanted).split(" or ")
     if "string" in words:
         return "a fox" if name == "prompt" else "rain"
     if "number" in words:
@@ -311,6 +317,25 @@ def _sample(name: str, parameter: inspect.Parameter) -> Any:
     if "list of number" in words:
         return next((list(values) for word, values in LISTS.items() if word in name), None)
     return None
+
+
+def _sample_of_media(wanted: ValueType) -> Any:
+    """One file; of an object the first field that is one, and those that it cannot do without."""
+    choices = wanted.choices_of()
+    kinds = {choice.kind: choice for choice in choices}
+    if "picture" in kinds:
+        return _picture()
+    if "video" in kinds:
+        return [_picture()] * FEW_FRAMES
+    if "sound" in kinds:
+        return Waveform(np.linspace(-1, 1, SOUND_SAMPLES, dtype=np.float32)[None])
+    if "record" in kinds:
+        record = kinds["record"]
+        files = [name for name, each in zip(record.names, record.of, strict=True) if each.holds(*MEDIA_TYPES)]
+        types = dict(zip(record.names, record.of, strict=True))
+        return {name: _sample_of_media(types[name]) for name in files[:1]}
+    [several] = [choice for choice in choices if choice.kind in ("list", "row")][:1]
+    return [_sample_of_media(several.of[0])]
 
 
 # Of lists whose names have the word: sigmas and time steps of a schedule, SDXL's sizes and crops.

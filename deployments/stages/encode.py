@@ -66,7 +66,7 @@ def decode_arguments(stage: StagePipeline, arguments: dict[str, Any]) -> dict[st
             return decode_mask(value, MAX_INPUT_PIXELS, name, by_alpha=value == _first(arguments.get("image")))
         return decode_input_image(value, MAX_INPUT_PIXELS, name, keep_alpha)
 
-    pipeline_class = type(stage.pipeline)
+    pipeline_class: type = type(stage.pipeline)
     taken = {name: as_pipeline_takes(pipeline_class, name, decoded(name, value)) for name, value in arguments.items()}
     if len(rates) == 1:  # the pipeline is told to what the sounds were resampled
         [rate] = rates

@@ -262,7 +262,8 @@ def _picture(number: Any, pictures: Sequence[bytes]) -> InputImage:
 def _file(number: Any, files: Sequence[bytes]) -> bytes:
     if not 0 <= number < len(files):
         raise LookupError(f"there is no file number {number}")
-    return files[number]
+    data: bytes = files[number]
+    return data
 
 
 def _holds_file(value: Any) -> bool:

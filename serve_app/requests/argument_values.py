@@ -106,8 +106,10 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
     match wanted.kind:
         case "picture" | "tensor" if isinstance(value, InputImage):
             return value
-        case "tensor" if isinstance(value, list) and value:  # several pictures
-            return [_fitted(each, wanted) for each in value]
+        case "tensor" if _are_pictures(value):
+            return value
+        case "list" | "row" if _are_pictures(value) and wanted.of[0].holds("picture"):
+            return [each if each is None else _fitted(each, wanted.of[0]) for each in value]
         case "video" if _is_video(value):
             return value
         case "sound" if isinstance(value, InputSound):
@@ -133,6 +135,13 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
     if not _is_of_plain(value, wanted.kind):
         raise _Misfit
     return value
+
+
+def _are_pictures(value: Any) -> bool:
+    """A list of pictures, at any depth; null stands for one that is not there."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(each is None or isinstance(each, InputImage) or _are_pictures(each) for each in value)
 
 
 def _is_video(value: Any) -> bool:

@@ -42,4 +42,5 @@ async def test_edits_are_documented_as_json_and_as_a_form(tmp_path: Path) -> Non
             document = (await client.get("/openapi.json")).json()
     content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     assert content["multipart/form-data"]["schema"]["properties"]["image"]["format"] == "binary"
-    assert "prompt" in content["application/json"]["schema"]["properties"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ImageEditBody"}
+    assert "prompt" in document["components"]["schemas"]["ImageEditBody"]["properties"]

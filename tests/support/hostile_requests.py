@@ -210,6 +210,8 @@ def values(wanted: ValueType) -> st.SearchStrategy[Any]:
             return st.dictionaries(st.sampled_from(["scale", "image_embeds", "ip_hidden_states"]), ANYTHING, max_size=2)
         case "choice":
             return st.sampled_from(wanted.choices)
+        case "picture":
+            return pictures(32)
         case kind:
             return PLAIN.get(kind, ANYTHING)
 

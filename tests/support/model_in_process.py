@@ -36,7 +36,7 @@ from deployments.observability.observer import StageWork
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stage_pipeline.remote_calls import answer_call
-from deployments.stages.decode import decode
+from deployments.stages.decode import Decoded, decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import denoising_stream
 from deployments.stages.effects import arguments_of, effects_of
@@ -88,6 +88,7 @@ class ModelHandle:
         self.threads = RequestThreads()
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
         self.requests: list[GenerationRequest] = []
+        self.decoded: dict[str, Decoded] = {}  # what files were made of, by the ids of requests
         self.describe = Method(self._describe)
         self.encode = Method(self._encode)
         self.denoise = Method(self._denoise)
@@ -138,7 +139,8 @@ class ModelHandle:
 
     async def _decode(self, request: GenerationRequest, inputs: Reference | DecodeInputs, _: Envelope) -> Media:
         given = inputs.value if isinstance(inputs, Reference) else inputs
-        return await self._in_worker(made, self.held["vae"], request, given)
+        decoded = self.decoded[request.request_id] = await self._in_worker(decode, self.held["vae"], request, given)
+        return await self._in_worker(written, decoded)
 
     async def _effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         return await self._in_worker(effects_of, self.held["encoder"], request, asked)
@@ -162,8 +164,7 @@ def describe(stage: StagePipeline) -> StageDescription:
     return StageDescription(**described)
 
 
-def made(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Media:
-    decoded = decode(stage, request, inputs)
+def written(decoded: Decoded) -> Media:
     return Media(tuple(write_file(file) for file in decoded.files), decoded.seconds)
 
 

@@ -33,7 +33,8 @@ class TensorUse:
     """How a pipeline's code uses an argument that is annotated as a tensor and nothing else."""
 
     takes_pictures: bool  # it hands the argument to an image processor, or asks whether it is a picture
-    dims: tuple[str, ...]  # the dimensions of the tensor: b, c, f, h, w, and t (the samples of a sound)
+    told: tuple[str, ...]  # the dimensions of the tensor in the docstring: b, c, f, h, w, and t (samples of a sound)
+    picture: tuple[str, ...]  # those of a lone picture, as the code reads them; empty: as it is told
 
 
 def sound_format(pipeline: Any) -> tuple[int | None, int | None]:
@@ -95,12 +96,13 @@ def _as_tensor(pipeline_class: type, name: str, value: Any, annotation: Any) -> 
     if isinstance(value, list) and any(isinstance(each, Waveform) for each in value):
         return [_as_tensor(pipeline_class, name, each, annotation) for each in value]
     if isinstance(value, Waveform):
-        dims = _use(pipeline_class, name).dims or ("c", "t")
+        dims = _use(pipeline_class, name).told or ("c", "t")
         return _tensor_of(name, value, dims, is_array=not _names_torch(annotation) and wanted.holds("tensor"))
     if not _holds_pictures(value) or not wanted.holds("tensor") or wanted.holds("picture", "any"):
         return value
     use = _use(pipeline_class, name)
-    return value if use.takes_pictures else _tensor_of(name, value, use.dims or _default_dims(value), False)
+    dims = (() if isinstance(value, list) else use.picture) or use.told or _default_dims(value)
+    return value if use.takes_pictures else _tensor_of(name, value, dims, False)
 
 
 @functools.cache
@@ -109,8 +111,8 @@ def _use(pipeline_class: type, name: str) -> TensorUse:
     is_handed_on = rf"(preprocess\w*|encode_image|processor)\(\s*\[?{name}\s*[,\])]"
     is_asked = rf"isinstance\(\s*{name}(\[0\])?,[^)]*Image"
     takes_pictures = bool(re.search(f"{is_handed_on}|{is_asked}", code))
-    docs = parameter_docs(inspect.getdoc(pipeline_class.__call__), [name])
-    return TensorUse(takes_pictures, _dims_of_code(name, code) or _dims_of_doc(docs.get(name, NO_DOC).shape))
+    docs = parameter_docs(inspect.getdoc(pipeline_class.__call__), call_inputs_of(pipeline_class))
+    return TensorUse(takes_pictures, _dims_of_doc(docs.get(name, NO_DOC).shape), _dims_of_code(name, code))
 
 
 def _dims_of_code(name: str, code: str) -> tuple[str, ...]:
@@ -140,6 +142,7 @@ def _default_dims(value: Any) -> tuple[str, ...]:
 
 def _tensor_of(name: str, value: Any, dims: tuple[str, ...], is_array: bool) -> Any:
     """Pictures in 0..1, of one channel where the name says mask or depth; a batch of one."""
+    known: tuple[str, ...]
     if isinstance(value, Waveform):
         samples = value.samples if "c" in dims else value.samples.mean(axis=0)
         known, array = ("c", "t") if "c" in dims else ("t",), samples

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.messages import GenerationRequest, InputImage, OutputFormat, StageDescription
+from deployments.messages import GenerationRequest, InputImage, OutputFormat, StageDescription, ValueType
 
 SMALL_SIDE = 8  # multiples of the model's own: some pixels of latents, which little work is needed for
 FEW_STEPS = 2
@@ -43,7 +43,22 @@ def _needed(description: StageDescription, side: int) -> dict[str, Any]:
             needed["mask_image"] = _picture("white", side)
     if tasks == {"video_to_video"} or "video" in description.required:
         needed["video"] = [_picture("gray", side)] * FEW_FRAMES
+    for name in set(description.required) - needed.keys():
+        if (file := _file(description.type_of(name), side)) is not None:
+            needed[name] = file
     return needed
+
+
+def _file(wanted: ValueType, side: int) -> Any:
+    """A picture, a video or a list of one picture, by what an argument takes; None where it is none of these."""
+    kinds = {choice.kind for choice in wanted.choices_of()}
+    if "picture" in kinds:
+        return _picture("gray", side)
+    if "video" in kinds:
+        return [_picture("gray", side)] * FEW_FRAMES
+    lists = [choice for choice in wanted.choices_of() if choice.kind in ("list", "row")]
+    inside = _file(lists[0].of[0], side) if lists else None
+    return None if inside is None else [inside]
 
 
 def _output(description: StageDescription) -> OutputFormat:

@@ -58,7 +58,7 @@ class _Argument:
         if isinstance(value, list):
             return await self._list(value, wanted)
         if wanted.kind in ("list", "row") and is_reference(value):
-            return [await self.read(value, wanted.of[0])]  # one file of a form
+            return await self._list([value], wanted)  # one file of a form
         return await self._file(value, wanted.kind) if is_reference(value) else value
 
     async def _list(self, value: list[Any], wanted: ValueType) -> list[Any]:
@@ -66,7 +66,7 @@ class _Argument:
             self._count(len(value), self.source.rules.limits.max_frames, "frames")
             return [await self._file(each, "picture", is_counted=isinstance(each, str | dict)) for each in value]
         item = wanted.of[0] if wanted.of else ValueType("picture")
-        read = []
+        read: list[Any] = []
         for each in value:
             made = await self.read(_typed(each, item), item)
             read += made if isinstance(made, _Frames) else [made]

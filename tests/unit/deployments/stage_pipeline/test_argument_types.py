@@ -46,7 +46,7 @@ def union(*choices: ValueType) -> ValueType:
         (Literal["first", "last"], ValueType("choice", choices=("first", "last"))),
         (Image.Image | np.ndarray | torch.FloatTensor | None, union(PICTURE, TENSOR, NONE)),
         (Callable[[int], None] | None, union(OBJECT, NONE)),
-        (Mode, OBJECT),
+        (Mode, ValueType("choice", choices=(1,))),
         (Image.Image | str | Path, union(PICTURE, OBJECT)),
         (Any, ANY_VALUE),
     ],
