@@ -114,7 +114,9 @@ class _Checks:
             if returned:  # a call that was not watched shows in what comes after
                 seen.append(".".join(name))
                 found += _of_calls(recorded, returned, seen[-1])
-        return self._held("encoder", found, f"{len(calls)} calls" + (f": {', '.join(seen)}" if seen else ""))
+        return self._held(
+            "encoder", found, f"{len(calls)} call{'s' * (len(calls) != 1)}" + (f": {', '.join(seen)}" if seen else "")
+        )
 
     def denoiser(self) -> Verdict:
         """The plain loop hands the decoders what the unsplit pipeline gave them."""
@@ -171,7 +173,7 @@ class _Checks:
             return Verdict("resumed", "does not apply", "no checkpoint is made of so few steps")
         half = self.checkpoints[len(self.checkpoints) // 2]
         plain = self.split.outcome(self.split.denoise(self.request, self.conditioning))
-        fresh = self.split.open_denoiser(self.args)
+        fresh = self.split.open_denoiser(self.args.model_copy(update={"max_batch_size": 1}))
         try:
             inputs, run = self.split.run(fresh, self.request, self.conditioning, half)
         except CannotResumeError as error:
