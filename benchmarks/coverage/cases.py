@@ -61,6 +61,12 @@ def _cases(module: Any, place: str, seen: set[Any]) -> Iterator[Case]:
             continue
         pipeline_class = getattr(cls, "pipeline_class", None)
         key = (pipeline_class, *(getattr(cls, method) for method in MADE_BY))
-        if inspect.isclass(pipeline_class) and key not in seen:
+        if inspect.isclass(pipeline_class) and key not in seen and not _is_for_others(cls):
             seen.add(key)
             yield Case(f"{place}::{name}", exported_class(pipeline_class).__name__, cls)
+
+
+def _is_for_others(cls: Any) -> bool:
+    """A class that others build on, each with arguments of its own for the components."""
+    parameters = list(inspect.signature(cls.get_dummy_components).parameters.values())[1:]
+    return any(each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters)

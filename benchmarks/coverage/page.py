@@ -74,14 +74,18 @@ def _classes(rows: Iterable[Row], passed: bool) -> str:
 
 
 def _table(rows: Iterable[Row]) -> list[str]:
-    heads = ["class", "verdict", "makes", "batched", "resumable", "previews", "fields beyond `prompt`"]
+    heads = ["class", "verdict", "tasks", "batched", "resumable", "previews", "fields beyond `prompt`"]
     return table(heads, [_cells(row) for row in _sorted(rows)])
 
 
 def _cells(row: Row) -> list[str]:
     verdict = f"{WORDS[row.verdict]}: {row.reason}" if row.reason else WORDS[row.verdict]
     marks = [MARKS[each] for each in (row.batched, row.resumable, row.previewed)]
-    return [f"`{row.pipeline}`", _in_a_cell(verdict), row.makes, *marks, _fields(row.fields)]
+    return [f"`{row.pipeline}`", _in_a_cell(verdict), _tasks(row), *marks, _fields(row.fields)]
+
+
+def _tasks(row: Row) -> str:
+    return ", ".join(task.replace("_", " ") for task in row.tasks) or row.makes
 
 
 def _fields(names: Sequence[str]) -> str:

@@ -65,7 +65,15 @@ def test_a_class_is_resumable_where_all_that_was_tried_is() -> None:
 
 def test_the_page_counts_the_verdicts_and_lists_each_family() -> None:
     rows = [
-        Row("FluxPipeline", "hand_off", makes="image", fields=("size",), batched=True, merged_deviation=1e-6),
+        Row(
+            "FluxPipeline",
+            "hand_off",
+            makes="image",
+            tasks=("text_to_image",),
+            fields=("size",),
+            batched=True,
+            merged_deviation=1e-6,
+        ),
         Row("FluxFillPipeline", "refused", "it | cannot", run="today"),
         Row("WanModularPipeline", "not_judged", "no network", run="today"),
     ]
@@ -75,7 +83,7 @@ def test_the_page_counts_the_verdicts_and_lists_each_family() -> None:
     assert "| FLUX.1 | `FluxPipeline` | `FluxFillPipeline` |" in table_in(page, "families")
     assert table_in(page, "pipelines")[2:] == [
         r"| `FluxFillPipeline` | refused: it \| cannot |  |  |  |  |  |",
-        "| `FluxPipeline` | bit-identical by hand-off | image | yes |  |  | `size` |",
+        "| `FluxPipeline` | bit-identical by hand-off | text to image | yes |  |  | `size` |",
     ]
     assert len(table_in(page, "modular pipelines")) == 3
 
