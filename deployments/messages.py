@@ -12,14 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-MediaKind = Literal["image", "video"]
+MediaKind = Literal["image", "video", "audio", "tensors"]  # tensors: embeddings or coordinates, as a file of numbers
+FileFormat = Literal["png", "jpeg", "webp", "gif", "mp4", "wav", "flac", "mp3", "safetensors"]
 Background = Literal["transparent", "opaque"]
 StageName = Literal["encoder", "denoiser", "vae"]
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
-# What a pipeline makes of what, by the Hugging Face hub's names (it has text_to_audio and others for sound).
-Task = Literal["text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video"]
-BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset({"image_to_image", "inpainting", "image_to_video"})
+# What a pipeline makes of what, by the Hugging Face hub's names; features are embeddings.
+Task = Literal[
+    "text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video",
+    "text_to_audio", "audio_to_audio", "feature_extraction", "image_feature_extraction",
+]  # fmt: skip
+BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset(
+    {"image_to_image", "inpainting", "image_to_video", "image_feature_extraction"}
+)
 
 # Files that callers may send as pictures, by Pillow's names of their formats; HEIC is HEIF.
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
@@ -52,11 +58,12 @@ class OutputFormat:
     """The file that the VAE stage writes."""
 
     kind: MediaKind
-    format: Literal["png", "jpeg", "webp", "gif", "mp4"]
+    format: FileFormat
     quality: int | None = None  # 0..100, for jpeg and webp; None: the encoder's default
     fps: float | None = None  # frames per second of a video; None: the model's own
     background: Background = "opaque"  # transparent: the alpha that the model makes is kept; opaque: laid on white
     max_frames: int | None = None  # of a video that the model makes longer than was asked for, the first; None: all
+    bit_depth: Literal[8, 16] = 8  # of each channel of a png
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class RequestWarning:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The work: one picture or one video to make, by the arguments of the pipeline's own `__call__`."""
+    """The work: one picture, video, sound or set of tensors to make, by the arguments of the pipeline's own `__call__`."""
 
     request_id: str
     model: str
@@ -122,14 +129,31 @@ class DecodeInputs:
 
 @dataclass(frozen=True)
 class MediaFile:
-    """One encoded picture or video."""
+    """One encoded picture, video or sound, or a file of tensors, which has no measures."""
 
     data: bytes = field(repr=False)
     mime_type: str = "image/png"
-    width: int = 0  # pixels
+    width: int = 0  # pixels; 0: nothing is to be seen
     height: int = 0  # pixels
     num_frames: int = 1
     fps: float | None = None
+    sample_rate: int | None = None  # samples per second of its sound; None: it has none
+    channels: int | None = None  # of its sound
+    num_samples: int | None = None  # of each channel
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it plays; None for what does not play."""
+        return play_time(self.num_frames, self.fps, self.num_samples, self.sample_rate)
+
+
+def play_time(
+    num_frames: int, fps: float | None, num_samples: int | None, sample_rate: int | None
+) -> float | None:
+    """Seconds that a file plays: those of its frames, else of its sound."""
+    if fps:
+        return num_frames / fps
+    return num_samples / sample_rate if num_samples is not None and sample_rate else None
 
 
 @dataclass(frozen=True)

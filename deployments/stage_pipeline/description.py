@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from typing import Any
 
-from diffusers.utils import BaseOutput
-
-from deployments.errors import CheckpointError
-from deployments.messages import MediaKind, StageDescription
+from deployments.messages import StageDescription
 from deployments.stage_pipeline.argument_types import argument_types
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.tasks import tasks_of
 
-# Set by Triptych itself in every call, so not for callers.
-OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
+# Set by Triptych itself in every call, or of no effect on what is answered, so not for callers.
+OWN_PARAMETERS = frozenset(
+    {"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents", "output_latent"}
+)
 RGBA = 4
-KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "image": "image"}
 
 
 def describe_stage(stage: StagePipeline) -> StageDescription:
-    """Raises CheckpointError for a pipeline that makes neither images nor video."""
+    """Raises CheckpointError for a pipeline that makes nothing that is served."""
     parameters, required = call_parameters(type(stage.pipeline))
     width, height = default_size(stage, parameters)
     kind = media_kind(type(stage.pipeline))
@@ -58,22 +56,6 @@ def call_parameters(pipeline_class: type) -> tuple[dict[str, Any], tuple[str, ..
         plain = isinstance(parameter.default, bool | int | float | str)
         defaults[name] = parameter.default if plain else None
     return defaults, tuple(required)
-
-
-def media_kind(pipeline_class: type) -> MediaKind:
-    """Told by the output class that the pipeline's module uses: `frames` are a video, `images` pictures."""
-    fields = {
-        field
-        for value in vars(sys.modules[pipeline_class.__module__]).values()
-        if isinstance(value, type) and issubclass(value, BaseOutput)
-        for field in getattr(value, "__dataclass_fields__", ())
-    }
-    for field, kind in KIND_OF_FIELD.items():
-        if field in fields:
-            return kind
-    raise CheckpointError(
-        f"{pipeline_class.__name__} makes neither images nor video but {sorted(fields) or 'nothing known'}"
-    )
 
 
 def size_multiple(stage: StagePipeline) -> int:

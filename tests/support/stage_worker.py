@@ -24,7 +24,7 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DType, ModelArgs
-from deployments.stage_pipeline.description import media_kind
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.build import build_stage
 from deployments.stages.decode import audio_sample_rate, decode_output, default_fps

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from deployments.errors import CheckpointError
 from deployments.features.cache_dit.contexts import cached_denoisers, prepare
 from deployments.modules import AccelerationError
-from deployments.stage_pipeline.description import media_kind
+from deployments.stage_pipeline.outputs import media_kind
 from tests.support.engine_parity import NEVER_MERGED
 from tests.support.preview_parity import NO_PREVIEWS
 from tests.support.tiny_models import TINY_MODELS

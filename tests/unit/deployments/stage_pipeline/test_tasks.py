@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 
 from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription, Task
-from deployments.stage_pipeline.description import call_parameters, media_kind
+from deployments.stage_pipeline.description import call_parameters
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.tasks import ENLARGES_LATENTS, NEEDS_INPUT, tasks_of
 from tests.support.source import syntax_tree
 
