@@ -6,6 +6,7 @@ turns tensors and outputs of models into `Packed` and back, so a process without
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ Task = Literal[
 BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset(
     {"image_to_image", "inpainting", "image_to_video", "image_feature_extraction"}
 )
+
+# Names that pipelines give to how long a sound is, or where it ends, in seconds.
+LENGTH_OF_SOUND = re.compile(r"(audio_)?(duration|length|end)(_in)?(_s|_seconds)?")
 
 # Files that callers may send as pictures, by Pillow's names of their formats; HEIC is HEIF.
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
@@ -77,7 +81,7 @@ class RequestWarning:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The work: one picture, video, sound or set of tensors to make, by the arguments of the pipeline's own `__call__`."""
+    """The work: one picture, video, sound or file of tensors, by the arguments of the pipeline's own `__call__`."""
 
     request_id: str
     model: str
@@ -147,9 +151,7 @@ class MediaFile:
         return play_time(self.num_frames, self.fps, self.num_samples, self.sample_rate)
 
 
-def play_time(
-    num_frames: int, fps: float | None, num_samples: int | None, sample_rate: int | None
-) -> float | None:
+def play_time(num_frames: int, fps: float | None, num_samples: int | None, sample_rate: int | None) -> float | None:
     """Seconds that a file plays: those of its frames, else of its sound."""
     if fps:
         return num_frames / fps
@@ -297,6 +299,13 @@ class StageDescription:
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""
         return name in self.parameters
+
+    @property
+    def length_argument(self) -> str | None:
+        """The parameter that says how many seconds of sound are made; None: there is none, or it makes no sound."""
+        if self.media_kind != "audio":
+            return None
+        return next((name for name in self.parameters if LENGTH_OF_SOUND.fullmatch(name)), None)
 
     def type_of(self, name: str) -> ValueType:
         """What the argument may be; anything where it has no annotation."""

@@ -25,7 +25,7 @@ from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
@@ -120,7 +120,7 @@ class Service:
 
     async def parse(
         self,
-        body: ImageGenerationBody | VideoGenerationBody,
+        body: MediaBody,
         request_id: str | None = None,
         limits: TimeLimits = NO_LIMITS,
     ) -> list[GenerationRequest]:

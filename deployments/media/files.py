@@ -2,8 +2,8 @@
 
 Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
 its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
-the comment of GIF, MP4 and sound, the entry `parameters` of the metadata of safetensors. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
-same request gives the same bytes.
+the comment of GIF, MP4 and sound, the entry `parameters` of the metadata of safetensors. `read_metadata` reads
+it back. It holds nothing that changes from run to run, so the same request gives the same bytes.
 """
 
 from __future__ import annotations

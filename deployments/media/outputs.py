@@ -76,9 +76,7 @@ def _pictures(output: Any, request: GenerationRequest, making: Making) -> tuple[
     plain = Reading(bit_depth, is_linear=making.is_linear)
     names = [name for name in (*FIELDS_OF["image"], *MAPS) if getattr(output, name, None) is not None]
     made = {
-        name: to_pixels(
-            getattr(output, name), reading_of_map(output, name, bit_depth) if name in MAPS else plain
-        )
+        name: to_pixels(getattr(output, name), reading_of_map(output, name, bit_depth) if name in MAPS else plain)
         for name in dict.fromkeys(names)
     }
     if not made and (videos := _first_of(output, FIELDS_OF["video"])) is not None:
@@ -96,7 +94,9 @@ def _pictures(output: Any, request: GenerationRequest, making: Making) -> tuple[
 
 def _not_made(output: Any, wanted: str, field: str) -> Exception:
     if any(getattr(output, name, None) is not None for name in TEXTS):
-        return NotSupportedError(f"the model makes text of these arguments, which is not served; {wanted} was asked for")
+        return NotSupportedError(
+            f"the model makes text of these arguments, which is not served; {wanted} was asked for"
+        )
     return GenerationFailedError(f"{wanted} was asked for, but {type(output).__name__} has no {field}")
 
 
@@ -123,9 +123,7 @@ def _videos(output: Any, request: GenerationRequest, making: Making) -> tuple[Fi
     tracks: list[Samples | None] = [None] * len(videos)
     if audio is not None:
         tracks = list(_tracks_of_videos(audio, len(videos)))
-    return tuple(
-        _video_file(frames, samples, request, making) for frames, samples in zip(videos, tracks, strict=True)
-    )
+    return tuple(_video_file(frames, samples, request, making) for frames, samples in zip(videos, tracks, strict=True))
 
 
 def _tracks_of_videos(audio: Any, num_videos: int) -> list[Samples]:

@@ -40,9 +40,7 @@ def media_kind(pipeline_class: type) -> MediaKind:
             return kind
     if not fields or fields & set(TEXTS):
         made = "text" if fields else "nothing known"
-        raise CheckpointError(
-            f"{pipeline_class.__name__} makes {made}; pictures, videos, sound and tensors are served"
-        )
+        raise CheckpointError(f"{pipeline_class.__name__} makes {made}; pictures, videos, sound and tensors are served")
     return "tensors"
 
 

@@ -38,11 +38,7 @@ def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInput
     """Raises HandOffError where the picture would not be the pipeline's own."""
     started = time.perf_counter()
     output = decode_output(stage, request, inputs)
-    pipeline = stage.pipeline
-    making = Making(
-        default_fps(stage), sample_rate(pipeline), made_of(request, inputs), makes_linear_light(pipeline)
-    )
-    files = files_to_write(output, request, making)
+    files = files_to_write(output, request, making_of(stage, made_of(request, inputs)))
     usage = usage_of(stage, request, files)
     return Decoded(files, {"decode": time.perf_counter() - started}, usage)
 
@@ -62,6 +58,12 @@ def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: Deco
     if isinstance(outcome, Result):
         return outcome.output
     return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
+
+
+def making_of(stage: StagePipeline, metadata: dict[str, Any]) -> Making:
+    """How what the pipeline made is to be read; `metadata`: more of the files."""
+    pipeline = stage.pipeline
+    return Making(default_fps(stage), sample_rate(pipeline), metadata, makes_linear_light(pipeline))
 
 
 def default_fps(stage: StagePipeline) -> float:

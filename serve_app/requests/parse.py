@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from deployments.messages import GenerationRequest, StageDescription
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects, with_effects
 from serve_app.requests.input_pictures import PictureRules, with_pictures
 from serve_app.requests.masks import with_markup, with_mask
@@ -14,7 +14,7 @@ from serve_app.requests.translate import Levels, to_generation_requests
 
 
 async def parse(
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
     description: StageDescription,
     rules: PictureRules,
     model_name: str,

@@ -20,9 +20,9 @@ from diffusers.guiders import BaseGuidance
 from deployments.errors import InvalidRequestError
 from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.outputs import own_arguments
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import RoutedComponent
-from deployments.stage_pipeline.outputs import own_arguments
 from deployments.stage_pipeline.sessions.reading import reading_copy
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.

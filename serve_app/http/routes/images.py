@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
-from serve_app.http.answers import ImagesAnswer, items_of_media
+from serve_app.http.answers import Answer, ImagesAnswer, answer_of, items_of_media
 from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_asked
 from serve_app.http.by_job import answer_by_job, job_of_body
 from serve_app.http.context import Context, RequestContext
@@ -25,6 +25,7 @@ from serve_app.http.streaming import (
 )
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
+from serve_app.requests.outputs import check_kind
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs, store_media
 
@@ -43,7 +44,7 @@ def image_routes(service: Service) -> APIRouter:
         responses=AT_ONCE_OR_STREAMED,
         openapi_extra=ASKING_HEADERS,
     )
-    async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> ImagesAnswer | Response:
+    async def create_images(request: Request, body: ImageGenerationBody, context: Context) -> Answer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         check_generation(body, await service.model.describe())
         return await answer_images(service, context, request, body, "image_generation")
@@ -54,7 +55,7 @@ def image_routes(service: Service) -> APIRouter:
         responses=AT_ONCE_OR_STREAMED,
         openapi_extra=ASKING_HEADERS | openapi_content(ImageEditBody, files=("image", "mask", "markup")),
     )
-    async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
+    async def edit_images(request: Request, context: Context) -> Answer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""
         body = await read_body(request, ImageEditBody)
         check_edit(body, await service.model.describe())
@@ -65,7 +66,7 @@ def image_routes(service: Service) -> APIRouter:
 
 async def answer_images(
     service: Service, context: RequestContext, request: Request, body: ImageGenerationBody, prefix: StreamPrefix
-) -> ImagesAnswer | Response:
+) -> Answer | Response:
     """The answer to generations and edits: by a job, with `stream` as events, or at once."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
@@ -81,7 +82,7 @@ async def answer_images(
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
     items = await items_of_media(body.response_format, requests, media, urls)
-    return ImagesAnswer.of(items, requests, media, body.end_user)
+    return answer_of(body.media_kind, items, requests, media, body.end_user)
 
 
 async def stream_images(
@@ -102,6 +103,7 @@ async def stream_images(
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
     """Raises InvalidRequestError or NotSupportedError that names the field as callers know it."""
+    check_kind("image", description)
     if body.image is None:
         raise InvalidRequestError("image is required: the picture to edit", "image", "missing_required_parameter")
     if not description.takes("image"):
