@@ -153,7 +153,9 @@ def _deep_png(pixels: Pixels, metadata: dict[str, Any]) -> bytes:
     codec.time_base = Fraction(1)
     frame = av.VideoFrame(codec.width, codec.height, layout)
     rows = np.frombuffer(frame.planes[0], np.uint8).reshape(codec.height, -1)
-    rows[:, : pixels.nbytes // codec.height] = pixels.astype(">u2").view(np.uint8).reshape(codec.height, -1)
+    rows[:, : pixels.nbytes // codec.height] = (
+        np.ascontiguousarray(pixels, dtype=">u2").view(np.uint8).reshape(codec.height, -1)
+    )
     data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
     text = io.BytesIO()
     putchunk(text, b"iTXt", b"parameters\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False).encode())
@@ -297,7 +299,9 @@ def at_rate_of_codec(samples: Samples, rate: int, codec: str) -> tuple[Samples, 
 
 def _safetensors(file: FileToWrite) -> bytes:
     tensors = {
-        each.name: TensorSpec(each.dtype, list(each.shape), each.data.ctypes.data, each.data.nbytes)
+        each.name: TensorSpec(
+            dtype=each.dtype, shape=list(each.shape), data_ptr=each.data.ctypes.data, data_len=each.data.nbytes
+        )
         for each in file.tensors
     }
     data: bytes = serialize(tensors, {"parameters": json.dumps(file.metadata, ensure_ascii=False)})

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.errors import CheckpointError
 from deployments.features.cache_dit.contexts import cached_denoisers, prepare
 from deployments.modules import AccelerationError
 from deployments.stage_pipeline.outputs import media_kind
@@ -117,11 +116,8 @@ def task_of(pipeline: DiffusionPipeline, request: dict[str, object]) -> str:
     """`text to image`, `text, picture to video`."""
     given = ["text"] if "prompt" in request else []
     given += [word for name, word in INPUTS if name in request][:1]
-    try:
-        made = media_kind(type(pipeline))
-    except CheckpointError:  # sound
-        return f"{', '.join(given)} to sound"
-    return f"{', '.join(given)} to {made}"
+    made = media_kind(type(pipeline))
+    return f"{', '.join(given)} to {'sound' if made == 'audio' else made}"
 
 
 def is_cached(pipeline: DiffusionPipeline) -> bool:
