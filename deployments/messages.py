@@ -6,20 +6,30 @@ turns tensors and outputs of models into `Packed` and back, so a process without
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-MediaKind = Literal["image", "video"]
+MediaKind = Literal["image", "video", "audio", "tensors"]  # tensors: embeddings or coordinates, as a file of numbers
+FileFormat = Literal["png", "jpeg", "webp", "gif", "mp4", "wav", "flac", "mp3", "safetensors"]
 Background = Literal["transparent", "opaque"]
 StageName = Literal["encoder", "denoiser", "vae"]
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
-# What a pipeline makes of what, by the Hugging Face hub's names (it has text_to_audio and others for sound).
-Task = Literal["text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video"]
-BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset({"image_to_image", "inpainting", "image_to_video"})
+# What a pipeline makes of what, by the Hugging Face hub's names; features are embeddings.
+Task = Literal[
+    "text_to_image", "image_to_image", "inpainting", "text_to_video", "image_to_video", "video_to_video",
+    "text_to_audio", "audio_to_audio", "feature_extraction", "image_feature_extraction",
+]  # fmt: skip
+BEGIN_WITH_A_PICTURE: frozenset[Task] = frozenset(
+    {"image_to_image", "inpainting", "image_to_video", "image_feature_extraction"}
+)
+
+# Names that pipelines give to how long a sound is, or where it ends, in seconds.
+LENGTH_OF_SOUND = re.compile(r"(audio_)?(duration|length|end)(_in)?(_s|_seconds)?")
 
 # Files that callers may send as pictures, by Pillow's names of their formats; HEIC is HEIF.
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
@@ -62,11 +72,12 @@ class OutputFormat:
     """The file that the VAE stage writes."""
 
     kind: MediaKind
-    format: Literal["png", "jpeg", "webp", "gif", "mp4"]
+    format: FileFormat
     quality: int | None = None  # 0..100, for jpeg and webp; None: the encoder's default
     fps: float | None = None  # frames per second of a video; None: the model's own
     background: Background = "opaque"  # transparent: the alpha that the model makes is kept; opaque: laid on white
     max_frames: int | None = None  # of a video that the model makes longer than was asked for, the first; None: all
+    bit_depth: Literal[8, 16] = 8  # of each channel of a png
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class RequestWarning:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The work: one picture or one video to make, by the arguments of the pipeline's own `__call__`."""
+    """The work: one picture, video, sound or file of tensors, by the arguments of the pipeline's own `__call__`."""
 
     request_id: str
     model: str
@@ -133,14 +144,29 @@ class DecodeInputs:
 
 @dataclass(frozen=True)
 class MediaFile:
-    """One encoded picture or video."""
+    """One encoded picture, video or sound, or a file of tensors, which has no measures."""
 
     data: bytes = field(repr=False)
     mime_type: str = "image/png"
-    width: int = 0  # pixels
+    width: int = 0  # pixels; 0: nothing is to be seen
     height: int = 0  # pixels
     num_frames: int = 1
     fps: float | None = None
+    sample_rate: int | None = None  # samples per second of its sound; None: it has none
+    channels: int | None = None  # of its sound
+    num_samples: int | None = None  # of each channel
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it plays; None for what does not play."""
+        return play_time(self.num_frames, self.fps, self.num_samples, self.sample_rate)
+
+
+def play_time(num_frames: int, fps: float | None, num_samples: int | None, sample_rate: int | None) -> float | None:
+    """Seconds that a file plays: those of its frames, else of its sound."""
+    if fps:
+        return num_frames / fps
+    return num_samples / sample_rate if num_samples is not None and sample_rate else None
 
 
 @dataclass(frozen=True)
@@ -309,6 +335,13 @@ class StageDescription:
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""
         return name in self.parameters
+
+    @property
+    def length_argument(self) -> str | None:
+        """The parameter that says how many seconds of sound are made; None: there is none, or it makes no sound."""
+        if self.media_kind != "audio":
+            return None
+        return next((name for name in self.parameters if LENGTH_OF_SOUND.fullmatch(name)), None)
 
     def type_of(self, name: str) -> ValueType:
         """What the argument may be; anything where it has no annotation."""

@@ -26,7 +26,7 @@ from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
 from serve_app.requests.given.references import EarlierOutput
 from serve_app.requests.given.sources import FileSource
@@ -123,7 +123,7 @@ class Service:
 
     async def parse(
         self,
-        body: ImageGenerationBody | VideoGenerationBody,
+        body: MediaBody,
         caller: str,
         request_id: str | None = None,
         limits: TimeLimits = NO_LIMITS,

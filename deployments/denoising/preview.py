@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from deployments.stage_pipeline.outputs import own_arguments
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff, Result
 from deployments.tensors.values import fill, map_values
 
@@ -98,7 +99,7 @@ class _ToTheDecoder(DenoiseSession):
 
     @torch.no_grad()
     def call_pipeline(self) -> Any:
-        return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
+        return self.pipeline(**own_arguments(type(self.stage.pipeline), self.generator) | self.arguments)
 
     def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         return fill(self.outputs.get(component, self.last_output), self.stage.device)

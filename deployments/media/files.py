@@ -1,9 +1,9 @@
-"""Pixels and sound as files: PNG, JPEG, WebP, GIF and MP4, without torch, so that any process can write them.
+"""Pixels, sound and numbers as files, without torch, so that any process can write them.
 
 Every file carries how it was made (model, seed, prompt, steps, size, parameters) as one JSON text, where
 its format has a place for it: the iTXt chunk `parameters` of PNG, the EXIF tag UserComment of JPEG and WebP,
-the comment of GIF and MP4. `read_metadata` reads it back. It holds nothing that changes from run to run, so the
-same request gives the same bytes.
+the comment of GIF, MP4 and sound, the entry `parameters` of the metadata of safetensors. `read_metadata` reads
+it back. It holds nothing that changes from run to run, so the same request gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,25 @@ import av
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, putchunk
+from safetensors import TensorSpec, serialize
 
 from deployments.messages import MediaFile
 
-Pixels = npt.NDArray[np.uint8]  # [H, W, C]; C is 1 (grey), 3 (RGB) or 4 (RGBA)
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # [H, W, C]; C is 1 (grey), 3 (RGB) or 4 (RGBA)
 Samples = npt.NDArray[np.float32]  # [channels, time] in -1..1
 
-MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif", "mp4": "video/mp4"}
+MIME_TYPES = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "safetensors": "application/octet-stream",
+}
 
 PNG_COMPRESS_LEVEL = 1  # a fifth of the time of Pillow's default, for files some percent larger
 JPEG_QUALITY = 95
@@ -42,23 +53,49 @@ BT709 = 1  # the number of ITU-R BT.709 in ITU-T H.273, for primaries, transfer 
 LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 JPEG_METADATA_BYTES = 60_000  # a JPEG segment ends at 65 533 bytes
 SHORTENED_PROMPT_CHARS = 5_000
+SIXTEEN_BITS_HIGHEST = 65_535
+PNG_HEADER_BYTES = 33  # the signature and IHDR, behind which text may stand
+SOUNDS = {"wav": ("pcm_s16le", "s16"), "flac": ("flac", "s16"), "mp3": ("libmp3lame", "fltp")}  # codec, sample format
+LAYOUTS = {1: "mono", 2: "stereo"}
+S16_HIGHEST = 32_767
+
+
+@dataclass(frozen=True)
+class TensorToWrite:
+    """Numbers under a name; `dtype` is torch's name of their type."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]  # little-endian
 
 
 @dataclass(frozen=True)
 class FileToWrite:
-    """One picture or video, made but not yet encoded."""
+    """One picture, video, sound or set of tensors, made but not yet encoded."""
 
     format: str  # a key of MIME_TYPES
-    frames: list[Pixels]  # one for a picture
-    metadata: dict[str, Any]  # plain values
+    frames: list[Pixels] = field(default_factory=list)  # one for a picture
+    metadata: dict[str, Any] = field(default_factory=dict)  # plain values
     quality: int | None = None  # 0..100, for jpeg and webp; None: the defaults above
     fps: float | None = None  # frames per second, for mp4 and moving pictures
-    samples: Samples | None = None  # the sound of an mp4
+    samples: Samples | None = None  # a sound, or that of an mp4
     sample_rate: int = 0  # samples per second
+    tensors: tuple[TensorToWrite, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is not yet encoded."""
+        sound = 0 if self.samples is None else self.samples.nbytes
+        return sound + sum(frame.nbytes for frame in self.frames) + sum(each.data.nbytes for each in self.tensors)
 
 
 def write_file(file: FileToWrite) -> MediaFile:
     """The encoded file."""
+    if file.format in SOUNDS:
+        return _write_sound(file)
+    if file.format == "safetensors":
+        return MediaFile(_safetensors(file), MIME_TYPES["safetensors"])
     if file.format == "mp4":
         return _write_video(file)
     return _write_picture(file) if file.fps is None else _write_animation(file)
@@ -76,12 +113,24 @@ def read_metadata(data: bytes, mime_type: str) -> dict[str, Any]:
 def _write_picture(file: FileToWrite) -> MediaFile:
     pixels = file.frames[0]
     height, width = pixels.shape[:2]
-    data = _PICTURE_ENCODERS[file.format](_image(pixels), file.metadata, file.quality)
+    if pixels.dtype == np.uint16 and pixels.shape[2] > 1:
+        data = _deep_png(pixels, file.metadata)
+    else:
+        data = _PICTURE_ENCODERS[file.format](_image(pixels), file.metadata, file.quality)
     return MediaFile(data, MIME_TYPES[file.format], width, height)
 
 
 def _image(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def laid_on_white(pixels: Pixels) -> Pixels:
+    """RGBA as RGB, of as many bits."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(on_white(Image.fromarray(pixels)))
+    colours, alpha = pixels[..., :3].astype(np.float64), pixels[..., 3:] / SIXTEEN_BITS_HIGHEST
+    laid: npt.NDArray[np.uint16] = np.rint(colours * alpha + SIXTEEN_BITS_HIGHEST * (1 - alpha)).astype(np.uint16)
+    return laid
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -93,6 +142,24 @@ def _png(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> b
     info = PngInfo()
     info.add_itxt("parameters", json.dumps(metadata, ensure_ascii=False))
     return _saved(image, format="PNG", compress_level=PNG_COMPRESS_LEVEL, pnginfo=info)
+
+
+def _deep_png(pixels: Pixels, metadata: dict[str, Any]) -> bytes:
+    """Colours of 16 bits, which Pillow cannot write."""
+    layout = {3: "rgb48be", 4: "rgba64be"}[pixels.shape[2]]
+    codec = av.CodecContext.create("png", "w")
+    assert isinstance(codec, av.VideoCodecContext)
+    codec.height, codec.width, codec.pix_fmt = *pixels.shape[:2], layout
+    codec.time_base = Fraction(1)
+    frame = av.VideoFrame(codec.width, codec.height, layout)
+    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(codec.height, -1)
+    rows[:, : pixels.nbytes // codec.height] = (
+        np.ascontiguousarray(pixels, dtype=">u2").view(np.uint8).reshape(codec.height, -1)
+    )
+    data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
+    text = io.BytesIO()
+    putchunk(text, b"iTXt", b"parameters\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False).encode())
+    return data[:PNG_HEADER_BYTES] + text.getvalue() + data[PNG_HEADER_BYTES:]
 
 
 def _jpeg(image: Image.Image, metadata: dict[str, Any], quality: int | None) -> bytes:
@@ -139,8 +206,13 @@ def _write_video(file: FileToWrite) -> MediaFile:
     frames = [_even_rgb(frame) for frame in file.frames]
     height, width = frames[0].shape[:2]
     comment = json.dumps(file.metadata, ensure_ascii=False)
-    data = _mp4(frames, file.fps, file.samples, file.sample_rate, comment)
-    return MediaFile(data, MIME_TYPES["mp4"], width, height, len(frames), file.fps)
+    samples, rate = file.samples, file.sample_rate
+    if samples is None:
+        data = _mp4(frames, file.fps, None, 0, comment)
+        return MediaFile(data, MIME_TYPES["mp4"], width, height, len(frames), file.fps)
+    samples, rate = at_rate_of_codec(samples, rate, "aac")
+    data = _mp4(frames, file.fps, samples, rate, comment)
+    return MediaFile(data, MIME_TYPES["mp4"], width, height, len(frames), file.fps, rate, *samples.shape)
 
 
 def _even_rgb(frame: Pixels) -> Pixels:
@@ -183,6 +255,59 @@ def _mp4(frames: list[Pixels], fps: float, samples: Samples | None, audio_sample
         return path.read_bytes()
 
 
+def _write_sound(file: FileToWrite) -> MediaFile:
+    assert file.samples is not None
+    codec, sample_format = SOUNDS[file.format]
+    samples, rate = at_rate_of_codec(file.samples, file.sample_rate, codec)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=file.format) as container:
+        container.metadata["comment"] = json.dumps(file.metadata, ensure_ascii=False)
+        stream = container.add_stream(codec, rate=rate, layout=LAYOUTS[len(samples)])
+        stream.codec_context.format = sample_format
+        container.mux(stream.encode(_sound_frame(samples, rate, sample_format)))
+        container.mux(stream.encode())
+    channels, num_samples = samples.shape
+    return MediaFile(
+        buffer.getvalue(), MIME_TYPES[file.format], sample_rate=rate, channels=channels, num_samples=num_samples
+    )
+
+
+def _sound_frame(samples: Samples, rate: int, sample_format: str) -> av.AudioFrame:
+    layout = LAYOUTS[len(samples)]
+    if sample_format == "s16":  # the samples of all channels at a time, and then those of the next
+        whole = np.rint(samples * S16_HIGHEST).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(whole.T).reshape(1, -1), "s16", layout)
+    else:
+        frame = av.AudioFrame.from_ndarray(samples, "fltp", layout)
+    frame.sample_rate = rate
+    return frame
+
+
+def at_rate_of_codec(samples: Samples, rate: int, codec: str) -> tuple[Samples, int]:
+    """The sound at the next higher rate that the codec has, where it has not its own; and the rate."""
+    rates = sorted(av.Codec(codec, "w").audio_rates or ())
+    if not rates or rate in rates:
+        return samples, rate
+    new_rate = next((each for each in rates if each > rate), rates[-1])
+    layout = LAYOUTS[len(samples)]
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=new_rate)
+    frame = av.AudioFrame.from_ndarray(samples, "fltp", layout)
+    frame.sample_rate = rate
+    parts = [part.to_ndarray() for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1)), new_rate
+
+
+def _safetensors(file: FileToWrite) -> bytes:
+    tensors = {
+        each.name: TensorSpec(
+            dtype=each.dtype, shape=list(each.shape), data_ptr=each.data.ctypes.data, data_len=each.data.nbytes
+        )
+        for each in file.tensors
+    }
+    data: bytes = serialize(tensors, {"parameters": json.dumps(file.metadata, ensure_ascii=False)})
+    return data
+
+
 def _exif(metadata: dict[str, Any], max_bytes: int | None = None) -> Image.Exif:
     text = json.dumps(metadata)  # ASCII: the one charset that all readers of UserComment agree on
     if max_bytes is not None and len(text) > max_bytes:
@@ -210,9 +335,16 @@ def _read_gif(data: bytes) -> str:
     return comment.decode("ascii")
 
 
-def _read_mp4(data: bytes) -> str:
+def _read_comment(data: bytes) -> str:
     with av.open(io.BytesIO(data)) as container:
-        return container.metadata.get("comment", "")
+        tags = container.metadata | {name.lower(): text for name, text in container.metadata.items()}
+        return tags.get("comment", "")
+
+
+def _read_safetensors(data: bytes) -> str:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return str(header.get("__metadata__", {}).get("parameters", ""))
 
 
 _METADATA_READERS: dict[str, Callable[[bytes], str]] = {
@@ -220,5 +352,9 @@ _METADATA_READERS: dict[str, Callable[[bytes], str]] = {
     "image/jpeg": _read_exif,
     "image/webp": _read_exif,
     "image/gif": _read_gif,
-    "video/mp4": _read_mp4,
+    "video/mp4": _read_comment,
+    "audio/wav": _read_comment,
+    "audio/flac": _read_comment,
+    "audio/mpeg": _read_comment,
+    "application/octet-stream": _read_safetensors,
 }

@@ -1,181 +1,150 @@
-"""Between a pipeline and files: what it returned becomes pixels to be written."""
+"""What a pipeline returned becomes pixels, by its type, its axes and the place of its channels."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from deployments.errors import GenerationFailedError, InvalidRequestError, NotNumbersError
-from deployments.media.files import FileToWrite, Pixels, Samples, on_white
-from deployments.messages import GenerationRequest, InputFile
+from deployments.errors import GenerationFailedError, NotNumbersError
+from deployments.media.files import Pixels
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+DTYPES = {8: torch.uint8, 16: torch.uint16}
+SIXTEEN_BITS = 257  # 65 535 / 255
 
 
-def files_to_write(
-    output: Any,
-    request: GenerationRequest,
-    default_fps: float,
-    audio_sample_rate: int | None,
-    made: dict[str, Any] | None = None,
-) -> tuple[FileToWrite, ...]:
-    """The pixels of the files of one request, and how they are to be written; `made`: more metadata of the files.
+@dataclass(frozen=True)
+class Reading:
+    """How numbers are to be read as colours."""
 
-    `output` is what a diffusers pipeline returned with output_type="pt": `.images` [B, C, H, W] or `.frames`
-    [B, F, C, H, W] with values in 0..1, or (nested) lists of them; a video may come with `.audio`
-    [B, channels, time] in -1..1, sampled `audio_sample_rate` times a second. Pixels are rounded as diffusers
-    rounds them for PIL; values outside 0..1 are clipped. Without `request.output.fps` a video plays
-    `default_fps` frames a second.
+    bit_depth: int = 8  # of the pixels that are made
+    is_map: bool = False  # a measure: the axis of its channels may be missing
+    is_signed: bool = False  # -1..1 in place of 0..1
+    is_linear: bool = False  # linear light, of which sRGB shows 0..1
 
-    Raises NotNumbersError for values that are not finite (a black picture otherwise), GenerationFailedError for an
-    output that is not what was asked for; InvalidRequestError if the model's own safety checker refused the picture.
+    @property
+    def highest(self) -> int:
+        return int(2**self.bit_depth - 1)
+
+
+def to_pixels(made: Any, reading: Reading = Reading()) -> list[Pixels]:
+    """Each picture of a PIL image, of a tensor or array [..., C, H, W] or [..., H, W, C], or of nested lists of them.
+
+    Floats are 0..1, bytes 0..255. They are rounded as diffusers rounds them for PIL; what lies outside is clipped.
+    Raises NotNumbersError for values that are not finite, GenerationFailedError for what is no picture.
     """
-    _refuse_flagged(output)
-    if request.output.kind == "video":
-        return _videos(output, request, made or {}, request.output.fps or default_fps, audio_sample_rate)
-    return _pictures(output, request, made or {})
-
-
-def _refuse_flagged(output: Any) -> None:
-    """A pipeline with a safety checker blackens what it flags; say so instead."""
-    flags = getattr(output, "nsfw_content_detected", None) or []
-    if any(flags):
-        raise InvalidRequestError(
-            "the model's safety checker refused what this prompt and seed made",
-            param="prompt",
-            code="content_policy_violation",
-        )
-
-
-# --- pictures ---
-
-
-def _pictures(output: Any, request: GenerationRequest, made: dict[str, Any]) -> tuple[FileToWrite, ...]:
-    pictures = _first_of(output, ("images", "image"))
-    if pictures is None and (videos := _first_of(output, ("frames", "video"))) is not None:
-        pictures = [video[-1] for video in _each_video(videos)]  # a preview, which may stand behind given frames
-    if pictures is None:
-        raise GenerationFailedError(f"a picture was asked for, but {type(output).__name__} has no images")
-    return tuple(_picture_file(pixels, request, made) for pixels in _to_pixels(pictures))
-
-
-def _picture_file(pixels: Pixels, request: GenerationRequest, made: dict[str, Any]) -> FileToWrite:
-    height, width = pixels.shape[:2]
-    metadata = _metadata(request, width, height) | made
-    if request.output.background == "opaque" and pixels.shape[2] == 4:
-        pixels = np.asarray(on_white(Image.fromarray(pixels)))
-    return FileToWrite(request.output.format, [pixels], metadata, request.output.quality)
-
-
-def _to_pixels(made: Any) -> list[Pixels]:
-    """Each picture of a tensor [..., C, H, W] in 0..1, of a PIL image, or of nested lists of them."""
     if isinstance(made, list | tuple):
-        return [pixels for item in made for pixels in _to_pixels(item)]
+        return [pixels for item in made for pixels in to_pixels(item, reading)]
     if isinstance(made, Image.Image):  # some pipelines return these whatever the output_type
-        if made.mode != "L":
-            made = made.convert("RGBA" if made.has_transparency_data else "RGB")
-        return [np.asarray(made).reshape(made.height, made.width, -1)]
-    if not isinstance(made, torch.Tensor) or made.ndim < 3 or made.shape[-3] not in (1, 3, 4):
-        raise GenerationFailedError(
-            f"cannot write {_described(made)} as pictures: a tensor [..., C, H, W] with C 1, 3 or 4 is needed"
-        )
-    if not torch.isfinite(made).all():
-        raise NotNumbersError
-    # numpy_to_pil of diffusers.image_processor, before the copy from the device: a quarter of the bytes
-    rounded = made.detach().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-    height, width = made.shape[-2:]
-    return list(rounded.movedim(-3, -1).reshape(-1, height, width, made.shape[-3]).cpu().numpy())
+        return [_of_picture(made, reading)]
+    if isinstance(made, np.ndarray | torch.Tensor):
+        last = _channels_last(made, reading)
+        if last is not None and (last.is_floating_point() or last.dtype in (torch.uint8, torch.bool)):
+            pixels = _rounded(last, reading).reshape(-1, *last.shape[-3:])
+            return list(pixels.cpu().numpy())
+    raise GenerationFailedError(
+        f"cannot write {described(made)} as pictures: a tensor [..., C, H, W] with C 1, 3 or 4 is needed"
+    )
 
 
-def _described(value: Any) -> str:
+def each_video(made: Any) -> list[Any]:
+    """The videos of a batch; a lone video of four axes, or a list of frames, is a batch of one."""
+    if isinstance(made, np.ndarray | torch.Tensor):
+        return [_frames_first(video) for video in (made if made.ndim == 5 else [made])]
+    is_frame = isinstance(made[0], Image.Image) or getattr(made[0], "ndim", 0) == 3
+    return [made] if is_frame else [_frames_first(video) for video in made]
+
+
+def reading_of_map(output: Any, field: str, bit_depth: int) -> Reading:
+    """The range is the one that the documentation of the output's class states; else negative values tell it."""
+    documentation = inspect.getdoc(type(output)) or ""
+    stated = re.search(rf"{field} \(.*?range \[(-?\d+), (-?\d+)\]", documentation, re.DOTALL)
+    is_signed = stated[1].startswith("-") if stated else any(bool((part < 0).any()) for part in _parts(output, field))
+    return Reading(bit_depth, is_map=True, is_signed=is_signed)
+
+
+def as_tensor(made: Any) -> torch.Tensor:
+    """The numbers of a tensor or an array."""
+    if isinstance(made, torch.Tensor):
+        return made.detach()
+    return torch.from_numpy(np.require(made, requirements=["C", "W"]))
+
+
+def described(value: Any) -> str:
+    """For people: its type and its shape."""
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else f"{type(value).__name__} {list(shape)}"
 
 
-# --- videos ---
+def _parts(output: Any, field: str) -> Iterator[Any]:
+    made = getattr(output, field)
+    for part in made if isinstance(made, list | tuple) else [made]:
+        if isinstance(part, np.ndarray | torch.Tensor):
+            yield part
 
 
-def _videos(
-    output: Any, request: GenerationRequest, made: dict[str, Any], fps: float, audio_sample_rate: int | None
-) -> tuple[FileToWrite, ...]:
-    frames_of_all = _first_of(output, ("frames", "video"))
-    if frames_of_all is None:
-        raise GenerationFailedError(f"a video was asked for, but {type(output).__name__} has no frames")
-    audio = _first_of(output, ("audio", "sound"))
-    if audio is not None and audio_sample_rate is None:
-        raise GenerationFailedError("the model made audio, but its sample rate is not known")
-    videos = [_to_pixels(video) for video in _each_video(frames_of_all)]
-    tracks = [None] * len(videos) if audio is None else _to_samples(audio, len(videos))
-    return tuple(
-        _video_file(frames, samples, request, made, fps, audio_sample_rate or 0)
-        for frames, samples in zip(videos, tracks, strict=True)
-    )
+def _of_picture(picture: Image.Image, reading: Reading) -> Pixels:
+    if picture.mode != "L":
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return pixels.astype(np.uint16) * SIXTEEN_BITS if reading.bit_depth == 16 else pixels
 
 
-def _first_of(output: Any, names: tuple[str, ...]) -> Any:
-    return next((value for name in names if (value := getattr(output, name, None)) is not None), None)
+def _channels_last(made: Any, reading: Reading) -> torch.Tensor | None:
+    """[..., H, W, C]: where both places could be that of the channels, torch's is before the sides, numpy's behind."""
+    numbers = as_tensor(made)
+    shape = numbers.shape
+    is_first = len(shape) >= 3 and shape[-3] in CHANNELS
+    is_last = len(shape) >= 3 and shape[-1] in CHANNELS
+    if is_last and not (is_first and isinstance(made, torch.Tensor)):
+        return numbers
+    if is_first:
+        return numbers.movedim(-3, -1)
+    if len(shape) == 2 or (reading.is_map and len(shape) > 2):
+        return numbers[..., None]
+    return None
 
 
-def _each_video(made: Any) -> list[Any]:
-    """The videos of a batch; a lone video [F, C, H, W], or a list of frames, is a batch of one."""
-    if isinstance(made, torch.Tensor):
-        return list(made) if made.ndim == 5 else [made]
-    is_frame = isinstance(made[0], Image.Image) or getattr(made[0], "ndim", 0) == 3
-    return [made] if is_frame else list(made)
+def _frames_first(video: Any) -> Any:
+    """A video [C, F, H, W] is what a decoder returned, -1..1: as diffusers' VideoProcessor makes frames of it.
+
+    The processor's own frames are never below 0, which tells the two apart where both axes may be the channels.
+    """
+    if not isinstance(video, np.ndarray | torch.Tensor) or video.ndim != 4:
+        return video
+    numbers = as_tensor(video)
+    first, second, last = numbers.shape[0], numbers.shape[1], numbers.shape[-1]
+    if last in CHANNELS and second not in CHANNELS:
+        return video
+    if first in CHANNELS and (second not in CHANNELS or bool((numbers < 0).any())):
+        return numbers.movedim(0, 1).float() / 2 + 0.5
+    return video
 
 
-def _video_file(
-    frames: list[Pixels],
-    samples: Samples | None,
-    request: GenerationRequest,
-    made: dict[str, Any],
-    fps: float,
-    audio_sample_rate: int,
-) -> FileToWrite:
-    frames = frames[: request.output.max_frames]
-    height, width = frames[0].shape[:2]
-    length = {"num_frames": len(frames), "fps": fps, "seconds": len(frames) / fps}
-    if request.output.format != "mp4":
-        if frames[0].shape[2] == 4:
-            frames = [np.asarray(on_white(Image.fromarray(frame))) for frame in frames]
-        metadata = _metadata(request, width, height) | length | made
-        return FileToWrite(request.output.format, frames, metadata, request.output.quality, fps)
-    width, height = (side + side % 2 for side in (width, height))  # an odd side is written one pixel longer
-    metadata = _metadata(request, width, height) | length | made
-    return FileToWrite("mp4", frames, metadata, fps=fps, samples=samples, sample_rate=audio_sample_rate)
+def _rounded(numbers: torch.Tensor, reading: Reading) -> torch.Tensor:
+    """As numpy_to_pil of diffusers.image_processor, before the copy from the device: a quarter of the bytes."""
+    if numbers.dtype == torch.bool:
+        numbers = numbers.float()
+    elif not numbers.is_floating_point():
+        return numbers.to(torch.int32).mul(SIXTEEN_BITS).to(torch.uint16) if reading.bit_depth == 16 else numbers
+    if not torch.isfinite(numbers).all():
+        raise NotNumbersError
+    if numbers.dtype != torch.float64:
+        numbers = numbers.float()
+    if reading.is_signed:
+        numbers = numbers / 2 + 0.5
+    if reading.is_linear:
+        numbers = _to_srgb(numbers.clamp(0, 1))
+    return numbers.mul(reading.highest).round().clamp(0, reading.highest).to(DTYPES[reading.bit_depth])
 
 
-def _to_samples(audio: Any, num_videos: int) -> list[Samples]:
-    """The tracks of a batch: [B, channels, time], [B, time] or, for one video, [channels, time] or [time]."""
-    waves = torch.as_tensor(audio).detach().float().cpu()
-    if not torch.isfinite(waves).all():
-        raise NotNumbersError("the model made sound with values that are not numbers (NaN or infinite)")
-    tracks = waves.reshape(num_videos, -1, waves.shape[-1]).clamp(-1, 1)
-    if tracks.shape[1] > 2:
-        raise GenerationFailedError(f"sound has one or two channels, the model made {tracks.shape[1]}")
-    return [np.ascontiguousarray(track) for track in tracks.numpy()]
-
-
-# --- metadata ---
-
-
-def _metadata(request: GenerationRequest, width: int, height: int) -> dict[str, Any]:
-    parameters = {
-        name: value
-        for name, value in request.arguments.items()
-        if name not in ("prompt", "num_inference_steps", "num_frames", "width", "height") and not _holds_file(value)
-    }
-    return {
-        "model": request.model,
-        "seed": request.seed,
-        "prompt": request.arguments.get("prompt"),
-        "size": f"{width}x{height}",
-        "parameters": parameters,
-    }
-
-
-def _holds_file(value: Any) -> bool:
-    if isinstance(value, list | tuple | dict):
-        return any(_holds_file(item) for item in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, InputFile)
+def _to_srgb(light: torch.Tensor) -> torch.Tensor:
+    """The transfer function of IEC 61966-2-1."""
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.pow(1 / 2.4) - 0.055)

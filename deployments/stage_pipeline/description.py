@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from typing import Any
 
-from diffusers.utils import BaseOutput
-
-from deployments.errors import CheckpointError
-from deployments.messages import MediaKind, StageDescription
+from deployments.messages import StageDescription
 from deployments.stage_pipeline.inputs.fields import argument_fields
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.tasks import tasks_of
 
-# Set by Triptych itself in every call, so not for callers.
-OWN_PARAMETERS = frozenset({"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents"})
+# Set by Triptych itself in every call, or of no effect on what is answered, so not for callers.
+OWN_PARAMETERS = frozenset(
+    {"self", "generator", "output_type", "return_dict", "callback_on_step_end", "latents", "output_latent"}
+)
 RGBA = 4
-KIND_OF_FIELD: dict[str, MediaKind] = {"frames": "video", "images": "image", "image": "image"}
 
 
 def describe_stage(stage: StagePipeline) -> StageDescription:
-    """Raises CheckpointError for a pipeline that makes neither images nor video."""
+    """Raises CheckpointError for a pipeline that makes nothing that is served."""
     parameters, _ = call_parameters(type(stage.pipeline))
     fields = argument_fields(type(stage.pipeline))
     width, height = default_size(stage, parameters)
@@ -60,25 +58,6 @@ def call_parameters(pipeline_class: type) -> tuple[dict[str, Any], tuple[str, ..
         plain = isinstance(parameter.default, bool | int | float | str)
         defaults[name] = parameter.default if plain else None
     return defaults, tuple(required)
-
-
-def media_kind(pipeline_class: type) -> MediaKind:
-    """Told by the output class that the pipeline's module uses: `frames` are a video, `images` pictures."""
-    fields = {field for value in output_classes(pipeline_class) for field in getattr(value, "__dataclass_fields__", ())}
-    for field, kind in KIND_OF_FIELD.items():
-        if field in fields:
-            return kind
-    raise CheckpointError(
-        f"{pipeline_class.__name__} makes neither images nor video but {sorted(fields) or 'nothing known'}"
-    )
-
-
-def output_classes(pipeline_class: Any) -> list[type[BaseOutput]]:
-    """The one that the class says it returns (modular pipelines), or all that its module uses."""
-    if said := getattr(pipeline_class, "output_class", None):
-        return [said]
-    used = vars(sys.modules[pipeline_class.__module__]).values()
-    return [value for value in used if isinstance(value, type) and issubclass(value, BaseOutput)]
 
 
 def size_multiple(stage: StagePipeline) -> int:

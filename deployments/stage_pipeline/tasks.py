@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,12 +29,16 @@ NEEDS_INPUT: dict[str, bool] = {
     "QwenImageEditInpaintPipeline": True,
     "QwenImageEditPipeline": True,
     "QwenImageEditPlusPipeline": True,
+    # Their `audio` is None by default, and refused.
+    "StableAudio3AudioToAudioPipeline": True,
+    "StableAudio3InpaintPipeline": True,
     # Conditions may be left out: it makes a video of the prompt alone, like LTXPipeline.
     "LTXConditionPipeline": False,
 }
 # Their `video` is what another pipeline's decoder made, to be enlarged as latents: no prompt says how to edit it.
 ENLARGES_LATENTS = frozenset({"LTXLatentUpsamplePipeline", "LTX2LatentUpsamplePipeline"})
 
+SOUNDS = ("audio", "src_audio", "reference_audio", "initial_audio_waveforms")  # parameters that begin a sound
 TENSORS = (torch.Tensor, torch.FloatTensor)  # as annotations; the second is no subclass of the first
 
 
@@ -43,8 +47,7 @@ def tasks_of(pipeline_class: type, kind: MediaKind) -> tuple[Task, ...]:
 
     Empty where callers can only give tensors (decoders of a prior) or nothing at all (unconditional models).
     """
-    inputs = call_inputs(pipeline_class)
-    return tuple(_picture_tasks(pipeline_class, inputs) if kind == "image" else _video_tasks(pipeline_class, inputs))
+    return tuple(TASKS_OF[kind](pipeline_class, call_inputs(pipeline_class)))
 
 
 def _picture_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> Iterator[Task]:
@@ -64,6 +67,28 @@ def _video_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> 
     is_edited = pipeline_class.__name__ not in ENLARGES_LATENTS
     if "video" in inputs and is_edited and not _is_tensor(inputs["video"]):
         yield "video_to_video"
+
+
+def _sound_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> Iterator[Task]:
+    if _begins_with_text(pipeline_class, inputs):
+        yield "text_to_audio"
+    if any(name in inputs for name in SOUNDS):
+        yield "audio_to_audio"
+
+
+def _feature_tasks(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> Iterator[Task]:
+    if _begins_with_text(pipeline_class, inputs):
+        yield "feature_extraction"
+    if "image" in inputs:
+        yield "image_feature_extraction"
+
+
+TASKS_OF: dict[MediaKind, Callable[[type, dict[str, inspect.Parameter]], Iterator[Task]]] = {
+    "image": _picture_tasks,
+    "video": _video_tasks,
+    "audio": _sound_tasks,
+    "tensors": _feature_tasks,
+}
 
 
 def _begins_with_text(pipeline_class: type, inputs: dict[str, inspect.Parameter]) -> bool:

@@ -1,4 +1,4 @@
-"""The VAE stage without Ray: the inputs of the decoders in, pixels out."""
+"""The VAE stage without Ray: the inputs of the decoders in, pixels, sound or tensors out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deployments.media.files import FileToWrite
-from deployments.media.pixels import files_to_write
+from deployments.media.outputs import Making, files_to_write
 from deployments.messages import DecodeInputs, GenerationRequest, Usage
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.hand_off import unpack_outcome
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.outputs import makes_linear_light, sample_rate
 from deployments.stage_pipeline.sessions.decode import DecodeSession
 from deployments.stage_pipeline.sessions.denoise import Result
 from deployments.stages.encode import call_arguments
@@ -22,7 +23,7 @@ DEFAULT_FPS = 16.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one request made, in pixels; the files are still to be written."""
+    """What one request made; the files are still to be written."""
 
     files: tuple[FileToWrite, ...]
     seconds: dict[str, float]
@@ -30,14 +31,14 @@ class Decoded:
 
     @property
     def num_bytes(self) -> int:
-        return sum(frame.nbytes for file in self.files for frame in file.frames)
+        return sum(file.num_bytes for file in self.files)
 
 
 def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Decoded:
     """Raises HandOffError where the picture would not be the pipeline's own."""
     started = time.perf_counter()
     output = decode_output(stage, request, inputs)
-    files = files_to_write(output, request, default_fps(stage), audio_sample_rate(stage), made_of(request, inputs))
+    files = files_to_write(output, request, making_of(stage, made_of(request, inputs)))
     usage = usage_of(stage, request, files)
     return Decoded(files, {"decode": time.perf_counter() - started}, usage)
 
@@ -52,21 +53,20 @@ def made_of(request: GenerationRequest, inputs: DecodeInputs) -> dict[str, Any]:
 
 
 def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:
-    """What the unsplit pipeline would have returned with output_type "pt"."""
+    """What the unsplit pipeline would have returned."""
     outcome = unpack_outcome(inputs, stage)
     if isinstance(outcome, Result):
         return outcome.output
     return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
 
 
+def making_of(stage: StagePipeline, metadata: dict[str, Any]) -> Making:
+    """How what the pipeline made is to be read; `metadata`: more of the files."""
+    pipeline = stage.pipeline
+    return Making(default_fps(stage), sample_rate(pipeline), metadata, makes_linear_light(pipeline))
+
+
 def default_fps(stage: StagePipeline) -> float:
     """Frames per second that the pipeline makes its motion for, where it says so; else 16, Wan's."""
     parameters, _ = call_parameters(type(stage.pipeline))
     return float(parameters.get("frame_rate") or parameters.get("fps") or DEFAULT_FPS)
-
-
-def audio_sample_rate(stage: StagePipeline) -> int | None:
-    """Samples per second of the sound that comes with the frames, where there is any."""
-    vocoder = getattr(stage.pipeline, "vocoder", None)
-    rate = getattr(getattr(vocoder, "config", None), "output_sampling_rate", None)
-    return int(rate) if rate else None

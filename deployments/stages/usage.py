@@ -23,7 +23,7 @@ def usage_of(stage: StagePipeline, request: GenerationRequest, files: tuple[File
         latent_frames = 1 + -(-(num_frames - 1) // frames)
         return -(-width // side) * -(-height // side) * latent_frames
 
-    made = [(*file.frames[0].shape[1::-1], len(file.frames)) for file in files]
+    made = [(*file.frames[0].shape[1::-1], len(file.frames)) for file in files if file.frames]
     return Usage(
         text_tokens=sum(_text_tokens(stage, request.arguments.get(name)) for name in TEXTS),
         image_tokens=sum(places(*_size(picture)) for picture in _pictures(list(request.arguments.values()))),

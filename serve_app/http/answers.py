@@ -9,7 +9,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from deployments.messages import Background, GenerationRequest, Media, RequestWarning, StageDescription, Usage
+from deployments.messages import (
+    Background,
+    GenerationRequest,
+    Media,
+    MediaFile,
+    MediaKind,
+    RequestWarning,
+    StageDescription,
+    Usage,
+)
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.records import Job, Output
 from serve_app.requests.translate import DEFAULT_FPS
@@ -71,43 +80,25 @@ class UsageAnswer(BaseModel):
         )
 
 
-class ImagesAnswer(BaseModel):
-    """What the OpenAI client reads as ImagesResponse, and a little more."""
+class MadeAnswer(BaseModel):
+    """What every synchronous route answers with; all of it where tensors are made."""
 
     created: int  # Unix time in seconds
     model: str
     data: list[GeneratedItem]
     output_format: str
-    size: str
-    background: Background = Field(description="transparent: the alpha that the model made is kept")
     safety_identifier: str | None = Field(description="of the request, or its `user`")
     usage: UsageAnswer
     timings: list[dict[str, float]] = Field(description="seconds of each part, for each of the n")
     steps: list[int | None] = Field(description="scheduler steps that were made, for each of the n")
     warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
 
-    @classmethod
-    def of(
-        cls,
-        items: list[GeneratedItem],
-        requests: list[GenerationRequest],
-        media: list[Media],
-        end_user: str | None = None,
-    ) -> Self:
-        first = media[0].files[0]
-        return cls(
-            created=int(time.time()),
-            model=requests[0].model,
-            data=items,
-            output_format=requests[0].output.format,
-            size=f"{first.width}x{first.height}",
-            background=requests[0].output.background,
-            safety_identifier=end_user,
-            usage=UsageAnswer.of(made.usage for made in media),
-            timings=[made.seconds for made in media],
-            steps=[made.num_steps for made in media],
-            warnings=list(dict.fromkeys(warning for made in media for warning in made.warnings)),
-        )
+
+class ImagesAnswer(MadeAnswer):
+    """What the OpenAI client reads as ImagesResponse, and a little more."""
+
+    size: str
+    background: Background = Field(description="transparent: the alpha that the model made is kept")
 
 
 class VideosAnswer(ImagesAnswer):
@@ -117,19 +108,16 @@ class VideosAnswer(ImagesAnswer):
     fps: float | None
     seconds: float | None = Field(description="how long the video is that was made")
 
-    @classmethod
-    def of(
-        cls,
-        items: list[GeneratedItem],
-        requests: list[GenerationRequest],
-        media: list[Media],
-        end_user: str | None = None,
-    ) -> Self:
-        first = media[0].files[0]
-        answer = ImagesAnswer.of(items, requests, media, end_user)
-        return cls(
-            **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
-        )
+
+class AudioAnswer(MadeAnswer):
+    """The same for sound."""
+
+    seconds: float | None = Field(description="how long the sound is that was made")
+    sample_rate: int | None = Field(description="samples per second")
+    channels: int | None = Field(description="1: mono, 2: stereo")
+
+
+Answer = VideosAnswer | ImagesAnswer | AudioAnswer | MadeAnswer
 
 
 class ModelCard(BaseModel):
@@ -210,7 +198,7 @@ class JobObject(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
-    kind: Literal["image", "video"]
+    kind: MediaKind
     model: str
     status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
     progress: int = Field(description="0..100, never less than before; 100 if and only if completed")
@@ -222,10 +210,48 @@ class JobObject(BaseModel):
     error: JobError | None
     upload: Literal["pending", "done"] | None = Field(description="pending: not yet in the storage, but served")
     warnings: list[RequestWarning] = Field(description="what had no effect, or was not read")
-    result: VideosAnswer | ImagesAnswer | None = Field(description="the synchronous answer, with URLs")
+    result: Answer | None = Field(description="the synchronous answer, with URLs")
 
 
 # --- from what was made ---
+
+
+def answer_of(
+    kind: MediaKind,
+    items: list[GeneratedItem],
+    requests: list[GenerationRequest],
+    media: list[Media],
+    end_user: str | None = None,
+) -> Answer:
+    """What the route of this kind answers at once: that of images may have made a moving one."""
+    common: dict[str, Any] = {
+        "created": int(time.time()),
+        "model": requests[0].model,
+        "data": items,
+        "output_format": requests[0].output.format,
+        "safety_identifier": end_user,
+        "usage": UsageAnswer.of(made.usage for made in media),
+        "timings": [made.seconds for made in media],
+        "steps": [made.num_steps for made in media],
+        "warnings": list(dict.fromkeys(warning for made in media for warning in made.warnings)),
+    }
+    return _answer(kind, common, media[0].files[0], requests[0].output.background)
+
+
+def _answer(kind: MediaKind, common: dict[str, Any], first: MediaFile | Output, background: Background) -> Answer:
+    """With the measures of the first file."""
+    seen = {"size": f"{first.width}x{first.height}", "background": background}
+    match kind:
+        case "image":
+            return ImagesAnswer(**common, **seen)
+        case "video":
+            length = {"num_frames": first.num_frames, "fps": first.fps, "seconds": first.seconds}
+            return VideosAnswer(**common, **seen, **length)
+        case "audio":
+            rate, channels = first.sample_rate, first.channels
+            return AudioAnswer(**common, seconds=first.seconds, sample_rate=rate, channels=channels)
+        case "tensors":
+            return MadeAnswer(**common)
 
 
 async def items_of_media(
@@ -305,36 +331,24 @@ def job_object(job: Job, urls: OutputURLs, queue_position: int | None) -> JobObj
     )
 
 
-def result_of(job: Job, items: list[GeneratedItem]) -> ImagesAnswer | VideosAnswer:
+def result_of(job: Job, items: list[GeneratedItem]) -> Answer:
     """What the synchronous route would have answered; the job is completed."""
-    first = job.outputs[0]
-    answer = ImagesAnswer(
-        created=int(job.completed_at or job.created_at),
-        model=job.asked.model,
-        data=items,
-        output_format=job.asked.output_format,
-        size=f"{first.width}x{first.height}",
-        background=background_of(job),
-        safety_identifier=job.shown.get("safety_identifier"),
-        usage=UsageAnswer.of(usages_of(job).values()),
-        timings=[job.timings[str(number)] for number in range(len(job.requests))],
-        steps=[_steps_of(job, number) for number in range(len(job.requests))],
-        warnings=list(job.warnings),
-    )
-    if job.kind == "image":
-        return answer
-    return VideosAnswer(
-        **dict(answer), num_frames=first.num_frames, fps=first.fps, seconds=seconds_of(first.num_frames, first.fps)
-    )
-
-
-def seconds_of(num_frames: int, fps: float | None) -> float | None:
-    """How long a video of so many frames is."""
-    return num_frames / fps if fps else None
+    common: dict[str, Any] = {
+        "created": int(job.completed_at or job.created_at),
+        "model": job.asked.model,
+        "data": items,
+        "output_format": job.asked.output_format,
+        "safety_identifier": job.shown.get("safety_identifier"),
+        "usage": UsageAnswer.of(usages_of(job).values()),
+        "timings": [job.timings[str(number)] for number in range(len(job.requests))],
+        "steps": [_steps_of(job, number) for number in range(len(job.requests))],
+        "warnings": list(job.warnings),
+    }
+    return _answer(job.kind, common, job.outputs[0], background_of(job))
 
 
 def _shown_seconds(made: Output | None) -> str | None:
-    seconds = seconds_of(made.num_frames, made.fps) if made else None
+    seconds = made.seconds if made else None
     return None if seconds is None else f"{seconds:g}"
 
 

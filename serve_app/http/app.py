@@ -20,11 +20,13 @@ from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.http.middleware.origins import SameOrigin
 from serve_app.http.middleware.timing import AnswerHeaders
 from serve_app.http.openapi import describe_truly
+from serve_app.http.routes.audio import audio_routes
 from serve_app.http.routes.dev import dev_routes
 from serve_app.http.routes.files import file_routes
 from serve_app.http.routes.images import image_routes
 from serve_app.http.routes.jobs import job_routes
 from serve_app.http.routes.models import model_routes
+from serve_app.http.routes.tensors import tensor_routes
 from serve_app.http.routes.video_edits import video_edit_routes
 from serve_app.http.routes.videos import video_routes
 from serve_app.service import Service
@@ -89,6 +91,8 @@ ROUTERS: tuple[MakeRoutes, ...] = (
     image_routes,
     video_edit_routes,
     video_routes,
+    audio_routes,
+    tensor_routes,
     job_routes,
     model_routes,
     file_routes,

@@ -14,7 +14,7 @@ from deployments.errors import InvalidRequestError, NotSupportedError
 from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.jobs.records import IdempotencyKey
 from serve_app.jobs.service import body_digest
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 
 MAX_WAIT_S = 3600
 MAX_LIMIT_S = 30 * 86_400.0
@@ -111,7 +111,7 @@ def _seconds(headers: Headers, name: str) -> float | None:
     return seconds
 
 
-def check_how_asked(asked: HowAsked, body: ImageGenerationBody | VideoGenerationBody) -> None:
+def check_how_asked(asked: HowAsked, body: MediaBody) -> None:
     """Raises InvalidRequestError for fields that do not go together with the way of answering.
 
     OpenAI's own, which its clients send in any case, are dropped and named in `warnings`.
@@ -124,9 +124,10 @@ def check_how_asked(asked: HowAsked, body: ImageGenerationBody | VideoGeneration
         raise NotSupportedError(f"{field} is not supported together with stream: a job has events of its own", field)
     if asked.is_streamed and body.response_format == "url":
         body.drop("response_format", "response_format has no effect with stream: true, whose events hold the pictures")
-    if body.partial_images and not asked.wants_job and not asked.is_streamed:
+    partial_images = getattr(body, "partial_images", None)
+    if partial_images and not asked.wants_job and not asked.is_streamed:
         needed = "stream: true, or background: true" if body.media_kind == "image" else "Prefer: respond-async"
-        reason = f"partial_images={body.partial_images} has no effect without {needed} (for events of a job)"
+        reason = f"partial_images={partial_images} has no effect without {needed} (for events of a job)"
         if body.media_kind == "video":  # ours, not OpenAI's
             body.refuse(InvalidRequestError(reason, "partial_images"))
         else:

@@ -1,4 +1,4 @@
-"""A synchronous route whose caller asked for a job, or for an answer that can be asked for again."""
+"""A synchronous route: its answer at once, or by a job where its caller asked for one, or to be able to ask again."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import JobNotFoundError, JobStoreAwayError
 from serve_app.http.answers import (
+    Answer,
     JobObject,
+    answer_of,
     items_of_job,
+    items_of_media,
     job_object,
     poll_after_ms,
     result_of,
     shown_of_video,
 )
-from serve_app.http.asked import HowAsked, idempotency_key
+from serve_app.http.asked import HowAsked, check_how_asked, how_asked, idempotency_key
 from serve_app.http.context import RequestContext
 from serve_app.http.errors import error_response
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.events import JobEvent
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs
 
@@ -36,7 +40,7 @@ async def answer_by_job(
     context: RequestContext,
     asked: HowAsked,
     route: str,
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
 ) -> Response:
     """What the job made, when it has ended, be it of this request or of an earlier one with the same key; with
     `background`, `Prefer: respond-async` or `wait` the job itself, if it takes longer than was to be waited.
@@ -57,12 +61,28 @@ async def answer_by_job(
     return JSONResponse(answer.model_dump(), headers=applied)
 
 
+async def answer_generation(
+    service: Service, context: RequestContext, request: Request, body: MediaBody
+) -> Answer | Response:
+    """What the body asks for, when it is made, or the job that makes it."""
+    asked = how_asked(request.headers, body)
+    check_how_asked(asked, body)
+    if asked.wants_job:
+        return await answer_by_job(service, context, asked, request.url.path, body)
+    requests = await service.parse(body, context.caller, limits=asked.limits)
+    media = await service.at_once.all(requests, context.caller, asked.limits)
+    context.count_compute(media)
+    urls = OutputURLs(service.storage, context.base_url)
+    items = await items_of_media(body.response_format, requests, media, urls)
+    return answer_of(body.media_kind, items, requests, media, body.end_user)
+
+
 async def job_of_body(
     service: Service,
     context: RequestContext,
     asked: HowAsked,
     route: str,
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
 ) -> Job:
     """The job that makes what `body` says, or the one of an earlier request with the same key.
 
@@ -82,7 +102,7 @@ async def job_of_body(
         shown |= shown_of_video(requests[0], await service.model.describe())
     return await service.jobs.submit(
         kind, job_id, requests, shown, context.caller, key, body.webhook_url,
-        is_awaited=asked.is_awaited, previews=body.partial_images or 0, limits=asked.limits,
+        is_awaited=asked.is_awaited, previews=getattr(body, "partial_images", None) or 0, limits=asked.limits,
     )  # fmt: skip
 
 

@@ -107,6 +107,7 @@ OUTPUT_FIELDS = {
     "fps": Field(_is_number),
     "background": Field(lambda value: value in get_args(Background)),
     "max_frames": Field(_is_whole),
+    "bit_depth": Field(lambda value: value in (8, 16)),
 }
 
 

@@ -15,7 +15,7 @@ Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Output(StoredFile):
     """A file that a job made."""
 

@@ -14,7 +14,7 @@ jobs = sa.Table(
     sa.Column("id", sa.String(96), primary_key=True),
     sa.Column("application", sa.String(255), nullable=False),  # whose replicas may run it
     sa.Column("model", sa.String(255)),  # whose replicas make it; empty in rows of earlier versions
-    sa.Column("kind", sa.String(16), nullable=False),  # image, video
+    sa.Column("kind", sa.String(16), nullable=False),  # image, video, audio, tensors
     sa.Column("owner", sa.String(128), nullable=False),  # who may see it; "" where nobody has to say who they are
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("progress", sa.Integer, nullable=False),  # 0..100, never less than before
@@ -85,6 +85,9 @@ outputs = sa.Table(
     sa.Column("fps", sa.Double),
     sa.Column("upload_pending", sa.Boolean, nullable=False),
     sa.Column("num_steps", sa.Integer),  # scheduler steps that were made
+    sa.Column("sample_rate", sa.Integer),  # of its sound
+    sa.Column("channels", sa.Integer),
+    sa.Column("num_samples", sa.BigInteger),  # of each channel
 )
 
 events = sa.Table(

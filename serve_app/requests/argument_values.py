@@ -211,6 +211,6 @@ def check_text(param: str, value: str, limits: RequestLimits) -> None:
         raise above(param, len(value), limits.max_prompt_chars, " characters")
 
 
-def above(field: str, value: int, limit: int, unit: str = "") -> InvalidRequestError:
+def above(field: str, value: float, limit: float, unit: str = "") -> InvalidRequestError:
     """The refusal of what is more than a limit."""
     return InvalidRequestError(f"{field}: at most {limit}{unit}, got {value}", field, "limit_exceeded")

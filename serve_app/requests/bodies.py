@@ -29,6 +29,7 @@ FIELD_INSTEAD = {
     "num_images": "n",
     "num_images_per_prompt": "n",
     "num_videos_per_prompt": "n",
+    "num_waveforms_per_prompt": "n",
     "frame_rate": "fps",
 }
 MAX_PICTURE_DEPTH = 3
@@ -148,7 +149,7 @@ def _with_nulls(schema: dict[str, Any]) -> None:
 
 
 class GenerationBody(BaseModel):
-    """What pictures and videos are asked for with."""
+    """What pictures, videos, sound and tensors are asked for with."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_with_nulls)
 
@@ -290,6 +291,9 @@ class ImageGenerationBody(GenerationBody):
         "png", description="gif, and webp with `frame_count`: a moving picture, of models that make video"
     )
     output_compression: int | None = Field(None, ge=0, le=100, description="quality of jpeg and webp")
+    bit_depth: Literal[8, 16] | None = Field(
+        None, description="of each channel, 8 if not given; 16 with png: depth and other maps in fine steps"
+    )
     frame_count: int | None = Field(None, ge=2, le=16, description="frames of a moving picture; 9 if not given")
     frame_duration_ms: int | None = Field(
         None, ge=10, le=655_350, description="how long each is shown, in steps of 10 ms; 200 if not given"
@@ -347,3 +351,31 @@ class VideoGenerationBody(GenerationBody):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="first frames to show on the way, as events of the job; some models show none"
     )
+
+
+class AudioGenerationBody(GenerationBody):
+    """The body of POST /v1/audio/generations."""
+
+    media_kind: ClassVar[MediaKind] = "audio"
+
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="the file in the answer, or its URL")
+    output_format: Literal["wav", "flac", "mp3"] = Field("wav", description="wav and flac: 16 bits, without loss")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        validation_alias=AliasChoices("seconds", "duration"),
+        description="length, for the pipeline's own argument of it; default: the model's own",
+    )
+
+
+class TensorsGenerationBody(GenerationBody):
+    """The body of POST /v1/tensors/generations, of models whose product are numbers, such as a prior's embeddings."""
+
+    media_kind: ClassVar[MediaKind] = "tensors"
+
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="the file in the answer, or its URL")
+    output_format: Literal["safetensors"] = Field("safetensors", description="the tensors by the output's field names")
+    image: InputImages = Field(None, description="pictures that the model embeds, as data URLs or base64")
+
+
+MediaBody = ImageGenerationBody | VideoGenerationBody | AudioGenerationBody | TensorsGenerationBody

@@ -14,7 +14,7 @@ from typing import Any
 
 from deployments.errors import NotSupportedError
 from deployments.messages import Effects, GenerationRequest, StageDescription
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.requests.translate import asked_arguments, left_out
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _kind(value: Any) -> Any:
 
 async def with_effects(
     requests: list[GenerationRequest],
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
     description: StageDescription,
     effects: KnownEffects,
     patience_s: float | None = None,

@@ -10,10 +10,11 @@ class RequestLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_images: int = Field(10, ge=1, description="pictures or videos per request: the bound of `n`")
+    max_images: int = Field(10, ge=1, description="pictures, videos or sounds per request: the bound of `n`")
     max_pixels: int = Field(4_194_304, ge=1, description="width x height")
     max_side: int = Field(8_192, ge=1, le=16_383, description="width, height; a WebP file ends at 16 383")
     max_frames: int = Field(257, ge=1, description="frames of a video")
+    max_audio_seconds: float = Field(600, gt=0, description="seconds of a sound")
     max_steps: int = Field(200, ge=1, description="num_inference_steps, and the length of a list of timesteps")
     max_prompt_chars: int = Field(20_000, ge=1, description="characters of each text")
     max_prompt_tokens: int = Field(4_096, ge=1, description="max_sequence_length")

@@ -1,15 +1,50 @@
-"""The file that a body asks for: its format, its background, and the frames of a moving picture."""
+"""What is made of a body: the kind of medium and its route, the file's format, its background, its frames."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from deployments.errors import NotSupportedError
-from deployments.messages import Background, OutputFormat, StageDescription
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from deployments.messages import Background, MediaKind, OutputFormat, StageDescription
+from serve_app.requests.bodies import (
+    AudioGenerationBody,
+    ImageGenerationBody,
+    MediaBody,
+    TensorsGenerationBody,
+    VideoGenerationBody,
+)
 
 DEFAULT_FRAME_COUNT = 9  # OpenAI's, as that of the duration
 DEFAULT_FRAME_DURATION_MS = 200
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A kind of medium as callers know it."""
+
+    name: str  # what a model makes
+    route: str  # where it is asked for
+    body: type[MediaBody]
+
+
+MEDIA: dict[MediaKind, Medium] = {
+    "image": Medium("images", "/v1/images/generations", ImageGenerationBody),
+    "video": Medium("videos", "/v1/videos", VideoGenerationBody),
+    "audio": Medium("sound", "/v1/audio/generations", AudioGenerationBody),
+    "tensors": Medium("tensors", "/v1/tensors/generations", TensorsGenerationBody),
+}
+
+
+def check_kind(wanted: MediaKind, description: StageDescription) -> None:
+    """Raises NotSupportedError where the model makes another kind; the sentence says which, and by which route."""
+    if wanted != description.media_kind:
+        made = MEDIA[description.media_kind]
+        raise NotSupportedError(
+            f"{description.pipeline_class} makes {made.name}, it cannot make {MEDIA[wanted].name}: "
+            f"send the request to POST {made.route}",
+            "model",
+        )
 
 
 def asks_for_frames(body: ImageGenerationBody) -> bool:
@@ -32,16 +67,20 @@ def picture_output(body: ImageGenerationBody, description: StageDescription) -> 
             )
         if body.output_format == "jpeg":
             raise NotSupportedError("background='transparent' needs output_format png or webp", "background")
+    if body.bit_depth == 16 and body.output_format != "png":
+        raise NotSupportedError("bit_depth=16 needs output_format png", "bit_depth")
     is_kept = description.makes_alpha and body.background != "opaque" and body.output_format != "jpeg"
     background: Background = "transparent" if is_kept else "opaque"
-    return OutputFormat("image", body.output_format, body.output_compression, background=background)
+    return OutputFormat(
+        "image", body.output_format, body.output_compression, background=background, bit_depth=body.bit_depth or 8
+    )
 
 
 def animation_output(body: ImageGenerationBody) -> OutputFormat:
     """A moving picture; raises NotSupportedError for what OpenAI refuses with one."""
     if body.output_format not in ("gif", "webp"):
         raise NotSupportedError("frame_count is for the output formats gif and webp", "frame_count")
-    for field in ("stream", "partial_images", "mask_image"):
+    for field in ("stream", "partial_images", "mask_image", "bit_depth"):
         if getattr(body, field, None):
             name = "mask" if field == "mask_image" else field
             raise NotSupportedError(f"{name} is not supported together with moving pictures", name)

@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from deployments.messages import GenerationRequest, StageDescription
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects, with_effects
 from serve_app.requests.given.own_arguments import with_own_files, with_pipelines_names
 from serve_app.requests.given.pictures import with_pictures
@@ -16,7 +16,7 @@ from serve_app.requests.translate import Levels, to_generation_requests
 
 
 async def parse(
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
     description: StageDescription,
     files: FileSource,
     model_name: str,

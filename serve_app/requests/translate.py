@@ -1,4 +1,4 @@
-"""Translates a request body into one GenerationRequest per image or video, checked against the model and the limits.
+"""Translates a request body into one GenerationRequest per file to make, checked against the model and the limits.
 
 A field is either passed on to the pipeline's own `__call__` or refused: nothing is silently ignored. The few
 fields of OpenAI's that mean nothing to a diffusion model are accepted, and named in `warnings`.
@@ -14,14 +14,16 @@ from deployments.messages import GenerationRequest, OutputFormat, RequestWarning
 from serve_app.requests.argument_values import above, argument_value, check_text, shown, takes_one_picture
 from serve_app.requests.bodies import (
     FIELD_INSTEAD,
+    AudioGenerationBody,
     GenerationBody,
     ImageGenerationBody,
+    MediaBody,
     VideoGenerationBody,
     closest,
 )
 from serve_app.requests.given.references import EarlierOutput, RemoteFile
 from serve_app.requests.limits import RequestLimits
-from serve_app.requests.outputs import animation_output, asks_for_frames, picture_output, video_output
+from serve_app.requests.outputs import animation_output, asks_for_frames, check_kind, picture_output, video_output
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
 MOST_FRAMES = 1e12  # beyond every limit, and still a number that can be said
@@ -70,7 +72,7 @@ RATE_ARGUMENTS = ("frame_rate", "fps")  # pipelines have one of them or neither
 
 
 def to_generation_requests(
-    body: ImageGenerationBody | VideoGenerationBody,
+    body: MediaBody,
     description: StageDescription,
     limits: RequestLimits,
     request_id: str,
@@ -87,19 +89,14 @@ def to_generation_requests(
     if body.model not in (None, model_name):
         raise ModelNotFoundError(f"the model {body.model!r} is not served here, {model_name!r} is")
     is_animation = isinstance(body, ImageGenerationBody) and asks_for_frames(body)
-    if (body.media_kind if not is_animation else "video") != description.media_kind:
-        if is_animation:
-            field = "frame_count" if body.output_format != "gif" else "output_format"
-            raise NotSupportedError(
-                f"{field} is not supported: a moving picture needs a model that makes video, "
-                f"{description.pipeline_class} makes single pictures",
-                field,
-            )
+    if is_animation and description.media_kind == "image":
+        field = "frame_count" if body.output_format != "gif" else "output_format"
         raise NotSupportedError(
-            f"{model_name!r} ({description.pipeline_class}) makes {description.media_kind}s, "
-            f"it cannot make {body.media_kind}s",
-            "model",
+            f"{field} is not supported: a moving picture needs a model that makes video, "
+            f"{description.pipeline_class} makes single pictures",
+            field,
         )
+    check_kind("video" if is_animation else body.media_kind, description)
     _refuse_requests_without_effect(body)
     _name_what_means_nothing(body)
     if body.n > limits.max_images:
@@ -113,10 +110,15 @@ def to_generation_requests(
         output = animation_output(body) if is_animation else picture_output(body, description)
         if is_animation:
             arguments |= _animation_arguments(body, output, description, limits)
-    else:
+    elif isinstance(body, VideoGenerationBody):
         model_fps = _model_fps(description, defaults)
         arguments |= _length_arguments(body, description, limits, model_fps)
         output = video_output(body, model_fps)
+    elif isinstance(body, AudioGenerationBody):
+        arguments |= _sound_arguments(body, arguments, description, limits)
+        output = OutputFormat("audio", body.output_format)
+    else:
+        output = OutputFormat("tensors", body.output_format)
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
@@ -160,7 +162,7 @@ def asked_arguments(body: GenerationBody, description: StageDescription) -> dict
         asked |= {"width": "size", "height": "size"}
     for field in ("num_frames", "seconds"):
         if getattr(body, field, None) is not None:
-            asked["num_frames"] = field
+            asked[description.length_argument or "num_frames"] = field
     asked |= {name: param for param, name, _ in _given(body, description)}
     return {name: field for name, field in asked.items() if name in description.parameters}
 
@@ -325,6 +327,31 @@ def _length_arguments(
             raise above(field, num_frames, limits.max_frames, " frames")
         arguments["num_frames"] = num_frames
     return arguments
+
+
+def _sound_arguments(
+    body: AudioGenerationBody, arguments: dict[str, Any], description: StageDescription, limits: RequestLimits
+) -> dict[str, Any]:
+    """The argument that makes a sound as long as asked, under the pipeline's own name of it."""
+    name = description.length_argument
+    seconds = body.seconds
+    if seconds is not None:
+        if name is None:
+            reason = f"seconds is not supported: {description.pipeline_class} has no argument for the length"
+            body.refuse(NotSupportedError(reason, "seconds"))
+            return {}
+        if name in body.extra_args:
+            raise InvalidRequestError(f"give seconds or {name}, not both", "seconds")
+    given = arguments.get(name) if name else None
+    if seconds is None and not isinstance(given, int | float):
+        return {}
+    field, length = ("seconds", seconds) if seconds is not None else (str(name), given)
+    if length > limits.max_audio_seconds:
+        raise above(field, length, limits.max_audio_seconds, " seconds")
+    if seconds is None:
+        return {}
+    start = arguments.get(str(name).replace("_end", "_start"), 0) if "_end" in str(name) else 0
+    return {str(name): seconds + start}
 
 
 def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float | None:

@@ -7,7 +7,17 @@ from typing import Literal, Protocol
 
 URLStyle = Literal["presigned", "public", "path"]
 
-CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif", "mp4": "video/mp4"}
+CONTENT_TYPES = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "safetensors": "application/octet-stream",
+}
 CHECK_KEY = "triptych-startup-check"  # of the trial object; not the shape of an output's key
 CHECK_BYTES = b"written by Triptych at its start, and removed at once\n"
 

@@ -10,8 +10,12 @@ from serve_app.errors import ObjectNotFoundError
 from serve_app.storage.base import CONTENT_TYPES
 
 _EXTENSIONS = {content_type: extension for extension, content_type in CONTENT_TYPES.items()}
-_FOLDERS: dict[MediaKind, str] = {"image": "images", "video": "videos"}
-_KEY = re.compile(r"(images|videos)/\d{4}/\d{2}/\d{2}/[A-Za-z0-9_-]{1,128}-\d{1,4}\.(png|jpeg|webp|gif|mp4)", re.ASCII)
+_FOLDERS: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audio", "tensors": "tensors"}
+_KEY = re.compile(
+    rf"({'|'.join(_FOLDERS.values())})/\d{{4}}/\d{{2}}/\d{{2}}/[A-Za-z0-9_-]{{1,128}}-\d{{1,4}}"
+    rf"\.({'|'.join(CONTENT_TYPES)})",
+    re.ASCII,
+)
 
 
 def object_key(request: GenerationRequest, index: int, mime_type: str, now: datetime | None = None) -> str:

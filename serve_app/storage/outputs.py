@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from deployments.errors import StorageError
-from deployments.messages import GenerationRequest, Media, MediaFile
+from deployments.messages import GenerationRequest, Media, MediaFile, play_time
 from serve_app.storage.base import StorageBackend, StoredObject
 from serve_app.storage.keys import object_key
 
@@ -38,6 +38,14 @@ class StoredFile:
     fps: float | None
     upload_pending: bool
     num_steps: int | None  # scheduler steps that were made; None: not counted
+    sample_rate: int | None = None  # samples per second of its sound; None: it has none
+    channels: int | None = None  # of its sound
+    num_samples: int | None = None  # of each channel
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it plays; None for what does not play."""
+        return play_time(self.num_frames, self.fps, self.num_samples, self.sample_rate)
 
 
 @dataclass(frozen=True)
@@ -120,17 +128,21 @@ def _stored_file(stored: StoredObject, request: GenerationRequest, media: Media,
     return StoredFile(
         index, stored.key, file.mime_type, stored.num_bytes, stored.sha256, request.seed,
         file.width, file.height, file.num_frames, file.fps, stored.upload_pending,
-        media.num_steps,
+        media.num_steps, file.sample_rate, file.channels, file.num_samples,
     )  # fmt: skip
 
 
 def _made(media: Media, file: MediaFile) -> dict[str, str]:
     """What was made, for the headers of an object: plain ASCII."""
-    made = {"size": f"{file.width}x{file.height}"}
+    made = {"size": f"{file.width}x{file.height}"} if file.width else {}
     if media.num_steps is not None:
         made["steps"] = str(media.num_steps)
     if file.fps:
-        made |= {"frames": str(file.num_frames), "fps": f"{file.fps:g}", "seconds": f"{file.num_frames / file.fps:g}"}
+        made |= {"frames": str(file.num_frames), "fps": f"{file.fps:g}"}
+    if file.seconds is not None:
+        made["seconds"] = f"{file.seconds:g}"
+    if file.sample_rate is not None:
+        made |= {"sample-rate": str(file.sample_rate), "channels": str(file.channels)}
     if media.warnings:
         made["warnings"] = ",".join(dict.fromkeys(warning.code for warning in media.warnings))
     return made

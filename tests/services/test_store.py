@@ -26,7 +26,7 @@ def new_job(job_id: str, owner: str = "", kind: str = "video") -> NewJob:
 
 
 def output(request: int = 0, pending: bool = False, key: str = "videos/2026/11/21/a-0.mp4") -> Output:
-    return Output(0, key, "video/mp4", 10, "ab" * 32, 7, 32, 32, 9, 16.0, pending, 12, request)
+    return Output(0, key, "video/mp4", 10, "ab" * 32, 7, 32, 32, 9, 16.0, pending, 12, request=request)
 
 
 def add_one_a_second(store: JobStore, clock: Clock, count: int) -> list[str]:

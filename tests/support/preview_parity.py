@@ -23,14 +23,18 @@ NO_PREVIEWS = {
     "stable_cascade": "it has two loops",
     "cogvideox_dpm": "its scheduler's step needs what the step before has made",
     "cosmos": "its loop sets the first frames anew at each step, in the shape of the whole video",
-    "stable_audio": "sound alone is not served",
+    "stable_audio": "sound alone cannot be seen",
     "hunyuanvideo_i2v": "the first frames are cut off when they have been decoded",
     "klein_kv": "its forwards answer with a key-value cache that belongs to one request",
 }
 
 DECODED_WHOLE = {"animatediff"}  # frame by frame
 GIVEN_FRAMES = {"skyreels_df_v2v": 9}  # before those that are made
-OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
+OUTPUTS = {
+    "image": OutputFormat("image", "png"),
+    "video": OutputFormat("video", "mp4"),
+    "audio": OutputFormat("audio", "wav"),
+}
 
 
 def check_previews(name: str, checkpoints_root: Path) -> None:
@@ -41,7 +45,7 @@ def check_previews(name: str, checkpoints_root: Path) -> None:
     truth = stages.plain(request)
     previews: dict[int, DecodeInputs] = {}
 
-    kind = "image" if name == "stable_audio" else describe_stage(stages.stage).media_kind
+    kind = describe_stage(stages.stage).media_kind
     request = dataclasses.replace(request, output=OUTPUTS[kind])
     envelope, follower = Envelope(previews=2), DenoisingFollower(preview=previews.__setitem__)
     inputs, _ = stages.denoiser.denoise(request, stages.encode(request), None, envelope, follower)

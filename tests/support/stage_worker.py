@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableAudioPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from deployments.devices import select_device
-from deployments.media.pixels import files_to_write
+from deployments.media.outputs import files_to_write
 from deployments.messages import (
     ComponentAnswer,
     ComponentCall,
@@ -24,16 +23,21 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DType, ModelArgs
-from deployments.stage_pipeline.description import media_kind
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.build import build_stage
-from deployments.stages.decode import audio_sample_rate, decode_output, default_fps
+from deployments.stages.decode import decode_output, making_of
 from deployments.stages.denoise import AskStage, DenoiserStage
 from deployments.stages.encode import encode
 from env_config.variables import EnvConfig
 from tests.support.tiny_models import TINY_MODELS, tiny_patches
 
-OUTPUTS = {"image": OutputFormat("image", "png"), "video": OutputFormat("video", "mp4")}
+OUTPUTS = {
+    "image": OutputFormat("image", "png"),
+    "video": OutputFormat("video", "mp4"),
+    "audio": OutputFormat("audio", "wav"),
+    "tensors": OutputFormat("tensors", "safetensors"),
+}
 
 
 READS_FILES = EnvConfig.from_environ({"SGLANG_USE_RUNAI_MODEL_STREAMER": "false"})  # streaming has tests of its own
@@ -75,11 +79,8 @@ class StageWorker:
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> list[Any]:
         """The numbers of the output, of which the files that a served request ends in can be made."""
         output = decode_output(self.stage, request, inputs)
-        pipeline = type(self.stage.pipeline)
-        if pipeline is not StableAudioPipeline:  # sound alone is not served
-            output_format = OUTPUTS[media_kind(pipeline)]
-            request = dataclasses.replace(request, output=output_format)
-            assert files_to_write(output, request, default_fps(self.stage), audio_sample_rate(self.stage))
+        request = dataclasses.replace(request, output=OUTPUTS[media_kind(type(self.stage.pipeline))])
+        assert files_to_write(output, request, making_of(self.stage, {}))
         return torch.utils._pytree.tree_leaves(dict(output))
 
     def call_component(self, call: ComponentCall) -> ComponentAnswer:

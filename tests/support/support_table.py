@@ -13,10 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from benchmarks.report import filled, table_in
-from deployments.errors import CheckpointError
 from deployments.features.cache_dit.contexts import cached_denoisers, prepare
 from deployments.modules import AccelerationError
-from deployments.stage_pipeline.description import media_kind
+from deployments.stage_pipeline.outputs import media_kind
 from tests.support.engine_parity import NEVER_MERGED
 from tests.support.preview_parity import NO_PREVIEWS
 from tests.support.tiny_models import TINY_MODELS
@@ -116,11 +115,8 @@ def task_of(pipeline: DiffusionPipeline, request: dict[str, object]) -> str:
     """`text to image`, `text, picture to video`."""
     given = ["text"] if "prompt" in request else []
     given += [word for name, word in INPUTS if name in request][:1]
-    try:
-        made = media_kind(type(pipeline))
-    except CheckpointError:  # sound
-        return f"{', '.join(given)} to sound"
-    return f"{', '.join(given)} to {made}"
+    made = media_kind(type(pipeline))
+    return f"{', '.join(given)} to {'sound' if made == 'audio' else made}"
 
 
 def is_cached(pipeline: DiffusionPipeline) -> bool:

@@ -23,6 +23,7 @@ from deployments.errors import InvalidRequestError
 from deployments.stage_pipeline.argument_types import as_taken
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.modular.blocks import leaves, private_blocks
+from deployments.stage_pipeline.outputs import own_arguments
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
@@ -94,13 +95,13 @@ class Session:
 
     @torch.no_grad()
     def call_pipeline(self) -> Any:
-        """Runs the pipeline's own `__call__`; tensors come out as tensors (output_type "pt").
+        """Runs the pipeline's own `__call__`; tensors come out as tensors where it can give them.
 
         Raises PipelineFailedError where its code fails as it does on arguments that it cannot use.
         """
         with PIPELINE_CODE, pipeline_errors():
             seed_global_generators(self.seed, self.stage.device)  # some pipelines sample from them
-            return self.pipeline(**{"output_type": "pt", **self.arguments}, generator=self.generator)
+            return self.pipeline(**own_arguments(type(self.stage.pipeline), self.generator) | self.arguments)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

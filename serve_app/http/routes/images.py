@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
-from serve_app.http.answers import ImagesAnswer, items_of_media
+from serve_app.http.answers import Answer, ImagesAnswer, answer_of, items_of_media
 from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_asked
 from serve_app.http.by_job import answer_by_job, job_of_body
 from serve_app.http.context import Context, RequestContext
@@ -26,6 +26,7 @@ from serve_app.http.streaming import (
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.requests.given.own_arguments import is_edit_of_pictures, takes_mask
+from serve_app.requests.outputs import check_kind
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs, store_media
 
@@ -44,7 +45,7 @@ def image_routes(service: Service) -> APIRouter:
         responses=AT_ONCE_OR_STREAMED,
         openapi_extra=ASKING_HEADERS | openapi_content(ImageGenerationBody, files=("image", "mask_image")),
     )
-    async def create_images(request: Request, context: Context) -> ImagesAnswer | Response:
+    async def create_images(request: Request, context: Context) -> Answer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         body = await read_body(request, ImageGenerationBody)
         check_generation(body, await service.model.describe())
@@ -56,7 +57,7 @@ def image_routes(service: Service) -> APIRouter:
         responses=AT_ONCE_OR_STREAMED,
         openapi_extra=ASKING_HEADERS | openapi_content(ImageEditBody, files=("image", "mask", "markup")),
     )
-    async def edit_images(request: Request, context: Context) -> ImagesAnswer | Response:
+    async def edit_images(request: Request, context: Context) -> Answer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""
         body = await read_body(request, ImageEditBody)
         check_edit(body, await service.model.describe())
@@ -67,7 +68,7 @@ def image_routes(service: Service) -> APIRouter:
 
 async def answer_images(
     service: Service, context: RequestContext, request: Request, body: ImageGenerationBody, prefix: StreamPrefix
-) -> ImagesAnswer | Response:
+) -> Answer | Response:
     """The answer to generations and edits: by a job, with `stream` as events, or at once."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
@@ -83,7 +84,7 @@ async def answer_images(
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
     items = await items_of_media(body.response_format, requests, media, urls)
-    return ImagesAnswer.of(items, requests, media, body.end_user)
+    return answer_of(body.media_kind, items, requests, media, body.end_user)
 
 
 async def stream_images(
@@ -104,6 +105,7 @@ async def stream_images(
 
 def check_edit(body: ImageEditBody, description: StageDescription) -> None:
     """Raises InvalidRequestError or NotSupportedError that names the field as callers know it."""
+    check_kind("image", description)
     if body.image is None:
         raise InvalidRequestError("image is required: the picture to edit", "image", "missing_required_parameter")
     if not is_edit_of_pictures(description):

@@ -12,8 +12,8 @@ from deployments.errors import StageUnavailableError
 from deployments.messages import MediaKind
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.making.health import read_health
-from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
+from serve_app.requests.outputs import MEDIA
 from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
 
@@ -56,7 +56,7 @@ async def read_arguments(service: Service) -> list[ModelArgument] | None:
         description = await service.model.describe()
     except StageUnavailableError:
         return None
-    body = ImageGenerationBody if description.media_kind == "image" else VideoGenerationBody
+    body = MEDIA[description.media_kind].body
     fields = sendable_arguments(body, description)
     known = await service.model.arguments(tuple(fields))
     if known is None:

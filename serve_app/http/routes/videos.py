@@ -14,12 +14,11 @@ from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest
 from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
+    Answer,
     DeletedVideo,
-    ImagesAnswer,
     VideoObject,
     VideoObjects,
     VideosAnswer,
-    items_of_media,
     poll_after_ms,
     shown_of_video,
     video_object,
@@ -28,11 +27,10 @@ from serve_app.http.asked import (
     ASKING_HEADERS,
     WAITING_HEADER,
     HowAsked,
-    check_how_asked,
     how_asked,
     idempotency_key,
 )
-from serve_app.http.by_job import answer_by_job, video_job
+from serve_app.http.by_job import answer_generation, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import FILE_ANSWERS, JOB_ACCEPTED
@@ -63,19 +61,9 @@ def video_routes(service: Service) -> APIRouter:
         responses={202: JOB_ACCEPTED},
         openapi_extra=ASKING_HEADERS | openapi_content(VideoGenerationBody, files=("image", "last_image")),
     )
-    async def create_videos(request: Request, context: Context) -> ImagesAnswer | Response:
+    async def create_videos(request: Request, context: Context) -> Answer | Response:
         """A video from a prompt; the answer comes when it is made."""
-        body = await read_body(request, VideoGenerationBody)
-        asked = how_asked(request.headers, body)
-        check_how_asked(asked, body)
-        if asked.wants_job:
-            return await answer_by_job(service, context, asked, request.url.path, body)
-        requests = await service.parse(body, context.caller, limits=asked.limits)
-        media = await service.at_once.all(requests, context.caller, asked.limits)
-        context.count_compute(media)
-        urls = OutputURLs(service.storage, context.base_url)
-        items = await items_of_media(body.response_format, requests, media, urls)
-        return VideosAnswer.of(items, requests, media, body.end_user)
+        return await answer_generation(service, context, request, await read_body(request, VideoGenerationBody))
 
     @router.post(
         "/v1/videos",

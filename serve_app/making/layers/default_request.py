@@ -9,12 +9,20 @@ from typing import Any
 
 from PIL import Image
 
-from deployments.messages import GenerationRequest, InputImage, OutputFormat, StageDescription, ValueType
+from deployments.messages import GenerationRequest, InputImage, MediaKind, OutputFormat, StageDescription, ValueType
 
 SMALL_SIDE = 8  # multiples of the model's own: some pixels of latents, which little work is needed for
 FEW_STEPS = 2
+FEW_SECONDS = 1.0  # of a sound
 FEW_FRAMES = 9  # 4 x 2 + 1 and 8 x 1 + 1: what the VAEs of videos can pack
 PLAIN_SIDE = 512  # pixels of a picture where the model has no size of its own
+
+OUTPUTS: dict[MediaKind, OutputFormat] = {
+    "image": OutputFormat("image", "png"),
+    "video": OutputFormat("video", "mp4"),
+    "audio": OutputFormat("audio", "wav"),
+    "tensors": OutputFormat("tensors", "safetensors"),
+}
 
 
 def default_requests(
@@ -23,7 +31,9 @@ def default_requests(
     """The cheapest first: small and short, of the model's own size, wholly by default."""
     steps = {"num_inference_steps": FEW_STEPS}
     small = description.size_multiple * SMALL_SIDE
-    sizes = {"width": small, "height": small, "num_frames": FEW_FRAMES}
+    sizes: dict[str, float] = {"width": small, "height": small, "num_frames": FEW_FRAMES}
+    if description.length_argument is not None:
+        sizes[description.length_argument] = FEW_SECONDS
     own_side = description.default_width or PLAIN_SIDE
     for changes, side in ((steps | sizes, small), (steps, own_side), ({}, own_side)):
         changed = {name: value for name, value in changes.items() if description.takes(name)}
@@ -62,7 +72,7 @@ def _file(wanted: ValueType, side: int) -> Any:
 
 
 def _output(description: StageDescription) -> OutputFormat:
-    return OutputFormat("image", "png") if description.media_kind == "image" else OutputFormat("video", "mp4")
+    return OUTPUTS[description.media_kind]
 
 
 def _picture(color: str, side: int) -> InputImage:

@@ -43,7 +43,12 @@ class ManifestSigner:
     library: Any = field(repr=False)  # the module c2pa
 
     async def signed(self, media: Media, request: GenerationRequest) -> Media:
-        """The same files, each with a manifest. The pixels are the same; the bytes differ from one time to the next."""
+        """The same files, each with a manifest. The pixels are the same; the bytes differ from one time to the next.
+
+        Files of tensors have no place for one.
+        """
+        if request.output.kind == "tensors":
+            return media
         files = [await asyncio.to_thread(self.sign, file, request, media.num_steps) for file in media.files]
         return dataclasses.replace(media, files=tuple(files))
 
@@ -73,9 +78,10 @@ class ManifestSigner:
 def _parameters(file: MediaFile, request: GenerationRequest, num_steps: int | None) -> dict[str, str]:
     """What was made, and of what; the values of a C2PA action are texts."""
     made: dict[str, Any] = {"seed": request.seed, "request_id": request.request_id}
-    made |= {"size": f"{file.width}x{file.height}", "steps": num_steps}
+    made |= {"size": f"{file.width}x{file.height}" if file.width else None, "steps": num_steps}
     if file.fps:
-        made |= {"num_frames": file.num_frames, "fps": file.fps, "seconds": file.num_frames / file.fps}
+        made |= {"num_frames": file.num_frames, "fps": file.fps}
+    made |= {"seconds": file.seconds, "sample_rate": file.sample_rate, "channels": file.channels}
     return {name: str(value) for name, value in made.items() if value is not None}
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from deployments.messages import GenerationRequest, OutputFormat
-from deployments.stage_pipeline.description import media_kind
 from deployments.stage_pipeline.loading import load_stage
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deployments.errors import GenerationFailedError, InvalidRequestError
 from deployments.media.files import read_metadata, write_file
-from deployments.media.pixels import files_to_write
+from deployments.media.outputs import Making, files_to_write
 from deployments.messages import Background, GenerationRequest, InputImage, OutputFormat
 
 Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
@@ -38,7 +38,7 @@ def request(
 
 
 def encode(output: Any, request: GenerationRequest, fps: float = 8.0, audio_sample_rate: int | None = None):
-    return tuple(write_file(file) for file in files_to_write(output, request, fps, audio_sample_rate))
+    return tuple(write_file(file) for file in files_to_write(output, request, Making(fps, audio_sample_rate)))
 
 
 def images(made: Any) -> types.SimpleNamespace:
@@ -289,7 +289,7 @@ def test_each_format_carries_how_it_was_made(format):
     fps = 8.0 if moves else None
     asked = request(format, fps=fps, prompt=prompt, guidance_scale=3.5, image=picture, sigmas=[1.0, 0.5])
     made = types.SimpleNamespace(frames=smooth_video()) if moves else images(torch.zeros(1, 3, 32, 48))
-    [written] = files_to_write(made, asked, 8.0, None, {"steps": 3})
+    [written] = files_to_write(made, asked, Making(8.0, metadata={"steps": 3}))
     file = write_file(written)
     metadata = read_metadata(file.data, file.mime_type)
     assert {name: metadata[name] for name in ("model", "seed", "prompt", "steps", "size", "parameters")} == {

@@ -199,12 +199,21 @@ RULES = (
     ),
     Rule(
         STAGE_PIPELINE,
-        (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, *MESSAGES),
+        (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, "deployments.media.fields", *MESSAGES),
         never=("ray", *HTTP),
     ),
     Rule(ACCELERATIONS, (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
-    Rule(("deployments.media.pixels",), (*MEDIA, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(
+        ("deployments.media.outputs", "deployments.media.pixels", "deployments.media.samples"),
+        (*MEDIA, *MESSAGES, *ENV_CONFIG),
+        never=("ray", *HTTP),
+    ),
+    Rule(
+        ("deployments.media.files",),
+        (*MEDIA, *MESSAGES),
+        never=(*(name for name in HEAVY if name != "safetensors"), *HTTP, "ray"),
+    ),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),

@@ -19,9 +19,10 @@ from diffusers.modular_pipelines import (
 )
 
 from deployments.errors import CheckpointError
-from deployments.stage_pipeline.description import call_parameters, media_kind
+from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.modular.blocks import leaves, order_of_use, private_blocks
 from deployments.stage_pipeline.modular.pipeline import called_class
+from deployments.stage_pipeline.outputs import media_kind
 from deployments.stage_pipeline.roles import read_layout
 from deployments.stage_pipeline.tasks import tasks_of
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
 from deployments.errors import CheckpointError
 from deployments.messages import MediaKind, StageDescription, Task
-from deployments.stage_pipeline.description import call_parameters, media_kind
+from deployments.stage_pipeline.description import call_parameters
+from deployments.stage_pipeline.outputs import media_kind, output_type, own_arguments
 from deployments.stage_pipeline.tasks import ENLARGES_LATENTS, NEEDS_INPUT, tasks_of
 from tests.support.source import syntax_tree
 
@@ -83,6 +85,7 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "SkyReelsV2DiffusionForcingPipeline": ("text_to_video",),
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": ("video_to_video",),
     "SkyReelsV2Pipeline": ("text_to_video",),
+    "StableAudioPipeline": ("text_to_audio", "audio_to_audio"),
     "StableCascadeCombinedPipeline": ("text_to_image",),
     "StableDiffusion3ControlNetPipeline": ("text_to_image",),
     "StableDiffusion3Img2ImgPipeline": ("image_to_image",),
@@ -112,7 +115,7 @@ TASKS: dict[str, tuple[Task, ...]] = {
 
 @cache
 def servable() -> dict[str, tuple[Any, MediaKind]]:
-    """Every pipeline class that diffusers exports and that makes pictures or video, with what it makes."""
+    """Every pipeline class that diffusers exports and that can be served, with what it makes."""
     found: dict[str, tuple[Any, MediaKind]] = {}
     for name in dir(diffusers):
         value = getattr(diffusers, name)
@@ -149,7 +152,7 @@ def test_the_pipelines_of_the_tiny_models_have_these_tasks(name: str) -> None:
     assert description(name).tasks == TASKS[name]
 
 
-def test_every_tiny_model_that_makes_pictures_or_video_is_in_the_table() -> None:
+def test_every_tiny_model_is_in_the_table() -> None:
     built = {
         node.id
         for file in TINY_MODELS.glob("*.py")
@@ -207,11 +210,37 @@ def test_the_pipelines_that_edit_and_extend_videos_are_those_of_before() -> None
 
 
 def test_the_tasks_of_a_pipeline_are_of_what_it_makes() -> None:
-    of_video = {"text_to_video", "image_to_video", "video_to_video"}
+    ends = {"image": ("_image", "inpainting"), "video": "_video", "audio": "_audio", "tensors": "feature_extraction"}
     for name in servable():
         described = description(name)
-        assert all((task in of_video) == (described.media_kind == "video") for task in described.tasks), name
+        assert all(task.endswith(ends[described.media_kind]) for task in described.tasks), name
         assert len(described.tasks) == len(set(described.tasks))
+
+
+def test_sound_and_tensors_are_told_by_the_output_and_text_is_refused() -> None:
+    kinds = {name: kind for name, (_, kind) in servable().items()}
+    assert {name for name, kind in kinds.items() if kind == "audio"} >= {
+        "AceStepPipeline", "AudioLDM2Pipeline", "DanceDiffusionPipeline", "MusicLDMPipeline", "StableAudioPipeline",
+    }  # fmt: skip
+    assert {name for name, kind in kinds.items() if kind == "tensors"} >= {
+        "FluxPriorReduxPipeline", "KandinskyPriorPipeline", "KandinskyV22PriorPipeline", "StableCascadePriorPipeline",
+    }  # fmt: skip
+    assert {kinds[f"Marigold{each}Pipeline"] for each in ("Depth", "Normals", "Intrinsics")} == {"image"}
+    assert {"LLaDA2Pipeline", "DiffusionGemmaPipeline"}.isdisjoint(kinds)
+
+
+def test_a_pipeline_is_asked_for_the_first_form_that_it_does_not_refuse() -> None:
+    assert output_type(servable()["ShapEPipeline"][0]) == "np"
+    assert output_type(servable()["FluxPipeline"][0]) == "pt"
+    generator = torch.Generator()
+    assert own_arguments(servable()["DanceDiffusionPipeline"][0], generator) == {"generator": generator}
+    assert own_arguments(servable()["FluxPriorReduxPipeline"][0], generator) == {}
+
+
+def test_every_pipeline_of_sound_has_an_argument_for_the_length() -> None:
+    named = {name: description(name).length_argument for name, (_, kind) in servable().items() if kind == "audio"}
+    assert {name for name, argument in named.items() if argument is None} == set()
+    assert named["StableAudioPipeline"] == "audio_end_in_s"
 
 
 def test_a_pipeline_takes_the_parameters_of_its_call_with_and_without_defaults() -> None:

@@ -23,7 +23,7 @@ from deployments.messages import (
     MediaFile,
     OutputFormat,
 )
-from serve_app.http.answers import GeneratedItem, ImagesAnswer, ModelCard, ModelList, VideosAnswer
+from serve_app.http.answers import GeneratedItem, ModelCard, ModelList, answer_of
 from serve_app.requests.bodies import ImageGenerationBody, VideoGenerationBody
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.translate import to_generation_requests
@@ -417,7 +417,7 @@ def requested(kind: Any = "image", format: Any = "png") -> list[GenerationReques
 
 def test_the_openai_client_reads_the_answer():
     items = [GeneratedItem(b64_json="eA==", seed=3), GeneratedItem(url="https://x/1.png", seed=4)]
-    answer = ImagesAnswer.of(items, requested(), made()).model_dump(mode="json")
+    answer = answer_of("image", items, requested(), made()).model_dump(mode="json")
     read = openai.types.ImagesResponse.model_validate(answer, strict=True)
     assert read.data is not None
     assert (read.data[0].b64_json, read.data[1].url) == ("eA==", "https://x/1.png")
@@ -427,7 +427,7 @@ def test_the_openai_client_reads_the_answer():
 
 
 def test_the_answer_with_a_video_says_how_long_it_is():
-    answer = VideosAnswer.of([GeneratedItem(url="/v", seed=3)], requested("video", "mp4"), made(9, 8.0))
+    answer = answer_of("video", [GeneratedItem(url="/v", seed=3)], requested("video", "mp4"), made(9, 8.0))
     assert (answer.num_frames, answer.fps, answer.output_format, answer.size) == (9, 8.0, "mp4", "64x32")
 
 
