@@ -342,10 +342,10 @@ def _sound_arguments(
             return {}
         if name in body.extra_args:
             raise InvalidRequestError(f"give seconds or {name}, not both", "seconds")
-    given = arguments.get(name) if name else None
-    if seconds is None and not isinstance(given, int | float):
+    length = arguments.get(name) if seconds is None and name else seconds
+    if not isinstance(length, int | float):
         return {}
-    field, length = ("seconds", seconds) if seconds is not None else (str(name), given)
+    field = str(name) if seconds is None else "seconds"
     if length > limits.max_audio_seconds:
         raise above(field, length, limits.max_audio_seconds, " seconds")
     if seconds is None:
