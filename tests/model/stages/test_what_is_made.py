@@ -84,7 +84,7 @@ def test_a_sound_without_words_is_what_its_denoiser_leaves(tmp_path: Path) -> No
     unet = diffusers_model(
         UNet1DModel,
         block_out_channels=(32, 32, 64),
-        extra_in_channels=16,
+        extra_in_channels=64,
         sample_size=512,
         sample_rate=16_000,
         in_channels=2,
