@@ -20,11 +20,12 @@ from tests.support.tiny_models import tiny_patches
 
 
 class ThreeStages:
-    """Each stage holds its own part of the model; `make` is what a request goes through."""
+    """Each stage holds its own part of the model, or `in_one` all share it; `make` is what a request goes through."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, in_one: bool = False) -> None:
         tiny_patches()
-        self.held = {name: load_stage(folder, (name,)) for name in STAGES}
+        parts = [(stage,) for stage in STAGES] if not in_one else [STAGES]
+        self.held = {name: stage for part in parts for stage in [load_stage(folder, part)] for name in part}
         args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1)
         self.denoiser = DenoiserStage(
             self.held["denoiser"], args, self._ask, lambda request: encode(self.held["encoder"], request)

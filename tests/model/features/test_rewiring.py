@@ -74,6 +74,15 @@ def test_it_resumes_elsewhere_with_the_same_bytes(name: str, stages_of: Any, che
     elsewhere.close()
 
 
+def test_in_one_process_nothing_is_asked_of_another_stage(checkpoints_root: Path) -> None:
+    stages = ThreeStages(checkpoint("sd15_sag", checkpoints_root), in_one=True)
+    asked = [request("sd15_sag", index) for index in range(2)]
+    for made, each in zip(stages.make_together(asked), asked, strict=True):
+        assert_same(made, truth(each, checkpoints_root))
+    assert not stages.denoiser.needs_remote_calls
+    stages.close()
+
+
 @pytest.mark.parametrize("name", KEEPS_A_STATE)
 def test_what_needs_the_state_of_forwards_that_are_skipped_starts_again(
     name: str, stages_of: Any, checkpoints_root: Path

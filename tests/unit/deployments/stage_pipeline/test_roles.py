@@ -25,6 +25,7 @@ from deployments.errors import CheckpointError
 from deployments.stage_pipeline.roles import (
     assign_stages,
     component_class,
+    denoising_models,
     is_autoencoder,
     is_denoiser,
     read_layout,
@@ -123,7 +124,7 @@ def test_every_model_has_a_stage_and_denoisers_have_their_own_whatever_the_seque
     assert all(stages.values())
     for name, needed in stages.items():
         assert ("denoiser" in needed) == (needed == DENOISER)
-        assert is_denoiser(name, models[name]) == (needed == DENOISER)
+        assert (name in denoising_models(models)) == (needed == DENOISER)
         assert not is_autoencoder(models[name]) or needed == BOTH_ENDS
 
 
@@ -132,6 +133,13 @@ def test_models_without_a_time_step_denoise_only_by_their_name() -> None:
     assert is_denoiser("transformer_2", Vocoder)
     assert not is_denoiser("transformer", T5EncoderModel)
     assert not is_denoiser("unet", AutoencoderKL)
+
+
+def test_without_a_denoiser_what_else_works_on_latents_has_its_stage() -> None:
+    models = {"vae": AutoencoderKL, "latent_upsampler": Vocoder, "text_encoder": CLIPTextModel}
+    assert denoising_models(models) == ["latent_upsampler"]
+    assert denoising_models(models | {"unet": UNet2DConditionModel}) == ["unet"]
+    assert denoising_models({"vae": AutoencoderKL, "text_encoder": CLIPTextModel}) == []
 
 
 def write_index(folder: Path, **entries: Any) -> Path:
