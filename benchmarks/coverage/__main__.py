@@ -43,11 +43,12 @@ from typing import TYPE_CHECKING
 
 from benchmarks.coverage.exported import exported_modular_pipelines, exported_pipelines, is_modular
 from benchmarks.coverage.page import write_page
-from benchmarks.coverage.rows import Row, read_rows, row_of, write_rows
+from benchmarks.coverage.rows import MAX_REASON, Row, read_rows, row_of, write_rows
 
 if TYPE_CHECKING:
     from benchmarks.coverage.cases import Case
 
+NOT_YET = "not tried yet"
 NO_TEST = "diffusers has no test with tiny components of it"
 MODULAR = "a modular pipeline: diffusers' tests take its components from the hub"
 
@@ -72,22 +73,27 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
     from benchmarks.coverage.surroundings.allowances import allow_small_pictures
 
     run, found = _run_of_today(arguments), dict[str, Row]()
+    if _is_kept(arguments):
+        _write(_all_exported(read_rows(), run))
     with TemporaryDirectory() as place:
         hub.install(Path(place))
         cases, failed = find_cases(arguments.diffusers_tests, arguments.only)
         allow_small_pictures()
-        for module, error in failed.items():
-            print(f"cannot be imported: {module}: {error}", flush=True)
+        for error in sorted(set(failed.values())):
+            print(f"tests that cannot be imported: {error}", flush=True)
         for pipeline in sorted({case.pipeline for case in cases}.intersection(wanted)):
             of_class = [case for case in cases if case.pipeline == pipeline]
             found[pipeline] = replace(_judged(pipeline, of_class, arguments), run=run)
             if _is_kept(arguments):
-                write_rows((read_rows() | {pipeline: found[pipeline]}).values())
+                _write(read_rows() | {pipeline: found[pipeline]})
     if _is_kept(arguments):
-        known = _without_case(wanted, run) | read_rows()
-        write_rows(known.values())
-        write_page(known)
+        _write({name: _without_case(row, failed, run) if name in wanted else row for name, row in read_rows().items()})
     return found
+
+
+def _write(rows: dict[str, Row]) -> None:
+    write_rows(rows.values())
+    write_page(rows)
 
 
 def _judged(pipeline: str, cases: list[Case], arguments: argparse.Namespace) -> Row:
@@ -103,8 +109,20 @@ def _judged(pipeline: str, cases: list[Case], arguments: argparse.Namespace) -> 
     return row_of(pipeline, found)
 
 
-def _without_case(wanted: list[str], run: str) -> dict[str, Row]:
-    return {name: Row(name, "not_judged", MODULAR if is_modular(name) else NO_TEST, run=run) for name in wanted}
+def _all_exported(rows: dict[str, Row], run: str) -> dict[str, Row]:
+    """A row for each class that this diffusers exports, and for no other."""
+    exported = [*exported_pipelines(), *exported_modular_pipelines()]
+    return {name: rows.get(name, Row(name, "not_judged", NOT_YET, run=run)) for name in exported}
+
+
+def _without_case(row: Row, failed: dict[str, str], run: str) -> Row:
+    """Of a class that the run asked for and has not come by."""
+    if row.reason not in (NOT_YET, NO_TEST, MODULAR):
+        return row
+    reason = MODULAR if is_modular(row.pipeline) else NO_TEST
+    if row.pipeline in failed:
+        reason = f"its test cannot be imported here: {failed[row.pipeline]}"
+    return Row(row.pipeline, "not_judged", reason[:MAX_REASON], run=run)
 
 
 def _is_kept(arguments: argparse.Namespace) -> bool:

@@ -27,7 +27,7 @@ class Case:
 
 
 def find_cases(tests: Path, only: str = "") -> tuple[list[Case], dict[str, str]]:
-    """Of the classes that match `only`; with the files that could not be imported, and why.
+    """Of the classes that match `only`; with why tests could not be imported, by the pipelines that they name.
 
     `tests` is a folder that holds diffusers' package `tests`; it must not have been imported from elsewhere.
     """
@@ -40,7 +40,7 @@ def find_cases(tests: Path, only: str = "") -> tuple[list[Case], dict[str, str]]
         try:
             module = importlib.import_module(module_name)
         except BaseException as error:  # noqa: BLE001  (a test file may also skip itself)
-            failed[module_name] = f"{type(error).__name__}: {error}"
+            failed |= dict.fromkeys(_NAME.findall(file.read_text(encoding="utf-8")), f"{type(error).__name__}: {error}")
             continue
         cases += _cases(module, f"{file.parent.name}/{file.stem}", seen)
     return [case for case in cases if re.search(only, case.pipeline)], failed

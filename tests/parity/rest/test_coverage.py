@@ -77,7 +77,7 @@ def test_a_folder_of_tests_becomes_rows_and_a_page(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = read_rows(tmp_path / "docs/benchmarks/coverage.jsonl")
-    assert set(rows) == {"DDPMPipeline", "StableDiffusionPipeline"}, "only these were asked for"
+    assert rows["FluxPipeline"].reason == "not tried yet", "it was not asked for"
     judged = rows["StableDiffusionPipeline"]
     assert (judged.verdict, judged.reason, judged.configurations, judged.makes) == ("hand_off", "", 2, "image")
     assert (judged.batched, judged.resumable, judged.previewed) == (True, True, True)
