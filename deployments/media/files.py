@@ -152,7 +152,7 @@ def _deep_png(pixels: Pixels, metadata: dict[str, Any]) -> bytes:
     codec.height, codec.width, codec.pix_fmt = *pixels.shape[:2], layout
     codec.time_base = Fraction(1)
     frame = av.VideoFrame(codec.width, codec.height, layout)
-    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(codec.height, -1)
+    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(codec.height, -1)
     rows[:, : pixels.nbytes // codec.height] = (
         np.ascontiguousarray(pixels, dtype=">u2").view(np.uint8).reshape(codec.height, -1)
     )
@@ -263,7 +263,8 @@ def _write_sound(file: FileToWrite) -> MediaFile:
     with av.open(buffer, "w", format=file.format) as container:
         container.metadata["comment"] = json.dumps(file.metadata, ensure_ascii=False)
         stream = container.add_stream(codec, rate=rate, layout=LAYOUTS[len(samples)])
-        stream.codec_context.format = sample_format
+        assert isinstance(stream, av.AudioStream)
+        stream.codec_context.format = av.AudioFormat(sample_format)
         container.mux(stream.encode(_sound_frame(samples, rate, sample_format)))
         container.mux(stream.encode())
     channels, num_samples = samples.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ from deployments.tensors.values import with_anything, without_opaque
 
 MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
 MAX_SOUND_S = 3_600.0
-MASKS = ("mask_image", "mask")  # OpenAI's, transparent where to repaint; other masks are pictures like any other
+MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_video ...
 
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
@@ -62,7 +63,7 @@ def decode_arguments(stage: StagePipeline, arguments: dict[str, Any]) -> dict[st
             return Waveform(sound.samples)
         if not isinstance(value, InputImage):
             return value
-        if name in MASKS:
+        if MASK.search(name):
             return decode_mask(value, MAX_INPUT_PIXELS, name, by_alpha=value == _first(arguments.get("image")))
         return decode_input_image(value, MAX_INPUT_PIXELS, name, keep_alpha)
 

@@ -146,6 +146,8 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
         work = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
         work["arguments"] = {name: argument(value) for name, value in request.arguments.items()}
         work["output"] = dataclasses.asdict(request.output)
+        if request.output.bit_depth == OutputFormat.bit_depth:  # earlier versions do not know it
+            del work["output"]["bit_depth"]
         for name in ("warnings", "left_out"):
             work[name] = [dataclasses.asdict(warning) for warning in work[name]]
         work = {

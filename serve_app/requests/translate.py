@@ -334,24 +334,25 @@ def _sound_arguments(
 ) -> dict[str, Any]:
     """The argument that makes a sound as long as asked, under the pipeline's own name of it."""
     name = description.length_argument
-    seconds = body.seconds
-    if seconds is not None:
-        if name is None:
+    if name is None:
+        if body.seconds is not None:
             reason = f"seconds is not supported: {description.pipeline_class} has no argument for the length"
             body.refuse(NotSupportedError(reason, "seconds"))
-            return {}
-        if name in body.extra_args:
-            raise InvalidRequestError(f"give seconds or {name}, not both", "seconds")
-    length = arguments.get(name) if seconds is None and name else seconds
-    if not isinstance(length, int | float):
         return {}
-    field = str(name) if seconds is None else "seconds"
-    if length > limits.max_audio_seconds:
-        raise above(field, length, limits.max_audio_seconds, " seconds")
-    if seconds is None:
+    if body.seconds is None:
+        _check_length(name, arguments.get(name), limits)
         return {}
-    start = arguments.get(str(name).replace("_end", "_start"), 0) if "_end" in str(name) else 0
-    return {str(name): seconds + start}
+    if name in body.extra_args:
+        raise InvalidRequestError(f"give seconds or {name}, not both", "seconds")
+    _check_length("seconds", body.seconds, limits)
+    # Where the pipeline asks for the end, the sound is as long as was asked from where it starts.
+    start = arguments.get(name.replace("_end", "_start"), 0) if "_end" in name else 0
+    return {name: body.seconds + start}
+
+
+def _check_length(field: str, seconds: Any, limits: RequestLimits) -> None:
+    if isinstance(seconds, int | float) and seconds > limits.max_audio_seconds:
+        raise above(field, seconds, limits.max_audio_seconds, " seconds")
 
 
 def _model_fps(description: StageDescription, defaults: dict[str, Any]) -> float | None:

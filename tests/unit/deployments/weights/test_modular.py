@@ -78,5 +78,5 @@ def test_a_component_that_is_nowhere_is_refused(said: dict[str, Any], sentence: 
 
 def test_the_weights_of_a_repository_that_is_one_component_are_fetched(tmp_path: Path) -> None:
     paths = ["model.safetensors", "other/model.safetensors", "README.md"]
-    assert list(weights_to_fetch(paths, tmp_path, [""], None)) == ["model.safetensors"]
+    assert list(weights_to_fetch(paths, tmp_path, ["."], None)) == ["model.safetensors"]
     assert list(weights_to_fetch(paths, tmp_path, None, None)) == ["other/model.safetensors"]

@@ -100,7 +100,7 @@ def test_a_request_that_a_caller_dressed_up_as_a_picture_stays_a_value() -> None
 
 def test_a_row_keeps_what_is_told_in_the_answer_and_in_the_file() -> None:
     dropped, unchecked = RequestWarning("no_effect", "size", "x"), RequestWarning("not_checked", None, "y")
-    output = OutputFormat("image", "png")
+    output = OutputFormat("image", "png", bit_depth=16)
     request = GenerationRequest("a", "m", {}, 1, output, warnings=(dropped, unchecked), left_out=(dropped,))
     rows, pictures = requests_to_json([request])
     assert requests_from_json(json.loads(json.dumps(rows)), pictures) == [request]
