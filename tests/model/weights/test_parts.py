@@ -118,6 +118,9 @@ def test_a_composed_folder_is_made_once_and_a_checkpoint_without_parts_is_left_a
     sd15: Path, controlnets: list[Path], tmp_path: Path
 ) -> None:
     assert resolve_model(args(sd15), tmp_path, None, False) == sd15
+    (tmp_path / "plain" / "assets").mkdir(parents=True)
+    (tmp_path / "plain" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert resolve_model(args(tmp_path / "plain"), tmp_path, None, False) == tmp_path / "plain"
     model = args(sd15, components={"controlnet": str(controlnets[0])})
     folder = resolve_model(model, tmp_path, (), False)
     assert resolve_model(model, tmp_path, None, True) == folder
