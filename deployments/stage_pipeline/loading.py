@@ -25,6 +25,11 @@ UNUSED_HALF = {
     "vae": "encoder",
 }  # stage -> the half of an autoencoder that it does not run
 
+COPIES = (
+    "its constructor copies weights of one component into another, and these are in several processes: serve the "
+    "folder that its save_pretrained writes, where that is done"
+)
+
 
 @dataclass(frozen=True)
 class StagePipeline:
@@ -87,8 +92,8 @@ def load_stage(
     }
     try:
         pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        cause = lack_of_torchvision(folder, layout.classes) or str(error).strip()
+    except (OSError, ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        cause = COPIES if "meta tensor" in str(error) else lack_of_torchvision(folder, layout.classes) or str(error)
         raise CheckpointError(f"{layout.pipeline_class.__name__} in {folder} cannot be loaded: {cause}") from error
     check_tokenizers(pipeline, folder)
     if layout.ip_adapters is not None:

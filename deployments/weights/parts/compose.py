@@ -49,7 +49,7 @@ def resolve_model(model: ModelArgs, cache_root: Path, needed: Collection[str] | 
     ip_adapters = None
     if adapter:
         ip_adapters = brought_with(adapter, model, index, folders, cache_root, needed, use_streamer)
-    folders = {name: folder for name, folder in folders.items() if name in index or is_numbered(name, index)}
+    folders = {name: folder for name, folder in folders.items() if belongs(name, index)}
     whole = {name: converted_component(folder, cache_root, model.variant) for name, folder in folders.items()}
     if whole == own_folders(base, index, ()) and index == read_object(base / INDEX) and not ip_adapters:
         return base
@@ -63,8 +63,15 @@ def own_folders(base: Path, index: Mapping[str, Any], without: Collection[str]) 
         for folder in base.iterdir()
         if folder.is_dir()
         and folder.name not in without
-        and (folder.name in index or not any(is_numbered(folder.name, [name]) for name in without))
+        and belongs(folder.name, index)
+        # text_encoder_2 is no part of text_encoder, for the index names it; controlnet_1 is one of controlnet
+        and (folder.name in index or not is_numbered(folder.name, without))
     }
+
+
+def belongs(folder: str, names: Collection[str]) -> bool:
+    """Whether a folder is that of a component among `names`, or of a later part of a container."""
+    return folder in names or is_numbered(folder, names)
 
 
 def located(

@@ -28,7 +28,7 @@ from tests.support.tiny_models import checkpoint, request_arguments
 from tests.support.tiny_models.autoencoders import kl_autoencoder
 from tests.support.tiny_models.checkpoints import call
 from tests.support.tiny_models.pictures import noise_image
-from tests.support.tiny_models.stable_diffusion import sd15_controlnet
+from tests.support.tiny_models.stable_diffusion import animatediff, sd15_controlnet
 
 CPU = select_device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers deprecates its own
@@ -118,6 +118,9 @@ def test_a_composed_folder_is_made_once_and_a_checkpoint_without_parts_is_left_a
     sd15: Path, controlnets: list[Path], tmp_path: Path
 ) -> None:
     assert resolve_model(args(sd15), tmp_path, None, False) == sd15
+    (tmp_path / "plain" / "assets").mkdir(parents=True)
+    (tmp_path / "plain" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert resolve_model(args(tmp_path / "plain"), tmp_path, None, False) == tmp_path / "plain"
     model = args(sd15, components={"controlnet": str(controlnets[0])})
     folder = resolve_model(model, tmp_path, (), False)
     assert resolve_model(model, tmp_path, None, True) == folder
@@ -151,6 +154,17 @@ def test_a_part_that_cannot_be_used_is_refused_by_its_name(
     fields = json.loads(json.dumps(fields).replace("SD15", str(sd15)))
     with pytest.raises(CheckpointError, match=sentence):
         resolve_model(args(sd15, **fields), tmp_path, (), False)
+
+
+def test_a_pipeline_that_copies_weights_when_it_is_made_is_refused_with_what_to_serve(
+    sd15: Path, tmp_path: Path
+) -> None:
+    adapter: Any = animatediff()[0].motion_adapter
+    adapter.save_pretrained(tmp_path / "motion")
+    components = {"motion_adapter": str(tmp_path / "motion")}
+    model = args(sd15, components=components, pipeline_class="AnimateDiffPipeline")
+    with pytest.raises(CheckpointError, match=r"copies weights .* serve the folder that its save_"):
+        build_stage(model, ("vae",), EnvConfig.model_validate({"runtime": {"cache_root": tmp_path / "cache"}}), CPU)
 
 
 def test_a_file_that_is_no_ip_adapter_is_refused_by_its_name(sd15: Path, tmp_path: Path) -> None:
