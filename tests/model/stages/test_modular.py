@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests.support.tiny_models.pictures import noise_image
 pytestmark = pytest.mark.filterwarnings("default")
 
 NAME = "modular_zimage"
-ASKED = {"prompt": "a small cat", "num_inference_steps": 3, "enabled": True, "guidance_scale": 3.0}
+ASKED = {"prompt": "a small cat", "num_inference_steps": 3, "guidance_scale": 3.0}
+GUIDED = {"enabled": True}  # of the guider, which this model switches off
 SEED = 7
 
 
@@ -32,7 +34,7 @@ def server(checkpoints_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_picture_from_words_has_the_pixels_of_the_unsplit_pipeline(
     server: ModelServer, checkpoints_root: Path
 ) -> None:
-    body = {**ASKED, "seed": SEED, "size": "32x32", "response_format": "b64_json"}
+    body = {**ASKED, "extra_args": GUIDED, "seed": SEED, "size": "32x32", "response_format": "b64_json"}
     answer = server.post("/v1/images/generations", json=body)
     assert answer.status_code == 200, answer.text
     assert np.array_equal(pixels(answer.json()), unsplit(checkpoints_root, height=32, width=32))
@@ -44,18 +46,28 @@ def test_a_picture_from_a_picture_has_the_pixels_of_the_unsplit_pipeline(
     given = noise_image(32)
     file = io.BytesIO()
     given.save(file, "PNG")
-    form = {**{name: str(value).lower() for name, value in ASKED.items()}, "seed": str(SEED), "strength": "0.9"}
+    form = {
+        **{name: str(value) for name, value in ASKED.items()},
+        "seed": str(SEED),
+        "strength": "0.9",
+        "size": "32x32",
+    }
+    form["extra_args"] = json.dumps(GUIDED)
     answer = server.post(
         "/v1/images/edits", data=form | {"response_format": "b64_json"}, files={"image": ("a.png", file.getvalue())}
     )
     assert answer.status_code == 200, answer.text
-    assert np.array_equal(pixels(answer.json()), unsplit(checkpoints_root, image=given, strength=0.9))
+    assert np.array_equal(
+        pixels(answer.json()), unsplit(checkpoints_root, image=given, strength=0.9, height=32, width=32)
+    )
 
 
 def test_an_argument_that_no_block_and_no_guider_takes_is_refused(server: ModelServer) -> None:
-    answer = server.post("/v1/images/generations", json={**ASKED, "size": "32x32", "guidance_scale_2": 3.0})
+    answer = server.post(
+        "/v1/images/generations", json={**ASKED, "size": "32x32", "extra_args": {"guidance_rescale_2": 3.0}}
+    )
     assert answer.status_code == 400, answer.text
-    assert "guidance_scale_2" in answer.json()["error"]["message"]
+    assert "guidance_rescale_2" in answer.json()["error"]["message"]
 
 
 def pixels(body: dict[str, Any]) -> Any:
@@ -63,5 +75,5 @@ def pixels(body: dict[str, Any]) -> Any:
 
 
 def unsplit(checkpoints_root: Path, **arguments: Any) -> Any:
-    [made] = run_unsplit(checkpoint(NAME, checkpoints_root), ASKED | arguments, SEED)
+    [made] = run_unsplit(checkpoint(NAME, checkpoints_root), ASKED | GUIDED | arguments, SEED)
     return (made[0] * 255).round().numpy().astype("uint8").transpose(1, 2, 0)

@@ -27,7 +27,7 @@ from tests.support.tiny_models.qwen_image import (
 from tests.support.tiny_models.stable_diffusion import sdxl, sdxl_controlnet, sdxl_img2img, sdxl_inpaint
 from tests.support.tiny_models.stable_diffusion_3 import sd3, sd3_img2img
 from tests.support.tiny_models.tiny_model import PipelineAndRequest, TinyModel
-from tests.support.tiny_models.wan import helios, wan21, wan21_flf2v, wan21_i2v, wan22, wan22_i2v, wan_vace
+from tests.support.tiny_models.wan import helios, wan21, wan21_i2v, wan22, wan22_i2v
 from tests.support.tiny_models.z_image import zimage, zimage_img2img
 
 GUIDERS = {"guider": "", "guider_2": "_2"}  # the end of the names of their settings in a request
@@ -99,9 +99,7 @@ MODELS = (
     tiny("wan21", "Wan", wan21),
     tiny("wan22", "Wan22", wan22),
     tiny("wan21_i2v", "WanImage2Video", wan21_i2v),
-    tiny("wan21_flf2v", "WanImage2Video", wan21_flf2v),
     tiny("wan22_i2v", "Wan22Image2Video", wan22_i2v),
-    tiny("wan22_vace", "Wan22Vace", wan_vace),
     tiny("helios", "Helios", helios),
     tiny("hunyuanvideo15", "HunyuanVideo15", hunyuanvideo15),
     tiny("hunyuanvideo15_i2v", "HunyuanVideo15", hunyuanvideo15_i2v),
