@@ -12,7 +12,7 @@ _BOUNDS = (
     re.compile(rf"\bbetween {_NUMBER} and {_NUMBER}", re.IGNORECASE),
     re.compile(rf"\b(?:in|range)(?: the range)?(?: of)? `?\[ ?{_NUMBER}, ?{_NUMBER} ?\]", re.IGNORECASE),
 )
-_SHAPE = re.compile(r"shape `*[(\[]([^)\]`]+)[)\]]")
+_SHAPE = re.compile(r"`[(\[]([^)\]`]*[A-Za-z][^)\]`]*,[^)\]`]*)[)\]]`")  # `(batch, channels, samples)`, not `[0, 1]`
 _SECTION = re.compile(r"^\s*(Returns|Examples?|Raises|Yields):", re.MULTILINE)
 
 

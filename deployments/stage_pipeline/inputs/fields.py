@@ -51,11 +51,13 @@ def _field(name: str, parameter: inspect.Parameter, doc: ParameterDoc) -> Argume
 def _is_needed(name: str, parameter: inspect.Parameter, kind: Kind, doc: ParameterDoc) -> bool:
     """A file whose default None its annotation does not admit, and which no docstring calls optional.
 
-    diffusers writes `control_image: PipelineImageInput = None` for what its pipeline cannot do without.
+    diffusers writes `control_image: PipelineImageInput = None` for what its pipeline cannot do without; of pictures
+    that control it, some docstrings are wrong.
     """
-    if name in OF_THE_TASK or parameter.default is not None or doc.is_optional:
+    controls = "control" in name.split("_") and parameter_type(parameter).holds("picture")
+    if name in OF_THE_TASK or parameter.default is not None or (doc.is_optional and not controls):
         return False
     if kind.why_not or not kind.type.holds(*MEDIA_TYPES):
         return False
     admits_none = parameter_type(parameter.replace(default=parameter.empty)).choices_of()
-    return bool(doc.type) and all(each.kind not in ("none", "any") for each in admits_none)
+    return (bool(doc.type) or controls) and all(each.kind not in ("none", "any") for each in admits_none)

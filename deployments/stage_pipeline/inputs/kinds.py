@@ -21,7 +21,9 @@ MEDIUM_OF_WORD: dict[str, Medium] = {
     **dict.fromkeys(("video", "videos", "frames"), "video"),
     **dict.fromkeys(("image", "images", "picture", "photo", "hint", "mask", "masks", "depth", "controls"), "picture"),
 }
-MADE_BY_CODE = re.compile(r"latents?($|_)|embeds|embeddings?($|_)|(attention|padding)_mask|cu_seqlens|hidden|processor")
+MADE_BY_CODE = re.compile(
+    r"latents?($|_)|embeds|embeddings?($|_)|(attention|padding)_mask|cu_seqlens|hidden|processor|(^|_)(ids|tokens|thw)$"
+)
 CALLS_BACK = re.compile(r"callback|generator($|_)")
 PATH_NAME = re.compile(r"(^|_)(file|files|path|paths|dir|directory|folder|filename)$")
 PATH_TEXT = re.compile(r"\bpaths? (of|to)\b|on disk|\bfile(name)? (of|to)\b", re.IGNORECASE)
@@ -56,7 +58,7 @@ def kind_of(name: str, annotated: ValueType, doc: ParameterDoc) -> Kind:
     is_known = annotated != ANY_VALUE and annotated.kind != "none"
     if is_known and not annotated.holds("picture", "tensor", "object"):
         return Kind(annotated)
-    plain = _only(annotated, lambda each: not each.holds(*NOT_PLAIN))
+    plain = _plain_part(annotated)
     if is_known and not annotated.holds("picture") and _says_something(plain):
         return Kind(plain)  # a number, or a tensor of such
     if MADE_BY_CODE.search(name):
@@ -158,8 +160,19 @@ def _only(wanted: ValueType, is_kept: Any) -> ValueType:
     return union_of(each for each in wanted.choices_of() if is_kept(each))
 
 
+def _plain_part(wanted: ValueType) -> ValueType:
+    """Without tensors and objects, in lists too."""
+    kept = [each for each in wanted.choices_of() if each.kind not in NOT_PLAIN]
+    return union_of(
+        dataclasses.replace(each, of=(_plain_part(each.of[0]),)) if each.kind in ("list", "row") else each
+        for each in kept
+        if each.kind not in ("list", "row") or _says_something(_plain_part(each.of[0]))
+    )
+
+
 def _says_something(wanted: ValueType) -> bool:
-    return any(each.kind != "none" for each in wanted.choices_of())
+    """Besides null; a list of anything beside a tensor may be one of pictures."""
+    return any(each.kind != "none" for each in wanted.choices_of()) and not wanted.holds("any")
 
 
 def union_of(choices: Any) -> ValueType:

@@ -60,6 +60,9 @@ class Pipeline:
         prompt_embeds: torch.Tensor | None = None,
         masked_image_latents: Pictures | None = None,
         poses: torch.Tensor | None = None,
+        image_token_ids: list[torch.Tensor] | None = None,
+        sigmas: list[float | torch.Tensor] | None = None,
+        clip_video: list | torch.Tensor | None = None,  # type: ignore[type-arg]
         callback: Callable[[int], None] | None = None,
         font_file: str | None = None,
         fonts: list[str] | None = None,
@@ -74,7 +77,7 @@ class Pipeline:
                 Pictures of the prompt.
             control_video (`torch.Tensor`, *optional*): Frames.
             video_by_channel (`torch.Tensor`, *optional*): Frames of shape `(B, T, C, H, W)` in `[0, 1]`.
-            latent_mask (`torch.Tensor`, *optional*): Of shape ``(batch, 1, L)`` with 0 = keep.
+            latent_mask (`torch.Tensor`, *optional*): A latent mask ``(batch, 1, L)`` with 0 = keep.
             voice_audio (`torch.Tensor`, *optional*): A waveform of shape `(batch_size, num_channels, audio_length)`.
             audio_sampling_rate (`int`, *optional*): Of `voice_audio`.
             untold (`list[PIL.Image.Image]`, *optional*): Pictures.
@@ -109,6 +112,8 @@ PICTURE, VIDEO, SOUND, NONE = (ValueType(kind) for kind in ("picture", "video", 
         ("conditions", {"record", "list", "none"}),
         ("class_labels", {"list", "none"}),
         ("num_frames", {"int"}),
+        ("sigmas", {"list"}),
+        ("clip_video", {"video"}),
     ],
 )
 def test_an_argument_has_a_kind(name: str, kinds: set[str]) -> None:
@@ -123,6 +128,7 @@ def test_an_argument_has_a_kind(name: str, kinds: set[str]) -> None:
         ("prompt_embeds", WHY_CODE),
         ("masked_image_latents", WHY_CODE),
         ("poses", WHY_CODE),
+        ("image_token_ids", WHY_CODE),
         ("callback", WHY_CALL),
         ("font_file", WHY_PATH),
         ("fonts", WHY_PATH),

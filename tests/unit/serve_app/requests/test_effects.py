@@ -114,7 +114,7 @@ async def test_a_request_waits_no_longer_than_it_may_take(
     await server.open()
     body = ImageGenerationBody(prompt="x", guidance_scale=2, deadline_s=deadline_s)
     async with asyncio.timeout(20):
-        [request] = await server.service.parse(body, limits=limits)
+        [request] = await server.service.parse(body, "caller", limits=limits)
     assert [each.code for each in request.warnings] == ["not_checked"]
 
 
@@ -144,7 +144,8 @@ async def test_a_model_tells_the_arguments_that_it_reads_and_where_they_go(serve
         model = (await client.get("/v1/models/flux")).json()
     arguments = {each["name"]: each for each in model["arguments"]}
     assert arguments["guidance_scale"] == {
-        "name": "guidance_scale", "field": "guidance_scale", "type": "any", "default": 2.0, "when": "always"
+        "name": "guidance_scale", "field": "guidance_scale", "type": "any", "default": 2.0, "when": "always",
+        "required": False, "media": None, "accepts": {"minimum": 0}, "description": "",
     }  # fmt: skip
     assert arguments["width"]["field"] == "size"
     assert model["quality"] == ["low"]
