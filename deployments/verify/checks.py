@@ -265,9 +265,8 @@ def _of_outcomes(made: HandOff | Result, truth: HandOff | Result) -> list[Differ
         return differences(_fields(made.output), _fields(truth.output), "output")
     if isinstance(made, Result) or isinstance(truth, Result):
         return [Difference("outcome", f"a {type(made).__name__} in place of a {type(truth).__name__}")]
-    return differences(
-        *([[c.component, c.method, c.args, c.kwargs] for c in o.decoder_calls] for o in (made, truth)), "decoder_calls"
-    )
+    calls, wanted = ([[c.component, c.method, c.args, c.kwargs] for c in each.decoder_calls] for each in (made, truth))
+    return differences(calls, wanted, "decoder_calls")
 
 
 def _fields(output: Any) -> Any:
