@@ -108,9 +108,10 @@ class _Watch:
 def _watched_methods(pipeline: Any, models: Iterable[str]) -> Iterator[tuple[Any, str, str]]:
     """Owner, the name of the component, the method."""
     for name in models:
-        component = getattr(pipeline, name, None)
-        for method in dir(type(component)) if isinstance(component, torch.nn.Module) else ():
-            if is_computing_method(type(component), method) and callable(getattr(component, method, None)):
+        component: Any = getattr(pipeline, name, None)
+        cls: Any = type(component)
+        for method in dir(cls) if isinstance(component, torch.nn.Module) else ():
+            if is_computing_method(cls, method) and callable(getattr(component, method, None)):
                 yield component, name, method
     yield from _encoding_methods(pipeline, PIPELINE, set())
 

@@ -67,7 +67,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def served(options: argparse.Namespace) -> tuple[AppArgs, Mapping[str, str]]:
+def served(options: argparse.Namespace) -> tuple[AppArgs, dict[str, str]]:
     """What would be served, and with which variables beside those of this process. Raises MisuseError."""
     names = ("model", "dtype", "variant", "config_folder", "placement")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}

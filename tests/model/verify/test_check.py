@@ -15,8 +15,8 @@ from diffusers import FluxPipeline
 
 from deployments.denoising.checkpoint import unpack
 from deployments.devices import select_device
+from deployments.engine.batches import Batches
 from deployments.engine.executor import LocalExecutor
-from deployments.engine.merging import Merger
 from deployments.model import DenoisingArgs, ModelArgs
 from deployments.replicas.table import processes_of
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
@@ -58,7 +58,7 @@ def outcomes(report: Report) -> dict[str, Outcome]:
     ],
 )
 def test_a_pipeline_that_is_split_rightly_passes(name: str, placement: str, checkpoints_root: Path) -> None:
-    report = verified(checkpoint(name, checkpoints_root), placement)
+    report = verified(checkpoint(name, checkpoints_root), placement, Asked(width=32, height=32))
     assert report.passed, report.lines()
     assert tuple(outcomes(report)) == PARTS
     exact = {part: outcome for part, outcome in outcomes(report).items() if part != "merged"}
@@ -168,9 +168,9 @@ def test_an_engine_that_changes_a_lone_forward_is_found(flux: Whole, monkeypatch
 
 
 def test_a_merge_that_mixes_the_requests_up_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = Merger.split
+    merged = Batches._call_merged
     monkeypatch.setattr("deployments.engine.batches.is_close", lambda merged, alone: True)
-    monkeypatch.setattr(Merger, "split", lambda *args: split(*args)[::-1])
+    monkeypatch.setattr(Batches, "_call_merged", lambda *args: merged(*args)[::-1])
     report = checked(flux)
     assert [verdict.part for verdict in report.mismatches] == ["merged"]
     assert "bound 1e-03" in report.conclusion
