@@ -65,7 +65,8 @@ def put_back(own: OwnModules | None, states: Sequence[dict[str, Any]]) -> None:
 def _settings(value: Any) -> Hashable | None:
     if value is ABSENT or isinstance(value, SETTINGS):
         return type(value), value
-    if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(type(value)):
+    cls: Any = type(value)
+    if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(cls):
         return None
     attributes = getattr(value, "__dict__", None)
     if attributes is None or not all(isinstance(attribute, SETTINGS) for attribute in attributes.values()):
@@ -144,7 +145,8 @@ def _set_state(holder: Holder, state: dict[str, Any], own: OwnModules) -> None:
     else:
         for name, value in state.items():
             is_buffer = isinstance(holder, torch.nn.Module) and name in holder._buffers
-            (holder._buffers if is_buffer else vars(holder))[name] = value
+            attributes: dict[str, Any] = holder._buffers if is_buffer else holder.__dict__
+            attributes[name] = value
 
 
 def _attributes(holder: Holder) -> dict[str, Any]:

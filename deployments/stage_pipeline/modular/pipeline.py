@@ -58,7 +58,7 @@ def called_class(
         state = base.__call__(self, output=list(made), **passed)
         return output_class(**{field: state[name] for name, field in made.items()})
 
-    def from_pretrained(cls: Any, folder: str, local_files_only: bool = True, **models: torch.nn.Module) -> Any:
+    def from_pretrained(cls: Any, /, folder: str, local_files_only: bool = True, **models: torch.nn.Module) -> Any:
         pipeline = cls(blocks=unloaded.blocks, pretrained_model_name_or_path=folder, modular_config_dict=dict(index))
         loaded = {name: load_other(other, f"{folder}/{name}") for name, other in others.items()}
         pipeline.register_components(**models, **loaded)

@@ -12,7 +12,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import diffusers
 import torch
@@ -160,8 +160,8 @@ class RoutedComponent:
     def _own(self, name: str, value: Any) -> Any:
         """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
         real, component, router, *_ = object.__getattribute__(self, "_route")
-        own = router.own_modules_of(component)
-        if own.is_own(real) or (callable(value) and is_computing_method(type(real), name)):
+        own, cls = router.own_modules_of(component), cast(Any, type(real))
+        if own.is_own(real) or (callable(value) and is_computing_method(cls, name)):
             return value
         if isinstance(value, torch.nn.Module):
             return own.of(value)
