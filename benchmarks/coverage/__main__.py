@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
 
     run, found = _run_of_today(arguments), dict[str, Row]()
     if _is_kept(arguments):
-        _write(_all_exported(read_rows(), run))
+        _write(_all_exported(read_rows()))
     with TemporaryDirectory() as place:
         hub.install(Path(place))
         cases, failed = find_cases(arguments.diffusers_tests, arguments.only)
@@ -109,10 +109,10 @@ def _judged(pipeline: str, cases: list[Case], arguments: argparse.Namespace) -> 
     return row_of(pipeline, found)
 
 
-def _all_exported(rows: dict[str, Row], run: str) -> dict[str, Row]:
+def _all_exported(rows: dict[str, Row]) -> dict[str, Row]:
     """A row for each class that this diffusers exports, and for no other."""
     exported = [*exported_pipelines(), *exported_modular_pipelines()]
-    return {name: rows.get(name, Row(name, "not_judged", NOT_YET, run=run)) for name in exported}
+    return {name: rows.get(name, Row(name, "not_judged", NOT_YET)) for name in exported}
 
 
 def _without_case(row: Row, failed: dict[str, str], run: str) -> Row:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.coverage.exported import family_of, is_modular
-from benchmarks.coverage.rows import Row
+from benchmarks.coverage.rows import PASSED, Row, Verdict
 from benchmarks.report import filled, table
 
 PAGE = Path("docs/models.md")
@@ -19,6 +19,11 @@ WORDS = {
     "wrong": "**wrong**",
     "not_judged": "not judged",
 }
+COLUMNS: dict[str, Collection[Verdict]] = {
+    "bit-identical": PASSED,
+    "refused or failing": ("refused", "failed", "wrong"),
+    "not judged": ("not_judged",),
+}  # of the table of families
 MARKS = {True: "yes", False: "no", None: ""}
 MOST_FIELDS = 14  # of a row; the others are counted
 
@@ -53,7 +58,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
             f" merged forwards are within {max(deviations):.1e} of the largest value."
             f" {len(resumable)} of {len(resumed)} resume in another process.",
         ]
-    runs = Counter(row.run for row in rows)
+    runs = Counter(row.run for row in rows if row.run)
     return [*lines, "", *(f"* {count} rows: {run}." for run, count in sorted(runs.items()))]
 
 
@@ -63,14 +68,14 @@ def _families(rows: Sequence[Row]) -> list[str]:
         if family := family_of(row.pipeline):
             of_family.setdefault(family, []).append(row)
     cells = [
-        [family, _classes(of_family[family], True), _classes(of_family[family], False)]
+        [family, *(_classes(of_family[family], verdicts) for verdicts in COLUMNS.values())]
         for family in sorted(of_family, key=str.lower)
     ]
-    return table(["family", "bit-identical", "refused, failing or not judged"], cells)
+    return table(["family", *COLUMNS], cells)
 
 
-def _classes(rows: Iterable[Row], passed: bool) -> str:
-    return ", ".join(f"`{row.pipeline}`" for row in _sorted(rows) if row.passed == passed)
+def _classes(rows: Iterable[Row], verdicts: Collection[Verdict]) -> str:
+    return ", ".join(f"`{row.pipeline}`" for row in _sorted(rows) if row.verdict in verdicts)
 
 
 def _table(rows: Iterable[Row]) -> list[str]:

@@ -61,10 +61,6 @@ class Row:
     previewed: bool | None = None
     run: str = ""  # when, and with what
 
-    @property
-    def passed(self) -> bool:
-        return self.verdict in PASSED
-
 
 def row_of(pipeline: str, found: Sequence[Found]) -> Row:
     """The class's row: its worst configuration decides, but a refusal of one does not hide that others pass."""

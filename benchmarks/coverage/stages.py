@@ -80,12 +80,11 @@ class StageWorker:
         return encode(self.stage, request)
 
     def denoise(
-        self, request: GenerationRequest, conditioning: Conditioning, complete: bool
+        self, request: GenerationRequest, conditioning: Conditioning, envelope: Envelope
     ) -> tuple[DecodeInputs, bool]:
         """The hand-off, and whether component calls were made in other stages for it."""
-        envelope = Envelope(complete_hand_off=complete)
         inputs, _ = self.denoiser.denoise(request, conditioning, envelope=envelope)
-        return inputs, self.denoiser.needs_remote_calls
+        return inputs, self.denoiser.needs_remote_calls or envelope.remote_calls
 
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Leaves:
         return output_leaves(decode_output(self.stage, request, inputs))
@@ -125,13 +124,20 @@ class StageProcesses:
         return description
 
     def generate(self, arguments: dict[str, Any]) -> Made:
-        """Raises RemoteError for what a stage raises."""
+        """The ways that the application goes, one after the other. Raises RemoteError for what a stage raises."""
         try:
-            return self._generate(arguments, complete=False)
+            return self._generate(arguments, Envelope())
         except RemoteError as error:
-            if error.failure.kind != "HandOffIncompleteError":
+            if "HandOffError" not in error.failure.kinds:
                 raise
-        return self._generate(arguments, complete=True)
+            is_incomplete = "HandOffIncompleteError" in error.failure.kinds
+        if is_incomplete:
+            try:
+                return self._generate(arguments, Envelope(complete_hand_off=True))
+            except RemoteError as error:
+                if "HandOffError" not in error.failure.kinds:
+                    raise
+        return self._generate(arguments, Envelope(remote_calls=True))
 
     def count_files(self, made: Made, media_kind: str) -> int:
         request = dataclasses.replace(made.request, output=OUTPUTS[media_kind])
@@ -142,11 +148,11 @@ class StageProcesses:
         for worker in self.workers:
             worker.stop()
 
-    def _generate(self, arguments: dict[str, Any], complete: bool) -> Made:
+    def _generate(self, arguments: dict[str, Any], envelope: Envelope) -> Made:
         request = request_of(arguments)
         conditioning = self.holder["encoder"].ask("encode", request)
         inputs, by_remote_calls = self.holder["denoiser"].ask(
-            "denoise", request, conditioning, complete, answer=self._answer
+            "denoise", request, conditioning, envelope, answer=self._answer
         )
         return Made(self.holder["vae"].ask("decode", request, inputs), by_remote_calls, request, inputs)
 

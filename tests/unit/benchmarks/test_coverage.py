@@ -80,7 +80,7 @@ def test_the_page_counts_the_verdicts_and_lists_each_family() -> None:
     page = page_of(EMPTY_PAGE, rows)
     assert "| bit-identical by hand-off | 1 | 0 |" in table_in(page, "coverage")
     assert "* 2 rows: today." in table_in(page, "coverage")
-    assert "| FLUX.1 | `FluxPipeline` | `FluxFillPipeline` |" in table_in(page, "families")
+    assert "| FLUX.1 | `FluxPipeline` | `FluxFillPipeline` |  |" in table_in(page, "families")
     assert table_in(page, "pipelines")[2:] == [
         r"| `FluxFillPipeline` | refused: it \| cannot |  |  |  |  |  |",
         "| `FluxPipeline` | bit-identical by hand-off | text to image | yes |  |  | `size` |",
