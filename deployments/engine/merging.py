@@ -111,7 +111,7 @@ class Merger:
         joined = torch.cat(list(values), axis)
         if not self.by_position:
             return joined
-        parts = joined.unflatten(axis, (len(counts), counts[0], -1))
+        parts: torch.Tensor = joined.unflatten(axis, (len(counts), counts[0], -1))
         return parts.transpose(axis, axis + 1).flatten(axis, axis + 2)
 
     def _joined_lists(self, values: Sequence[list[Any]], counts: Sequence[int]) -> list[Any]:

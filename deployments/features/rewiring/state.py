@@ -65,12 +65,13 @@ def put_back(own: OwnModules | None, states: Sequence[dict[str, Any]]) -> None:
 def _settings(value: Any) -> Hashable | None:
     if value is ABSENT or isinstance(value, SETTINGS):
         return type(value), value
-    if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(type(value)):
+    cls: Any = type(value)
+    if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(cls):
         return None
     attributes = getattr(value, "__dict__", None)
     if attributes is None or not all(isinstance(attribute, SETTINGS) for attribute in attributes.values()):
         return None
-    return type(value), tuple((name, type(x), x) for name, x in sorted(attributes.items()))
+    return cls, tuple((name, type(x), x) for name, x in sorted(attributes.items()))
 
 
 @functools.cache
@@ -142,7 +143,8 @@ def _set_state(holder: Holder, state: dict[str, Any], own: OwnModules) -> None:
     else:
         for name, value in state.items():
             is_buffer = isinstance(holder, torch.nn.Module) and name in holder._buffers
-            (holder._buffers if is_buffer else vars(holder))[name] = value
+            attributes: dict[str, Any] = holder._buffers if is_buffer else holder.__dict__
+            attributes[name] = value
 
 
 def _attributes(holder: Holder) -> dict[str, Any]:
