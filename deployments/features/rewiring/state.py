@@ -71,7 +71,7 @@ def _settings(value: Any) -> Hashable | None:
     attributes = getattr(value, "__dict__", None)
     if attributes is None or not all(isinstance(attribute, SETTINGS) for attribute in attributes.values()):
         return None
-    return type(value), tuple((name, type(x), x) for name, x in sorted(attributes.items()))
+    return cls, tuple((name, type(x), x) for name, x in sorted(attributes.items()))
 
 
 @functools.cache
