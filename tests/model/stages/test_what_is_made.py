@@ -57,7 +57,7 @@ def made(server: ModelServer, route: str, **fields: Any) -> tuple[dict[str, Any]
 
 def heard(data: bytes) -> np.ndarray:
     """[channels, time] of a wav of 16 bits."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         channels = container.streams.audio[0].codec_context.channels
         return np.concatenate([frame.to_ndarray().reshape(-1, channels) for frame in container.decode(audio=0)]).T
 

@@ -37,7 +37,7 @@ def tone(channels: int, seconds: float = 0.25) -> torch.Tensor:
 
 def heard(data: bytes) -> np.ndarray:
     """[channels, time]."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         channels = container.streams.audio[0].codec_context.channels
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
     return np.concatenate([f if len(f) == channels else f.reshape(-1, channels).T for f in frames], axis=1)
@@ -49,10 +49,10 @@ def pixels(file: MediaFile) -> np.ndarray:
 
 def deep_pixels(file: MediaFile) -> np.ndarray:
     """[H, W, 3] of 16 bits."""
-    with av.open(io.BytesIO(file.data)) as container:
+    with av.open(io.BytesIO(file.data), "r") as container:
         [frame] = container.decode(video=0)
     assert frame.format.name == "rgb48be"
-    rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)
+    rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
     return rows[:, : frame.width * 6].copy().view(">u2").reshape(frame.height, frame.width, 3)
 
 

@@ -210,7 +210,12 @@ def test_the_pipelines_that_edit_and_extend_videos_are_those_of_before() -> None
 
 
 def test_the_tasks_of_a_pipeline_are_of_what_it_makes() -> None:
-    ends = {"image": ("_image", "inpainting"), "video": "_video", "audio": "_audio", "tensors": "feature_extraction"}
+    ends: dict[str, str | tuple[str, ...]] = {
+        "image": ("_image", "inpainting"),
+        "video": "_video",
+        "audio": "_audio",
+        "tensors": "feature_extraction",
+    }
     for name in servable():
         described = description(name)
         assert all(task.endswith(ends[described.media_kind]) for task in described.tasks), name
