@@ -34,7 +34,7 @@ async def read_body(request: Request, body_type: type[Body]) -> Body:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type in FORM_TYPES:
         values: Any = await _read_form(request)
-    elif content_type == "application/json" or content_type.endswith("+json"):
+    elif content_type in ("", "application/json") or content_type.endswith("+json"):  # none was said
         values = await _read_json(request)
     else:
         raise HTTPException(415, "the body must be application/json or multipart/form-data")
