@@ -63,7 +63,8 @@ def _copied(block: ModularPipelineBlocks, stages_of: Mapping[str, Collection[str
     children = {name: _copied(child, stages_of, f"{path}/{name}") for name, child in block.sub_blocks.items()}
     private.sub_blocks = type(block.sub_blocks)(children)
     if not children and _only_encodes(block, stages_of):
-        private.__class__ = _asking_class(type(block))
+        cls: Any = type(block)
+        private.__class__ = _asking_class(cls)
         private.__dict__["path"] = path
     return private
 
