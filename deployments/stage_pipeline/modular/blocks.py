@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPipelineBlocks, PipelineState
 
@@ -59,10 +59,11 @@ def _names(each: Iterator[dict[str, None]]) -> dict[str, None]:
 
 
 def _copied(block: ModularPipelineBlocks, stages_of: Mapping[str, Collection[str]], path: str) -> ModularPipelineBlocks:
-    private, cls = copy.copy(block), cast(Any, type(block))
+    private = copy.copy(block)
     children = {name: _copied(child, stages_of, f"{path}/{name}") for name, child in block.sub_blocks.items()}
     private.sub_blocks = type(block.sub_blocks)(children)
     if not children and _only_encodes(block, stages_of):
+        cls: Any = type(block)
         private.__class__ = _asking_class(cls)
         private.__dict__["path"] = path
     return private
