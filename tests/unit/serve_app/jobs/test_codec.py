@@ -136,7 +136,7 @@ def test_a_row_without_what_no_default_can_stand_for_is_unreadable_and_says_why(
 
 
 def test_a_row_whose_picture_is_gone_is_unreadable() -> None:
-    with pytest.raises(UnreadableRowError, match="no picture number 1"):
+    with pytest.raises(UnreadableRowError, match="no file number 1"):
         requests_from_json(rows_of(VERSION), PICTURES[:1])
 
 
