@@ -14,6 +14,9 @@ from deployments.verify.check import verify
 from env_config.variables import EnvConfig
 from tests.support.tiny_models import TINY_MODELS, checkpoint, tiny_patches
 
+# Pipelines use what diffusers and torch have deprecated.
+pytestmark = pytest.mark.filterwarnings("default")
+
 PROCESSES = tuple((stage,) for stage in STAGES)
 MODELS = [name for name, model in TINY_MODELS.items() if model.after_load is None]
 
