@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from deployments.messages import MediaKind
 from serve_app.requests.bodies import ImageGenerationBody, InputImages, Text, VideoGenerationBody
-from serve_app.requests.encoded_files import file_bytes
+from serve_app.requests.given.encoded_files import file_bytes
 from serve_app.requests.input_videos import VIDEO_FILE, container_of
 from serve_app.requests.plain_values import given_value
 

@@ -8,10 +8,10 @@ from typing import Any
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects, with_effects
+from serve_app.requests.given.masks import with_markup, with_mask
 from serve_app.requests.given.own_arguments import with_own_files, with_pipelines_names
 from serve_app.requests.given.pictures import with_pictures
 from serve_app.requests.given.sources import FileSource
-from serve_app.requests.masks import with_markup, with_mask
 from serve_app.requests.translate import Levels, to_generation_requests
 
 

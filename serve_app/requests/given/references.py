@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.messages import InputImage
-from serve_app.requests.encoded_files import file_bytes
+from serve_app.requests.given.encoded_files import file_bytes
 
 URL_NAMES = ("url", "image_url", "video_url", "audio_url")
 REFERENCE_NAMES = frozenset({*URL_NAMES, "id", "index", "file_id", "data", "format", "detail", "type"})

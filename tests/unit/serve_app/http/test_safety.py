@@ -442,7 +442,7 @@ async def test_an_unexpected_error_tells_nothing_of_the_inside(server):
 # --- the document ---
 
 
-BESIDE = ("hosts", "plain_values", "video_edit_routes")
+BESIDE = ("own_arguments", "hosts", "plain_values", "video_edit_routes")
 
 
 def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> None:

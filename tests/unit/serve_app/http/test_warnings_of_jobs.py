@@ -13,7 +13,7 @@ async def test_a_job_tells_its_warnings_in_its_object_its_events_and_its_result(
         accepted = (await client.post("/v1/images/generations", json=body)).json()
         job = await ended(client, accepted["id"])
         events = (await client.get(f"/v1/jobs/{job['id']}/events")).text
-    expected = [("unknown_parameter", "cfg"), ("no_effect", "style")]
+    expected = [("no_effect", "style"), ("unknown_parameter", "cfg")]
     for told in (accepted["warnings"], job["warnings"], job["result"]["warnings"]):
         assert [(warning["code"], warning["param"]) for warning in told] == expected
     assert events.count("event: warning\n") == len(expected)
