@@ -15,7 +15,7 @@ from diffusers import EasyAnimateControlPipeline, StableAudioPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 
-from deployments.media.pixels import files_to_write
+from deployments.media.outputs import Making, files_to_write
 from deployments.messages import GenerationRequest, OutputFormat
 from deployments.stage_pipeline.inputs.values import Waveform, as_pipeline_takes
 from tests.support.model_in_process import ModelServer, model_served
@@ -46,7 +46,7 @@ def unsplit(name: str, folder: Path, changes: dict[str, Any]) -> list[bytes]:
         output = load_unsplit(folder)(**arguments, generator=torch.Generator("cpu").manual_seed(SEED), output_type="pt")
     kind = "video" if hasattr(output, "frames") else "image"
     request = GenerationRequest("r", name, {}, SEED, OutputFormat(kind, "mp4" if kind == "video" else "png"))
-    [file] = files_to_write(output, request, 8.0, None)
+    [file] = files_to_write(output, request, Making(8.0))
     return [frame.tobytes() for frame in file.frames]
 
 
