@@ -136,8 +136,8 @@ async def test_a_form_of_strings_makes_the_video_that_json_makes(tmp_path: Path)
     async with server_with_jobs(tmp_path, describing=VIDEO) as (server, client):
         form_parts = {name: (None, value) for name, value in fields.items()}
         by_form = (await client.post("/v1/videos", files=form_parts)).json()
+        await ended(client, by_form["id"])  # while it is made, the same again would share its work
         by_json = (await client.post("/v1/videos", json={**fields, "seconds": 2, "fps": 4, "seed": 5})).json()
-        await ended(client, by_form["id"])
         await ended(client, by_json["id"])
         form, plain = (
             next(each for each in server.requests if each.request_id == video["id"]) for video in (by_form, by_json)
