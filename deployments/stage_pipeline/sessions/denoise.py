@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.errors import FeedsBackError, HandOffError, NotNumbersError, NotSupportedError
+from deployments.errors import FeedsBackError, HandOffError, NotNumbersError, NotSupportedError, PipelineFailedError
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.stage_pipeline.sessions.encode import EncoderCall
+from deployments.stage_pipeline.sessions.encode import NO_STEP, EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import (
@@ -114,6 +114,12 @@ class DenoiseSession(Session):
 
     def run(self) -> HandOff | Result:
         """Raises HandOffError where the pipeline does not fit, PipelineFailedError for what its arguments may cause."""
+        outcome = self._outcome()
+        if self.stage.layout.denoisers and not any(kind == "denoiser" for kind, *_ in self.hand_off.events):
+            raise PipelineFailedError(NO_STEP)
+        return outcome
+
+    def _outcome(self) -> HandOff | Result:
         try:
             output = self.call_pipeline()
         except StopStage:

@@ -17,6 +17,8 @@ from deployments.stage_pipeline.sessions.session import PIPELINE, RandomStates, 
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import copied, fill, has_nan
 
+NO_STEP = "it makes no step: num_inference_steps x strength, or a list of steps, leaves none"
+
 
 @dataclass(frozen=True)
 class EncoderCall:
@@ -55,7 +57,7 @@ class EncodeSession(Session):
             return self.calls
         if not self.stage.layout.denoisers:
             return self.calls
-        raise PipelineFailedError("it makes no step: num_inference_steps x strength, or a list of steps, leaves none")
+        raise PipelineFailedError(NO_STEP)
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
         raise StopStage
