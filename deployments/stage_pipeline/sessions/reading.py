@@ -57,7 +57,8 @@ def _reading_class(cls: Any) -> Any:
                 on_text(each, _count(cls, self, each, special), limit, without_special)
         return encoding
 
-    return type(cls.__name__, (cls,), {"__module__": cls.__module__, "_encode_plus": encode_plus})
+    members = {"__module__": cls.__module__, "__class__": property(lambda self: cls), "_encode_plus": encode_plus}
+    return type(cls.__name__, (cls,), members)
 
 
 def _count(cls: Any, tokenizer: Any, text: str, special: bool) -> int:

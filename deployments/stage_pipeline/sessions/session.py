@@ -263,12 +263,15 @@ class _SessionReference:
 def _reporting_class(cls: Any) -> Any:
     """A subclass of a scheduler's class, under the same name, whose instances report their steps to their session.
 
-    The signatures are kept, because pipelines inspect them to decide what to pass (the generator, for one).
-    An instance without a session, such as one that a pipeline makes of this class, behaves as one of `cls`.
-    Instances cannot be pickled, since the class hides behind the name of its parent; no pipeline of diffusers does.
+    Instances say that they are of `cls`, because pipelines compare (BriaPipeline). The signatures are kept, because
+    pipelines inspect them to decide what to pass (the generator, for one).
     """
 
-    members: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    members: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__class__": property(lambda self: cls),
+    }
     if (name := next((name for name in STEPS if hasattr(cls, name)), None)) is not None:
         own_step = getattr(cls, name)
 

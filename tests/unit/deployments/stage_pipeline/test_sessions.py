@@ -109,7 +109,9 @@ def test_the_classes_of_diffusers_and_the_shared_scheduler_are_not_touched(cls: 
 def test_a_private_scheduler_looks_like_its_class(cls: Any) -> None:
     private = Recording(stage_of(cls()), {}).pipeline.scheduler
     assert isinstance(private, cls)
-    assert (private.__class__.__name__, str(private.__class__)) == (cls.__name__, str(cls))
+    assert private.__class__ is cls
+    assert copy.deepcopy(private).__class__ is cls
+    assert type(private) is not cls
     assert private.config == cls().config
     for method in ("step", "set_timesteps"):
         assert inspect.signature(getattr(private, method)) == inspect.signature(getattr(cls(), method))
