@@ -65,7 +65,7 @@ class _Argument:
         if wanted.kind == "video":
             self._count(len(value), self.source.rules.limits.max_frames, "frames")
             return [await self._file(each, "picture", is_counted=isinstance(each, str | dict)) for each in value]
-        item = wanted.of[0] if wanted.of else ValueType("picture")
+        item = wanted.of[0] if wanted.kind != "record" and wanted.of else wanted
         read: list[Any] = []
         for each in value:
             made = await self.read(_typed(each, item), item)
