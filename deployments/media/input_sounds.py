@@ -67,8 +67,10 @@ def _read(
         with av.open(io.BytesIO(data), "r", format=sound_container(data) or "wav") as file:
             [stream, *_] = file.streams.audio
             context = stream.codec_context
-            if not CODECS.fullmatch(context.name) or context.rate > MAX_RATE or context.channels > MAX_CHANNELS:
-                raise ValueError(f"{context.name} at {context.rate} Hz")
+            if context is None or not CODECS.fullmatch(context.name):
+                raise ValueError("of no codec that is read here")
+            if context.rate > MAX_RATE or context.channels > MAX_CHANNELS:
+                raise ValueError(f"{context.channels} channels at {context.rate} Hz")
             context.thread_count = 1
             layout = LAYOUTS[channels or min(context.channels, 2)]
             resampler = av.AudioResampler("fltp", layout, rate or context.rate)

@@ -164,6 +164,16 @@ async def test_a_file_at_a_url_is_fetched_whatever_it_is(server: Server) -> None
     assert arguments["source_audio"] == InputSound(sound_file())
 
 
+WAVE_TAG = slice(20, 22)  # of the codec, in the head of a WAV file
+
+
+def foreign_sound() -> bytes:
+    """Of a codec that nobody knows."""
+    data = bytearray(sound_file())
+    data[WAVE_TAG] = b"\x34\x12"
+    return bytes(data)
+
+
 SOUND_AS_TEXT = base64.b64encode(sound_file()).decode()
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"control_imag": AS_TEXT}, "control_imag", "did you mean 'control_image'"),
@@ -176,6 +186,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"example_image": [AS_TEXT, AS_TEXT]}, "example_image", r"must be a picture, got \[a picture, a picture\]"),
     ({"reference_images": [AS_TEXT] * 17}, "reference_images", "at most 16 files"),
     ({"source_audio": AS_TEXT}, "source_audio", "must be a WAV"),
+    ({"source_audio": base64.b64encode(foreign_sound()).decode()}, "source_audio", "cannot be read"),
     ({"source_audio": [SOUND_AS_TEXT] * 2}, "source_audio", r"must be a sound or null, got \[a sound, a sound\]"),
     ({"image": [[AS_TEXT] * 9] * 2}, "image", "at most 16 pictures, got 18"),
     ({"source_audio": base64.b64encode(sound_file(1.0)).decode()}, "source_audio", "at most 0.5 seconds"),
