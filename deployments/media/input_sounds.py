@@ -44,10 +44,9 @@ def sound_container(data: bytes) -> str | None:
     return next((name for signature, name in CONTAINERS if signature.match(data)), None)
 
 
-def check_sound(data: bytes, param: str, max_s: float) -> None:
-    """Reads the file to its end and keeps nothing. Raises InvalidRequestError, naming `param`, as `read_sound` does."""
-    for _ in _read(data, param, max_s, None, None):
-        pass
+def check_sound(data: bytes, param: str, max_s: float) -> float:
+    """Reads the file to its end, keeps nothing and returns its seconds. Raises InvalidRequestError as `read_sound`."""
+    return sum(part.shape[1] / rate for part, rate in _read(data, param, max_s, None, None))
 
 
 def read_sound(data: bytes, param: str, max_s: float, rate: int | None = None, channels: int | None = None) -> Sound:
