@@ -46,7 +46,7 @@ def sound_container(data: bytes) -> str | None:
 
 def check_sound(data: bytes, param: str, max_s: float) -> float:
     """Reads the file to its end, keeps nothing and returns its seconds. Raises InvalidRequestError as `read_sound`."""
-    return sum(part.shape[1] / rate for part, rate in _read(data, param, max_s, None, None))
+    return float(sum(part.shape[1] / rate for part, rate in _read(data, param, max_s, None, None)))
 
 
 def read_sound(data: bytes, param: str, max_s: float, rate: int | None = None, channels: int | None = None) -> Sound:
