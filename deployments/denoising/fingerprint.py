@@ -33,14 +33,16 @@ def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> s
 
 
 def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:
-    """Of the denoisers' weights, the configurations of the loop, device type, precision and the versions of the code.
+    """Of the denoisers' weights, the scales of adapters, the configurations of the loop, device type, precision and the
+    versions of the code.
 
     `settings` are those of features and accelerations that change the numbers.
     """
     precision = torch.get_float32_matmul_precision()
     versions = f"{FORMAT}|{diffusers.__version__}|{torch.__version__}"
     sha = hashlib.sha256(f"{versions}|{stage.device.type}|{precision}|{settings}".encode())
-    sha.update(_configuration(stage.pipeline).encode())
+    adapters = stage.layout.ip_adapters
+    sha.update(f"{_configuration(stage.pipeline)}|{adapters and adapters.scale}".encode())
     for name in sorted(_of_the_loop(stage)):
         sha.update(f"{name}|{_configuration(getattr(stage.pipeline, name))}".encode())
     for name in stage.layout.denoisers:

@@ -44,10 +44,9 @@ def sound_container(data: bytes) -> str | None:
     return next((name for signature, name in CONTAINERS if signature.match(data)), None)
 
 
-def check_sound(data: bytes, param: str, max_s: float) -> None:
-    """Reads the file to its end and keeps nothing. Raises InvalidRequestError, naming `param`, as `read_sound` does."""
-    for _ in _read(data, param, max_s, None, None):
-        pass
+def check_sound(data: bytes, param: str, max_s: float) -> float:
+    """Reads the file to its end, keeps nothing and returns its seconds. Raises InvalidRequestError as `read_sound`."""
+    return float(sum(part.shape[1] / rate for part, rate in _read(data, param, max_s, None, None)))
 
 
 def read_sound(data: bytes, param: str, max_s: float, rate: int | None = None, channels: int | None = None) -> Sound:
@@ -67,8 +66,10 @@ def _read(
         with av.open(io.BytesIO(data), "r", format=sound_container(data) or "wav") as file:
             [stream, *_] = file.streams.audio
             context = stream.codec_context
-            if not CODECS.fullmatch(context.name) or context.rate > MAX_RATE or context.channels > MAX_CHANNELS:
-                raise ValueError(f"{context.name} at {context.rate} Hz")
+            if context is None or not CODECS.fullmatch(context.name):
+                raise ValueError("of no codec that is read here")
+            if context.rate > MAX_RATE or context.channels > MAX_CHANNELS:
+                raise ValueError(f"{context.channels} channels at {context.rate} Hz")
             context.thread_count = 1
             layout = LAYOUTS[channels or min(context.channels, 2)]
             resampler = av.AudioResampler("fltp", layout, rate or context.rate)

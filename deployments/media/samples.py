@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.errors import GenerationFailedError, NotNumbersError
+from deployments.errors import GenerationFailedError, NotNumbersError, PipelineFailedError
 from deployments.media.files import Samples
 from deployments.media.pixels import as_tensor, described
 
@@ -18,7 +18,8 @@ def to_tracks(audio: Any) -> list[Samples]:
     """The sounds of a tensor, an array or a list of them: [B, channels, time], [B, time], [channels, time] or [time].
 
     Two rows of samples are the channels of one sound, more are sounds of one channel. Values outside -1..1 are clipped.
-    Raises NotNumbersError for values that are not finite, GenerationFailedError for what is no sound.
+    Raises NotNumbersError for values that are not finite, PipelineFailedError for a sound of no length, which arguments
+    can ask for, GenerationFailedError for what is no sound.
     """
     if isinstance(audio, list | tuple):
         return [track for each in audio for track in to_tracks(each)]
@@ -39,7 +40,7 @@ def _waves(audio: Any) -> torch.Tensor:
         raise GenerationFailedError(f"cannot write {described(audio)} as sound")
     waves = as_tensor(audio).float().cpu()
     if not waves.numel():
-        raise GenerationFailedError("the model made a sound of no length")
+        raise PipelineFailedError("it makes a sound of no length")
     if waves.ndim < 2:
         return waves.reshape(1, -1)
     is_time_first = waves.shape[-1] <= MOST_CHANNELS < waves.shape[-2]

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from deployments.devices import Device, synchronize
-from deployments.errors import FeedsBackError, HandOffIncompleteError
+from deployments.errors import FeedsBackError, HandOffError, HandOffIncompleteError
+from deployments.features import FEATURES
 from deployments.messages import (
     Checkpoint,
     ComponentAnswer,
@@ -71,14 +72,17 @@ class Split:
         return unpack_outcome(inputs, self.whole.stages["vae"])
 
     def decode(self, request: GenerationRequest, conditioning: Conditioning, inputs: DecodeInputs) -> Any:
-        """The pipeline's output; the denoising is made again where its hand-off turns out not to be enough."""
+        """The pipeline's output; the denoising is made again on the longer ways of the application, where its hand-off
+        turns out not to be enough.
+        """
         try:
             output = decode_output(self.whole.stages["vae"], request, inputs)
-        except HandOffIncompleteError:
-            if self.complete:
+        except HandOffError as error:
+            if self.by_remote_calls:
                 raise
-            self.complete = True
-            output = decode_output(self.whole.stages["vae"], request, self.denoise(request, conditioning))
+            self.complete = isinstance(error, HandOffIncompleteError) and not self.complete
+            self.by_remote_calls = not self.complete
+            return self.decode(request, conditioning, self.denoise(request, conditioning))
         return dict(output) if hasattr(output, "keys") else output
 
     def _denoise(self, request: GenerationRequest, conditioning: Conditioning) -> DecodeInputs:
@@ -107,7 +111,7 @@ class Split:
     # -- the engine -----------------------------------------------------------------------------------------------
 
     def open_denoiser(self, args: DenoisingArgs) -> DenoiserStage:
-        """As in a replica, but that it waits for others, writes a checkpoint at each step, and offers no features."""
+        """As in a replica, but that it waits for others, writes checkpoints at each step, and offers no feature."""
         denoiser = DenoiserStage(
             self.whole.stages["denoiser"],
             args.model_copy(update={"max_wait_s": PATIENCE_S, "checkpoint_every": 1}),
@@ -115,7 +119,7 @@ class Split:
             encode=self.encode,
             synchronize=partial(synchronize, self.device),
             env=self.env,
-            features=(),
+            features=tuple(feature for feature in FEATURES if not feature.is_asked_for),
         )
         denoiser.needs_remote_calls = self.by_remote_calls
         return denoiser

@@ -117,7 +117,7 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
         case "record" if isinstance(value, dict) and set(wanted.needed) <= value.keys() <= set(wanted.names):
             types = dict(zip(wanted.names, wanted.of, strict=True))
             return {name: _fitted(each, types[name]) for name, each in value.items()}
-        case "any":
+        case "any" if not _holds_bytes(value):  # a file of a form; one that is taken has been read by now
             return value
         case "union":
             return _first_fitted(value, wanted.of)
@@ -135,6 +135,11 @@ def _fitted(value: Any, wanted: ValueType) -> Any:
     if not _is_of_plain(value, wanted.kind):
         raise _Misfit
     return value
+
+
+def _holds_bytes(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, bytes) or any(map(_holds_bytes, parts))
 
 
 def _are_pictures(value: Any) -> bool:

@@ -26,5 +26,5 @@ class RequestLimits(BaseModel):
         le=1_000_000_000,
         description="bytes of a whole body; base64 makes pictures a third larger",
     )
-    max_sound_s: float = Field(600.0, gt=0, le=3_600, description="seconds of a sound sent along")
+    max_sound_s: float = Field(600.0, gt=0, le=3_600, description="seconds of the sounds sent along in one field")
     max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")

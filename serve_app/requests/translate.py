@@ -301,6 +301,7 @@ def _animation_arguments(
     assert output.max_frames is not None
     if not _is_accepted(body, "frame_count", "num_frames", description):
         return {}
+    _refuse_given(body, "num_frames", "frame_count")
     multiple = description.frame_multiple
     num_frames = 1 + -(-(output.max_frames - 1) // multiple) * multiple
     if num_frames > limits.max_frames:
@@ -342,12 +343,17 @@ def _sound_arguments(
     if body.seconds is None:
         _check_length(name, arguments.get(name), limits)
         return {}
-    if name in body.extra_args:
-        raise InvalidRequestError(f"give seconds or {name}, not both", "seconds")
+    _refuse_given(body, name, "seconds")
     _check_length("seconds", body.seconds, limits)
     # Where the pipeline asks for the end, the sound is as long as was asked from where it starts.
-    start = arguments.get(name.replace("_end", "_start"), 0) if "_end" in name else 0
+    start = arguments.get(name.replace("_end", "_start")) or 0 if "_end" in name else 0
     return {name: body.seconds + start}
+
+
+def _refuse_given(body: GenerationBody, argument: str, field: str) -> None:
+    """Raises InvalidRequestError where the caller set the argument that the field sets."""
+    if argument in body.extra_args or argument in body.own_arguments:
+        raise InvalidRequestError(f"give {field} or {argument}, not both", field)
 
 
 def _check_length(field: str, seconds: Any, limits: RequestLimits) -> None:

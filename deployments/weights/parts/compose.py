@@ -21,13 +21,11 @@ from filelock import FileLock
 from deployments.errors import CheckpointError
 from deployments.model import IPAdapterArgs, ModelArgs, PartArgs
 from deployments.weights.converted import converted_adapter, converted_component
-from deployments.weights.files import read_object
+from deployments.weights.files import INDEX, MODULAR_INDEX, read_object
 from deployments.weights.locate import resolve_checkpoint, resolve_files, resolve_part
 from deployments.weights.parts.entries import entry_of, own_class
 from deployments.weights.parts.ip_adapter import IMAGE_ENCODER, IPAdapters, loader_dtype
 from deployments.weights.parts.pipeline_class import parameters_of, pipeline_for
-
-INDEX = "model_index.json"
 
 
 def resolve_model(model: ModelArgs, cache_root: Path, needed: Collection[str] | None, use_streamer: bool) -> Path:
@@ -39,9 +37,12 @@ def resolve_model(model: ModelArgs, cache_root: Path, needed: Collection[str] | 
     parts = model.components.parts
     own = None if needed is None else [name for name in needed if name not in parts]
     base = resolve_checkpoint(model.path, cache_root, own, use_streamer, model.variant, model.config_folder)
-    index = read_object(base / INDEX)
+    index_name = INDEX if (base / INDEX).is_file() else MODULAR_INDEX
+    index = read_object(base / index_name)
     folders = own_folders(base, index, set(parts))
     adapter = model.components.ip_adapter
+    if index_name == MODULAR_INDEX:
+        refuse_parts_of_modular(model)
     if parts or adapter or model.pipeline_class:
         found = {name: located(name, given, model, cache_root, needed, use_streamer) for name, given in parts.items()}
         index = merged_index(index, found, model.pipeline_class)
@@ -51,9 +52,23 @@ def resolve_model(model: ModelArgs, cache_root: Path, needed: Collection[str] | 
         ip_adapters = brought_with(adapter, model, index, folders, cache_root, needed, use_streamer)
     folders = {name: folder for name, folder in folders.items() if belongs(name, index)}
     whole = {name: converted_component(folder, cache_root, model.variant) for name, folder in folders.items()}
-    if whole == own_folders(base, index, ()) and index == read_object(base / INDEX) and not ip_adapters:
+    if whole == own_folders(base, index, ()) and index == read_object(base / index_name) and not ip_adapters:
         return base
-    return linked(base.name, index, whole, ip_adapters, cache_root)
+    return linked(base.name, index_name, index, whole, ip_adapters, cache_root)
+
+
+def refuse_parts_of_modular(model: ModelArgs) -> None:
+    """Raises CheckpointError."""
+    given = {
+        "components": model.components.parts or model.components.ip_adapter,
+        "pipeline_class": model.pipeline_class,
+    }
+    for setting, value in given.items():
+        if value:
+            raise CheckpointError(
+                f"{setting}: a modular pipeline takes its components from where its {MODULAR_INDEX} says: "
+                "change that, and leave the setting out"
+            )
 
 
 def own_folders(base: Path, index: Mapping[str, Any], without: Collection[str]) -> dict[str, Path]:
@@ -170,7 +185,12 @@ def brought_with(
 
 
 def linked(
-    name: str, index: Mapping[str, Any], folders: Mapping[str, Path], adapters: IPAdapters | None, cache_root: Path
+    name: str,
+    index_name: str,
+    index: Mapping[str, Any],
+    folders: Mapping[str, Path],
+    adapters: IPAdapters | None,
+    cache_root: Path,
 ) -> Path:
     """The folder that joins them; made once, for all processes of a machine."""
     links = {each: str(folder.absolute()) for each, folder in sorted(folders.items())}
@@ -184,7 +204,7 @@ def linked(
             partial.mkdir()
             for each, folder in links.items():
                 (partial / each).symlink_to(folder)
-            (partial / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+            (partial / index_name).write_text(json.dumps(index, indent=2), encoding="utf-8")
             if adapters:
                 adapters.write(partial)
             partial.rename(composed)

@@ -44,6 +44,7 @@ class _Argument:
     source: FileSource
     takes_several: bool  # pictures: then a video stands for its frames
     num_files: int = field(default=0, init=False)
+    sound_s: float = field(default=0.0, init=False)
 
     async def read(self, value: Any, wanted: ValueType) -> Any:
         if not wanted.holds(*MEDIA_TYPES, "record") or value is None:
@@ -65,7 +66,7 @@ class _Argument:
         if wanted.kind == "video":
             self._count(len(value), self.source.rules.limits.max_frames, "frames")
             return [await self._file(each, "picture", is_counted=isinstance(each, str | dict)) for each in value]
-        item = wanted.of[0] if wanted.of else ValueType("picture")
+        item = wanted.of[0] if wanted.kind != "record" and wanted.of else wanted
         read: list[Any] = []
         for each in value:
             made = await self.read(_typed(each, item), item)
@@ -88,7 +89,8 @@ class _Argument:
         limits = self.source.rules.limits
         container = container_of(data)
         if kind == "sound" and sound_container(data) is not None:
-            await asyncio.to_thread(check_sound, data, self.param, limits.max_sound_s)
+            self.sound_s += await asyncio.to_thread(check_sound, data, self.param, limits.max_sound_s)
+            self._count(self.sound_s, limits.max_sound_s, "seconds of sound")
             return InputSound(data)
         if kind in ("picture", "video") and IMAGE_SIGNATURES.match(data) and not _is_moving(data, kind):
             check_picture(data, self.param, limits)
@@ -106,10 +108,10 @@ class _Argument:
             raise InvalidRequestError(message, self.param, error.code) from error
         return _Frames(video.frames)
 
-    def _count(self, number: int, limit: int, what: str) -> None:
+    def _count(self, number: float, limit: float, what: str) -> None:
         if number > limit:
             raise InvalidRequestError(
-                f"{self.param}: at most {limit} {what}, got {number}", self.param, "limit_exceeded"
+                f"{self.param}: at most {limit:g} {what}, got {number:g}", self.param, "limit_exceeded"
             )
 
     def _no_file(self, kind: str) -> InvalidRequestError:

@@ -22,22 +22,27 @@ async def with_pictures(body: Body, source: FileSource) -> Body:
     Raises NotSupportedError where files are not fetched, InvalidRequestError for what cannot be fetched or has too
     many pixels; `param` is the field.
     """
-    changes = {
-        field: await _read(getattr(body, field), field, source)
-        for field in PICTURE_FIELDS
-        if getattr(body, field, None) is not None
-    }
+    changes = {}
+    for field in PICTURE_FIELDS:
+        if (value := getattr(body, field, None)) is not None:
+            _check_number(field, _num_pictures(value), source.rules.limits.max_input_images)
+            changes[field] = await _read(value, field, source)
     return body.model_copy(update=changes)
+
+
+def _num_pictures(value: Any) -> int:
+    """In all lists together."""
+    return sum(map(_num_pictures, value)) if isinstance(value, list) else 1
+
+
+def _check_number(field: str, number: int, limit: int) -> None:
+    if number > limit:
+        raise InvalidRequestError(f"{field}: at most {limit} pictures, got {number}", field, "limit_exceeded")
 
 
 async def _read(value: Any, field: str, source: FileSource) -> Any:
     """Lists may lie in lists, and have null in them."""
-    limits = source.rules.limits
     if isinstance(value, list):
-        if len(value) > limits.max_input_images:
-            raise InvalidRequestError(
-                f"{field}: at most {limits.max_input_images} pictures, got {len(value)}", field, "limit_exceeded"
-            )
         return list(await asyncio.gather(*(_read(each, field, source) for each in value)))
     if value is None:
         return None
@@ -47,5 +52,5 @@ async def _read(value: Any, field: str, source: FileSource) -> Any:
         if not IMAGE_SIGNATURES.match(data):
             raise InvalidRequestError(f"{field}: {NO_PICTURE}", field)
         picture = InputImage(data)
-    check_picture(picture.data, field, limits)
+    check_picture(picture.data, field, source.rules.limits)
     return picture

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from deployments.denoising.fingerprint import model_fingerprint
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stages.denoise import DenoiserStage
+from deployments.weights.parts.ip_adapter import IPAdapters
 from env_config.variables import EnvConfig
 from tests.support.tiny_models import checkpoint, tiny_patches
 
@@ -104,6 +105,13 @@ def test_what_the_loop_does_not_compute_with_does_not_matter(change: str, copy: 
 def test_what_changes_the_numbers_matters(change: str, copy: Path, original: str) -> None:
     DIFFERENT[change](copy)
     assert model_fingerprint(load(copy)) != original
+
+
+def test_the_scales_of_adapters_matter(folder: Path) -> None:
+    stage = load(folder)
+    adapters = [IPAdapters(("a.safetensors",), scale, False, None) for scale in ((0.5,), (1.0,), None)]
+    layouts = [dataclasses.replace(stage.layout, ip_adapters=each) for each in adapters]
+    assert len({model_fingerprint(dataclasses.replace(stage, layout=layout)) for layout in layouts}) == 3
 
 
 def test_device_and_precision_matter(folder: Path, original: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from deployments.denoising.checkpoint import unpack
 from deployments.devices import select_device
 from deployments.engine.batches import Batches
 from deployments.engine.executor import LocalExecutor
+from deployments.errors import HandOffError
 from deployments.model import DenoisingArgs, ModelArgs
 from deployments.replicas.table import processes_of
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
+from deployments.stages.decode import decode_output
 from deployments.tensors.values import map_values
 from deployments.verify.asked import Asked
 from deployments.verify.check import check, verify
@@ -55,6 +57,7 @@ def outcomes(report: Report) -> dict[str, Outcome]:
         ("flux", "two_stage"),
         ("sd15_inpaint", "three_stage"),  # needs a picture and a mask
         ("wan21", "one_stage"),  # a video
+        ("sd15_pag", "three_stage"),  # exchanges attention processors
     ],
 )
 def test_a_pipeline_that_is_split_rightly_passes(name: str, placement: str, checkpoints_root: Path) -> None:
@@ -158,6 +161,23 @@ def test_a_record_that_the_pipeline_changes_afterwards_is_found(
     report = verified(checkpoint("flux", checkpoints_root))
     assert report.mismatches[0].part == "encoder"
     assert report.mismatches[0].differences[0].place.startswith("pipeline.encode_prompt")
+
+
+def test_what_no_hand_off_serves_is_made_with_remote_calls_as_in_the_application(
+    flux: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Any] = []
+
+    def decode(*args: Any) -> Any:
+        decoded.append(args)
+        if len(decoded) == 1:
+            raise HandOffError("its code fails on numbers that were not handed over")
+        return decode_output(*args)
+
+    monkeypatch.setattr("deployments.verify.split.decode_output", decode)
+    report = checked(flux)
+    assert report.passed, report.lines()
+    assert [inputs.kind for *_, inputs in decoded] == ["decoder_calls", "result"]
 
 
 def test_an_engine_that_changes_a_lone_forward_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from deployments.devices import select_device
 from deployments.errors import CheckpointError
@@ -188,3 +190,26 @@ def test_an_ip_adapter_that_holds_code_is_refused(sd15: Path, tmp_path: Path, mo
     with pytest.raises(CheckpointError, match="could run code when it is read"):
         resolve_model(args(sd15, components={"ip_adapter": adapter}), tmp_path / "cache", (), False)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_modular_pipeline_is_built_and_its_pickled_weights_are_converted(
+    checkpoints_root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("modular_zimage", checkpoints_root), folder)
+    model = ModelArgs(path=str(folder), name="m")
+    env = EnvConfig.model_validate({"runtime": {"cache_root": tmp_path / "cache"}})
+    assert resolve_model(model, tmp_path, None, use_streamer=False) == folder
+    stored = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(stored), stored.with_suffix(".bin"))
+    stored.unlink()
+    assert set(build_stage(model, ("vae",), env, CPU).components) == {"vae"}
+
+
+def test_parts_for_a_modular_pipeline_are_refused_with_the_place_to_change(
+    checkpoints_root: Path, tmp_path: Path
+) -> None:
+    folder = str(checkpoint("modular_zimage", checkpoints_root))
+    for setting, given in {"components": {"vae": folder}, "pipeline_class": "FluxPipeline"}.items():
+        with pytest.raises(CheckpointError, match=f"{setting}: a modular pipeline"):
+            resolve_model(ModelArgs(path=folder, name="m", **{setting: given}), tmp_path, (), use_streamer=False)

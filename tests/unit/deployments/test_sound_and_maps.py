@@ -17,7 +17,7 @@ from diffusers.pipelines.marigold.pipeline_marigold_normals import MarigoldNorma
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from deployments.errors import GenerationFailedError, NotNumbersError, NotSupportedError
+from deployments.errors import GenerationFailedError, NotNumbersError, NotSupportedError, PipelineFailedError
 from deployments.media.files import read_metadata, write_file
 from deployments.media.outputs import Making, files_to_write
 from deployments.messages import FileFormat, GenerationRequest, MediaFile, MediaKind, OutputFormat
@@ -107,7 +107,6 @@ def test_each_file_of_sound_or_tensors_carries_how_it_was_made_and_has_the_same_
     [
         (SimpleNamespace(audios=torch.full((1, 800), float("nan"))), RATE, "NaN"),
         (SimpleNamespace(audios=torch.zeros(1, 3, 800)), RATE, "one or two channels"),
-        (SimpleNamespace(audios=torch.zeros(1, 0)), RATE, "no length"),
         (SimpleNamespace(audios=torch.zeros(1, 800)), None, "sample rate"),
         (SimpleNamespace(images=torch.zeros(1, 3, 8, 8)), RATE, "has no audios"),
     ],
@@ -115,6 +114,11 @@ def test_each_file_of_sound_or_tensors_carries_how_it_was_made_and_has_the_same_
 def test_what_is_no_sound_is_an_error(made: Any, rate: int | None, says: str) -> None:
     with pytest.raises(GenerationFailedError, match=says):
         files(made, "audio", "wav", rate)
+
+
+def test_a_sound_of_no_length_may_be_the_fault_of_arguments() -> None:
+    with pytest.raises(PipelineFailedError, match="no length"):
+        files(SimpleNamespace(audios=torch.zeros(1, 0)), "audio", "wav", RATE)
 
 
 # --- maps ---

@@ -128,6 +128,7 @@ RULES = (
         (
             *VERIFY,
             *STAGES,
+            "deployments.features",
             *STAGE_PIPELINE,
             *ENGINE,
             *TENSORS,

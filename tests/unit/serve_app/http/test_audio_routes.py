@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
+from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription, ValueType
 from serve_app.storage.base import CONTENT_TYPES
 from tests.support.in_process import Server, description, serving
 
@@ -95,12 +95,26 @@ async def test_a_sound_that_begins_later_ends_as_much_later(server: Server) -> N
     assert server.requests[-1].arguments["audio_end_in_s"] == 5.5
 
 
+async def test_a_sound_whose_start_is_null_begins_at_its_beginning(server: Server) -> None:
+    number = ValueType("union", (ValueType("float"), ValueType("none")))
+    described = sounding("StableAudioPipeline", "audio_start_in_s", "audio_end_in_s")
+    named = {
+        "parameters": described.parameters | {"audio_start_in_s": 0.0},
+        "argument_types": {"audio_start_in_s": number},
+    }
+    server.configure(StageDescription(**vars(described) | named))
+    body = {"prompt": "rain", "seconds": 4, "extra_args": {"audio_start_in_s": None}}
+    assert (await server.post(ROUTES["audio"], json=body)).status_code == 200
+    assert server.requests[-1].arguments["audio_end_in_s"] == 4
+
+
 @pytest.mark.parametrize(
     ("described", "fields", "param", "says"),
     [
         (STABLE_AUDIO, {"seconds": 601}, "seconds", "at most 600"),
         (STABLE_AUDIO, {"extra_args": {"audio_end_in_s": 601}}, "audio_end_in_s", "at most 600"),
         (STABLE_AUDIO, {"seconds": 3, "extra_args": {"audio_end_in_s": 3}}, "seconds", "not both"),
+        (STABLE_AUDIO, {"seconds": 3, "audio_end_in_s": 3}, "seconds", "not both"),
         (STABLE_AUDIO, {"size": "64x64"}, "size", "does not take it"),
         (STABLE_AUDIO, {"output_format": "ogg"}, "output_format", "wav"),
         (STABLE_AUDIO, {"prompt": ""}, "prompt", "required"),

@@ -394,6 +394,7 @@ NO_MOVING_PICTURES: list[tuple[Any, list[tuple[dict[str, Any], str]]]] = [
         [
             ({"output_format": "png", "frame_count": 3}, "frame_count"),
             ({"output_format": "gif", "frame_count": 17}, "frame_count"),
+            ({"output_format": "gif", "num_frames": 33}, "frame_count"),
             ({"output_format": "gif", "stream": True}, "stream"),
             ({"output_format": "gif", "partial_images": 1, "background": True}, "partial_images"),
             ({"output_format": "gif", "background": "transparent"}, "background"),

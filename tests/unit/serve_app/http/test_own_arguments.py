@@ -40,6 +40,7 @@ TYPES = {
     "reference_images": union(PICTURES, NONE),
     "pose_video": union(ValueType("video"), NONE),
     "source_audio": union(ValueType("sound"), NONE),
+    "source_audios": union(ValueType("list", (ValueType("sound"),)), NONE),
     "conditions": union(ValueType("list", (CONDITION,)), NONE),
     "guess_mode": ValueType("bool"),
     "sigmas": union(ValueType("list", (FLOAT,)), NONE),
@@ -47,7 +48,7 @@ TYPES = {
     "prompt_embeds": union(ValueType("tensor"), NONE),
 }
 WHY = {"prompt_embeds": ArgumentNotes(why_not="only code can make its tensor")}
-MODEL = description("ControlPipeline", *TYPES, argument_types=TYPES, argument_notes=WHY)
+MODEL = description("ControlPipeline", "image", *TYPES, argument_types=TYPES, argument_notes=WHY)
 RED, GREY = picture(), picture(16, 16)
 AS_TEXT = base64.b64encode(RED).decode()
 
@@ -164,6 +165,17 @@ async def test_a_file_at_a_url_is_fetched_whatever_it_is(server: Server) -> None
     assert arguments["source_audio"] == InputSound(sound_file())
 
 
+WAVE_TAG = slice(20, 22)  # of the codec, in the head of a WAV file
+
+
+def foreign_sound() -> bytes:
+    """Of a codec that nobody knows."""
+    data = bytearray(sound_file())
+    data[WAVE_TAG] = b"\x34\x12"
+    return bytes(data)
+
+
+SOUND_AS_TEXT = base64.b64encode(sound_file()).decode()
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"control_imag": AS_TEXT}, "control_imag", "did you mean 'control_image'"),
     ({"prompt_embeds": [1.0]}, "prompt_embeds", "only code can make its tensor"),
@@ -175,7 +187,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"example_image": [AS_TEXT, AS_TEXT]}, "example_image", r"must be a picture, got \[a picture, a picture\]"),
     ({"reference_images": [AS_TEXT] * 17}, "reference_images", "at most 16 files"),
     ({"source_audio": AS_TEXT}, "source_audio", "must be a WAV"),
+    ({"source_audio": base64.b64encode(foreign_sound()).decode()}, "source_audio", "cannot be read"),
+    ({"source_audio": [SOUND_AS_TEXT] * 2}, "source_audio", r"must be a sound or null, got \[a sound, a sound\]"),
+    ({"image": [[AS_TEXT] * 9] * 2}, "image", "at most 16 pictures, got 18"),
     ({"source_audio": base64.b64encode(sound_file(1.0)).decode()}, "source_audio", "at most 0.5 seconds"),
+    ({"source_audios": [base64.b64encode(sound_file(0.3)).decode()] * 2}, "source_audios", "at most 0.5 seconds"),
     ({"pose_video": base64.b64encode(video_file(5)[:-400]).decode()}, "pose_video", "pose_video"),
     ({"conditions": [{"frame_index": 1}]}, "conditions", "an object with image"),
     ({"conditions": [{"image": AS_TEXT, "index": 1}]}, "conditions", "an object with image"),
@@ -191,6 +207,16 @@ async def test_what_an_argument_cannot_be_is_refused_by_its_name(server: Server)
         error = await refused(server, json={"prompt": "x"} | fields)
         assert (error["param"], bool(re.search(says, error["message"]))) == (param, True), error["message"]
     assert server.requests == []
+
+
+async def test_a_file_in_an_object_of_plain_values_is_refused_by_its_name(server: Server) -> None:
+    plain = ValueType("dict", (ValueType("any"),))
+    server.configure(description("ControlPipeline", "attention_kwargs", argument_types={"attention_kwargs": plain}))
+    error = await refused(server, data={"prompt": "x"}, files={"attention_kwargs[scale]": ("a.bin", b"\0\1")})
+    assert (error["param"], error["message"]) == (
+        "attention_kwargs",
+        "attention_kwargs must be an object, got {'scale': a file}",
+    )
 
 
 async def test_a_file_that_the_pipeline_cannot_do_without_is_asked_for_by_name(server: Server) -> None:

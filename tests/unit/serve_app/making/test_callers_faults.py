@@ -12,7 +12,8 @@ from ray.exceptions import RayTaskError
 
 from deployments.errors import GenerationFailedError, HandOffError, InvalidRequestError, PipelineFailedError
 from deployments.errors import StageUnavailableError as Unavailable
-from deployments.messages import GenerationRequest, InputImage, Media, OutputFormat, StageDescription
+from deployments.media.input_sounds import read_sound
+from deployments.messages import GenerationRequest, InputImage, Media, OutputFormat, StageDescription, ValueType
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.layers.callers_faults import CallersFaults
 from serve_app.making.layers.default_request import default_requests
@@ -162,3 +163,19 @@ def test_a_default_request_has_the_pictures_that_the_model_begins_with() -> None
         assert isinstance(request.arguments["mask_image"], InputImage)
         assert request.arguments["guidance_scale"] == 30.0
     assert "num_inference_steps" not in default.arguments
+
+
+def test_a_default_request_has_whatever_the_pipelines_call_requires() -> None:
+    integers = ValueType("list", (ValueType("int"),))
+    types = {
+        "token_indices": ValueType("union", (integers, ValueType("list", (integers,)))),
+        "source_prompt": ValueType("union", (ValueType("str"), ValueType("list", (ValueType("str"),)))),
+        "source_audio": ValueType("sound"),
+        "reference_image": ValueType("picture"),
+    }
+    described = description("APipeline", *types, argument_types=types, required=tuple(types))
+    [arguments, *_] = [request.arguments for request in default_requests(described, "m", {})]
+    assert (arguments["token_indices"], arguments["source_prompt"]) == ([1], "a picture")
+    assert isinstance(arguments["reference_image"], InputImage)
+    sound = read_sound(arguments["source_audio"].data, "source_audio", max_s=2)
+    assert (sound.rate, sound.samples.shape) == (16_000, (1, 16_000))
