@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AudioPipelineOutput, ImagePipelineOutput, ModularPipeline
+from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import InpaintProcessor
 from diffusers.modular_pipelines import ModularPipelineBlocks
-from diffusers.pipelines.ltx2.pipeline_output import LTX2PipelineOutput
-from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils import BaseOutput
 
 from deployments.errors import CheckpointError
 from deployments.stage_pipeline.modular.blocks import Change, changes_by, leaves, order_of_use
+from deployments.stage_pipeline.modular.output_classes import FIELDS, OUTPUTS
 from deployments.stage_pipeline.modular.signature import (
     call_arguments,
     docstring_of,
@@ -23,15 +22,6 @@ from deployments.stage_pipeline.modular.signature import (
     inputs_of_workflows,
     signature_of,
 )
-
-# What blocks call their product -> the field of an output of diffusers' other pipelines that holds such a thing.
-FIELDS = {"images": "images", "videos": "frames", "audio": "audio", "sound": "audio", "audios": "audios"}
-OUTPUTS: dict[frozenset[str], type[BaseOutput]] = {
-    frozenset({"images"}): ImagePipelineOutput,
-    frozenset({"frames"}): WanPipelineOutput,
-    frozenset({"frames", "audio"}): LTX2PipelineOutput,
-    frozenset({"audios"}): AudioPipelineOutput,
-}
 
 
 def called_class(

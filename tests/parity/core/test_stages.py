@@ -104,6 +104,9 @@ def test_no_code_of_the_split_or_the_engine_names_a_model() -> None:
     folders = [Path("deployments/stage_pipeline"), Path("deployments/denoising"), Path("deployments/engine")]
     code = {file: file.read_text().lower() for folder in folders for file in folder.rglob("*.py")}
     del code[Path("deployments/stage_pipeline/tasks.py")]  # data for the routes, by name; the split does not ask it
+    del code[
+        Path("deployments/stage_pipeline/modular/output_classes.py")
+    ]  # outputs by their fields, whoever makes them
     assert len(code) > 15
     # A comment may say for which family a rule was needed; a string or a name in the code may not.
     named = [(f.name, w) for f, text in code.items() for w in families if w in without_comments(text)]
