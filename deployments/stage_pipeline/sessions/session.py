@@ -263,7 +263,7 @@ class _SessionReference:
 def _reporting_class(cls: Any) -> Any:
     """A subclass of a scheduler's class, under the same name, whose instances report their steps to their session.
 
-    Instances say that they are of `cls`, because pipelines compare (BriaPipeline). The signatures are kept, because
+    Instances say that they are of `cls`, because pipelines compare. The signatures are kept, because
     pipelines inspect them to decide what to pass (the generator, for one).
     """
 
@@ -293,4 +293,6 @@ def _reporting_class(cls: Any) -> Any:
             return cls.set_timesteps(self, *args, **kwargs)
 
         members["set_timesteps"] = set_timesteps
+    if not hasattr(cls, "scale_model_input"):  # a pipeline that asks for type() takes the subclass for one that scales
+        members["scale_model_input"] = lambda self, sample, *args, **kwargs: sample
     return type(cls.__name__, (cls,), members)
