@@ -15,13 +15,14 @@ from tests.support.served_application import ServedApplication, error_of
 pytestmark = pytest.mark.timeout(600)
 
 BODY: dict[str, Any] = {"prompt": "a small cat", "deterministic": True, "num_inference_steps": 400}
+LONG = 1000
 PATIENCE_S = 120
 
 
-def ask(served: ServedApplication, seed: int, key: str | None = None) -> httpx.Response:
+def ask(served: ServedApplication, seed: int, key: str | None = None, **changes: Any) -> httpx.Response:
     headers = {} if key is None else {"Idempotency-Key": key}
     url = f"{served.url}/v1/images/generations"
-    return httpx.post(url, json=BODY | {"seed": seed}, headers=headers, timeout=PATIENCE_S)
+    return httpx.post(url, json=BODY | {"seed": seed} | changes, headers=headers, timeout=PATIENCE_S)
 
 
 def ingress_of(served: ServedApplication) -> psutil.Process:
@@ -44,7 +45,8 @@ def test_a_call_whose_ingress_dies_is_told_to_repeat_and_with_a_key_finds_what_w
     served: ServedApplication,
 ) -> None:
     with ThreadPoolExecutor() as callers:
-        plain, keyed = callers.submit(ask, served, 1), callers.submit(ask, served, 2, "dies")
+        plain = callers.submit(ask, served, 1, num_inference_steps=LONG)  # not done before the other is seen to be made
+        keyed = callers.submit(ask, served, 2, "dies")
         wait_until_begun(served)
         ingress_of(served).kill()
         lost = [plain.result(), keyed.result()]
