@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from deployments.errors import CheckpointError
@@ -40,11 +41,18 @@ def media_kind(pipeline_class: type) -> MediaKind:
 
 
 def output_classes(pipeline_class: Any) -> list[type[BaseOutput]]:
-    """The one that the class says it returns (modular pipelines), or all that its module uses."""
+    """The one that the class says it returns (modular pipelines), or all that its module uses.
+
+    A combined pipeline may use none of its own: it returns what the last of its pipelines returns.
+    """
     if said := getattr(pipeline_class, "output_class", None):
         return [said]
-    used = vars(sys.modules[pipeline_class.__module__]).values()
-    return [value for value in used if isinstance(value, type) and issubclass(value, BaseOutput)]
+    used = [value for value in vars(sys.modules[pipeline_class.__module__]).values() if isinstance(value, type)]
+    own = [value for value in used if issubclass(value, BaseOutput)]
+    others = [value for value in used if issubclass(value, DiffusionPipeline)]
+    return own or [
+        each for other in others if other not in (pipeline_class, DiffusionPipeline) for each in output_classes(other)
+    ]
 
 
 def own_arguments(pipeline_class: type, generator: torch.Generator) -> dict[str, Any]:
