@@ -114,7 +114,7 @@ def fault_cluster() -> Iterator[FaultCluster]:
         s3.create_bucket("outputs")
         postgresql = cleaning.enter_context(postgresql_server(programs))
         os.environ.update(environment(folder))
-        # Ray's own way to end nodes at exit sets a signal handler, which threads (a node that is lost and added) may not.
+        # Ray's own way to end nodes at exit sets a signal handler, which the thread that adds a node again may not.
         head = {"num_cpus": 8, "resources": {FIRST: 10}}
         ray = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         cleaning.callback(ray.shutdown)
