@@ -44,6 +44,10 @@ class _File:
 FILE_WORDS = {InputImage: _File("a picture"), InputSound: _File("a sound"), bytes: _File("a file")}
 
 
+# A place of str.format with a width (which may ask for gigabytes), an attribute or an item: pipelines fill templates in.
+FORMATTED = re.compile(r"(?<!\{)\{(?!\{)[^{}]*[:.!\[]")
+
+
 class _Misfit(Exception):
     """The value is not of the type."""
 
@@ -214,6 +218,8 @@ def check_text(param: str, value: str, limits: RequestLimits) -> None:
         raise InvalidRequestError(f"{param} must be valid Unicode without the character NUL", param)
     if len(value) > limits.max_prompt_chars:
         raise above(param, len(value), limits.max_prompt_chars, " characters")
+    if "template" in param and FORMATTED.search(value):
+        raise InvalidRequestError(f"{param} must have plain places for texts, such as {{}}, got {shown(value)}", param)
 
 
 def above(field: str, value: float, limit: float, unit: str = "") -> InvalidRequestError:

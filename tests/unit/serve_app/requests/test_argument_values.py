@@ -91,3 +91,12 @@ def test_one_picture_is_what_an_annotation_without_a_list_or_a_tensor_takes() ->
     assert takes_one_picture(value_type(Image.Image | None))
     assert not takes_one_picture(value_type(Image.Image | list[Image.Image]))
     assert not takes_one_picture(ValueType("any"))
+
+
+@pytest.mark.parametrize("place", ["{:>2000000000}", "{0.__class__}", "{0[0]}", "{!r:>9}"])
+def test_a_template_has_plain_places_only(place: str) -> None:
+    wanted = ValueType("any")
+    with pytest.raises(InvalidRequestError, match="prompt_template must have plain places"):
+        argument_value("prompt_template", {"template": f"Describe {place}"}, wanted, RequestLimits())
+    good = {"template": "<|user|>{}<|end|> {{x: 1}}", "crop_start": 4}
+    assert argument_value("prompt_template", good, wanted, RequestLimits()) == good
