@@ -44,7 +44,7 @@ class _File:
 FILE_WORDS = {InputImage: _File("a picture"), InputSound: _File("a sound"), bytes: _File("a file")}
 
 
-# A place of str.format with a width (which may ask for gigabytes), an attribute or an item: pipelines fill templates in.
+# A place of str.format with a width (which may ask for gigabytes), an attribute or an item: pipelines fill templates.
 FORMATTED = re.compile(r"(?<!\{)\{(?!\{)[^{}]*[:.!\[]")
 
 
