@@ -1,5 +1,6 @@
 """What every test shares: reproducible arithmetic, no network, tiny checkpoints built once a run; seconds by tier."""
 
+import gc
 import logging
 import os
 
@@ -23,6 +24,12 @@ os.environ.update(without_proxy())  # the servers of the tests are on this machi
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector would go through it again and again, a sixth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

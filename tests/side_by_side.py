@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-UNIT = tuple(f"tests/unit/{name}" for name in ("deployments", "serve_app", "benchmarks", "project", "env_config"))
-# The longest first, and the two that start Ray far from each other.
+# The longest first, and the two that start Ray far from each other. A folder inside another is run on its own only.
+UNIT = tuple(
+    f"tests/unit/{name}"
+    for name in ("serve_app/http", "deployments", "serve_app", "benchmarks", "project", "env_config")
+)
 RUNS = {
     "quick": UNIT,
     "all": ("tests/served", "tests/model", *UNIT, "tests/variables", "tests/services", "tests/parity/core"),
@@ -50,7 +53,7 @@ def run(folders: Sequence[str], root: Path) -> int:
         if code == TESTS_FAILED:
             print(f"== {folder}: once more, what failed", flush=True)
             again = ("--last-failed", "--last-failed-no-failures", "none")
-            codes[folder] = subprocess.run([*pytest_command(folder, root), *again], cwd=root).returncode
+            codes[folder] = subprocess.run([*pytest_command(folder, folders, root), *again], cwd=root).returncode
     return max(codes.values())
 
 
@@ -62,7 +65,7 @@ def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
     next_report_at = began + REPORT_EVERY_S
     while waiting or running:
         while waiting and len(running) < AT_A_TIME:
-            running.append(start(waiting.pop(0), root))
+            running.append(start(waiting.pop(0), folders, root))
         time.sleep(0.2)
         seconds = time.monotonic() - began
         for each in [run for run in running if run.process.poll() is not None]:
@@ -75,17 +78,19 @@ def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
     return codes
 
 
-def start(folder: str, root: Path) -> Run:
+def start(folder: str, folders: Sequence[str], root: Path) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(pytest_command(folder, root), stdout=output, stderr=subprocess.STDOUT, cwd=root)
+        command = pytest_command(folder, folders, root)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
     return Run(folder, process, log)
 
 
-def pytest_command(folder: str, root: Path) -> list[str]:
-    """With a cache of its own, in which pytest keeps what failed."""
-    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache(folder, root)}", folder]
+def pytest_command(folder: str, folders: Sequence[str], root: Path) -> list[str]:
+    """With a cache of its own, in which pytest keeps what failed; without the other folders inside this one."""
+    inside = [f"--ignore={other}" for other in folders if other.startswith(f"{folder}/")]
+    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
 
 
 def cache(folder: str, root: Path) -> Path:

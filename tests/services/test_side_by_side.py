@@ -17,6 +17,13 @@ def test_it():
     tried.touch()
     assert before
 """
+COUNTS = """
+from pathlib import Path
+
+def test_it():
+    with Path("runs").open("a") as file:
+        file.write(f"{Path(__file__).parent.name} ")
+"""
 CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +48,12 @@ def test_every_folder_of_tests_is_in_every_run_or_in_one_of_its_own() -> None:
     runs = (*RUNS["all"], "tests/parity/rest", "tests/stress", "tests/fuzz")
     tested = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
     assert [file for file in sorted(tested) if not any(file.startswith(f"{folder}/") for folder in runs)] == []
+
+
+def test_a_folder_inside_another_is_run_once(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
+    for name in ("outer", "outer/inner"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"test_{name[-5:]}.py").write_text(COUNTS)
+    assert run(("outer/inner", "outer"), tmp_path) == 0
+    assert sorted((tmp_path / "runs").read_text().split()) == ["inner", "outer"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,13 @@ from tests.support.in_process import Server, serving
 LONG = "9" * 5000
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "outputs") as running:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests: it refuses whatever they ask for."""
+    with serving(tmp_path_factory.mktemp("plain") / "outputs") as running:
         yield running
 
 

@@ -41,6 +41,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+refusing_only = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that are `refusing_only`: it keeps nothing of what it refuses."""
+    with serving(tmp_path_factory.mktemp("refusing") / "outputs") as server:
+        server.configure(KONTEXT, remote_images=True)
+        yield server
+
+
 def allow_only(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Take these addresses for public ones: no test can reach a real one."""
     real = serve_app.outbound.is_public
@@ -69,16 +80,18 @@ INSIDE = (
 UNUSUAL = "2130706433 127.1 0177.0.0.1 127.0.0.1. 0x7f000001 0x7f.1 ①②⑦.⓪.⓪.① １２７.0.0.1 localhost"
 
 
+@refusing_only
 @pytest.mark.parametrize("host", INSIDE.split())
-async def test_an_address_inside_is_not_fetched(server, host):
-    error = refusal(await edit_from(server, f"http://{host}:1/x.png"))
+async def test_an_address_inside_is_not_fetched(refusing, host):
+    error = refusal(await edit_from(refusing, f"http://{host}:1/x.png"))
     assert (error["param"], error["code"]) == ("image", "invalid_value")
     assert "not fetched" in error["message"]
-    assert server.requests == []
+    assert refusing.requests == []
 
 
+@refusing_only
 @pytest.mark.parametrize("host", UNUSUAL.split())
-async def test_an_address_inside_in_an_unusual_notation_is_not_fetched(server, host):
+async def test_an_address_inside_in_an_unusual_notation_is_not_fetched(refusing, host):
     async def secret(_: web.Request) -> web.Response:
         reached.append(host)
         return web.Response(body=picture())
@@ -86,15 +99,16 @@ async def test_an_address_inside_in_an_unusual_notation_is_not_fetched(server, h
     reached: list[str] = []
     async with web_server(secret) as url:
         port = url.rpartition(":")[2]
-        refusal(await edit_from(server, f"http://{host}:{port}/x.png"))
+        refusal(await edit_from(refusing, f"http://{host}:{port}/x.png"))
     assert reached == []
 
 
+@refusing_only
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "ftp://example.com/x.png", "gopher://127.0.0.1/", "HTTP:", "http://", "http://[::1"]
 )
-async def test_another_scheme_or_no_url_is_refused(server, url):
-    refusal(await edit_from(server, url))
+async def test_another_scheme_or_no_url_is_refused(refusing, url):
+    refusal(await edit_from(refusing, url))
     with pytest.raises(ForbiddenTargetError):
         checked_url(url, allow_private=False)
 
@@ -395,6 +409,7 @@ async def test_the_name_of_an_uploaded_file_goes_nowhere(server, name, tmp_path)
     assert {place for place in files if place[0] != "outputs-cache"} <= {("outputs", "images")}
 
 
+@refusing_only
 @pytest.mark.parametrize(
     "path",
     [
@@ -402,18 +417,19 @@ async def test_the_name_of_an_uploaded_file_goes_nowhere(server, name, tmp_path)
         "/etc/passwd", "images/2026/11/21/x-0.png%00", "images/2026/11/21/x-0.png%0d%0aSet-Cookie:a", "%5c..%5csecret",
     ],
 )  # fmt: skip
-async def test_a_file_outside_of_the_outputs_cannot_be_read(server, tmp_path, path):
-    (tmp_path / "secret").write_text("secret")
-    async with server.client() as client:
+async def test_a_file_outside_of_the_outputs_cannot_be_read(refusing, path):
+    refusing.folder.with_name("secret").write_text("secret")
+    async with refusing.client() as client:
         answer = await client.get(f"/v1/files/{path}")
     assert answer.status_code in (400, 404, 307)
     assert "set-cookie" not in answer.headers
     assert answer.text != "secret"
 
 
+@refusing_only
 @pytest.mark.parametrize("field", ["output_path", "file_path", "perf_dump_path", "video_path", "path"])
-async def test_no_field_names_a_path_of_the_server(server, field):
-    assert refusal(await server.post(GENERATIONS, json={"prompt": "x", field: "/etc/x"}))["param"] == field
+async def test_no_field_names_a_path_of_the_server(refusing, field):
+    assert refusal(await refusing.post(GENERATIONS, json={"prompt": "x", field: "/etc/x"}))["param"] == field
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: a=b", "\ud800", "x" * 100_000])
