@@ -8,6 +8,7 @@ pipeline; with `--engine` also the step engine alone, merged, and resumed in ano
     python -m benchmarks.coverage --diffusers-tests diffusers --engine
     git -C diffusers checkout v0.34.0     # for classes whose tests are gone since
     python -m benchmarks.coverage --diffusers-tests diffusers --engine --missing
+    python -m benchmarks.coverage --tiny-models --engine --missing   # by the tiny models of Triptych's own tests
 
 The rows of the classes that were run are replaced in docs/benchmarks/coverage.jsonl, and the page is made again of all.
 The exit status is 1 where a class is wrong or fails.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 NOT_YET = "not tried yet"
 NO_TEST = "diffusers has no test with tiny components of it"
 MODULAR = "a modular pipeline: diffusers' tests take its components from the hub"
+OWN = "Triptych's tiny models"
 
 
 def main() -> int:
@@ -68,7 +70,6 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
     """A row after the other: what was found before an interruption is kept."""
-    from benchmarks.coverage.cases import find_cases
     from benchmarks.coverage.surroundings import hub
     from benchmarks.coverage.surroundings.allowances import allow_small_pictures
 
@@ -77,7 +78,7 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
         _write(_all_exported(read_rows()))
     with TemporaryDirectory() as place:
         hub.install(Path(place))
-        cases, failed = find_cases(arguments.diffusers_tests, arguments.only)
+        cases, failed = _cases(arguments)
         allow_small_pictures()
         for error in sorted(set(failed.values())):
             print(f"tests that cannot be imported: {error}", flush=True)
@@ -89,6 +90,15 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
     if _is_kept(arguments):
         _write({name: _without_case(row, failed, run) if name in wanted else row for name, row in read_rows().items()})
     return found
+
+
+def _cases(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, str]]:
+    from benchmarks.coverage.cases import find_cases
+    from benchmarks.coverage.own_cases import own_cases
+
+    if arguments.tiny_models:
+        return own_cases(arguments.only), {}
+    return find_cases(arguments.diffusers_tests, arguments.only)
 
 
 def _write(rows: dict[str, Row]) -> None:
@@ -130,10 +140,14 @@ def _is_kept(arguments: argparse.Namespace) -> bool:
 
 
 def _run_of_today(arguments: argparse.Namespace) -> str:
-    tests = arguments.commit or _commit(arguments.diffusers_tests)
+    tests = OWN if arguments.tiny_models else f"diffusers' tests of {_tests(arguments)}"
     versions = [f"{name} {version(name)}" for name in ("diffusers", "transformers", "torch")]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread a process, float32"
-    return f"{datetime.now(UTC).date()}, {', '.join(versions)}, diffusers' tests of {tests}, {machine}"
+    return f"{datetime.now(UTC).date()}, {', '.join(versions)}, {tests}, {machine}"
+
+
+def _tests(arguments: argparse.Namespace) -> str:
+    return arguments.commit or _commit(arguments.diffusers_tests)
 
 
 def _wanted(arguments: argparse.Namespace, known: dict[str, Row]) -> list[str]:
@@ -175,6 +189,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--diffusers-tests", type=Path, metavar="DIR", help="a folder that holds diffusers' `tests`")
+    what.add_argument("--tiny-models", action="store_true", help="those of Triptych's own tests, in their place")
     what.add_argument("--page", action="store_true", help="only make docs/models.md again of the rows")
     parser.add_argument("--only", default="", metavar="REGEX", help="the classes whose name matches")
     parser.add_argument("--missing", action="store_true", help="the classes without a row that judges them")

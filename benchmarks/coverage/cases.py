@@ -6,11 +6,13 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.coverage.checkpoint import TestCall, save_checkpoint
 from benchmarks.coverage.exported import exported_class
 
 MADE_BY = ("get_dummy_components", "get_dummy_inputs")
@@ -19,11 +21,12 @@ _NAME = re.compile(r"\b\w*Pipeline\w*\b|\bSanaWMLTX2Refiner\b")
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration of a pipeline class, as one of diffusers' test classes builds and calls it."""
+    """A configuration of a pipeline class, as a test builds and calls it."""
 
-    name: str  # the test's file and class
+    name: str  # the test's file and class, or the tiny model
     pipeline: str  # the exported class
-    test_class: Any
+    save: Callable[[Path], TestCall]  # writes the checkpoint into this folder
+    folder: str = "checkpoint"  # the name that the folder must have
 
 
 def find_cases(tests: Path, only: str = "") -> tuple[list[Case], dict[str, str]]:
@@ -63,7 +66,7 @@ def _cases(module: Any, place: str, seen: set[Any]) -> Iterator[Case]:
         key = (pipeline_class, *(getattr(cls, method) for method in MADE_BY))
         if inspect.isclass(pipeline_class) and key not in seen and not _is_for_others(cls):
             seen.add(key)
-            yield Case(f"{place}::{name}", exported_class(pipeline_class).__name__, cls)
+            yield Case(f"{place}::{name}", exported_class(pipeline_class).__name__, partial(save_checkpoint, cls))
 
 
 def _is_for_others(cls: Any) -> bool:

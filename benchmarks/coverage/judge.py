@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.coverage.cases import Case
-from benchmarks.coverage.checkpoint import TestCall, save_checkpoint
+from benchmarks.coverage.checkpoint import TestCall
 from benchmarks.coverage.engine import EngineProcesses
 from benchmarks.coverage.processes import Failure, RemoteError, failure_of, in_own_process
 from benchmarks.coverage.rows import MAX_REASON, PASSED, EngineFound, Found, Verdict
@@ -40,7 +40,7 @@ def judge_in_own_process(case: Case, placement: str, with_engine: bool, timeout_
 
 def judge(case: Case, placement: str, with_engine: bool) -> Found:
     with TemporaryDirectory() as place:
-        folder = Path(place) / "checkpoint"
+        folder = Path(place) / case.folder
         stages = StageProcesses(folder, placement)  # all are forked before torch has worked in this process
         engines = EngineProcesses(folder) if with_engine else None
         try:
@@ -53,7 +53,7 @@ def judge(case: Case, placement: str, with_engine: bool) -> Found:
 
 def _judge_case(case: Case, folder: Path, stages: StageProcesses, engines: EngineProcesses | None) -> Found:
     try:
-        call = save_checkpoint(case.test_class, folder)
+        call = case.save(folder)
     except BaseException as error:  # noqa: BLE001  (a test may also skip itself)
         return _not_judged("its tiny components cannot be built here", error)
     truth = _truth(folder, call)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from PIL import Image
 
 from benchmarks.coverage.surroundings.allowances import after_load
+from tests.support.tiny_models.modular import call_modular, load_modular
 
 SEED = 0
 Compared = Literal["same", "differs", "nothing"]
@@ -21,6 +22,8 @@ ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 
 
 def load_unsplit(folder: Path) -> Any:
+    if not (folder / "model_index.json").is_file():
+        return load_modular(folder)
     pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     after_load(pipeline)
@@ -30,10 +33,13 @@ def load_unsplit(folder: Path) -> Any:
 def call_unsplit(pipeline: Any, arguments: dict[str, Any], output_type: str = "pt") -> Leaves:
     """The leaves of its output; the global and the request's generator begin at SEED."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
-    own = {"generator": torch.Generator("cpu").manual_seed(SEED), "output_type": output_type}
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    own = {"generator": generator, "output_type": output_type}
     if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         own = {name: value for name, value in own.items() if name in parameters}
     torch.manual_seed(SEED)
+    if isinstance(pipeline, ModularPipeline):
+        return output_leaves(call_modular(pipeline, copy.deepcopy(arguments), generator))
     with torch.no_grad():
         return output_leaves(pipeline(**copy.deepcopy(arguments) | own))
 

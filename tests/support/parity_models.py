@@ -26,8 +26,8 @@ MECHANISMS = {
 CORE = [name for name in TINY_MODELS if any(name in models for models in MECHANISMS.values())]
 REST = [name for name in TINY_MODELS if name not in CORE]
 
-# Previews do not depend on the encoders: one model of each mechanism.
-PREVIEWED = [name for name in TINY_MODELS if any(name == models[0] for models in MECHANISMS.values())]
+# Previews do not depend on the encoders: tokens, a UNet, lists, a video of two denoisers, and no autoencoder.
+PREVIEWED = ("flux", "sdxl", "zimage", "wan22", "prx_pixel")
 NOT_PREVIEWED = [name for name in TINY_MODELS if name not in PREVIEWED]
 
 CACHED = ("flux", "wan22", "qwenimage")

@@ -1,7 +1,6 @@
 """NVFP4 layers: the real loading and arithmetic on the CPU, FlashInfer's calls on a stand-in with its signatures."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ from tests.support.tiny_models.random_weights import diffusers_model
 
 CUDA = Device("cuda", torch.device("cpu"))  # tensors stay on the CPU; the replica believes it has a GPU
 VARIABLE = "DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -162,14 +160,13 @@ def test_a_checkpoint_that_already_has_modelopts_tensors_keeps_them(folders: tup
     assert counts["transformer"] > 20
 
 
-def test_the_converter_is_a_command_that_says_what_it_did(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "deployments.weights.quantization.convert_to_nvfp4"]
+def test_the_converter_is_a_command_that_says_what_it_did(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bf16, _ = folders
-    done = subprocess.run(
-        [*command, str(bf16), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    main([str(bf16), str(tmp_path / "out")])
     layers = quantizable_layers(json.loads((bf16 / "transformer" / "config.json").read_text()))
-    assert done.stdout.splitlines()[-1] == f"transformer: {len(layers)} linear layers in NVFP4"
+    assert capsys.readouterr().out.splitlines()[-1] == f"transformer: {len(layers)} linear layers in NVFP4"
 
 
 def test_a_folder_without_a_transformer_is_refused(tmp_path: Path) -> None:

@@ -101,7 +101,6 @@ def test_an_unknown_kind_in_a_checkpoint_means_start_again(
 
 # Schedulers that keep what they have seen, and add to it in place.
 SCHEDULERS: dict[str, dict[str, Any]] = {
-    "PNDMScheduler": {"skip_prk_steps": False},
     "UniPCMultistepScheduler": {"solver_order": 3},
     "HeunDiscreteScheduler": {},
 }

@@ -2,19 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
+from multiprocessing import get_context
 
 import pytest
 
 from deployments.observability.observer import Observers
-from deployments.observability.stage_timing import make_stage_timer, read_requests
+from deployments.observability.stage_timing import StageTimer, make_stage_timer, read_requests
 from deployments.observability.table import OBSERVERS
 from tests.support.observing import replica_with, work_on
-
-ROOT = Path(__file__).parents[3]
 
 
 def timer(tmp_path, synchronize=lambda: None, replica="denoiser#1"):
@@ -107,18 +103,18 @@ def test_the_stages_of_a_request_are_read_as_one_record(tmp_path):
 
 
 def test_lines_of_several_processes_stay_whole(tmp_path):
-    program = """if True:
-        import sys
-        from pathlib import Path
-        from deployments.observability.stage_timing import StageTimer
-        from tests.support.observing import work_on
-        timer = StageTimer(Path(sys.argv[1]) / "logs" / "performance.jsonl", sys.argv[2], lambda: None)
+    def write_lines(name):
+        timings = StageTimer(tmp_path / "logs" / "performance.jsonl", name, lambda: None)
         for number in range(200):
-            with timer.around(work_on(f"{sys.argv[2]}-{number}", "vae")):
+            with timings.around(work_on(f"{name}-{number}", "vae")):
                 pass
-    """
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT) for name in "ab"]
-    assert [process.wait() for process in processes] == [0, 0]
+
+    processes = [get_context("fork").Process(target=write_lines, args=(name,)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     assert {timing["request_id"] for timing in read(tmp_path)} == {f"{n}-{i}" for n in "ab" for i in range(200)}
 
 

@@ -18,7 +18,7 @@ from tests.support.tiny_models import checkpoint
 # What diffusers, torch and numpy say of arguments without sense.
 pytestmark = pytest.mark.filterwarnings("default")
 
-CASES = 67  # of each model: 200 in every run, 10,000 in tests/fuzz
+CASES = 25  # of each model; 10,000 in tests/fuzz
 PICTURE, WHITE = data_url(32, 32), data_url(32, 32, "white")
 PLACEMENT = {"flux": "three_stage", "sd15_inpaint": "two_stage", "sd15": "one_stage"}
 GOOD: dict[str, dict[str, Any]] = {
@@ -93,8 +93,8 @@ def test_numbers_that_are_none_are_the_fault_of_a_value_beyond_sense_and_change_
     assert server.service.stages.hand_off_of(request) == "first"
 
 
-def test_two_hundred_hostile_requests_find_no_failure_of_the_server(server: ModelServer) -> None:
+def test_hostile_requests_find_no_failure_of_the_server(server: ModelServer) -> None:
     found = attack(server, CASES, derandomize=True)
     assert found.is_clean, "\n".join([*found.server_errors, *found.unclear])
-    assert found.statuses[200] >= 3
+    assert found.statuses[200] >= 1
     assert found.statuses[400] >= 3
