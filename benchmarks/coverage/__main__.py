@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
             found[pipeline] = replace(_judged(pipeline, of_class, arguments), run=run)
             if _is_kept(arguments):
                 _write(read_rows() | {pipeline: found[pipeline]})
-    if _is_kept(arguments):
+    if _is_kept(arguments) and not arguments.tiny_models:
         _write({name: _without_case(row, failed, run) if name in wanted else row for name, row in read_rows().items()})
     return found
 
