@@ -13,7 +13,6 @@ from diffusers import DiffusionPipeline, ModularPipeline
 from PIL import Image
 
 from benchmarks.coverage.surroundings.allowances import after_load
-from tests.support.tiny_models.modular import call_modular, load_modular
 
 SEED = 0
 Compared = Literal["same", "differs", "nothing"]
@@ -23,6 +22,8 @@ ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 
 def load_unsplit(folder: Path) -> Any:
     if not (folder / "model_index.json").is_file():
+        from tests.support.tiny_models.modular import load_modular  # not before: diffusers' package is `tests` as well
+
         return load_modular(folder)
     pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -39,6 +40,8 @@ def call_unsplit(pipeline: Any, arguments: dict[str, Any], output_type: str = "p
         own = {name: value for name, value in own.items() if name in parameters}
     torch.manual_seed(SEED)
     if isinstance(pipeline, ModularPipeline):
+        from tests.support.tiny_models.modular import call_modular
+
         return output_leaves(call_modular(pipeline, copy.deepcopy(arguments), generator))
     with torch.no_grad():
         return output_leaves(pipeline(**copy.deepcopy(arguments) | own))
