@@ -93,11 +93,12 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
 
 
 def _cases(arguments: argparse.Namespace) -> tuple[list[Case], dict[str, str]]:
-    from benchmarks.coverage.cases import find_cases
-    from benchmarks.coverage.own_cases import own_cases
-
     if arguments.tiny_models:
+        from benchmarks.coverage.own_cases import own_cases
+
         return own_cases(arguments.only), {}
+    from benchmarks.coverage.cases import find_cases
+
     return find_cases(arguments.diffusers_tests, arguments.only)
 
 
