@@ -303,6 +303,11 @@ class RoutedContainer(RoutedComponent):
         part = real[key] if is_denoiser else own.shared(own.seen(real)[key])
         return self._seen(str(range(len(real))[key] if isinstance(key, int) else key), part)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        mine: Any = router.own_modules_of(component).of(real)
+        mine[key] = value
+
 
 CONTAINERS = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
 

@@ -185,10 +185,8 @@ class Session:
         Raises NotSupportedError for what cannot be told to another process.
         """
         is_pipelines = component.startswith(PIPELINE)
-        others = [name for name, own in self.own_modules.items() if not own.in_parts]
-        found = {
-            name: switches_of(name, self.own_modules[name]) for name in others if is_pipelines or name == component
-        }
+        asked = {name: own for name, own in self.own_modules.items() if name == component or is_pipelines}
+        found = {name: switches_of(name, own) for name, own in asked.items() if not own.in_parts}
         return {name: switches for name, switches in found.items() if switches}
 
     # -- the private copy --------------------------------------------------------------------------------------
