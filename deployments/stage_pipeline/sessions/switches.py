@@ -103,17 +103,19 @@ def _cast(own: OwnModules, mine: torch.nn.Module, method: str, args: Any, kwargs
                 entries[name] = aliases[id(tensor)]
     before = [{name: (t.dtype, casts_of(t) or ()) for name, t in e.items() if t is not None} for e, _ in tables]
     own.has_casts = True
-    getattr(mine, method)(*args, **kwargs)
-    for (entries, shared), had in zip(tables, before, strict=True):
-        for name, tensor in entries.items():
-            if tensor is not None and shared.get(name) is not None:
-                entries[name] = _settled(tensor, *had[name], shared[name])
+    try:
+        getattr(mine, method)(*args, **kwargs)
+    finally:
+        for (entries, shared), had in zip(tables, before, strict=True):
+            for name, tensor in entries.items():
+                if tensor is not None and shared.get(name) is not None:
+                    entries[name] = _settled(tensor, *had[name], shared[name])
 
 
 def _alias(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     """Another parameter that holds the same numbers, where they are."""
-    if type(parameter) is torch.nn.Parameter:
-        return torch.nn.Parameter(parameter.data, parameter.requires_grad)
+    if type(parameter) is torch.nn.Parameter or not issubclass(type(parameter), torch.nn.Parameter):
+        return torch.nn.Parameter(parameter.detach(), parameter.requires_grad)
     alias: torch.nn.Parameter = copy.copy(parameter)  # a quantised one
     return alias
 
