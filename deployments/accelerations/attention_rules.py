@@ -82,6 +82,7 @@ class Rule:
     component: str | None = None
     blocks: tuple[range, ...] | None = None
     modules: str | None = None  # a wildcard pattern of the module's path in its component
+    where_it_can: bool = False  # modules and calls that the kernel refuses keep torch's own attention
 
     def matches(self, component: str, path: str) -> bool:
         if self.component is not None and self.component != component:
@@ -98,7 +99,8 @@ def read_rules(env: EnvConfig) -> tuple[Rule, ...]:
     rules = []
     if runtime.attention_backend is not None:
         backend = diffusers_backend(runtime.attention_backend, BACKEND_VARIABLE)
-        rules.append(Rule(Choice(backend, source=f"{BACKEND_VARIABLE}={runtime.attention_backend}")))
+        choice = Choice(backend, source=f"{BACKEND_VARIABLE}={runtime.attention_backend}")
+        rules.append(Rule(choice, where_it_can=True))
     if runtime.attention_config is not None:
         rules += _read_config(runtime.config_root / runtime.attention_config, runtime.attention_backend)
     return tuple(rules)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import diffusers
@@ -22,6 +24,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.tensors.packing import pack
 from deployments.tensors.values import map_values, without_opaque
 
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
@@ -33,22 +36,33 @@ def request_fingerprint(model_fingerprint: str, request: GenerationRequest) -> s
 
 
 def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:
-    """Of the denoisers' weights, the scales of adapters, the configurations of the loop, device type, precision and the
-    versions of the code.
+    """Of the denoisers' weights and how they compute with them, the scales of adapters, the configurations of the loop,
+    the kind of device, precision and the versions of the code.
 
     `settings` are those of features and accelerations that change the numbers.
     """
     precision = torch.get_float32_matmul_precision()
     versions = f"{FORMAT}|{diffusers.__version__}|{torch.__version__}"
-    sha = hashlib.sha256(f"{versions}|{stage.device.type}|{precision}|{settings}".encode())
+    sha = hashlib.sha256(f"{versions}|{device_kind(stage.device)}|{precision}|{settings}".encode())
     adapters = stage.layout.ip_adapters
     sha.update(f"{_configuration(stage.pipeline)}|{adapters and adapters.scale}".encode())
     for name in sorted(_of_the_loop(stage)):
         sha.update(f"{name}|{_configuration(getattr(stage.pipeline, name))}".encode())
     for name in stage.layout.denoisers:
-        for line in _weights(stage.components[name]):
+        for line in (*_weights(stage.components[name]), *_computations(stage.components[name])):
             sha.update(f"{name}.{line}\n".encode())
     return sha.hexdigest()
+
+
+def device_kind(device: torch.device) -> str:
+    """Equal for devices whose kernels are the same: the type, the model, and what it is capable of."""
+    if device.type == "cpu":
+        return f"cpu|{torch.backends.cpu.get_cpu_capability()}"
+    module = torch.get_device_module(device)
+    asked = ("get_device_name", "get_device_capability")
+    is_there = getattr(module, "is_available", lambda: False)()
+    told = [str(getattr(module, name)(device)) for name in asked if is_there and hasattr(module, name)]
+    return "|".join([device.type, *told])
 
 
 def _of_the_loop(stage: StagePipeline) -> list[str]:
@@ -72,7 +86,7 @@ def _configuration(owner: Any) -> str:
 
 def _weights(module: torch.nn.Module) -> Iterator[str]:
     """A line for each tensor: its name, dtype, shape and the sum of its bits as integers, exact in any order."""
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
         for part, plain in _plain(tensor):
             yield f"{name}{part} {plain.dtype} {tuple(plain.shape)} {_sum_of_bits(plain)}"
 
@@ -86,6 +100,27 @@ def _plain(tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
         for part, plain in _plain(getattr(tensor, name)):
             yield f".{name}{part}", plain
+
+
+def _computations(module: torch.nn.Module) -> Iterator[str]:
+    """A line for what computes otherwise than its configuration says: quantised, compiled, cast by hooks."""
+    for path, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if type(parameter) is not torch.nn.Parameter:
+                yield f"{path}.{name} {_quantisation(parameter)}"
+        if part._compiled_call_impl is not None or hasattr(part, "_orig_mod"):
+            yield f"{path} compiled"
+        registry = getattr(part, "_diffusers_hook", None)
+        for name, hook in registry.hooks.items() if registry is not None else ():
+            if dtypes := {key: str(value) for key, value in vars(hook).items() if isinstance(value, torch.dtype)}:
+                yield f"{path} {name} {dtypes}"
+
+
+def _quantisation(parameter: torch.nn.Parameter) -> str:
+    """Its class and its settings, which say how it is computed with, without addresses of objects."""
+    settings = parameter.__tensor_flatten__()[1] if hasattr(parameter, "__tensor_flatten__") else None
+    plain = {name: value for name, value in vars(parameter).items() if isinstance(value, bool | int | float | str)}
+    return f"{type(parameter).__name__} {ADDRESS.sub('', repr(settings))} {sorted(plain.items())}"
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> int:

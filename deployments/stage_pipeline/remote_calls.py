@@ -1,11 +1,11 @@
 """Calls to a component in the process that holds it, for pipelines that need it inside their loop.
 
-The states of the generators travel along and come back, so the random draws are those of one process.
+The states of the generators travel along and come back, so the random draws are those of one process. What the request
+has switched in the components (dtypes, tiling) travels along too, and is there for this call alone.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import function_of, is_routed
-from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
+from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE, Session
+from deployments.stage_pipeline.sessions.switches import set_switches
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import leaves, with_anything, without_opaque
 
 
-def component_call(component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
-    """The caller's side: the call as a message."""
-    return ComponentCall(component, method, pack((args, kwargs, torch.get_rng_state())))
+def component_call(session: Session, component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
+    """The caller's side: the call as a message. Raises NotSupportedError for what the request has changed otherwise."""
+    return ComponentCall(component, method, pack((args, kwargs, torch.get_rng_state(), session.switches(component))))
 
 
 def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.device) -> Any:
@@ -37,27 +38,37 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
 @torch.no_grad()
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
     """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
-    function = _function(stage, call)
-    args, kwargs, global_state = unpack(call.arguments, stage.device)
+    args, kwargs, global_state, switches = unpack(call.arguments, stage.device)
     with PIPELINE_CODE, pipeline_errors():
+        session = AnsweringSession(stage)
+        function = _function(stage, session, call)
+        for component, changed in switches.items():
+            if component in stage.components:
+                set_switches(session.own_modules_of(component), changed)
         torch.set_rng_state(global_state)
-        output = function(*args, **kwargs)
+        output = session.call_inside(call.component, function, args, kwargs)
         states = [generator.get_state() for generator in _generators((args, kwargs))]
         return ComponentAnswer(pack((without_opaque(output), states, torch.get_rng_state())))
 
 
-def _function(stage: StagePipeline, call: ComponentCall) -> Any:
+class AnsweringSession(Session):
+    """Makes one call in the stage that holds the component; what it changes of components lasts as long."""
+
+    def __init__(self, stage: StagePipeline) -> None:
+        super().__init__(stage, {}, seed=0)
+
+    def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        return self.call_inside(component, function, args, kwargs)
+
+
+def _function(stage: StagePipeline, session: Session, call: ComponentCall) -> Any:
     if call.component.startswith(PIPELINE):
         if call.method not in ENCODING_METHODS:
             raise HandOffError(f"{call.component}.{call.method} cannot be called from another stage")
-        owner: Any = stage.pipeline
+        owner: Any = session.pipeline
         for name in call.component.split(".")[1:]:
             owner = getattr(owner, name)
-        private = copy.copy(owner)
-        device = property(lambda _: stage.device)
-        members = {"_execution_device": device, "device": device, "__module__": type(owner).__module__}
-        private.__class__ = type(type(owner).__name__, (type(owner),), members)
-        return getattr(private, call.method)
+        return getattr(owner, call.method)
     component = stage.components.get(call.component)
     if component is None or not is_routed(component, call.method):
         raise HandOffError(f"{call.component}.{call.method} cannot be called in this stage")

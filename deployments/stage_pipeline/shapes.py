@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -10,16 +11,31 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.component import function_of
 from deployments.tensors.values import describe, shape_key, to_meta
 
+_walking = threading.Lock()  # a twin has the dtypes and switches of one request at a time
 
-def output_description(stage: StagePipeline, skeleton: Any, component: str, method: str, args: Any, kwargs: Any) -> Any:
-    """A description (deployments.tensors.values.describe) of the call's output."""
-    key = (component, method, shape_key((args, kwargs)))
+
+def output_description(
+    stage: StagePipeline,
+    skeleton: Any,
+    component: str,
+    method: str,
+    args: Any,
+    kwargs: Any,
+    own: torch.nn.Module | None = None,
+) -> Any:
+    """A description (deployments.tensors.values.describe) of the call's output.
+
+    `own`: the component with the dtypes and switches that the request has given it; None: with those of all.
+    """
+    dtypes = sorted({str(parameter.dtype) for parameter in own.parameters()}) if own is not None else None
+    key = (component, method, shape_key((args, kwargs, dtypes)))
     if key not in stage.decoder_shapes:
-        try:
-            description = _run_on_meta(skeleton.meta_twin(False), method, args, kwargs)
-        except Exception:  # noqa: BLE001  (whatever a model without its switches raises)
-            # Some inputs work only with the run-time switches (tiling), which make this much slower.
-            description = _run_on_meta(skeleton.meta_twin(True), method, args, kwargs)
+        with _walking:
+            try:
+                description = _run_on_meta(skeleton.meta_twin(False, own), method, args, kwargs)
+            except Exception:  # noqa: BLE001  (whatever a model without its switches raises)
+                # Some inputs work only with the run-time switches (tiling), which make this much slower.
+                description = _run_on_meta(skeleton.meta_twin(True, own), method, args, kwargs)
         stage.decoder_shapes[key] = description
     return stage.decoder_shapes[key]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +53,7 @@ def skeleton(
         "__module__": cls.__module__,
     }
     module.__class__ = type(cls.__name__, (cls,), members)
-    module.__dict__["meta_twin"] = _meta_twin_maker(module, cls, folder, dtype)
+    module.__dict__["meta_twin"] = meta_twin_maker(module, cls, folder, dtype)
     return module.eval()
 
 
@@ -100,24 +101,58 @@ def _read_buffers(module: torch.nn.Module, cls: type[torch.nn.Module], folder: P
             buffers[name].data.copy_(tensor)
 
 
-def _meta_twin_maker(
+def meta_twin_maker(
     module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path, dtype: torch.dtype | None
-) -> Callable[[bool], Any]:
-    """A function that returns a copy wholly on the meta device, for the shapes of what a call would return."""
-    made: list[Any] = []
+) -> Callable[..., Any]:
+    """A function that returns a copy wholly on the meta device, for the shapes of what a call would return.
 
-    def meta_twin(with_switches: bool = False) -> Any:
+    It has the dtypes, and if asked the switches, of the component as one request has it; else those of a skeleton, or
+    of what is real as it is now.
+    """
+    is_real = any(not parameter.is_meta for parameter in module.parameters())
+    made: list[torch.nn.Module] = []
+    at_first: dict[str, Switches] = {}
+
+    def meta_twin(with_switches: bool = False, own: torch.nn.Module | None = None) -> Any:
         if not made:
             twin = cast_like_from_pretrained(build_from_config(cls, folder, meta_buffers=True), dtype)
             graft(module, twin)
             made.append(twin.to("meta").eval())
-        for source, target in zip(module.modules(), made[0].modules(), strict=True):
-            _copy_dtypes(source, target)
-            if with_switches:
-                _copy_switches(source, target)
+            at_first.update({path: _switches(part) for path, part in twin.named_modules()})
+        followed = own if own is not None else None if is_real else module
+        parts = dict(followed.named_modules()) if followed is not None else {}
+        for path, target in made[0].named_modules():
+            found = _switches(parts[path]) if path in parts else at_first[path]
+            _set_dtypes(target, found.dtypes)
+            vars(target).update(found.values if with_switches else at_first[path].values)
         return made[0]
 
     return meta_twin
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What may be changed of one module at run time: the dtypes of its parameters, and values such as tile sizes."""
+
+    dtypes: dict[str, torch.dtype]
+    values: dict[str, Any]
+
+
+def _switches(module: torch.nn.Module) -> Switches:
+    dtypes = {name: p.dtype for name, p in module._parameters.items() if p is not None and p.is_floating_point()}
+    values = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | type(None))
+    }
+    return Switches(dtypes, values)
+
+
+def _set_dtypes(module: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+    for name, parameter in module._parameters.items():
+        wanted = dtypes.get(name)
+        if parameter is not None and wanted is not None and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
@@ -139,17 +174,3 @@ def _on_meta(module: torch.nn.Module) -> torch.nn.Module:
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = torch.nn.Parameter(empty, False) if isinstance(tensor, torch.nn.Parameter) else empty
     return copy.deepcopy(module, memo)
-
-
-def _copy_dtypes(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    for name, parameter in source._parameters.items():
-        other = target._parameters.get(name)
-        if parameter is not None and other is not None and other.dtype != parameter.dtype:
-            other.data = other.data.to(parameter.dtype)
-
-
-def _copy_switches(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Run-time switches such as tiling and its sizes."""
-    for name, value in source.__dict__.items():
-        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | type(None)):
-            target.__dict__[name] = value

@@ -47,6 +47,8 @@ def build_stage(
     check_default_arguments(model, stage)
     if held is not None:
         return stage
+    if model.dtype == "auto" and (warning := float32_warning(stage)):
+        logger.warning("%s", warning)
     modules = stage_modules(stage, device, wrap_kernel)
     # Features come last: Cache-DiT keeps the forwards that it finds.
     for line in (*install_all(modules, env), *install_features(modules, env)):
@@ -62,6 +64,24 @@ def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Pa
         return resolve_model(model, cache_root, components, use_streamer)
 
     return resolve(weights_needed(resolve(()), stages))
+
+
+def float32_warning(stage: StagePipeline) -> str | None:
+    """A sentence where an accelerator was given weights in float32, because they are stored so."""
+    if stage.device.type == "cpu":
+        return None
+    found = {}
+    for name, component in stage.components.items():
+        num_bytes = sum(p.numel() * p.element_size() for p in component.parameters() if p.dtype == torch.float32)
+        if name not in stage.layout.autoencoders and 2 * num_bytes > stage.weight_bytes()[name]:
+            found[name] = num_bytes
+    if not found:
+        return None
+    sizes = ", ".join(f"{name} ({num_bytes / 1e9:.1f} GB)" for name, num_bytes in found.items())
+    return (
+        f"dtype: auto puts {sizes} on {stage.device} in float32, as stored: dtype: bfloat16 takes half of the memory "
+        "and far less time (allowed: auto, float32, bfloat16, float16; component_dtypes for exceptions)"
+    )
 
 
 def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:

@@ -100,7 +100,7 @@ class Split:
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
     ) -> Any:
-        call = component_call(component, method, args, kwargs)
+        call = component_call(session, component, method, args, kwargs)
         with session.waiting():
             answer = self.ask_stage(stage, call)
         return apply_answer(answer, args, kwargs, self.whole.stages["denoiser"].device)

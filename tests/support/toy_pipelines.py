@@ -145,8 +145,11 @@ class Made:
 class ToyStages:
     """The three stages of one toy."""
 
-    def __init__(self, pipeline_class: type[Toy], folder: Path, scheduler: Any = None) -> None:
+    def __init__(
+        self, pipeline_class: type[Toy], folder: Path, scheduler: Any = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         torch.manual_seed(0)
+        self.dtype = dtype
         models = {"text_encoder": ToyEncoder(), "transformer": ToyDenoiser(), "vae": ToyVae()}
         for name, model in models.items():
             model.save_pretrained(folder / name)
@@ -154,7 +157,7 @@ class ToyStages:
         self.pipeline_class = pipeline_class
         self.unsplit = pipeline_class(**models, scheduler=self.scheduler)
         for model in models.values():
-            model.eval()
+            model.eval().to(dtype)
         classes: dict[str, Any] = {name: type(model) for name, model in models.items()}
         stages_of = assign_stages(pipeline_class.model_cpu_offload_seq, classes)
         self.layout = PipelineLayout(folder, pipeline_class, classes, classes, stages_of)
@@ -163,13 +166,13 @@ class ToyStages:
 
     def _load(self, stage: Any) -> StagePipeline:
         components = {
-            name: load_component(cls, self.layout.folder / name, torch.float32, CPU, use_streamer=False)
+            name: load_component(cls, self.layout.folder / name, self.dtype, CPU, use_streamer=False)
             if stage in self.layout.stages_of[name]
-            else skeleton(cls, self.layout.folder / name, CPU, torch.float32)
+            else skeleton(cls, self.layout.folder / name, CPU, self.dtype)
             for name, cls in self.layout.models.items()
         }
         pipeline = self.pipeline_class(**components, scheduler=self.scheduler)
-        loaded = StagePipeline(pipeline, self.layout, (stage,), CPU, torch.float32)
+        loaded = StagePipeline(pipeline, self.layout, (stage,), CPU, self.dtype)
         drop_unused_halves(loaded)
         return loaded
 

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from deployments.accelerations.attention import check_choice
+from deployments.accelerations.attention_kernels import refusal_of
 from deployments.devices import DeviceError
 from deployments.messages import GenerationRequest, OutputFormat
 from deployments.observability.stage_timing import read_requests
@@ -82,7 +82,7 @@ def math_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH, counted)
     yield calls
-    check_choice.cache_clear()
+    refusal_of.cache_clear()
 
 
 STEPS = 4

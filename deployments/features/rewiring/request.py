@@ -80,7 +80,8 @@ class Rewiring:
 
     def snapshot(self) -> Any:
         """The state of each component's changes; None where none can have any."""
-        states = {name: kept_state(own) for name, own in self.session.own_modules.items()}
+        denoisers, own_modules = self.session.stage.layout.denoisers, self.session.own_modules
+        states = {name: kept_state(own_modules[name]) for name in denoisers if name in own_modules}
         return {name: state for name, state in states.items() if state is not None} or None
 
     def summary(self) -> Summary | None:

@@ -15,6 +15,7 @@ from diffusers import ConfigMixin
 from deployments.errors import CannotResumeError
 from deployments.stage_pipeline.sessions.component import RoutedComponent, unrouted
 from deployments.stage_pipeline.sessions.own_modules import ABSENT, Change, OwnModules
+from deployments.stage_pipeline.sessions.switches import casts_of
 from deployments.tensors.values import PORTABLE, leaves, map_values
 
 UNKEPT = "unkept"  # in place of a state that no message can carry
@@ -65,6 +66,8 @@ def put_back(own: OwnModules | None, states: Sequence[dict[str, Any]]) -> None:
 def _settings(value: Any) -> Hashable | None:
     if value is ABSENT or isinstance(value, SETTINGS):
         return type(value), value
+    if (casts := casts_of(value)) is not None:
+        return casts, value.stride()
     cls: Any = type(value)
     if isinstance(value, (torch.nn.Module, *FUNCTIONS, *PORTABLE)) or _has_more_than_attributes(cls):
         return None
@@ -85,6 +88,8 @@ def _holders(own: OwnModules, changes: Sequence[Change]) -> list[Holder]:
     """All that can hold a state, once each, in an order that is the same in every process."""
     found: dict[int, Holder] = {}
     for change in changes:
+        if casts_of(change.value) is not None:
+            continue  # the pipeline casts again
         if change.value is not ABSENT and _is_data(change.value):
             found[id(change)] = change
         else:

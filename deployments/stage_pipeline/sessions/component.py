@@ -1,4 +1,5 @@
-"""A component as one request sees it: everything passes through to the real one, but calls go to its stage's router.
+"""A component as one request sees it: what it reads is the real one's, its calls go to its stage's router, and what it
+changes is its own.
 
 Parts of a component are seen in the same way, so that a call of `vqvae.quantize`, a hook on a layer of a text encoder
 or the numbers of a parameter take the way of every other call. Its name is then that of a method with the path
@@ -12,7 +13,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import diffusers
 import torch
@@ -21,6 +22,7 @@ from diffusers import ModelMixin
 
 from deployments.stage_pipeline.sessions.own_modules import OwnModules
 from deployments.stage_pipeline.sessions.parameter import RoutedParameter, numbers_of
+from deployments.stage_pipeline.sessions.switches import SETTING_METHODS, set_on_own
 
 COMPUTING_METHODS = frozenset({"forward", "encode", "decode", "generate", "get_text_features", "get_image_features"})
 # Methods that change or ask for settings; they compute nothing that another stage would need.
@@ -55,10 +57,7 @@ HOOKS = frozenset({"register_forward_hook", "register_forward_pre_hook"})
 GIVE_A_PART = frozenset({"get_input_embeddings", "get_output_embeddings", "get_submodule"})
 GIVE_TENSORS = frozenset({"parameters", "buffers", "named_parameters", "named_buffers"})
 # Methods of any module through which nothing can be rewired; the others are those of the request's own modules.
-ON_WEIGHTS = frozenset(
-    {"parameters", "named_parameters", "buffers", "named_buffers", "num_parameters", "state_dict", "zero_grad"}
-    | {"to", "cpu", "cuda", "half", "float", "double", "bfloat16", "eval", "train", "requires_grad_"}
-)
+READING = frozenset({"num_parameters", "state_dict", "get_memory_footprint", "zero_grad"})
 
 
 class Router(Protocol):
@@ -125,7 +124,7 @@ def is_computing_method(cls: Any, name: str) -> bool:
 
 
 class RoutedComponent:
-    """Stands for `real` in the private pipeline of one request; isinstance, attributes and switches pass through.
+    """Stands for `real` in the private pipeline of one request; isinstance and attributes pass through.
 
     `path` leads from the component to the part of it that `real` is; empty for the component itself.
     """
@@ -149,32 +148,62 @@ class RoutedComponent:
             return functools.partial(router.cache_context, component)
         if name == "device" and hasattr(type(real), "device"):
             return router.device  # also of one whose first half is on the meta device
-        if isinstance(real, torch.nn.Module):
-            if name in HOOKS and not is_denoiser:
-                return functools.partial(self._hook, name)
-            if name in GIVE_TENSORS:
-                return functools.partial(self._tensors, name)
-        value = getattr(real, name)
-        return self._seen(name, self._own(name, value) if is_denoiser else value)
+        if not isinstance(real, torch.nn.Module):
+            return self._seen(name, getattr(real, name))
+        if name in HOOKS and not is_denoiser:
+            return functools.partial(self._hook, name)
+        if name in GIVE_TENSORS:
+            return functools.partial(self._tensors, name)
+        own = router.own_modules_of(component)
+        if name in SETTING_METHODS and hasattr(torch.nn.Module, name):
+            return functools.wraps(getattr(real, name))(functools.partial(self._set, name))
+        return self._seen(name, self._denoisers(own, name) if is_denoiser else self._others(own, name))
 
-    def _own(self, name: str, value: Any) -> Any:
+    def _denoisers(self, own: OwnModules, name: str) -> Any:
         """An attribute of a denoiser, of the request's own modules where these can be rewired through it."""
-        real, component, router, *_ = object.__getattribute__(self, "_route")
-        own, cls = router.own_modules_of(component), cast(Any, type(real))
-        if own.is_own(real) or (callable(value) and is_computing_method(cls, name)):
+        real = unrouted(self)
+        value = getattr(own.reading(real, name), name)
+        if own.is_own(real):
             return value
+        if _computes(real, name, value):
+            return getattr(real, name)
         if isinstance(value, torch.nn.Module):
             return own.of(value)
-        is_method = isinstance(value, types.MethodType) and value.__self__ is real
-        if name == "attn_processors" or (is_method and name not in ON_WEIGHTS):
+        if name == "attn_processors" or (_is_method_of(real, value) and name not in READING):
             return getattr(own.of(real), name)
-        return getattr(own.reading(real, name), name)
+        return value
+
+    def _others(self, own: OwnModules, name: str) -> Any:
+        """An attribute of another component: of the shared one until the request changes something.
+
+        Its parts are the shared ones: around a call of theirs the request's changes are put into them.
+        """
+        real = unrouted(self)
+        mine = own.seen(real)
+        value = getattr(mine, name)
+        if name in GIVE_A_PART or _computes(real, name, value):
+            return getattr(real, name)
+        if _is_method_of(mine, value) and name not in READING:
+            return functools.wraps(value)(functools.partial(self._call_own, name))
+        return own.shared(value) if isinstance(value, torch.nn.Module) else value
+
+    def _call_own(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        mine = router.own_modules_of(component).of(real)
+        answer = getattr(mine, method)(*args, **kwargs)
+        return self if answer is mine else answer
+
+    def _set(self, method: str, /, *args: Any, **kwargs: Any) -> RoutedComponent:
+        """As the methods that cast a module or set its mode, which answer the module itself."""
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        set_on_own(router.own_modules_of(component), real, method, args, kwargs)
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
+        real, component, router, *_ = object.__getattribute__(self, "_route")
         if name == "__class__":
             object.__setattr__(self, name, value)  # the property refuses it
-        elif is_denoiser and not router.own_modules_of(component).is_own(real):
+        elif isinstance(real, torch.nn.Module):
             setattr(router.own_modules_of(component).of(real), name, value)
         else:
             setattr(real, name, value)
@@ -206,8 +235,7 @@ class RoutedComponent:
             return self._parameter(name, value)
         if name in GIVE_A_PART:
             return functools.wraps(value)(functools.partial(self._part_given_by, value))
-        cls: Any = type(real)
-        if callable(value) and is_computing_method(cls, name):
+        if _computes(real, name, value):
             return functools.wraps(value)(functools.partial(self._call, name, value))
         return value
 
@@ -220,7 +248,8 @@ class RoutedComponent:
 
     def _tensors(self, kind: str, prefix: str = "", recurse: bool = True, **kwargs: Any) -> Iterator[Any]:
         """As the method `kind` of a module; other tensors than parameters are everywhere as they are."""
-        real = object.__getattribute__(self, "_route")[0]
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        real = router.own_modules_of(component).seen(real)
         if isinstance(prefix, bool):  # parameters(False)
             prefix, recurse = "", prefix
         named = getattr(real, kind if kind.startswith("named_") else f"named_{kind}")
@@ -244,6 +273,15 @@ def unrouted(component: RoutedComponent) -> Any:
     return object.__getattribute__(component, "_route")[0]
 
 
+def _computes(module: Any, name: str, value: Any) -> bool:
+    cls: Any = type(module)
+    return callable(value) and is_computing_method(cls, name)
+
+
+def _is_method_of(module: torch.nn.Module, value: Any) -> bool:
+    return isinstance(value, types.MethodType) and value.__self__ is module
+
+
 class RoutedContainer(RoutedComponent):
     """A list or dictionary of parts."""
 
@@ -258,10 +296,17 @@ class RoutedContainer(RoutedComponent):
         return item in object.__getattribute__(self, "_route")[0]
 
     def __getitem__(self, key: Any) -> Any:
-        real = object.__getattribute__(self, "_route")[0]
+        real, component, router, is_denoiser, _ = object.__getattribute__(self, "_route")
         if isinstance(key, slice):
             return [self[index] for index in range(len(real))[key]]
-        return self._seen(str(range(len(real))[key] if isinstance(key, int) else key), real[key])
+        own = router.own_modules_of(component)
+        part = real[key] if is_denoiser else own.shared(own.seen(real)[key])
+        return self._seen(str(range(len(real))[key] if isinstance(key, int) else key), part)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        real, component, router, *_ = object.__getattribute__(self, "_route")
+        mine: Any = router.own_modules_of(component).of(real)
+        mine[key] = value
 
 
 CONTAINERS = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)

@@ -71,7 +71,7 @@ class DecodeSession(Session):
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
-            return function(*args, **kwargs)
+            return self.call_inside(component, function, args, kwargs)
         if self.to_replay:
             return self._replay(component, method)
         if self.events:
@@ -80,14 +80,14 @@ class DecodeSession(Session):
             raise HandOffIncompleteError(f"{component}.{method} was not handed over and depends on missing numbers")
         if stage_of_call(self.stage, component, method) != "vae":
             raise HandOffError(f"{component}.{method} is needed after the hand-off")
-        output = self._call_truly(function, args, kwargs)
+        output = self._call_truly(component, function, args, kwargs)
         if has_nan(output):
             raise NotNumbersError
         return output
 
-    def _call_truly(self, function: Any, args: Any, kwargs: Any) -> Any:
+    def _call_truly(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
         try:
-            return self.call_inside(function, args, kwargs)
+            return self.call_inside(component, function, args, kwargs)
         except Exception:
             self._failed_inside = True
             raise

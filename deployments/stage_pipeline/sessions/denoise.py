@@ -157,12 +157,12 @@ class DenoiseSession(Session):
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
-            return function(*args, **kwargs)
+            return self.call_inside(component, function, args, kwargs)
         if self.to_replay:
             return self._replay(component, method)
         stage = stage_of_call(self.stage, component, method)
         if stage in self.stage.stages:
-            return self.call_inside(function, args, kwargs)
+            return self.call_inside(component, function, args, kwargs)
         if self.hooks.are_on(component):
             raise NotSupportedError(f"{component}.{method} has a hook, and is called where it is not")
         if has_gradients((args, kwargs)):
@@ -226,8 +226,8 @@ class DenoiseSession(Session):
         self.hand_off.decoder_calls.append(DecoderCall(component, method, *noted))
         if self.ends_at_first:
             raise StopStage
-        skeleton = getattr(self.stage.pipeline, component)
-        return fill_meta(output_description(self.stage, skeleton, component, method, args, kwargs))
+        skeleton, own = getattr(self.stage.pipeline, component), self.own_component(component)
+        return fill_meta(output_description(self.stage, skeleton, component, method, args, kwargs, own))
 
     def _finished_hand_off(self) -> HandOff:
         self.hand_off.encoder_calls = [

@@ -71,13 +71,13 @@ class EncodeSession(Session):
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
-            return function(*args, **kwargs)
+            return self.call_inside(component, function, args, kwargs)
         layout = self.stage.layout
         decodes = not layout.denoisers and component in layout.decoders and not method.startswith("encode")
         if decodes or not self._is_here(component, method) or (self._has_missing and has_nan((args, kwargs))):
             raise StopStage
         before = self.random_states()
-        output = self.call_inside(function, args, kwargs)
+        output = self.call_inside(component, function, args, kwargs)
         moved = _moved(before, self.random_states())
         # A copy: the pipeline may go on with it in place, and what the call returned is played back.
         self.calls.append(EncoderCall(component, method, copied(output), moved, self.hooks.take_told()))

@@ -1,8 +1,9 @@
-"""The modules of a denoiser as one request has them: objects of its own over the weights that all requests share.
+"""The modules of a component as one request has them: objects of its own over the weights that all requests share.
 
-Pipelines exchange attention processors, hang hooks into blocks or set switches on them for the length of one call. They
-do it to the request's own objects, which nobody else sees, and what they changed is put into the shared modules around
-the request's own forwards (`rewired`), in the one thread that makes forwards.
+Pipelines exchange attention processors, hang hooks into blocks, cast weights or set switches for the length of one
+call. They do it to the request's own objects, which nobody else sees, and what they changed is put into the shared
+modules around the request's own calls (`rewired`): a denoiser's in the one thread that makes forwards, those of other
+components where one request's code runs at a time.
 """
 
 from __future__ import annotations
@@ -37,30 +38,57 @@ class Change:
 
 
 class OwnModules:
-    """One request's own objects for the modules of one component, made when its pipeline first asks for them."""
+    """One request's own objects for the modules of one component, made when its pipeline first asks for them.
 
-    def __init__(self) -> None:
+    `root`: the component. `in_parts`: of a part alone, where only that is asked for.
+    """
+
+    def __init__(self, root: torch.nn.Module, in_parts: bool = False) -> None:
+        self.root = root
+        self.in_parts = in_parts
+        self.has_casts = False  # whether tensors of its own stand for shared ones
         self._own: dict[torch.nn.Module, torch.nn.Module] = {}  # shared -> own
-        self._own_ids: set[int] = set()
+        self._shared: dict[int, torch.nn.Module] = {}  # id of an own one -> shared
         self._before: dict[torch.nn.Module, Attributes] = {}  # shared -> the attributes of its own one when it was made
 
-    def of(self, shared: torch.nn.Module) -> torch.nn.Module:
+    def of(self, module: torch.nn.Module) -> torch.nn.Module:
         """The request's own object for a module of the component, with own ones for all that is in it."""
+        if self.is_own(module):
+            return module
         with _lock:
-            return self._copied(shared)
+            if not self.in_parts:
+                self._copied(self.root)
+            return self._copied(module)
 
     def reading(self, shared: torch.nn.Module, name: str) -> Any:
         """The module to read an attribute from: the request's own one where it has changed it."""
         own = self._own.get(shared)
-        if own is None or vars(own).get(name, ABSENT) is self._before[shared].get(name, ABSENT):
-            return shared
-        return own
+        if own is None or self.has_casts:
+            return own or shared
+        return shared if vars(own).get(name, ABSENT) is self._before[shared].get(name, ABSENT) else own
+
+    def seen(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The request's own object where there is one, else the module itself."""
+        return self._own.get(module, module)
+
+    def shared(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The shared module for which an own one stands; any other is returned as it is."""
+        return self._shared.get(id(module), module)
+
+    def tensors_of(self, own: torch.nn.Module) -> Iterator[tuple[Attributes, Attributes]]:
+        """Of all modules in an own one the tables of parameters and of buffers, each with that of the shared module."""
+        for module in own.modules():
+            if self.is_own(module):
+                before = self._before[self.shared(module)]
+                for table in ("_parameters", "_buffers"):
+                    yield vars(module)[table], before[table]
 
     def changes(self) -> list[Change]:
         """What the pipeline has changed by now, in the order of the modules."""
         found: list[Change] = []
         for shared, own in self._own.items():
-            if not _is_equal(vars(own), self._before[shared]):
+            # Tensors are not asked whether they are equal: those that were cast may be large.
+            if self.has_casts or not _is_equal(vars(own), self._before[shared]):
                 found += _changes(shared, vars(own), self._before[shared])
         return found
 
@@ -69,7 +97,7 @@ class OwnModules:
         _set(self._own[change.module], change.table, change.name, change.value)
 
     def is_own(self, module: Any) -> bool:
-        return id(module) in self._own_ids
+        return id(module) in self._shared
 
     def has(self, module: torch.nn.Module) -> bool:
         """Whether it is a module of the component, shared or own."""
@@ -79,7 +107,7 @@ class OwnModules:
         if shared in self._own:
             return self._own[shared]
         own = self._own[shared] = object.__new__(type(shared))
-        self._own_ids.add(id(own))
+        self._shared[id(own)] = shared
         attributes = _copy_of(_rewired_now.get(shared) or vars(shared))
         children = attributes["_modules"]
         children.update({name: self._copied(child) for name, child in children.items() if child is not None})

@@ -23,7 +23,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
 from deployments.stage_pipeline.shapes import output_description
-from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
+from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
 
 
@@ -56,14 +56,14 @@ class PlaySession(Session):
 
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
-            return function(*args, **kwargs)
+            return self.call_inside(component, function, args, kwargs)
         if component in self.stage.layout.models and not self._is_real(component, method):
             return self._played(component, method, args, kwargs)
         key = self._digest([component, method, args, kwargs])
         if key in self.encoded and not self.hooks.active:
             return copied(self.encoded[key])
         before = self.random_states()
-        output = self.call_inside(function, args, kwargs)
+        output = self.call_inside(component, function, args, kwargs)
         if all(torch.equal(a, b) for a, b in zip(before, self.random_states(), strict=True)):
             self.encoded[key] = copied(output)
         return output
@@ -73,9 +73,9 @@ class PlaySession(Session):
         return self.stage.is_here(component) and not decodes
 
     def _played(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
-        twin = _with_twin(self.stage, component)
+        twin, own = _with_twin(self.stage, component), self.own_component(component)
         with self.waiting():  # a large model is walked through once for each shape: others may go on meanwhile
-            description = output_description(self.stage, twin, component, method, args, kwargs)
+            description = output_description(self.stage, twin, component, method, args, kwargs, own)
         seed = int(self._digest([component, method, args, kwargs])[:12], 16)
         return drawn(description, seed, self.stage.device)
 
@@ -95,11 +95,9 @@ def _with_twin(stage: StagePipeline, component: str) -> Any:
     if "meta_twin" in module.__dict__:
         return module
     if component not in stage.twins:
-        made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-        graft(module, made)
-        twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
-        stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
+        make = meta_twin_maker(module, stage.layout.models[component], stage.layout.folder / component, dtype)
+        stage.twins[component] = SimpleNamespace(meta_twin=make)
     return stage.twins[component]
 
 

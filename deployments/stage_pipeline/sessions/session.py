@@ -11,7 +11,6 @@ import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
 from deployments.stage_pipeline.sessions.own_modules import OwnModules, rewired
 from deployments.stage_pipeline.sessions.reading import reading_copy
+from deployments.stage_pipeline.sessions.switches import Switch, switches_of
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
 ENCODING_METHODS = ("encode_prompt", "encode_image", "encode_block")
@@ -60,7 +60,8 @@ class Session:
         self.steps_done = 0
         self.contexts: dict[str, tuple[Any, dict[str, Any]]] = {}  # denoiser -> its cache_context now
         self.hooks = Hooks()
-        self.own_modules: dict[str, OwnModules] = {}  # of the denoisers whose modules the pipeline asked for
+        self.own_modules: dict[str, OwnModules] = {}  # of the components that the pipeline has asked for something
+        self._rewired_now: set[str] = set()
         self._inside = 0  # depth of component calls; only the outermost is routed
         self._copies: dict[int, Any] = {}
         self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
@@ -114,11 +115,12 @@ class Session:
             PIPELINE_CODE.acquire()
             torch.set_rng_state(state)
 
-    def call_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Calls a real component, on which the pipeline's hooks are; the calls that it makes itself are not routed."""
+    def call_inside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a real component, on which the pipeline's hooks and switches are; its own calls are not routed."""
+        hooks = self.hooks.on_modules(self.stage.pipeline) if not self._inside else contextlib.nullcontext()
         self._inside += 1
         try:
-            with self.hooks.on_modules(self.stage.pipeline):
+            with self.rewired(component), hooks:
                 return function(*args, **kwargs)
         finally:
             self._inside -= 1
@@ -149,13 +151,43 @@ class Session:
             self.contexts.pop(component, None)
 
     def own_modules_of(self, component: str) -> OwnModules:
-        """Where the pipeline finds the modules of a denoiser, and may rewire them for this request."""
-        return self.own_modules.setdefault(component, OwnModules())
-
-    def rewired(self, component: str) -> AbstractContextManager[None]:
-        """The denoiser as the pipeline has rewired it; only in the thread that makes forwards."""
+        """Where the pipeline finds the modules of a component, and may change them for this request."""
         own = self.own_modules.get(component)
-        return rewired(own, own.changes()) if own else contextlib.nullcontext()
+        if own is None:
+            is_denoiser = "denoiser" in self.stage.layout.stages_of[component]
+            own = self.own_modules[component] = OwnModules(getattr(self.stage.pipeline, component), is_denoiser)
+        return own
+
+    def own_component(self, component: str) -> torch.nn.Module | None:
+        """The request's own object of a component that it has changed."""
+        own = self.own_modules.get(component)
+        shared = getattr(self.stage.pipeline, component)
+        return None if own is None or own.seen(shared) is shared else own.seen(shared)
+
+    @contextlib.contextmanager
+    def rewired(self, component: str) -> Iterator[None]:
+        """The component as the pipeline has changed it; a denoiser only in the thread that makes forwards."""
+        own = self.own_modules.get(component)
+        changes = own.changes() if own is not None and component not in self._rewired_now else []
+        if own is None or not changes:
+            yield
+            return
+        self._rewired_now.add(component)
+        try:
+            with rewired(own, changes):
+                yield
+        finally:
+            self._rewired_now.remove(component)
+
+    def switches(self, component: str) -> dict[str, list[Switch]]:
+        """What the request has changed of the component; of all but the denoisers for a call of the pipeline's own.
+
+        Raises NotSupportedError for what cannot be told to another process.
+        """
+        is_pipelines = component.startswith(PIPELINE)
+        asked = {name: own for name, own in self.own_modules.items() if name == component or is_pipelines}
+        found = {name: switches_of(name, own) for name, own in asked.items() if not own.in_parts}
+        return {name: switches for name, switches in found.items() if switches}
 
     # -- the private copy --------------------------------------------------------------------------------------
 
@@ -193,10 +225,42 @@ class Session:
         if (reading := reading_copy(value, self.on_text)) is not None:
             return reading
         if isinstance(value, torch.nn.Module):
-            for name, stages in self.stage.layout.stages_of.items():
-                if getattr(self.stage.pipeline, name, None) is value:
-                    return routed_part(value, name, self, "denoiser" in stages, path="")
+            return self._routed(value)
+        if type(value) in (list, tuple, dict, set):
+            return self._own_container(value, path)
         return None
+
+    def _routed(self, module: torch.nn.Module) -> Any:
+        """None for a module of no component."""
+        components = {name: getattr(self.stage.pipeline, name, None) for name in self.stage.layout.stages_of}
+        found = [(name, "") for name, component in components.items() if component is module]
+        if not found:
+            found = [
+                (name, part)
+                for name, component in components.items()
+                if isinstance(component, torch.nn.Module)
+                for part, each in component.named_modules()
+                if each is module
+            ]
+        if not found:
+            return None
+        name, path = found[0]
+        is_denoiser = "denoiser" in self.stage.layout.stages_of[name]
+        own = is_denoiser and path != ""
+        return routed_part(self.own_modules_of(name).of(module) if own else module, name, self, is_denoiser, path)
+
+    def _own_container(self, values: Any, path: str) -> Any:
+        """A copy for this request, with its own parts in place of those that requests share."""
+
+        def own(value: Any, name: Any) -> Any:
+            replacement = self._copies.get(id(value))
+            if replacement is None:
+                replacement = self._replacement(value, f"{path}.{name}")
+            return value if replacement is None else replacement
+
+        if isinstance(values, dict):
+            return {name: own(value, name) for name, value in values.items()}
+        return type(values)(own(value, index) for index, value in enumerate(values))
 
     def _private_blocks(self, blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
         private = private_blocks(blocks, self.stage.layout.stages_of)

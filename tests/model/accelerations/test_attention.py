@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SanaTransformer2DMo
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from deployments.accelerations.attention import ATTENTION, check_choice
+from deployments.accelerations.attention import ATTENTION
+from deployments.accelerations.attention_kernels import refusal_of
 from deployments.accelerations.attention_rules import (
     BACKENDS,
     DIFFUSERS_BACKENDS,
@@ -57,7 +58,7 @@ def math_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName._NATIVE_MATH, counted)
     yield calls
-    check_choice.cache_clear()
+    refusal_of.cache_clear()
 
 
 def flux_transformer() -> FluxTransformer2DModel:
@@ -255,7 +256,7 @@ def test_attention_backend_that_gives_wrong_numbers_is_refused_at_start(
 
     name = AttentionBackendName._NATIVE_MATH
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, value_of_the_first_token)
-    check_choice.cache_clear()
+    refusal_of.cache_clear()
     with pytest.raises(AccelerationError, match="gives wrong numbers on cpu: off by"):
         install(denoiser_stage(transformer=flux_transformer()), env(**{BACKEND: "_native_math"}))
 
@@ -284,7 +285,7 @@ def test_attention_backend_without_any_effect_on_the_denoisers_is_refused() -> N
     assert "no attention module" in install(denoiser_stage(transformer=block), env(**{BACKEND: "torch_sdpa"}))
 
 
-def test_attention_backend_of_text_encoders_is_transformers_own() -> None:
+def test_attention_backend_of_text_encoders_is_transformers_own(tmp_path: Path) -> None:
     encoder = clip_text_encoder()
     modules = StageModules(("encoder",), {"text_encoder": encoder}, (), (), CPU)
     encoder.set_attn_implementation("eager")
@@ -292,8 +293,11 @@ def test_attention_backend_of_text_encoders_is_transformers_own() -> None:
     assert line == "attention: text_encoder: transformers' sdpa"
     assert encoder.config._attn_implementation == "sdpa"
     assert "UNAFFECTED: flash_attention_2 does not take its float32" in install(modules, env(**{BACKEND: "fa"}))
-    with pytest.raises(AccelerationError, match=r"SGLANG_DIFFUSION_ATTENTION_BACKEND=fa, text_encoder"):
-        install(StageModules(("encoder",), {"text_encoder": encoder.half()}, (), (), CPU), env(**{BACKEND: "fa"}))
+    encoder.half()
+    assert "text_encoder: keeps transformers' sdpa (UNAFFECTED: " in install(modules, env(**{BACKEND: "fa"}))
+    rules = [{"component": "text_encoder", "backend": "fa"}]
+    with pytest.raises(AccelerationError, match=r"rules\[0\].backend=fa, text_encoder"):
+        install(modules, env(**{CONFIG: str(write(tmp_path, "a.json", rules))}))
 
 
 def flash_attn_func(
@@ -331,7 +335,7 @@ def stand_in_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(attention_dispatch, "flash_attn_func", flash_attn_func)
     flash_calls.clear()
     yield
-    check_choice.cache_clear()
+    refusal_of.cache_clear()
 
 
 @pytest.mark.parametrize("model", ["flux", "sd3"])
@@ -459,7 +463,8 @@ def test_attention_config_option_when_masked_serves_calls_that_a_kernel_refuses(
     pipeline, arguments = TINY_MODELS["pixart"].build()
     pipeline.set_progress_bar_config(disable=True)
     expected = call(pipeline, arguments, seed=0)
-    install(denoiser_stage(transformer=pipeline.transformer), env(**{BACKEND: "fa"}))
+    strict = env(**{CONFIG: str(write(tmp_path, "b.json", [{"backend": "fa"}]))})
+    install(denoiser_stage(transformer=pipeline.transformer), strict)
     with pytest.raises(ValueError, match="attn_mask"):
         call(pipeline, arguments, seed=0)
     pipeline, arguments = TINY_MODELS["pixart"].build()

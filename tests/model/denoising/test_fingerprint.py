@@ -5,6 +5,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +121,59 @@ def test_device_and_precision_matter(folder: Path, original: str, monkeypatch: p
     assert model_fingerprint(dataclasses.replace(load(folder), device=torch.device("cuda"))) != original
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     assert model_fingerprint(load(folder)) != original
+
+
+def test_the_model_of_the_device_and_its_capability_matter(
+    folder: Path, original: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9000")
+    assert model_fingerprint(load(folder)) != original
+    told = {"name": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
+    gpu = SimpleNamespace(
+        is_available=lambda: True,
+        get_device_name=lambda device: told["name"],
+        get_device_capability=lambda device: told["capability"],
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    on_gpu = dataclasses.replace(load(folder), device=torch.device("cuda"))
+    prints = [model_fingerprint(on_gpu)]
+    for change in ({"name": "NVIDIA L40S"}, {"capability": (8, 9)}):
+        told |= change
+        prints.append(model_fingerprint(on_gpu))
+    assert len(set(prints)) == 3
+
+
+class Quantised(torch.nn.Parameter):
+    """As a weight of bitsandbytes: the same bytes, read by its settings."""
+
+    def __new__(cls, data: torch.Tensor, quant_type: str) -> "Quantised":
+        made: Quantised = torch.Tensor._make_subclass(cls, data)
+        made.quant_type = quant_type
+        return made
+
+
+def quantise(module: torch.nn.Module, quant_type: str) -> None:
+    module.weight = Quantised(module.weight.detach(), quant_type)  # type: ignore[arg-type]
+
+
+COMPUTED_OTHERWISE: dict[str, Callable[[Any], Any]] = {
+    "quantised": lambda transformer: quantise(transformer.x_embedder, "nf4"),
+    "quantised in another way": lambda transformer: quantise(transformer.x_embedder, "fp4"),
+    "compiled": lambda transformer: setattr(transformer.x_embedder, "_compiled_call_impl", print),
+    "cast by layers": lambda transformer: transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16),
+    "cast by layers to another": lambda transformer: transformer.enable_layerwise_casting(
+        torch.float8_e4m3fn, torch.float16
+    ),
+}
+
+
+def test_how_the_weights_are_computed_with_matters(folder: Path, original: str) -> None:
+    prints = {original}
+    for change in COMPUTED_OTHERWISE.values():
+        stage = load(folder)
+        change(stage.components["transformer"])
+        prints.add(model_fingerprint(stage))
+    assert len(prints) == 1 + len(COMPUTED_OTHERWISE)
 
 
 VARIABLES: dict[str, tuple[dict[str, str], bool]] = {

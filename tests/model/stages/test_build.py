@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from deployments.devices import select_device
 from deployments.errors import CheckpointError
 from deployments.messages import STAGES
 from deployments.model import ModelArgs
-from deployments.stages.build import build_stage, stage_modules
+from deployments.stages.build import build_stage, float32_warning, stage_modules
 from env_config.variables import EnvConfig
 
 CPU = select_device("cpu")
@@ -43,6 +44,19 @@ def test_the_weights_have_the_dtype_that_was_asked_for_but_for_the_exceptions(fl
     dtypes = {name: next(module.parameters()).dtype for name, module in stage.components.items()}
     assert dtypes.pop("vae") == torch.float32
     assert set(dtypes.values()) == {torch.bfloat16}
+
+
+def test_weights_that_are_stored_in_float32_and_go_to_an_accelerator_are_warned_of(flux_checkpoint: Path) -> None:
+    stage = build_stage(args(flux_checkpoint), STAGES, EnvConfig(), CPU)
+    assert float32_warning(stage) is None
+    on_gpu = dataclasses.replace(stage, device=torch.device("cuda"))
+    warning = float32_warning(on_gpu)
+    assert warning is not None
+    assert warning.startswith("dtype: auto puts text_encoder (0.0 GB), text_encoder_2 (0.0 GB), transformer (0.0 GB)")
+    assert "dtype: bfloat16 takes half of the memory" in warning
+    assert "vae" not in warning  # kept in float32 on purpose in many checkpoints
+    half = build_stage(args(flux_checkpoint, dtype="bfloat16"), STAGES, EnvConfig(), CPU)
+    assert float32_warning(dataclasses.replace(half, device=torch.device("cuda"))) is None
 
 
 def test_accelerations_find_the_denoisers_and_autoencoders_by_name(flux_checkpoint: Path) -> None:

@@ -146,7 +146,7 @@ class ByReference(EncodeSession):
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return function(*args, **kwargs)
-        output = self.call_inside(function, args, kwargs)
+        output = self.call_inside(component, function, args, kwargs)
         self.calls.append(EncoderCall(component, method, output, None))
         return output
 

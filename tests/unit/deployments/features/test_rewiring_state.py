@@ -52,7 +52,7 @@ class Storing:
 
 def put_in(values: list[Any]) -> OwnModules:
     shared = torch.nn.ModuleList([torch.nn.Identity() for _ in values])
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     for module, value in zip(own.of(shared), values, strict=True):  # type: ignore[arg-type]
         module.processor = value
     return own
@@ -60,7 +60,7 @@ def put_in(values: list[Any]) -> OwnModules:
 
 def hooked(hook: Callable[..., Any]) -> OwnModules:
     shared = torch.nn.Identity()
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     own.of(shared).register_forward_hook(hook)
     return own
 
@@ -73,7 +73,7 @@ def test_equal_settings_of_equal_classes_are_alike_and_others_are_not() -> None:
     shared = torch.nn.Identity()
 
     def settings(value: Any) -> Any:
-        own = OwnModules()
+        own = OwnModules(shared, in_parts=True)
         own.of(shared).processor = value
         return settings_of(own.changes())
 
@@ -121,7 +121,7 @@ def test_the_variables_of_a_hook_are_a_state_too() -> None:
 
 def test_settings_have_no_state_to_keep() -> None:
     assert kept_state(put_in([Settings(), Settings(2.0)])) is None
-    assert kept_state(OwnModules()) is None
+    assert kept_state(OwnModules(torch.nn.Identity(), in_parts=True)) is None
 
 
 @pytest.mark.parametrize("kept", [{1, 2}, DDIMScheduler(), [torch.ones(1), Store()], object()])

@@ -47,7 +47,7 @@ class Router:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.own = OwnModules()
+        self.own = OwnModules(torch.nn.Identity(), in_parts=True)
 
     def on_hook(self, component: str, path: str, register: str, hook: Any, options: Any) -> Any:
         self.calls.append((component, f"{register} of {path}"))
@@ -97,7 +97,7 @@ def test_a_request_does_not_reset_the_caches_of_a_shared_denoiser(router: Router
     assert RoutedComponent(Model(), "unet", router, is_denoiser=True)._reset_stateful_cache() is None
 
 
-def test_everything_else_passes_through(router: Router) -> None:
+def test_everything_else_is_read_from_the_real_one_and_what_is_set_is_the_requests_own(router: Router) -> None:
     real = Model()
     routed = RoutedComponent(real, "vae", router, is_denoiser=False)
     assert isinstance(routed, Model)
@@ -106,9 +106,16 @@ def test_everything_else_passes_through(router: Router) -> None:
     assert routed.linear.in_features == 2
     assert routed.encode.__doc__ == "Encodes."
     routed.enable_tiles()
-    assert real.tiles
-    routed.tiles = False
+    assert routed.tiles
+    routed.tiles = "some"
+    assert routed.tiles == "some"
+    routed.of_its_own = 1
+    assert routed.of_its_own == 1
+    routed.linear.scale = 2
+    assert routed.linear.scale == 2
     assert not real.tiles
+    assert not hasattr(real, "of_its_own")
+    assert not hasattr(real.linear, "scale")
     assert router.calls == []
     with pytest.raises(AttributeError, match="cannot be changed by a request"):
         routed.__class__ = torch.nn.Module

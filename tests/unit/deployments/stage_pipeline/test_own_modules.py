@@ -58,19 +58,19 @@ def test_what_a_request_rewires_works_around_its_forwards_and_nowhere_else(rewir
     rewire(rewired_itself)
     plain, truth = shared(X), rewired_itself(X)
     assert not torch.equal(plain, truth)
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     rewire(own.of(shared))
     assert torch.equal(shared(X), plain)
     for _ in range(2):
         with rewired(own, own.changes()):
             assert torch.equal(shared(X), truth)
         assert torch.equal(shared(X), plain)
-    assert OwnModules().of(shared)[0].processor == "its own"  # type: ignore[index]
+    assert OwnModules(shared, in_parts=True).of(shared)[0].processor == "its own"  # type: ignore[index]
 
 
 def test_own_modules_share_the_weights_and_are_the_same_from_wherever_they_are_reached() -> None:
     shared = model()
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     part = own.of(shared[1])
     assert part is own.of(shared)[1]  # type: ignore[index]
     assert isinstance(part, Attention)
@@ -81,7 +81,7 @@ def test_own_modules_share_the_weights_and_are_the_same_from_wherever_they_are_r
 
 def test_what_is_set_back_is_no_change() -> None:
     shared = model()
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     mine: Any = own.of(shared)
     mine[0].processor = "twice"
     handle = mine[1].register_forward_hook(lambda *_: None)
@@ -95,7 +95,7 @@ def test_what_is_set_back_is_no_change() -> None:
 
 def test_an_error_in_the_forward_leaves_nothing_behind() -> None:
     shared = model()
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     exchange_the_processor(own.of(shared))
     with pytest.raises(RuntimeError, match="no memory"), rewired(own, own.changes()):
         raise RuntimeError("no memory")
@@ -105,7 +105,7 @@ def test_an_error_in_the_forward_leaves_nothing_behind() -> None:
 @torch.no_grad()
 def test_what_a_forward_leaves_in_a_rewired_module_is_the_requests_own() -> None:
     shared = model()
-    own = OwnModules()
+    own = OwnModules(shared, in_parts=True)
     mine: Any = own.of(shared)
 
     def note_once(module: Any, arguments: Any, output: torch.Tensor) -> None:
@@ -123,11 +123,11 @@ def test_what_a_forward_leaves_in_a_rewired_module_is_the_requests_own() -> None
 
 def test_another_request_that_begins_during_a_forward_finds_the_modules_as_they_were() -> None:
     shared = model()
-    first = OwnModules()
+    first = OwnModules(shared, in_parts=True)
     exchange_the_processor(first.of(shared))
     found: list[Any] = []
     with rewired(first, first.changes()):
-        begun = threading.Thread(target=lambda: found.append(OwnModules().of(shared)))
+        begun = threading.Thread(target=lambda: found.append(OwnModules(shared, in_parts=True).of(shared)))
         begun.start()
         begun.join()
     assert found[0][0].processor == "its own"
