@@ -25,6 +25,7 @@ from deployments.stage_pipeline.sessions.session import Session
 from deployments.stage_pipeline.shapes import output_description
 from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
+from deployments.weights.precision.computing import dtype_computed_in
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _with_twin(stage: StagePipeline, component: str) -> Any:
         return module
     if component not in stage.twins:
         made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+        dtype = dtype_computed_in(module)
         graft(module, made)
         twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
         stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
