@@ -15,18 +15,18 @@ Scheme = Literal["bf16", "fp16", "fp32", "fp8", "fp8_dynamic", "int8", "int8_dyn
 GGUF_SUFFIX = ".gguf"
 
 
-def check_precision(value: Any) -> Any:
+def check_precision(given: str | dict[str, str]) -> str | dict[str, str]:
     """Raises ValueError for a word that is no scheme and no address of a GGUF file."""
-    if isinstance(value, str) and value not in get_args(Scheme) and not value.endswith(GGUF_SUFFIX):
-        raise ValueError(
-            f"{value!r} must be one of {', '.join(get_args(Scheme))}, or the address of a .gguf file: a path, "
-            "s3://bucket/key or owner/repository/file"
-        )
-    return value
+    for place, word in given.items() if isinstance(given, dict) else [("", given)]:
+        if word not in get_args(Scheme) and not word.endswith(GGUF_SUFFIX):
+            raise ValueError(
+                f"{place and f'{place}: '}{word!r} must be one of {', '.join(get_args(Scheme))}, or the address of a "
+                ".gguf file: a path, s3://bucket/key or owner/repository/file"
+            )
+    return given
 
 
-ComponentPrecision = Annotated[str, BeforeValidator(check_precision)]
-Precision = ComponentPrecision | dict[str, ComponentPrecision]
+Precision = Annotated[str | dict[str, str], AfterValidator(check_precision)]
 
 
 class DenoisingArgs(BaseModel):

@@ -1,11 +1,14 @@
-"""Load a transformer and an encoder to a simulated npu, streamed and mapped, as test_reading.py asks in its own process.
+"""Load a transformer and an encoder to a simulated npu, streamed and mapped, in a process of its own.
 
 It reports, of each load, the dtypes that the weights have on the device, and the casts that the host made.
 """
 
 import json
+import os
 import sys
 import warnings
+
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # in this thread, where the casts are counted
 from pathlib import Path
 from typing import Any
 
