@@ -85,12 +85,13 @@ def load_stage(
     asked = by_component(precision, layout.models, denoising_models(layout.models))
     exceptions = dict(component_dtypes or {})
     exceptions |= plain_dtypes(asked, exceptions)
-    dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
+    chosen = precisions(asked)
+    elsewhere = [name for name, each in chosen.items() if each.file]
+    dtypes = dict.fromkeys(layout.models, dtype) if dtype else stored_dtypes(folder, layout, variant, elsewhere)
     dtypes |= image_encoder_dtype(layout, dtypes)
     dtypes |= exceptions
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
-    chosen = precisions(asked)
     for name, each in chosen.items():
         dtypes[name] = compute_dtype(name, each, dtypes[name], is_asked=dtype is not None or name in exceptions)
 
@@ -131,13 +132,20 @@ def refuse_unknown_variant(folder: Path, layout: PipelineLayout, variant: str | 
         raise CheckpointError(f"no weights in {folder} are of the variant {variant!r}: leave `variant:` out")
 
 
-def stored_dtypes(folder: Path, layout: PipelineLayout, variant: str | None = None) -> dict[str, torch.dtype | None]:
-    """Of each component, None where its quantiser decides; where its files are not here, that of most of the others."""
-    models = {name: model for name, model in layout.models.items() if not is_quantised(folder / name)}
+def stored_dtypes(
+    folder: Path, layout: PipelineLayout, variant: str | None = None, without: Collection[str] = ()
+) -> dict[str, torch.dtype | None]:
+    """Of each component, None where its quantiser decides; where its files are not here, that of most of the others.
+
+    `without` are components whose files are not read: another process may not have them.
+    """
+    quantised = [name for name in layout.models if is_quantised(folder / name)]
+    models = {name: model for name, model in layout.models.items() if name not in (*quantised, *without)}
     found = {name: stored_dtype(model, folder / name, variant) for name, model in models.items()}
     known = Counter(dtype for dtype in found.values() if dtype is not None)
     usual = known.most_common(1)[0][0] if known else None
-    return dict.fromkeys(layout.models) | {name: dtype or usual for name, dtype in found.items()}
+    of_others = dict.fromkeys(without, usual)
+    return dict.fromkeys(layout.models) | of_others | {name: dtype or usual for name, dtype in found.items()}
 
 
 def image_encoder_dtype(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import boto3
@@ -14,14 +12,14 @@ import torch
 from deployments.errors import CheckpointError
 from deployments.weights.files import WeightFiles
 from deployments.weights.s3 import s3_client
+from env_config.streamer_memory import VARIABLE, streamer_limit, streamer_memory
 
 STREAMER_VARIABLE = "SGLANG_USE_RUNAI_MODEL_STREAMER"
 ADDRESSING_HINT = (
     "a server that does not take the bucket in its host name needs RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"
 )
 
-LIMIT_VARIABLE = "RUNAI_STREAMER_MEMORY_LIMIT"  # of the streamer: bytes of the host that it reads ahead into
-HOST_BYTES = 2 * 2**30  # where the variable is not set: the streamer's own default of 40 GB is a whole model
+HOST_BYTES = 2 * 2**30  # that the streamer reads ahead into
 
 TensorStream = Iterator[tuple[str, torch.Tensor]]
 
@@ -33,7 +31,7 @@ def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
     """
     streamer_class, credentials = import_streamer(weights.is_s3)
     received = set()
-    with bounded_memory(weights), streamer_class() as streamer:
+    with streamer_memory(max(HOST_BYTES, largest_tensor(weights))), streamer_class() as streamer:
         try:
             locations = [file.location for file in weights.files]
             streamer.stream_files(locations, s3_credentials=credentials, owned=keep)
@@ -47,19 +45,6 @@ def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
     lost = set(weights.names) - received
     if lost:
         raise CheckpointError(f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ...")
-
-
-@contextmanager
-def bounded_memory(weights: WeightFiles) -> Iterator[None]:
-    """The streamer takes HOST_BYTES of the host's memory at most, or one tensor, unless the user says otherwise."""
-    if LIMIT_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[LIMIT_VARIABLE] = str(max(HOST_BYTES, largest_tensor(weights)))
-    try:
-        yield
-    finally:
-        del os.environ[LIMIT_VARIABLE]
 
 
 def largest_tensor(weights: WeightFiles) -> int:
@@ -76,9 +61,9 @@ def streamer_errors() -> tuple[type[Exception], ...]:
 
 def hint(weights: WeightFiles) -> str:
     """The streamer names no cause."""
-    limit = os.environ.get(LIMIT_VARIABLE, "")
+    limit = streamer_limit()
     if limit.isdigit() and 0 < int(limit) < largest_tensor(weights):
-        return f"; {LIMIT_VARIABLE}={limit} is below the largest weight of {largest_tensor(weights)} bytes"
+        return f"; {VARIABLE}={limit} is below the largest weight of {largest_tensor(weights)} bytes"
     return f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
 
 

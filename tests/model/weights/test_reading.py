@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 from deployments.errors import CheckpointError
 from deployments.weights.files import DIFFUSERS_FILES, weight_files
 from deployments.weights.load import load_component
-from deployments.weights.stream import HOST_BYTES, LIMIT_VARIABLE, bounded_memory
+from deployments.weights.stream import HOST_BYTES, stream_tensors
+from env_config.streamer_memory import VARIABLE
 from tests.support.tiny_models.autoencoders import kl_autoencoder
 
 ROOT = Path(__file__).parents[3]
@@ -39,18 +40,20 @@ def test_no_loader_casts_weights_on_the_host(tmp_path: Path) -> None:
 
 
 def test_the_streamer_reads_ahead_into_little_memory_unless_the_user_says_otherwise(folder, monkeypatch) -> None:
-    weights = weight_files(DIFFUSERS_FILES, folder)
-    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
-    with bounded_memory(weights):
-        assert int(os.environ[LIMIT_VARIABLE]) == HOST_BYTES
-    assert LIMIT_VARIABLE not in os.environ
-    monkeypatch.setenv(LIMIT_VARIABLE, "123456789")
-    with bounded_memory(weights):
-        assert os.environ[LIMIT_VARIABLE] == "123456789"
+    weights, limits = weight_files(DIFFUSERS_FILES, folder), []
+    for chosen in (None, "123456789"):
+        if chosen is None:
+            monkeypatch.delenv(VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(VARIABLE, chosen)
+        for _ in stream_tensors(weights, keep=False):
+            limits.append(os.environ[VARIABLE])
+        assert os.environ.get(VARIABLE) == chosen
+    assert sorted(set(limits)) == sorted({str(HOST_BYTES), "123456789"})
 
 
 def test_one_weight_may_be_larger_than_what_is_read_ahead(folder, monkeypatch) -> None:
-    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr("deployments.weights.stream.HOST_BYTES", 1000)
     loaded = load_component(AutoencoderKL, folder, torch.float32, "cpu", use_streamer=True)
     expected = AutoencoderKL.from_pretrained(folder).state_dict()
@@ -58,6 +61,6 @@ def test_one_weight_may_be_larger_than_what_is_read_ahead(folder, monkeypatch) -
 
 
 def test_a_limit_below_the_largest_weight_is_refused_by_its_variable(folder, monkeypatch) -> None:
-    monkeypatch.setenv(LIMIT_VARIABLE, "1000")
+    monkeypatch.setenv(VARIABLE, "1000")
     with pytest.raises(CheckpointError, match=r"RUNAI_STREAMER_MEMORY_LIMIT=1000 is below the largest weight of \d+"):
         load_component(AutoencoderKL, folder, torch.float32, "cpu", use_streamer=True)
