@@ -40,4 +40,4 @@ class Scheme:
     packages: tuple[str, ...]
     obstacle: Callable[[torch.device], str | None]
     begin: Callable[[Any, torch.dtype, torch.device], Filling] | None
-    for_transformers: Callable[[torch.dtype], Any] | None
+    for_transformers: Callable[[torch.dtype, torch.device], Any] | None

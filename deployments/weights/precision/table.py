@@ -27,12 +27,12 @@ def torchao_scheme(name: str, says: str, config: str, compute_dtypes: tuple[str,
         from deployments.weights.precision.quantised import Quantised
         from deployments.weights.precision.torchao_weights import for_diffusers
 
-        return Quantised(model, for_diffusers(config), dtype, device)
+        return Quantised(model, for_diffusers(config, device), dtype, device)
 
-    def for_transformers(dtype: torch.dtype) -> Any:
+    def for_transformers(dtype: torch.dtype, device: torch.device) -> Any:
         from deployments.weights.precision.torchao_weights import for_transformers
 
-        return for_transformers(config)
+        return for_transformers(config, device)
 
     return Scheme(name, says, 8, compute_dtypes, ("torchao",), obstacle, begin, for_transformers)
 
@@ -50,7 +50,7 @@ def begin_nf4(model: Any, dtype: torch.dtype, device: torch.device) -> Filling:
     return Quantised(model, for_diffusers(dtype), dtype, device)
 
 
-def nf4_for_transformers(dtype: torch.dtype) -> Any:
+def nf4_for_transformers(dtype: torch.dtype, device: torch.device) -> Any:
     from deployments.weights.precision.nf4 import for_transformers
 
     return for_transformers(dtype)

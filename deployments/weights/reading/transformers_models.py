@@ -50,7 +50,7 @@ def read_transformers(
     if scheme is not None:
         assert scheme.for_transformers is not None
         assert dtype is not None
-        options["quantization_config"] = scheme.for_transformers(dtype)
+        options["quantization_config"] = scheme.for_transformers(dtype, device)
     with base_reading_replaced(partial(read_from, state, folder)):
         model = all_read(cls.from_pretrained(folder, **options))
     model.config.name_or_path = str(folder)

@@ -82,7 +82,7 @@ def test_torchao_is_what_diffusers_makes_with_its_own_quantiser(folder, scheme, 
 
     config = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}[scheme]
     theirs = FluxTransformer2DModel.from_pretrained(
-        folder / "transformer", torch_dtype=torch.bfloat16, quantization_config=for_diffusers(config)
+        folder / "transformer", torch_dtype=torch.bfloat16, quantization_config=for_diffusers(config, CPU)
     )
     assert_same(load(folder, scheme, use_streamer), theirs)
 
@@ -93,7 +93,7 @@ def test_a_text_encoder_is_what_transformers_makes_with_its_own_quantiser(folder
     from deployments.weights.precision.torchao_weights import for_transformers
 
     encoder = folder / "text_encoder_2"
-    config = for_transformers("Int8WeightOnlyConfig")
+    config = for_transformers("Int8WeightOnlyConfig", CPU)
     theirs = T5EncoderModel.from_pretrained(encoder, dtype=torch.bfloat16, quantization_config=config)
     precision = Precision(scheme_named("int8"))
     ours = load_component(T5EncoderModel, encoder, torch.bfloat16, CPU, use_streamer, None, precision)
@@ -174,6 +174,24 @@ def test_precisions_matter_to_a_fingerprint(folder) -> None:
 def test_the_same_weights_multiplied_otherwise_have_another_fingerprint(folder) -> None:
     schemes = ("int8", "int8_dynamic")
     assert len({model_fingerprint(load_stage(folder, ("denoiser",), precision=scheme)) for scheme in schemes}) == 2
+
+
+@needs("torchao")
+@pytest.mark.parametrize("scheme", ["int8_dynamic", "fp8_dynamic"])
+def test_inputs_are_scaled_row_by_row_whatever_requests_share_a_batch(scheme) -> None:
+    from torchao.quantization import PerRow, quantize_
+
+    from deployments.weights.precision.torchao_weights import MULTIPLIES_INTEGERS, config_of
+
+    if scheme == "fp8_dynamic":  # cannot run here
+        config = config_of("Float8DynamicActivationFloat8WeightConfig", CPU)
+        assert [type(each) for each in config.granularity] == [PerRow, PerRow]
+        return
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    quantize_(layer, config_of(MULTIPLIES_INTEGERS, CPU))
+    small, large = torch.randn(1, 8, 64), 1000 * torch.randn(1, 8, 64)
+    with torch.no_grad():
+        assert torch.equal(layer(torch.cat([small, large]))[:1], layer(small))
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
