@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ComponentDType = Literal["float32", "bfloat16", "float16"]
+
+
+Scheme = Literal["bf16", "fp16", "fp32", "fp8", "fp8_dynamic", "int8", "int8_dynamic", "nf4", "layerwise"]
+GGUF_SUFFIX = ".gguf"
+
+
+def check_precision(given: str | dict[str, str]) -> str | dict[str, str]:
+    """Raises ValueError for a word that is no scheme and no address of a GGUF file."""
+    for place, word in given.items() if isinstance(given, dict) else [("", given)]:
+        if word not in get_args(Scheme) and not word.endswith(GGUF_SUFFIX):
+            raise ValueError(
+                f"{place and f'{place}: '}{word!r} must be one of {', '.join(get_args(Scheme))}, or the address of a "
+                ".gguf file: a path, s3://bucket/key or owner/repository/file"
+            )
+    return given
+
+
+Precision = Annotated[str | dict[str, str], AfterValidator(check_precision)]
 
 
 class DenoisingArgs(BaseModel):
@@ -155,6 +173,9 @@ class ModelArgs(BaseModel):
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
     component_dtypes: dict[str, ComponentDType] = Field(
         default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
+    )
+    precision: Precision | None = Field(
+        None, description="how the weights of the denoisers are held, or of each component; null: in the dtype"
     )
     variant: str | None = Field(
         None, description="which variant of the weight files to read, such as `fp16`, where there are several"

@@ -7,7 +7,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
-from deployments.model import ComponentDType, ComponentsArgs, DenoisingArgs, DType, ModelArgs, PartArgs, WatchdogArgs
+from deployments.model import (
+    GGUF_SUFFIX,
+    ComponentDType,
+    ComponentsArgs,
+    DenoisingArgs,
+    DType,
+    ModelArgs,
+    PartArgs,
+    Precision,
+    WatchdogArgs,
+)
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
@@ -24,6 +34,11 @@ class AppArgs(ServiceArgs):
     dtype: DType = Field("auto", description="the dtype of the weights; auto: as stored in the checkpoint")
     component_dtypes: dict[str, ComponentDType] = Field(
         default_factory=dict, description="exceptions to `dtype` by component, such as `vae: float32`"
+    )
+    precision: Precision | None = Field(
+        None,
+        description="how weights are held where not in the dtype: bf16, fp16, fp32, fp8, fp8_dynamic, int8, "
+        "int8_dynamic, nf4, layerwise or the address of a .gguf file; for the denoisers, or `{transformer: fp8}`",
     )
     variant: str | None = Field(
         None,
@@ -96,6 +111,7 @@ def model_args(args: AppArgs) -> ModelArgs:
         name=args.model_name or Path(args.model.rstrip("/")).name.removesuffix(".safetensors"),
         dtype=args.dtype,
         component_dtypes=args.component_dtypes,
+        precision=with_absolute_files(args.precision),
         variant=args.variant,
         config_folder=None if args.config_folder is None else locate(args.config_folder),
         components=located(args.components),
@@ -124,6 +140,13 @@ def located(components: ComponentsArgs) -> ComponentsArgs:
         )
     parts = {name: given and tuple(map(part, given)) for name, given in components.parts.items()}
     return ComponentsArgs(ip_adapter=adapter, **parts)
+
+
+def with_absolute_files(precision: Precision | None) -> Precision | None:
+    """With absolute paths of the GGUF files that are here."""
+    if precision is None or isinstance(precision, dict):
+        return precision and {name: str(with_absolute_files(each)) for name, each in precision.items()}
+    return locate(precision) if precision.endswith(GGUF_SUFFIX) else precision
 
 
 def locate(path: str, inside: tuple[str, ...] = PIPELINE_INDEXES) -> str:

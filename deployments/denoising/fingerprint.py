@@ -22,6 +22,7 @@ from deployments.denoising.checkpoint import FORMAT, digest
 from deployments.messages import GenerationRequest, InputFile
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.tensors.packing import pack
+from deployments.tensors.parts import plain_parts
 from deployments.tensors.values import map_values, without_opaque
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -49,6 +50,7 @@ def model_fingerprint(stage: StagePipeline, settings: str = "") -> str:
     for name in sorted(_of_the_loop(stage)):
         sha.update(f"{name}|{_configuration(getattr(stage.pipeline, name))}".encode())
     for name in stage.layout.denoisers:
+        sha.update(f"{name}|{stage.precisions.get(name)}\n".encode())
         for line in (*_weights(stage.components[name]), *_computations(stage.components[name])):
             sha.update(f"{name}.{line}\n".encode())
     return sha.hexdigest()
@@ -87,19 +89,8 @@ def _configuration(owner: Any) -> str:
 def _weights(module: torch.nn.Module) -> Iterator[str]:
     """A line for each tensor: its name, dtype, shape and the sum of its bits as integers, exact in any order."""
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
-        for part, plain in _plain(tensor):
+        for part, plain in plain_parts(tensor):
             yield f"{name}{part} {plain.dtype} {tuple(plain.shape)} {_sum_of_bits(plain)}"
-
-
-def _plain(tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensor itself, or those that a quantised one consists of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield "", tensor.detach()
-        return
-    names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        for part, plain in _plain(getattr(tensor, name)):
-            yield f".{name}{part}", plain
 
 
 def _computations(module: torch.nn.Module) -> Iterator[str]:

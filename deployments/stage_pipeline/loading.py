@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 
 from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
-from deployments.stage_pipeline.roles import PipelineLayout, read_layout
+from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
+from deployments.tensors.parts import num_bytes
 from deployments.weights.complete import check_complete, check_tokenizers
 from deployments.weights.containers import is_container, member_folders
 from deployments.weights.load import is_quantised, load_component, stored_dtype, stored_variant
 from deployments.weights.parts.ip_adapter import IMAGE_ENCODER, install_ip_adapters
+from deployments.weights.precision.chosen import Asked, by_component, compute_dtype, plain_dtypes, precisions, ready
 from deployments.weights.vision import lack_of_torchvision
 
 UNUSED_HALF = {
@@ -42,6 +44,7 @@ class StagePipeline:
     dtype: torch.dtype | None
     decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
+    precisions: Mapping[str, str] = field(default_factory=dict)  # of components that are held in another than the dtype
 
     def is_here(self, component: str) -> bool:
         """Whether this process holds the weights of the component (or the half of it that its stages run)."""
@@ -67,29 +70,41 @@ def load_stage(
     component_dtypes: Mapping[str, torch.dtype] | None = None,
     variant: str | None = None,
     held: Mapping[str, torch.nn.Module] | None = None,
+    precision: Asked = None,
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
-    `variant` is that of the weight files, such as fp16; `held` are components that are here already.
+    `variant` is that of the weight files, such as fp16; `held` are components that are here already; `precision` says
+    how weights are held where not in the dtype, of the denoisers or by component; files that it names are here.
     """
     layout = read_layout(folder)
     check_complete(folder, layout.classes)
     refuse_unknown_variant(folder, layout, variant)
     device = torch.device(device)
-    dtypes = stored_dtypes(folder, layout, variant) if dtype is None else dict.fromkeys(layout.models, dtype)
+    asked = by_component(precision, layout.models, denoising_models(layout.models))
+    exceptions = dict(component_dtypes or {})
+    exceptions |= plain_dtypes(asked, exceptions)
+    chosen = precisions(asked)
+    elsewhere = [name for name, each in chosen.items() if each.file]
+    dtypes = dict.fromkeys(layout.models, dtype) if dtype else stored_dtypes(folder, layout, variant, elsewhere)
     dtypes |= image_encoder_dtype(layout, dtypes)
-    dtypes |= dict(component_dtypes or {})
+    dtypes |= exceptions
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
-    components = {
-        name: held[name]
-        if held and name in held
-        else load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer, variant)
-        if needed & set(stages)
-        else skeleton(layout.models[name], folder / name, device, dtypes[name], variant)
-        for name, needed in layout.stages_of.items()
-    }
+    for name, each in chosen.items():
+        dtypes[name] = compute_dtype(name, each, dtypes[name], is_asked=dtype is not None or name in exceptions)
+
+    def component(name: str, needed: Collection[StageName]) -> Any:
+        cls, own, held_in = layout.models[name], folder / name, chosen.get(name)
+        if held and name in held:
+            return held[name]
+        if not set(needed) & set(stages):
+            return skeleton(cls, own, device, dtypes[name], variant)
+        held_in = ready(name, held_in, cls, device) if held_in else None
+        return load_component(cls, own, dtypes[name], device, use_streamer, variant, held_in)
+
+    components = {name: component(name, needed) for name, needed in layout.stages_of.items()}
     try:
         pipeline: Any = layout.pipeline_class.from_pretrained(str(folder), local_files_only=True, **components)
     except (OSError, ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
@@ -99,7 +114,8 @@ def load_stage(
     if layout.ip_adapters is not None:
         install_ip_adapters(pipeline, layout.ip_adapters, folder)
     pipeline.set_progress_bar_config(disable=True)
-    loaded = StagePipeline(pipeline, layout, stages, device, dtype)
+    says = {name: each.says(dtypes[name]) for name, each in chosen.items()}
+    loaded = StagePipeline(pipeline, layout, stages, device, dtype, precisions=says)
     drop_unused_halves(loaded)
     return loaded
 
@@ -116,13 +132,20 @@ def refuse_unknown_variant(folder: Path, layout: PipelineLayout, variant: str | 
         raise CheckpointError(f"no weights in {folder} are of the variant {variant!r}: leave `variant:` out")
 
 
-def stored_dtypes(folder: Path, layout: PipelineLayout, variant: str | None = None) -> dict[str, torch.dtype | None]:
-    """Of each component, None where its quantiser decides; where its files are not here, that of most of the others."""
-    models = {name: model for name, model in layout.models.items() if not is_quantised(folder / name)}
+def stored_dtypes(
+    folder: Path, layout: PipelineLayout, variant: str | None = None, without: Collection[str] = ()
+) -> dict[str, torch.dtype | None]:
+    """Of each component, None where its quantiser decides; where its files are not here, that of most of the others.
+
+    `without` are components whose files are not read: another process may not have them.
+    """
+    quantised = [name for name in layout.models if is_quantised(folder / name)]
+    models = {name: model for name, model in layout.models.items() if name not in (*quantised, *without)}
     found = {name: stored_dtype(model, folder / name, variant) for name, model in models.items()}
     known = Counter(dtype for dtype in found.values() if dtype is not None)
     usual = known.most_common(1)[0][0] if known else None
-    return dict.fromkeys(layout.models) | {name: dtype or usual for name, dtype in found.items()}
+    of_others = dict.fromkeys(without, usual)
+    return dict.fromkeys(layout.models) | of_others | {name: dtype or usual for name, dtype in found.items()}
 
 
 def image_encoder_dtype(
@@ -163,6 +186,5 @@ def drop_unused_halves(loaded: StagePipeline) -> None:
 def _num_bytes(module: torch.nn.Module) -> int:
     seen: dict[int, int] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.device.type != "meta":
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        seen |= num_bytes(tensor)
     return sum(seen.values())

@@ -18,7 +18,8 @@ import transformers
 from diffusers import ModelMixin
 
 from deployments.weights.containers import is_container, member_class, member_folders, members
-from deployments.weights.load import base_reading_replaced, read_tensors
+from deployments.weights.load import read_tensors
+from deployments.weights.reading.transformers_models import base_reading_replaced
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -161,6 +162,8 @@ def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
         twin._internal_dict = source._internal_dict  # settings that a loader changed
     for name, child in source.named_children():
         other = twin._modules.get(name)
+        if isinstance(child, torch.nn.Linear) and isinstance(other, torch.nn.Linear):
+            continue  # quantised, or not: what it returns has the same shape
         if other is None or type(other).forward is not type(child).forward:
             setattr(twin, name, _on_meta(child))
         else:

@@ -17,7 +17,9 @@ from deployments.model import ModelArgs
 from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
+from deployments.stage_pipeline.roles import denoising_models, read_layout
 from deployments.weights.parts.compose import resolve_model
+from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,12 @@ def build_stage(
     Raises CheckpointError for a model that cannot be served as `model` says, AccelerationError for an acceleration
     that cannot be had here.
     """
-    folder = fetch(model, stages, env)
+    folder, precision = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
     use_streamer = env.runtime.use_runai_model_streamer
-    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant, held)
+    where = device.torch_device
+    stage = load_stage(folder, stages, where, dtype, use_streamer, exceptions, model.variant, held, precision)
     check_default_arguments(model, stage)
     if held is not None:
         return stage
@@ -51,19 +54,27 @@ def build_stage(
         logger.warning("%s", warning)
     modules = stage_modules(stage, device, wrap_kernel)
     # Features come last: Cache-DiT keeps the forwards that it finds.
-    for line in (*install_all(modules, env), *install_features(modules, env)):
+    held_in = (f"precision: {name} is held as {each}" for name, each in stage.precisions.items())
+    for line in (*held_in, *install_all(modules, env), *install_features(modules, env)):
         logger.info("%s", line)
     return stage
 
 
-def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Path:
-    """The local folder of the checkpoint, with the weights that the stages need. Raises CheckpointError."""
+def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> tuple[Path, dict[str, str]]:
+    """The local folder of the checkpoint, with the weights that the stages need, and the precision by component, with
+    the files that it names. Raises CheckpointError.
+    """
     cache_root, use_streamer = env.runtime.cache_root, env.runtime.use_runai_model_streamer
 
     def resolve(components: Collection[str]) -> Path:
         return resolve_model(model, cache_root, components, use_streamer)
 
-    return resolve(weights_needed(resolve(()), stages))
+    settings = resolve(())
+    layout = read_layout(settings)
+    precision = by_component(model.precision, layout.models, denoising_models(layout.models))
+    needed = weights_needed(settings, stages)
+    folder = resolve(own_files_needed(needed, precision))
+    return folder, with_files(precision, needed, cache_root)
 
 
 def float32_warning(stage: StagePipeline) -> str | None:

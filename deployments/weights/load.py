@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
 from diffusers import ModelMixin
-from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
-from diffusers.models.modeling_utils import LegacyModelMixin, no_init_weights
 from safetensors.torch import load as load_safetensors
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from deployments.errors import CheckpointError
 from deployments.weights.containers import is_container, member_class, member_folders
@@ -31,12 +26,20 @@ from deployments.weights.files import (
     TRANSFORMERS_FILES,
     FileNames,
     StoredForm,
+    WeightFiles,
     form_in,
     in_s3,
     read_object,
     weight_files,
 )
+from deployments.weights.precision.chosen import Precision
+from deployments.weights.precision.gguf_files import read_gguf
+from deployments.weights.precision.scheme import Scheme
 from deployments.weights.quantization.table import register_method
+from deployments.weights.reading.diffusers_models import read_diffusers, read_quantised_diffusers
+from deployments.weights.reading.mapped import map_tensors
+from deployments.weights.reading.missing import refuse_missing_weights
+from deployments.weights.reading.transformers_models import read_quantised_transformers, read_transformers
 from deployments.weights.stream import STREAMER_VARIABLE, stream_tensors
 
 logger = logging.getLogger(__name__)
@@ -57,55 +60,88 @@ def load_component(
     device: torch.device | str,
     use_streamer: bool,
     variant: str | None = None,
+    precision: Precision | None = None,
 ) -> Any:
     """The module that `cls.from_pretrained(folder)` returns, on `device`, in evaluation mode.
 
-    With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise
-    from_pretrained maps the files into memory. Both leave the same numbers in the same dtypes. A quantised
-    component is always read by its own quantiser (a row of QUANTIZERS, or one that the library has). `dtype` None
-    means what it means to from_pretrained; `variant` as in `stored_form`.
+    With `use_streamer` the Run:ai streamer reads the weights, from the folder or from S3; otherwise their files are
+    mapped into memory. Both leave the same numbers in the same dtypes, and neither holds a model in the host's memory
+    that is for another device. A quantised component is always read by its own quantiser (a row of QUANTIZERS, or one
+    that the library has). `dtype` None means what it means to from_pretrained; `variant` as in `stored_form`.
+    `precision` is one that is `ready` here, for a model that computes in `dtype`.
 
     Raises CheckpointError, naming the folder and the cause.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), torch.device(device)
     if is_container(cls):
-        return load_container(cls, folder, dtype, device, use_streamer, variant)
-    library = library_of(cls)
-    quantised = is_quantised(folder)
-    form = form_in(library.files, folder, variant)
-    if quantised and use_streamer:
-        logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
-    streams = use_streamer and not quantised
-    if not streams and in_s3(folder):
-        raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
-    weight_files(library.files, folder, form)  # raises for a file that is missing, cut, or not what its name says
-    load = library.stream if streams else library.map_files
+        return load_container(cls, folder, dtype, device, use_streamer, variant, precision)
+    read = reader(cls, folder, dtype, device, use_streamer, variant, precision)
     try:
-        if quantised:
-            register_method(stored_method(folder))
         with one_load_at_a_time:
-            module = load(cls, folder, form, dtype, torch.device(device))
+            module = read()
         refuse_missing_weights(module)
         return module.to(device).eval()
     except UNREADABLE as error:
         raise CheckpointError(f"{cls.__name__} in {folder} cannot be loaded: {error}") from error
 
 
+def reader(
+    cls: type[torch.nn.Module],
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    use_streamer: bool,
+    variant: str | None,
+    precision: Precision | None,
+) -> Callable[[], Any]:
+    """What reads the component. Raises CheckpointError for files that are not whole, or that nobody can read."""
+    library = library_of(cls)
+    quantised = is_quantised(folder)
+    if precision and quantised:
+        raise CheckpointError(
+            f"{folder} is quantised already ({stored_method(folder) or 'by its config.json'}): leave out its precision"
+        )
+    if precision and precision.file is not None:
+        assert dtype is not None
+        return partial(read_gguf, cls, folder, Path(precision.file), dtype, device)
+    form = form_in(library.files, folder, variant)
+    if quantised and use_streamer:
+        logger.info("%s is quantised: its quantiser reads the files, not the Run:ai streamer", folder)
+    streams = use_streamer and not quantised
+    if not streams and in_s3(folder):
+        raise CheckpointError(f"{folder}: its weights were left in S3; {STREAMER_VARIABLE}=false downloads them")
+    weights = weight_files(library.files, folder, form)  # raises for a file that is missing, cut, or not what it says
+    if quantised:
+        return partial(read_quantised, library, cls, folder, form, dtype, device)
+    scheme = precision.scheme if precision else None
+    return partial(library.read, cls, folder, weights, dtype, device, streams, scheme)
+
+
+def read_quantised(
+    library: Library, cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device
+) -> Any:
+    register_method(stored_method(folder))
+    return library.read_quantised(cls, folder, form, dtype, device)
+
+
 def load_container(
     cls: Any,
     folder: Path,
     dtype: torch.dtype | None,
-    device: torch.device | str,
+    device: torch.device,
     use_streamer: bool,
     variant: str | None,
+    precision: Precision | None,
 ) -> Any:
     """As `load_component`, for a model made of others."""
-    folders = member_folders(folder)
-    loaded = [load_component(member_class(each), each, dtype, device, use_streamer, variant) for each in folders]
+    if precision and precision.file is not None:
+        raise CheckpointError(f"precision: {cls.__name__} is made of several models, a GGUF file has one")
+    members = [(member_class(each), each) for each in member_folders(folder)]
+    loaded = [load_component(c, each, dtype, device, use_streamer, variant, precision) for c, each in members]
     try:
         return cls(loaded).eval()
     except UNREADABLE as error:
-        raise CheckpointError(f"{cls.__name__} cannot be made of {len(folders)} folders: {error}") from error
+        raise CheckpointError(f"{cls.__name__} cannot be made of {len(members)} folders: {error}") from error
 
 
 def is_quantised(folder: Path | str) -> bool:
@@ -171,100 +207,33 @@ def read_tensors(
     return found
 
 
-def map_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return all_read(cls.from_pretrained(str(folder), torch_dtype=dtype, **reading_options(form)))
-
-
-def map_transformers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
-    return all_read(cls.from_pretrained(str(folder), dtype=dtype, weights_only=True, **reading_options(form)))
-
-
-def reading_options(form: StoredForm) -> dict[str, Any]:
-    return {
-        "variant": form.variant,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "output_loading_info": True,
-    }
-
-
-def all_read(loaded: tuple[Any, dict[str, Any]]) -> Any:
-    """The model, whose missing weights from_pretrained makes up at random. Raises ValueError where there are any."""
-    model, info = loaded
-    refuse_missing(sorted(info["missing_keys"]))
-    return model
-
-
-def stream_diffusers(cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device) -> Any:
-    """Tensor by tensor to the device, so that the host never holds the whole model."""
-    model = construct_without_weights(cls, cls.load_config(folder), dtype)
-    weights = weight_files(DIFFUSERS_FILES, folder, form)
-    names = {name: name for name in weights.names}  # the model's name -> the file's
-    if not weights.is_sharded:
-        model._fix_state_dict_keys_on_load(names)  # attention blocks of old checkpoints
-    name_in_model = {in_file: in_model for in_model, in_file in names.items()}
-    expected = model.state_dict()
-    report_unexpected(model, names.keys() - expected.keys(), folder)
-    kept_in_fp32 = set(model._keep_in_fp32_modules or ())
-    for name, tensor in stream_tensors(weights):
-        name = name_in_model[name]
-        if name in expected:
-            wanted = dtype_in_model(name, tensor, expected[name].dtype, dtype, kept_in_fp32)
-            assign(model, name, tensor.to(device=device, dtype=wanted, copy=True))
-    model.register_to_config(_name_or_path=str(folder))
-    return model
-
-
-def stream_transformers(
-    cls: Any, folder: Path, form: StoredForm, dtype: torch.dtype | None, device: torch.device
-) -> Any:
-    """Renamed keys, tied weights and dtypes are from_pretrained's own doing: it gets the streamed tensors."""
-    weights = weight_files(TRANSFORMERS_FILES, folder, form)
-    tensors = {name: tensor.clone() for name, tensor in stream_tensors(weights)}
-
-    def give(read: Callable[..., Any], klass: Any, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        if str(path) != str(folder):  # a part that has files of its own
-            return read(klass, path, *args, config=config, **kwargs)
-        config = config or klass.config_class.from_pretrained(path)
-        return read(klass, None, *args, config=config, state_dict=tensors, **kwargs)
-
-    with base_reading_replaced(give):
-        model = all_read(cls.from_pretrained(folder, dtype=dtype, output_loading_info=True))
-    model.config.name_or_path = str(folder)
-    if model.can_generate():
-        model.generation_config = read_generation_config(folder)
-    return model
-
-
-@contextmanager
-def base_reading_replaced(replacement: Callable[..., Any]) -> Iterator[None]:
-    """PreTrainedModel.from_pretrained becomes `replacement(read, cls, path, ...)`; `read` is the method as it was.
-
-    Some classes override from_pretrained to choose another class or configuration (the T5GemmaEncoder of diffusers
-    takes the encoder's part of its config): theirs is called as ever, only the base method that they call is another.
-    """
-    base: Any = PreTrainedModel
-    reading = base.__dict__["from_pretrained"]
-    base.from_pretrained = classmethod(partial(replacement, reading.__func__))
-    try:
-        yield
-    finally:
-        base.from_pretrained = reading
-
-
 @dataclass(frozen=True)
 class Library:
-    """How the models of one library are stored and loaded."""
+    """How the models of one library are stored and read."""
 
     model_class: type[torch.nn.Module]
     files: FileNames
-    stream: Callable[..., Any]
-    map_files: Callable[..., Any]
+    read: Callable[..., Any]  # class, folder, files, dtype, device, whether they are streamed, scheme
+    read_quantised: Callable[..., Any]  # class, folder, form, dtype, device: what lies quantised in the folder
 
 
-DIFFUSERS = Library(ModelMixin, DIFFUSERS_FILES, stream_diffusers, map_diffusers)
-TRANSFORMERS = Library(PreTrainedModel, TRANSFORMERS_FILES, stream_transformers, map_transformers)
-LIBRARIES = (DIFFUSERS, TRANSFORMERS)
+def read_diffusers_by(
+    cls: Any,
+    folder: Path,
+    weights: WeightFiles,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    is_streamed: bool,
+    scheme: Scheme | None,
+) -> Any:
+    tensors = stream_tensors if is_streamed else map_tensors
+    return read_diffusers(cls, folder, weights, dtype, device, tensors, scheme)
+
+
+LIBRARIES = (
+    Library(ModelMixin, DIFFUSERS_FILES, read_diffusers_by, read_quantised_diffusers),
+    Library(PreTrainedModel, TRANSFORMERS_FILES, read_transformers, read_quantised_transformers),
+)
 
 
 def library_of(cls: type[torch.nn.Module]) -> Library:
@@ -272,65 +241,3 @@ def library_of(cls: type[torch.nn.Module]) -> Library:
         if issubclass(cls, library.model_class):
             return library
     raise CheckpointError(f"{cls.__name__} is neither a diffusers nor a transformers model")
-
-
-def construct_without_weights(cls: Any, config: dict[str, Any], dtype: torch.dtype | None) -> Any:
-    """As from_pretrained does: parameters on meta; buffers real, computed with `dtype` as the default."""
-    if issubclass(cls, LegacyModelMixin):
-        cls = _fetch_remapped_cls_from_config(config, cls)
-    default_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(dtype or default_dtype)
-    try:
-        with no_init_weights(), accelerate.init_empty_weights():
-            return cls.from_config(config)
-    finally:
-        torch.set_default_dtype(default_dtype)
-
-
-def dtype_in_model(
-    name: str,
-    tensor: torch.Tensor,
-    constructed: torch.dtype,
-    dtype: torch.dtype | None,
-    kept_in_fp32: set[str],
-) -> torch.dtype:
-    """The rule of diffusers' load_model_dict_into_meta."""
-    if dtype is None:
-        return constructed
-    if not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.float32 if kept_in_fp32.intersection(name.split(".")) else dtype
-
-
-def assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, leaf)
-    if old.shape != tensor.shape:
-        raise ValueError(f"{name} has the shape {list(tensor.shape)}, the configuration says {list(old.shape)}")
-    if leaf in module._parameters:
-        module._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=old.requires_grad)
-    else:
-        module._buffers[leaf] = tensor
-
-
-def refuse_missing_weights(module: torch.nn.Module) -> None:
-    refuse_missing([name for name, tensor in module.state_dict().items() if tensor.is_meta])
-
-
-def refuse_missing(missing: list[str]) -> None:
-    if missing:
-        raise ValueError(f"its files lack {len(missing)} weights: {', '.join(missing[:3])} ...")
-
-
-def report_unexpected(model: Any, unexpected: Collection[str], folder: Path) -> None:
-    ignored = model._keys_to_ignore_on_load_unexpected or ()
-    names = sorted(name for name in unexpected if not any(re.search(pattern, name) for pattern in ignored))
-    if names:
-        logger.warning("%s: %d weights are not used: %s ...", folder, len(names), ", ".join(names[:3]))
-
-
-def read_generation_config(folder: Path) -> Any:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)

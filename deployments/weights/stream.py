@@ -12,31 +12,59 @@ import torch
 from deployments.errors import CheckpointError
 from deployments.weights.files import WeightFiles
 from deployments.weights.s3 import s3_client
+from env_config.streamer_memory import VARIABLE, streamer_limit, streamer_memory
 
 STREAMER_VARIABLE = "SGLANG_USE_RUNAI_MODEL_STREAMER"
 ADDRESSING_HINT = (
     "a server that does not take the bucket in its host name needs RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"
 )
 
+HOST_BYTES = 2 * 2**30  # that the streamer reads ahead into
+
 TensorStream = Iterator[tuple[str, torch.Tensor]]
 
 
-def stream_tensors(weights: WeightFiles) -> TensorStream:
-    """Each tensor once, valid until the next; raises CheckpointError if the stream does not bring all."""
+def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
+    """Each tensor once, valid until the next, or with `keep` for as long as it is held.
+
+    Raises CheckpointError if the stream does not bring all.
+    """
     streamer_class, credentials = import_streamer(weights.is_s3)
     received = set()
-    with streamer_class() as streamer:
+    with streamer_memory(max(HOST_BYTES, largest_tensor(weights))), streamer_class() as streamer:
         try:
-            streamer.stream_files([file.location for file in weights.files], s3_credentials=credentials)
+            locations = [file.location for file in weights.files]
+            streamer.stream_files(locations, s3_credentials=credentials, owned=keep)
             for name, tensor in streamer.get_tensors():
                 received.add(name)
                 yield name, tensor
-        except ValueError as error:  # all that the streamer raises; it names no cause
-            hint = f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
-            raise CheckpointError(f"the stream of {weights.files[0].location} failed: {error}{hint}") from error
+        except streamer_errors() as error:
+            raise CheckpointError(
+                f"the stream of {weights.files[0].location} failed: {error}{hint(weights)}"
+            ) from error
     lost = set(weights.names) - received
     if lost:
         raise CheckpointError(f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ...")
+
+
+def largest_tensor(weights: WeightFiles) -> int:
+    """In bytes."""
+    offsets = (entry["data_offsets"] for file in weights.files for entry in file.entries.values())
+    return max((end - start for start, end in offsets), default=0)
+
+
+def streamer_errors() -> tuple[type[Exception], ...]:
+    from runai_model_streamer.file_streamer.requests_iterator import RunaiStreamerMemoryLimitException
+
+    return ValueError, RunaiStreamerMemoryLimitException
+
+
+def hint(weights: WeightFiles) -> str:
+    """The streamer names no cause."""
+    limit = streamer_limit()
+    if limit.isdigit() and 0 < int(limit) < largest_tensor(weights):
+        return f"; {VARIABLE}={limit} is below the largest weight of {largest_tensor(weights)} bytes"
+    return f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
 
 
 def import_streamer(from_s3: bool) -> tuple[Any, Any]:

@@ -49,6 +49,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
     parser.add_argument("--application", metavar="NAME", help="which of those in the file")
     parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as stored")
+    parser.add_argument("--precision", help="of the denoisers' weights, such as int8; default: as the dtype says")
     parser.add_argument("--variant", help="of the weight files, such as fp16")
     parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
     parser.add_argument("--placement", choices=list(PLACEMENTS), help="which stages share a process")
@@ -69,7 +70,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
 
 def served(options: argparse.Namespace) -> tuple[AppArgs, dict[str, str]]:
     """What would be served, and with which variables beside those of this process. Raises MisuseError."""
-    names = ("model", "dtype", "variant", "config_folder", "placement")
+    names = ("model", "dtype", "precision", "variant", "config_folder", "placement")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.config is None:
         if options.model is None:

@@ -97,14 +97,20 @@ def check_cached_resume(name: str, settings: str, checkpoints_root: Path, other_
 class Stages:
     """Encoder and denoiser of one model in this process."""
 
-    def __init__(self, folder: Path, variables: dict[str, str] | None = None, checkpoint_every: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        variables: dict[str, str] | None = None,
+        checkpoint_every: int = 1,
+        precision: str | None = None,
+    ) -> None:
         tiny_patches()
         self.name = folder.name
         self.encoder = load_stage(folder, ("encoder",))
         after_load = tiny_model(self.name).after_load
         if after_load is not None:
             after_load(self.encoder.pipeline)
-        self.stage = load_denoiser(folder)
+        self.stage = load_denoiser(folder, precision)
         self.denoiser = DenoiserStage(
             self.stage,
             DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every),

@@ -43,8 +43,8 @@ class ResumingProcess:
         self._pool.shutdown()
 
 
-def load_denoiser(folder: Path) -> StagePipeline:
-    model = ModelArgs(path=str(folder), name=folder.name)
+def load_denoiser(folder: Path, precision: str | None = None) -> StagePipeline:
+    model = ModelArgs(path=str(folder), name=folder.name, precision=precision)
     stage = build_stage(model, ("denoiser",), EnvConfig(), select_device("cpu"))
     after_load = tiny_model(folder.name).after_load
     if after_load is not None:

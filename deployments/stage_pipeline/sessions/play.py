@@ -25,6 +25,7 @@ from deployments.stage_pipeline.sessions.session import Session
 from deployments.stage_pipeline.shapes import output_description
 from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
+from deployments.weights.precision.computing import dtype_computed_in
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _with_twin(stage: StagePipeline, component: str) -> Any:
     if "meta_twin" in module.__dict__:
         return module
     if component not in stage.twins:
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+        dtype = dtype_computed_in(module)
         make = meta_twin_maker(module, stage.layout.models[component], stage.layout.folder / component, dtype)
         stage.twins[component] = SimpleNamespace(meta_twin=make)
     return stage.twins[component]

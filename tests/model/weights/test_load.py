@@ -484,7 +484,7 @@ def test_without_the_streamers_package_the_refusal_says_how_to_install_it(saved,
 def test_a_quantised_component_is_left_to_its_quantiser(broken, monkeypatch, caplog):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "new"}}))
-    monkeypatch.setattr(load, "stream_tensors", lambda files: pytest.fail("streamed"))
+    monkeypatch.setattr(load, "stream_tensors", lambda files, keep: pytest.fail("streamed"))
     with caplog.at_level("INFO"):
         load_component(CLIPTextModel, broken, torch.float32, "cpu", use_streamer=True)
     assert "is quantised: its quantiser reads the files, not the Run:ai streamer" in caplog.text

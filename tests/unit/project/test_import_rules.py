@@ -221,6 +221,7 @@ RULES = (
         (*WEIGHTS, *MESSAGES),
         never=(*HEAVY, *HTTP, "ray"),
     ),
+    Rule(("deployments.weights.stream",), (*WEIGHTS, *MESSAGES, "env_config.streamer_memory"), never=("ray", *HTTP)),
     Rule(WEIGHTS, (*WEIGHTS, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(MODULES, (*DEVICES, *MESSAGES), never=("ray", *HTTP)),
@@ -242,10 +243,12 @@ WRAPPED_BY = {
     "flash_attn": ("deployments.accelerations.*",),
     "flash_attn_interface": ("deployments.accelerations.*",),
     "mlx": ("deployments.accelerations.*",),
+    "gguf": ("deployments.weights.*",),
     "runai_model_streamer": ("deployments.weights.*",),
     "sqlalchemy": ("serve_app.jobs.*",),
     "torch_musa": ("deployments.devices",),
     "torch_npu": ("deployments.devices",),
+    "torchao": ("deployments.weights.*",),
 }
 
 MAY_READ_THE_ENVIRONMENT = ("env_config", "tests", "benchmarks", "checkpoints")

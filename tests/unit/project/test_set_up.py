@@ -26,6 +26,7 @@ PACKAGES = ("serve_app", "deployments", "env_config")
 
 # Libraries that are there only beside their hardware; the file that wraps one says so when it is asked for.
 ONLY_WITH_THEIR_HARDWARE = {"flash_attn", "flash_attn_interface", "mlx", "torch_musa", "torch_npu"}
+ONLY_WITH_AN_EXTRA = {"gguf", "torchao"}  # precision; the file that imports one is asked only where it is there
 
 
 def constraints() -> dict[str, str]:
@@ -58,7 +59,11 @@ def test_every_imported_library_is_a_dependency() -> None:
     distributions = packages_distributions() | {"pydantic_core": ["pydantic"]}
     missing = {
         name
-        for name in imported_names() - sys.stdlib_module_names - set(PACKAGES) - ONLY_WITH_THEIR_HARDWARE
+        for name in imported_names()
+        - sys.stdlib_module_names
+        - set(PACKAGES)
+        - ONLY_WITH_THEIR_HARDWARE
+        - ONLY_WITH_AN_EXTRA
         if not declared & {canonicalize_name(distribution) for distribution in distributions.get(name, [])}
     }
     assert missing == set()

@@ -1,0 +1,1 @@
+"""In which precision the weights of a component are held, where that is another than the dtype it computes in."""
