@@ -28,13 +28,16 @@ def skeleton(
     device: torch.device,
     dtype: torch.dtype | None,
     variant: str | None = None,
+    read_buffers: bool = True,
 ) -> Any:
     """The component of `folder` without its weights; it reports `device` as its own.
 
-    Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real.
+    Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real, unless
+    `read_buffers` is false: only shapes count then, and the weights' files need not be at hand.
     """
     module = cast_like_from_pretrained(build_from_config(cls, folder), dtype)
-    _read_buffers(module, cls, folder, variant)
+    if read_buffers:
+        _read_buffers(module, cls, folder, variant)
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Pipelines move components about; nothing is here to be moved, only a change of dtype means something.
