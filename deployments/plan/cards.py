@@ -77,7 +77,7 @@ def card_of(text: str) -> Card:
         except ValueError:
             size = 0.0
         if size > 0:
-            return Card(f"a card of {match[1]} {match[2]}", int(size * UNITS[match[2].upper()]))
+            return Card(f"{match[1]}{match[2]}", int(size * UNITS[match[2].upper()]))
     name = text.strip().upper().removeprefix("NVIDIA").strip(" -_").replace(" ", "")
     name = OTHER_NAMES.get(name, name)
     if name in CARDS:

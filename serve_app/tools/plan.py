@@ -114,7 +114,7 @@ def told_plan(measured: Measured, plan: Plan) -> Iterator[str]:
     cards = f"{plan.num_cards} x {plan.card.name}" if plan.num_cards > 1 else plan.card.name
     room = f"{gb(plan.card.num_bytes)}, of which {gb(usable(plan.card.num_bytes))} are counted on"
     fitting = [[row.placement, row.levers, f"{row.needed / 1e9:.1f}", "fits" if row.fits else ""] for row in plan.rows]
-    yield from table([f"on one {plan.card.name} ({room})", "weights", "GB", ""], fitting)
+    yield from table([f"on one card, {plan.card.name} ({room})", "weights", "GB", ""], fitting)
     yield ""
     if plan.choice is None:
         yield f"for {cards}: nothing fits"

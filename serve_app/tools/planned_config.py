@@ -37,11 +37,12 @@ def serve_config(args: AppArgs, measured: Measured, plan: Plan, lines: Sequence[
 
 def planned_args(args: AppArgs, measured: Measured, plan: Plan) -> dict[str, Any]:
     own: dict[str, Any] = args.model_dump(mode="json", exclude_unset=True)
-    sizes = {"width": measured.width, "height": measured.height}
-    sizes |= {"num_frames": measured.num_frames} if measured.num_frames > 1 else {}
+    known = {"width": measured.width, "height": measured.height, "num_frames": measured.num_frames}
+    sizes = {name: value for name, value in known.items() if name in measured.request}
     limits = {**own.get("limits", {}), "max_pixels": measured.width * measured.height}
     limits |= {"max_frames": measured.num_frames} if measured.num_frames > 1 else {}
-    return merged(own, {**plan.args, "default_arguments": sizes, "limits": limits})
+    given = {"default_arguments": sizes} if sizes else {}
+    return merged(own, {**plan.args, **given, "limits": limits})
 
 
 def merged(own: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,14 @@ def flux(side: int = 1536, denoiser: float = 1.03, vae: float = 3.63) -> Measure
         autoencoder(0.17),
     )
     return Measured(
-        "FLUX.1-dev", "FluxPipeline", {"width": str(side)}, side, side, 1, components, calls(0.1, denoiser, vae, 0.4)
+        "FLUX.1-dev",
+        "FluxPipeline",
+        {"width": str(side), "height": str(side)},
+        side,
+        side,
+        1,
+        components,
+        calls(0.1, denoiser, vae, 0.4),
     )
 
 
@@ -66,4 +73,13 @@ def wan() -> Measured:
         component("text_encoder", 11.36, "encoder"),
         autoencoder(0.51),
     )
-    return Measured("Wan2.2", "WanPipeline", {"width": "1280"}, 1280, 720, 81, components, calls(0.1, 8.62, 18.86, 1.2))
+    return Measured(
+        "Wan2.2",
+        "WanPipeline",
+        {"width": "1280", "height": "720", "num_frames": "81"},
+        1280,
+        720,
+        81,
+        components,
+        calls(0.1, 8.62, 18.86, 1.2),
+    )
