@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from env_config.closest import did_you_mean
 
@@ -21,8 +22,11 @@ class Card:
     capability: tuple[int, int] | None = None
 
     @property
-    def multiplies_fp8(self) -> bool:
-        return self.capability is None or self.capability >= TENSOR_CORES_OF_FP8
+    def eight_bits(self) -> Literal["fp8_dynamic", "fp8", "int8"]:
+        """The precision of 8 bits that suits it; fp8, which any card can hold, where it is not known."""
+        if self.capability is None:
+            return "fp8"
+        return "fp8_dynamic" if self.capability >= TENSOR_CORES_OF_FP8 else "int8"
 
 
 # MiB as nvidia-smi and rocm-smi show them; the names are written without NVIDIA, GeForce and blanks.

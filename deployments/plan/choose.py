@@ -79,7 +79,7 @@ def ladder(measured: Measured, card: Card, wishes: Wishes) -> list[Levers]:
     denoisers = [each.name for each in plain if each.is_denoiser]
     encoders = [each.name for each in plain if each.stages == ("encoder",) and each.loaded >= WORTH_THE_TROUBLE]
     packed = {each.name for each in plain if not each.is_quantised}
-    eight: Scheme = "fp8" if card.multiplies_fp8 else "int8"
+    eight: Scheme = card.eight_bits
 
     def levers(of_denoisers: Scheme | None, of_encoders: Scheme | None, *offloaded: str) -> Levers:
         named = {**dict.fromkeys(denoisers, of_denoisers), **dict.fromkeys(encoders, of_encoders)}

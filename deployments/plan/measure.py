@@ -39,11 +39,13 @@ CPU = torch.device("cpu")
 # blocks of GGUF's Q8_0 and Q4_K, which hold 32 weights in 34 bytes and 256 in 144).
 LINEAR: dict[Scheme, tuple[float, int]] = {
     "fp8": (1, 4),
+    "fp8_dynamic": (1, 4),
     "int8": (1, 4),
+    "int8_dynamic": (1, 4),
     "nf4": (0.5 + 4 / 64, 0),
+    "layerwise": (1, 0),
     "gguf_q8": (34 / 32, 0),
     "gguf_q4": (144 / 256, 0),
-    "layerwise": (1, 0),
 }
 FLOATS: dict[Scheme, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 HALF = 2  # bytes

@@ -7,7 +7,9 @@ from typing import Literal
 
 from deployments.messages import StageName
 
-Scheme = Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4", "gguf_q8", "gguf_q4", "layerwise"]
+Scheme = Literal[
+    "fp32", "bf16", "fp16", "fp8", "fp8_dynamic", "int8", "int8_dynamic", "nf4", "layerwise", "gguf_q8", "gguf_q4"
+]
 PLAIN: tuple[Scheme, ...] = ("fp32", "bf16", "fp16")
 
 

@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     options = parser_of_arguments().parse_args(arguments)
     try:
         args, variables = served(options)
+        check_that_it_can_be_written(options)
         order = order_of(args, options.size, options.num_frames)
     except (MisuseError, ValidationError) as error:
         print(told(error), file=sys.stderr)
@@ -47,6 +48,12 @@ def main(arguments: list[str]) -> int:
         options.write.write_text(serve_config(args, measured, plan, lines), encoding="utf-8")
         print(f"written: {options.write}", file=sys.stderr)
     return 0 if plan.choice is not None else 1
+
+
+def check_that_it_can_be_written(options: argparse.Namespace) -> None:
+    """Raises MisuseError."""
+    if options.write is not None and str(options.precision).startswith("gguf"):
+        raise MisuseError("--write: GGUF needs a file, which no plan knows: write its address at `precision:` yourself")
 
 
 def parser_of_arguments() -> argparse.ArgumentParser:

@@ -17,12 +17,9 @@ def component(name: str, gigabytes: float, *stages: StageName, **more: Any) -> C
         "fp32": 2,
         "bf16": 1,
         "fp16": 1,
-        "fp8": 0.5,
-        "int8": 0.5,
-        "nf4": 0.28,
+        **dict.fromkeys(("fp8", "fp8_dynamic", "int8", "int8_dynamic", "layerwise"), 0.5),
+        **dict.fromkeys(("nf4", "gguf_q4"), 0.28),
         "gguf_q8": 0.53,
-        "gguf_q4": 0.28,
-        "layerwise": 0.5,
     }
     weights = {scheme: round(loaded * part) for scheme, part in parts.items()}
     block = loaded // 40

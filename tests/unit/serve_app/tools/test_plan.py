@@ -96,6 +96,13 @@ def test_a_wrong_command_is_told_what_is_allowed(
     assert told in capsys.readouterr().err
 
 
+def test_a_plan_for_gguf_cannot_be_written(walk: Walk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["org/m", "--gpu", "24GB", "--precision", "gguf_q4"]
+    assert plan.main(asked) == 0
+    assert plan.main([*asked, "--write", str(tmp_path / "serve.yaml")]) == 2
+    assert "write its address at `precision:`" in capsys.readouterr().err
+
+
 def test_without_a_model_the_status_is_2(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["--gpu", "H100"]) == 2
     assert "name a MODEL, or a Serve config with --config FILE" in capsys.readouterr().err
