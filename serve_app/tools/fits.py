@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.plan.budget import Choice, Levers, Processes, demands, needed, usable
+from deployments.messages import STAGES
+from deployments.plan.budget import Choice, Demand, Levers, Processes, demands, needed, usable
 from deployments.plan.cards import Card, UnknownCardError, card_of
 from deployments.plan.choose import gb
 from deployments.plan.measured import Measured
@@ -54,7 +55,7 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
     if measured.problem:
         yield f"{where}: it cannot be told whether {model.name} fits: {measured.problem}"
         return
-    totals = needed_by_card(measured, args, application)
+    totals = needed(demanded(measured, args, application, 1))
     if (most := max(totals.values())) > usable(card.num_bytes):
         yield (
             f"{where}: {model.name} in {args.placement} needs {gb(most)} on one card, at {measured.width}x"
@@ -64,14 +65,28 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
         )
 
 
-def needed_by_card(measured: Measured, args: AppArgs, application: Mapping[str, Any]) -> dict[int, int]:
+def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], card: Card) -> Iterator[str]:
+    """What the config as it is needs, in lines: weights, activations, and the sum on each card."""
+    weights = ", ".join(f"{each.name} {each.loaded / 1e9:.1f}" for each in measured.components)
+    yield f"Weights in GB: {weights}."
+    frames = f", {measured.num_frames} frames" if measured.num_frames > 1 else ""
+    peaks = ", ".join(f"{stage} {measured.peak(stage) / 1e9:.1f}" for stage in STAGES)
+    yield f"Activations of one request of {measured.width}x{measured.height}{frames} in GB: {peaks}."
+    merged = args.denoising.max_batch_size
+    lone, most = (demanded(measured, args, application, size) for size in (1, merged))
+    for number, total in sorted(needed(lone).items()):
+        parts = ", ".join(f"{each.process} {each.total / 1e9:.1f}" for each in lone if each.card == number)
+        more = (
+            f", {needed(most)[number] / 1e9:.1f} with {merged} requests merged" if needed(most)[number] != total else ""
+        )
+        which = ("", " on a second card")[min(number, 1)]
+        yield f"{card.name}: {total / 1e9:.1f} of {card.num_bytes / 1e9:.1f} GB{which} ({parts}){more}."
+
+
+def demanded(measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int) -> tuple[Demand, ...]:
     processes: Processes = tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(PLACEMENTS[args.placement]))
-    return needed(demands(measured, choice_of(args), processes, cards_of(processes, application)))
-
-
-def choice_of(args: AppArgs) -> Choice:
-    """With one request at a time: what a denoiser cannot merge, it makes one after the other."""
-    return Choice(args.placement, Levers())
+    choice = Choice(args.placement, Levers(), max_batch_size=merged)
+    return demands(measured, choice, processes, cards_of(processes, application))
 
 
 def cards_of(processes: Processes, application: Mapping[str, Any]) -> dict[str, int]:

@@ -20,9 +20,9 @@ from deployments.plan.process import MeasureOrder, run_measure
 from deployments.replicas.table import REPLICAS
 from env_config.children import environment_of_children
 from serve_app.app import PLACEMENTS, AppArgs, model_args
-from serve_app.tools.fits import gpu
+from serve_app.tools.fits import gpu, needs
 from serve_app.tools.planned_config import serve_config
-from serve_app.tools.verify import MisuseError, served, size, told
+from serve_app.tools.verify import MisuseError, chosen, served, size, told
 
 MOST_CARDS = 64
 
@@ -43,6 +43,12 @@ def main(arguments: list[str]) -> int:
     wishes = Wishes(options.precision, options.placement, options.max_batch_size)
     plan = choose(measured, options.gpu, options.gpus, all_placements(), wishes)
     lines = list(told_plan(measured, plan))
+    if options.config is not None:
+        lines += [
+            "",
+            "the config as it is:",
+            *needs(measured, args, chosen(options.config, options.application), plan.card),
+        ]
     print(as_json(measured, plan) if options.json else "\n".join(lines))
     if plan.choice is not None and options.write is not None:
         options.write.write_text(serve_config(args, measured, plan, lines), encoding="utf-8")

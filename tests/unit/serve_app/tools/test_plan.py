@@ -156,6 +156,21 @@ def test_a_config_is_planned_with_its_own_args_and_keeps_them(walk: Walk, tmp_pa
     assert args["limits"] == {"max_steps": 7, "max_pixels": 1024 * 1024}
 
 
+# --- what a config needs as it is ---
+
+
+def test_a_config_as_it_is_is_told_beside_the_plan(
+    walk: Walk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(["--config", str(config(tmp_path, ONE_CARD)), "--gpu", "H100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("the config as it is:") + 1 :] == [
+        "Weights in GB: transformer 23.8, text_encoder 0.2, text_encoder_2 9.5, vae 0.2.",
+        "Activations of one request of 1024x1024 in GB: encoder 0.1, denoiser 0.5, vae 1.6.",
+        "H100: 37.4 of 85.5 GB (Encoder 10.4, Denoiser 24.8, VAE 2.2), 40.9 with 8 requests merged.",
+    ]
+
+
 # --- warnings of check_config ---
 
 
