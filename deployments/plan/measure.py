@@ -212,7 +212,7 @@ def weight_bytes(module: torch.nn.Module, scheme: Scheme) -> int:
 def packed_weights(module: torch.nn.Module, scheme: Scheme) -> set[int]:
     if scheme not in LINEAR:
         return set()
-    skipped = ()
+    skipped: tuple[str, ...] = ()
     if scheme == "layerwise":
         own = getattr(module, "_skip_layerwise_casting_patterns", None) or ()
         skipped = (*DEFAULT_SKIP_MODULES_PATTERN, *own)

@@ -29,7 +29,7 @@ class _LiveBytes(TorchDispatchMode):
     """Counts each memory once, from the operation that makes it until the last tensor in it is gone."""
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
         self._sizes: dict[int, int] = {}
         self._of_weights = {_memory(weight) for weight in weights}
