@@ -30,13 +30,16 @@ def skeleton(
     device: torch.device,
     dtype: torch.dtype | None,
     variant: str | None = None,
+    read_buffers: bool = True,
 ) -> Any:
     """The component of `folder` without its weights; it reports `device` as its own.
 
-    Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real.
+    Persistent buffers (statistics of latents, of batch norms) are a few bytes and are read for real, unless
+    `read_buffers` is false: only shapes count then, and the weights' files need not be at hand.
     """
     module = cast_like_from_pretrained(build_from_config(cls, folder), dtype)
-    _read_buffers(module, cls, folder, variant)
+    if read_buffers:
+        _read_buffers(module, cls, folder, variant)
 
     def to(self: Any, *args: Any, **kwargs: Any) -> Any:
         # Pipelines move components about; nothing is here to be moved, only a change of dtype means something.
@@ -80,7 +83,9 @@ def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
     """Parameters and buffers in the dtypes that from_pretrained(torch_dtype=dtype) leaves them in."""
     if dtype is None:
         return module
-    kept = set(getattr(module, "_keep_in_fp32_modules", None) or [])
+    # transformers keeps these for the sake of float16 alone, diffusers in both.
+    is_kept = isinstance(module, ModelMixin) or dtype == torch.float16
+    kept = set(is_kept and getattr(module, "_keep_in_fp32_modules", None) or [])
     kept |= set(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():

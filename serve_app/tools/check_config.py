@@ -1,5 +1,6 @@
 """Check a Serve config file strictly, before anything starts: Serve itself accepts misspelt keys."""
 
+import argparse
 import importlib
 import inspect
 import sys
@@ -19,6 +20,7 @@ from env_config.closest import did_you_mean
 from env_config.secret import SecretReference
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from serve_app.autoscaling import ReplicaRatio
+from serve_app.tools.fits import cannot_fit, gpu
 
 # Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
 READ_AS: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
@@ -30,13 +32,15 @@ RUNTIME_ENV_OWNERS = (ServeApplicationSchema, RayActorOptionsSchema)
 
 
 def main(arguments: list[str]) -> int:
-    """Check the files named on the command line; 1 when one of them has a problem."""
-    if not arguments:
-        print("usage: python -m serve_app.tools.check_config FILE...", file=sys.stderr)
-        return 2
-    problems = {file: check_config(file) for file in arguments}
+    """Check the files named on the command line; 1 when one of them has a problem. A warning is none."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.check_config", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--gpu", type=gpu, metavar="SIZE|NAME", help="warn of what does not fit on it: 24GB, H100 ...")
+    options = parser.parse_args(arguments)
+    problems = {file: check_config(file) for file in options.files}
     for file, lines in problems.items():
         print("\n".join(lines) or f"{file}: ok")
+        print("".join(f"{warning}\n" for warning in (() if lines else cannot_fit(file, options.gpu))), end="")
     return 1 if any(problems.values()) else 0
 
 

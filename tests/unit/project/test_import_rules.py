@@ -53,6 +53,8 @@ DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features"
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
 STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 VERIFY = room("deployments.verify")  # the check of a split; what asks for one and reads its report needs no torch
+PLAN = room("deployments.plan")  # the memory plan; what asks for one and chooses by it needs no torch
+ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measured", "cards", "budget", "choose"))
 ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "deployments.verify.verdict")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
@@ -69,7 +71,13 @@ RULES = (
         ("serve_app.tools.verify",),
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_CHECK, "deployments.replicas.table", *ARGUMENTS),
     ),
-    Rule(TOOLS, ("serve_app.app", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)),
+    Rule(
+        ("serve_app.tools.plan", "serve_app.tools.planned_config", "serve_app.tools.fits"),
+        ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
+    ),
+    Rule(
+        TOOLS, ("serve_app.app", "deployments.plan.cards", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)
+    ),
     Rule(
         ("serve_app.ingress",),
         ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
@@ -122,6 +130,23 @@ RULES = (
         ASK_FOR_A_CHECK,
         (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
         never=(*HEAVY, *HTTP, "ray"),
+    ),
+    Rule(ASK_FOR_A_PLAN, (*ASK_FOR_A_PLAN, *MESSAGES, *ARGUMENTS, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
+    Rule(
+        PLAN,
+        (
+            *PLAN,
+            *VERIFY,
+            *STAGES,
+            *STAGE_PIPELINE,
+            *WEIGHTS,
+            *TENSORS,
+            "deployments.observability.logging_setup",
+            *ARGUMENTS,
+            *MESSAGES,
+            *ENV_CONFIG,
+        ),
+        never=("ray", *HTTP),
     ),
     Rule(
         VERIFY,

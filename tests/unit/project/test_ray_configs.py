@@ -11,12 +11,17 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from benchmarks.report import table_in
+from deployments.plan.budget import needed, usable
 from env_config.ray_proxy import AROUND_PROXY, VARIABLE
 from serve_app.app import AppArgs, build_app
 from serve_app.tools.check_config import check_config, deployment_names
+from serve_app.tools.fits import demanded
+from tests.support.planned_configs import PAGE, comment, planned_comment, planned_files, planned_table
+from tests.support.planned_configs import application_of as planned_application
 
 FOLDER = Path(__file__).resolve().parents[3] / "ray_configs"
-SERVE_FILES = sorted(FOLDER.glob("serve_*.yaml"))
+SERVE_FILES = sorted(FOLDER.rglob("serve_*.yaml"))
 KUBERAY_FILES = sorted(FOLDER.glob("kuberay_*.yaml"))
 CLUSTER_FILES = sorted(FOLDER.glob("cluster_*.yaml"))
 DEPLOYMENTS = {
@@ -28,9 +33,13 @@ PIPELINES = {  # what `model_index.json` of each checkpoint names
     "checkpoints/emoji-flux": "FluxPipeline",
     "checkpoints/emoji-wan": "WanPipeline",
     "black-forest-labs/FLUX.1-dev": "FluxPipeline",
+    "black-forest-labs/FLUX.2-dev": "Flux2Pipeline",
+    "Lightricks/LTX-2": "LTX2Pipeline",
     "Qwen/Qwen-Image": "QwenImagePipeline",
+    "Qwen/Qwen-Image-Edit": "QwenImageEditPipeline",
     "Tongyi-MAI/Z-Image-Turbo": "ZImagePipeline",
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "WanPipeline",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "WanPipeline",
 }
 
 
@@ -76,8 +85,9 @@ def test_a_file_opens_its_port_to_this_machine_only(file: Path) -> None:
 def test_the_defaults_are_within_the_limits(file: Path) -> None:
     args = AppArgs(**application_of(file)["args"])
     defaults, limits = args.default_arguments, args.limits
-    assert defaults["width"] * defaults["height"] <= limits.max_pixels
-    assert max(defaults["width"], defaults["height"]) <= limits.max_side
+    if "width" in defaults:  # else it follows from the picture
+        assert defaults["width"] * defaults["height"] <= limits.max_pixels
+        assert max(defaults["width"], defaults["height"]) <= limits.max_side
     assert defaults["num_inference_steps"] <= limits.max_steps
     assert defaults.get("num_frames", 1) <= limits.max_frames
 
@@ -103,6 +113,33 @@ def test_the_stages_of_one_replica_each_fit_into_whole_gpus(file: Path) -> None:
         else:
             free[fitting] -= share
     assert len(free) == math.ceil(sum(shares)), f"{shares} take {len(free)} GPUs"
+
+
+@pytest.mark.parametrize("file", planned_files(), ids=file_name)
+def test_the_comment_of_a_file_is_what_the_plan_says_today(file: Path) -> None:
+    """After `python -m tests.support.planned_configs`."""
+    assert comment(file) == planned_comment(file, planned_files()[file])
+
+
+@pytest.mark.parametrize("file", planned_files(), ids=file_name)
+def test_by_the_plan_a_file_fits_its_card_with_all_that_it_may_merge(file: Path) -> None:
+    application, args, measured = planned_application(file)
+    totals = needed(demanded(measured, args, application, args.denoising.max_batch_size))
+    assert max(totals.values()) <= usable(planned_files()[file].num_bytes)
+
+
+@pytest.mark.parametrize("file", planned_files(), ids=file_name)
+def test_a_file_was_planned_at_its_default_size(file: Path) -> None:
+    _, args, measured = planned_application(file)
+    sizes = {name: args.default_arguments.get(name) for name in ("width", "height", "num_frames")}
+    planned = {"width": measured.width, "height": measured.height, "num_frames": measured.num_frames}
+    assert {name: size for name, size in sizes.items() if size is not None}.items() <= planned.items()
+
+
+def test_every_file_for_a_gpu_has_its_plan_and_the_page_has_them_all() -> None:
+    on_gpus = [file for file in SERVE_FILES if "TARGET_DEVICE: cuda" in file.read_text(encoding="utf-8")]
+    assert list(planned_files()) == on_gpus
+    assert table_in(PAGE.read_text(encoding="utf-8"), "plan") == planned_table()
 
 
 MISTAKES: dict[str, tuple[tuple[str | int, ...], Any, str]] = {

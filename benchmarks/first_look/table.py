@@ -1,0 +1,29 @@
+"""PARTS: what is looked at, in order, a row each, and for how long at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """`name` is its module in this folder; `box_s` how long it may take on a card, its imports among it."""
+
+    name: str
+    title: str
+    box_s: float
+
+
+PARTS = (
+    Part("environment", "What the machine has", 45),
+    Part("engine", "The engine against the plain loop", 100),
+    Part("forwards", "Forwards of several samples", 90),
+    Part("decoding", "Decoders", 90),
+    Part("bits", "The same bits", 70),
+    Part("memory", "Out of memory in a batch", 45),
+    Part("death", "A device that died", 60),
+    Part("copies", "A hand-off beside a forward", 45),
+    Part("half_precision", "Half precision", 45),
+    Part("compiled", "Regional compilation", 120),
+    Part("loading", "Loading", 90),
+)

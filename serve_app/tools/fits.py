@@ -1,0 +1,123 @@
+"""Whether what a Serve config asks for fits on the cards that it is for, where its checkpoint's configuration is here.
+
+The card is named by whoever checks, or by `accelerator_type` among the `ray_actor_options` of a deployment.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deployments.messages import STAGES
+from deployments.plan.budget import Choice, Demand, Levers, Processes, demands, needed, usable
+from deployments.plan.cards import Card, UnknownCardError, card_of
+from deployments.plan.choose import gb
+from deployments.plan.measured import Measured
+from deployments.plan.process import MeasureOrder, run_measure
+from deployments.replicas.table import REPLICAS
+from env_config.children import environment_of_children
+from env_config.serve_config import mapping, read_serve_configs
+from serve_app.app import PLACEMENTS, AppArgs, model_args
+
+BUILDER = "serve_app.app:build_app"
+
+
+def gpu(text: str) -> Card:
+    """Of a command line: a size or a name."""
+    try:
+        return card_of(text)
+    except UnknownCardError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def cannot_fit(file: Path | str, named: Card | None) -> list[str]:
+    """A sentence for each application of the file that needs more than its cards have, at its default size.
+
+    Of a valid file; `named` is the card, where whoever checks knows it. Nothing is said of a checkpoint that is not in
+    a folder here, nor without a card.
+    """
+    applications = [each for config in read_serve_configs(Path(file)) for each in config["applications"]]
+    return [f"{file}: warning: {sentence}" for each in applications for sentence in of_application(each, named)]
+
+
+def of_application(application: Mapping[str, Any], named: Card | None) -> Iterator[str]:
+    card = named or card_in(application)
+    if card is None or application.get("import_path") != BUILDER:
+        return
+    args = AppArgs.model_validate(application.get("args") or {})
+    model = model_args(args)
+    if not Path(model.path).is_dir():
+        return
+    measured = run_measure(MeasureOrder(model=model), environment_of_children())
+    where = f"applications[{application.get('name', 'default')}]"
+    if measured.problem:
+        yield f"{where}: it cannot be told whether {model.name} fits: {measured.problem}"
+        return
+    totals = needed(demanded(measured, args, application, 1))
+    if (most := max(totals.values())) > usable(card.num_bytes):
+        yield (
+            f"{where}: {model.name} in {args.placement} needs {gb(most)} on one card, at {measured.width}x"
+            f"{measured.height} and one request at a time; {card.name} has {gb(card.num_bytes)}, of which "
+            f"{gb(usable(card.num_bytes))} can be counted on. `python -m serve_app.tools.plan {args.model} --gpu "
+            f"{card.name}` tells what fits"
+        )
+
+
+def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], card: Card) -> Iterator[str]:
+    """What the config as it is needs, in lines: weights, activations, and the sum on each card."""
+    weights = ", ".join(f"{each.name} {each.loaded / 1e9:.1f}" for each in measured.components)
+    yield f"Weights in GB: {weights}."
+    frames = f", {measured.num_frames} frames" if measured.num_frames > 1 else ""
+    peaks = ", ".join(f"{stage} {measured.peak(stage) / 1e9:.1f}" for stage in STAGES)
+    yield f"Activations of one request of {measured.width}x{measured.height}{frames} in GB: {peaks}."
+    merged = args.denoising.max_batch_size
+    lone, most = (demanded(measured, args, application, size) for size in (1, merged))
+    for number, total in sorted(needed(lone).items()):
+        parts = ", ".join(f"{each.process} {each.total / 1e9:.1f}" for each in lone if each.card == number)
+        more = (
+            f", {needed(most)[number] / 1e9:.1f} with {merged} requests merged" if needed(most)[number] != total else ""
+        )
+        which = ("", " on a second card")[min(number, 1)]
+        yield f"{card.name}: {total / 1e9:.1f} of {card.num_bytes / 1e9:.1f} GB{which} ({parts}){more}."
+
+
+def demanded(measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int) -> tuple[Demand, ...]:
+    processes: Processes = tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(PLACEMENTS[args.placement]))
+    choice = Choice(args.placement, Levers(), max_batch_size=merged)
+    return demands(measured, choice, processes, cards_of(processes, application))
+
+
+def cards_of(processes: Processes, application: Mapping[str, Any]) -> dict[str, int]:
+    """On which card Ray puts each process: the largest shares first, each where it still fits."""
+    shares = {name: share_of(name, application) for name, _ in processes}
+    free: list[float] = []
+    found: dict[str, int] = {}
+    for name in sorted(shares, key=lambda name: -shares[name]):
+        card = next((n for n, left in enumerate(free) if left + 1e-6 >= shares[name]), len(free))
+        if card == len(free):
+            free.append(1.0)
+        free[card] -= shares[name]
+        found[name] = card
+    return found
+
+
+def share_of(name: str, application: Mapping[str, Any]) -> float:
+    options = [mapping(each, "ray_actor_options") for each in deployments_of(application) if each.get("name") == name]
+    return float(options[0].get("num_gpus") or 0) if options else 0.0
+
+
+def card_in(application: Mapping[str, Any]) -> Card | None:
+    """That of `accelerator_type`; None where there is none, or one that is not in the table."""
+    for each in deployments_of(application):
+        if (name := mapping(each, "ray_actor_options").get("accelerator_type")) is not None:
+            try:
+                return card_of(str(name))
+            except UnknownCardError:
+                return None
+    return None
+
+
+def deployments_of(application: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return [each for each in application.get("deployments") or [] if isinstance(each, Mapping)]

@@ -1,0 +1,161 @@
+"""What a model needs on a GPU, told before any weight is loaded, and what would be chosen for given cards, with the
+reasons. 0: something fits; 1: nothing does, or the model could not be looked at; 2: the command is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
+
+from deployments.plan.budget import usable
+from deployments.plan.choose import Placements, Plan, Wishes, choose, gb
+from deployments.plan.measured import Measured, Scheme
+from deployments.plan.process import MeasureOrder, run_measure
+from deployments.replicas.table import REPLICAS
+from env_config.children import environment_of_children
+from serve_app.app import PLACEMENTS, AppArgs, model_args
+from serve_app.tools.fits import gpu, needs
+from serve_app.tools.planned_config import serve_config
+from serve_app.tools.verify import MisuseError, chosen, served, size, told
+
+MOST_CARDS = 64
+
+
+def main(arguments: list[str]) -> int:
+    options = parser_of_arguments().parse_args(arguments)
+    try:
+        args, variables = served(options)
+        check_that_it_can_be_written(options)
+        order = order_of(args, options.size, options.num_frames)
+    except (MisuseError, ValidationError) as error:
+        print(told(error), file=sys.stderr)
+        return 2
+    measured = run_measure(order, environment_of_children() | variables)
+    if measured.problem:
+        print(f"{args.model} cannot be planned for: {measured.problem}", file=sys.stderr)
+        return 1
+    wishes = Wishes(options.precision, options.placement, options.max_batch_size)
+    plan = choose(measured, options.gpu, options.gpus, all_placements(), wishes)
+    lines = list(told_plan(measured, plan))
+    if options.config is not None:
+        lines += [
+            "",
+            "the config as it is:",
+            *needs(measured, args, chosen(options.config, options.application), plan.card),
+        ]
+    print(as_json(measured, plan) if options.json else "\n".join(lines))
+    if plan.choice is not None and options.write is not None:
+        options.write.write_text(serve_config(args, measured, plan, lines), encoding="utf-8")
+        print(f"written: {options.write}", file=sys.stderr)
+    return 0 if plan.choice is not None else 1
+
+
+def check_that_it_can_be_written(options: argparse.Namespace) -> None:
+    """Raises MisuseError."""
+    if options.write is not None and str(options.precision).startswith("gguf"):
+        raise MisuseError("--write: GGUF needs a file, which no plan knows: write its address at `precision:` yourself")
+
+
+def parser_of_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.plan", description=__doc__)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as at `model:` in the args of a Serve config")
+    parser.add_argument("--gpu", type=gpu, required=True, metavar="SIZE|NAME", help="24GB, H100, L40S, 4090 ...")
+    parser.add_argument("--gpus", type=number_of_cards, default=1, metavar="N", help="how many of them; default: 1")
+    parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="pixels; default: the model's own")
+    parser.add_argument("--num-frames", type=positive, metavar="N", help="of a video; default: the model's own")
+    parser.add_argument("--precision", choices=get_args(Scheme), help="of the denoisers; default: what fits best")
+    parser.add_argument("--placement", choices=list(PLACEMENTS), help="default: what fits best")
+    parser.add_argument("--max-batch-size", type=positive, metavar="N", help="default: 4 pictures, 1 video, or less")
+    parser.add_argument("--dtype", help="of the weights, as in `args`; default: as stored")
+    parser.add_argument("--variant", help="of the weight files, such as fp16")
+    parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
+    parser.add_argument("--application", metavar="NAME", help="which of those in the file")
+    parser.add_argument("--json", action="store_true", help="what was measured, and the plan, as JSON")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a Serve config of the plan")
+    return parser
+
+
+def order_of(args: AppArgs, pixels: tuple[int, int] | None, num_frames: int | None) -> MeasureOrder:
+    width, height = pixels or (None, None)
+    return MeasureOrder(model=model_args(args), width=width, height=height, num_frames=num_frames)
+
+
+def all_placements() -> Placements:
+    """The deployments of each placement and their stages; the order is that of preference."""
+    return {
+        placement: tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(names))
+        for placement, names in PLACEMENTS.items()
+    }
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def number_of_cards(text: str) -> int:
+    if positive(text) > MOST_CARDS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_CARDS}, got {text!r}")
+    return int(text)
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def told_plan(measured: Measured, plan: Plan) -> Iterator[str]:
+    """Lines of text."""
+    frames = f", {measured.num_frames} frames" if measured.num_frames > 1 else ""
+    yield f"{measured.pipeline_class} of {measured.model}, {measured.width}x{measured.height}{frames}"
+    yield ""
+    yield from table(["weights in GB", "dtype", "loaded", *get_args(Scheme)], weight_rows(measured))
+    yield ""
+    calls = [(f"{c.component}.{c.method}", c.stage, c.peak, c.tiled) for c in measured.calls]
+    rows = [
+        [name, stage, f"{peak / 1e9:.2f}", "" if tiled is None else f"{tiled / 1e9:.2f}"]
+        for name, stage, peak, tiled in calls
+    ]
+    yield from table(["activations of one sample in GB", "stage", "peak", "in tiles"], rows)
+    yield ""
+    cards = f"{plan.num_cards} x {plan.card.name}" if plan.num_cards > 1 else plan.card.name
+    room = f"{gb(plan.card.num_bytes)}, of which {gb(usable(plan.card.num_bytes))} are counted on"
+    fitting = [[row.placement, row.levers, f"{row.needed / 1e9:.1f}", "fits" if row.fits else ""] for row in plan.rows]
+    yield from table([f"on one card, {plan.card.name} ({room})", "weights", "GB", ""], fitting)
+    yield ""
+    if plan.choice is None:
+        yield f"for {cards}: nothing fits"
+    else:
+        shared = ", ".join(f"{name} {share:g}" for name, share in plan.num_gpus.items())
+        yield f"for {cards}: {plan.choice.placement}, {plan.choice.levers}; num_gpus: {shared}"
+    yield from (f"- {reason}" for reason in plan.reasons)
+    yield from (f"- {note}" for note in measured.notes)
+
+
+def weight_rows(measured: Measured) -> Iterator[list[str]]:
+    for each in measured.components:
+        stages = f"{each.name} ({', '.join(each.stages)})"
+        cells = [f"{each.weights[s] / 1e9:.2f}" if s in each.weights else "" for s in get_args(Scheme)]
+        yield [stages, "quantised" if each.is_quantised else each.dtype, f"{each.loaded / 1e9:.2f}", *cells]
+
+
+def table(heads: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> Iterator[str]:
+    cells = [list(heads), *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def as_json(measured: Measured, plan: Plan) -> str:
+    chosen = asdict(plan) | {"card": asdict(plan.card), "num_gpus": dict(plan.num_gpus)}
+    return json.dumps({"measured": asdict(measured), "plan": chosen}, indent=2, default=sorted)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
