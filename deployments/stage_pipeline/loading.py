@@ -42,6 +42,7 @@ class StagePipeline:
     dtype: torch.dtype | None
     decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
+    switches: dict[str, Any] = field(default_factory=dict)  # of components that are compiled, by name
 
     def is_here(self, component: str) -> bool:
         """Whether this process holds the weights of the component (or the half of it that its stages run)."""

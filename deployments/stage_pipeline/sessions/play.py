@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from PIL import Image
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
-from deployments.stage_pipeline.shapes import output_description
-from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
+from deployments.stage_pipeline.shapes import output_description, with_twin
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
 
 
@@ -73,7 +71,7 @@ class PlaySession(Session):
         return self.stage.is_here(component) and not decodes
 
     def _played(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
-        twin = _with_twin(self.stage, component)
+        twin = with_twin(self.stage, component)
         with self.waiting():  # a large model is walked through once for each shape: others may go on meanwhile
             description = output_description(self.stage, twin, component, method, args, kwargs)
         seed = int(self._digest([component, method, args, kwargs])[:12], 16)
@@ -87,20 +85,6 @@ class PlaySession(Session):
         if known is None or known[1] != tensor._version:
             known = self._digests[id(tensor)] = tensor, tensor._version, tensor_digest(tensor)
         return known[2]
-
-
-def _with_twin(stage: StagePipeline, component: str) -> Any:
-    """What knows the component's twin on the meta device: the skeleton, or for a real one a stand-in."""
-    module = getattr(stage.pipeline, component)
-    if "meta_twin" in module.__dict__:
-        return module
-    if component not in stage.twins:
-        made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-        graft(module, made)
-        twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
-        stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
-    return stage.twins[component]
 
 
 def drawn(description: Any, seed: int, device: torch.device) -> Any:
