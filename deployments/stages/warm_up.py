@@ -7,6 +7,7 @@ is to be compiled; the VAE stage decodes what a denoiser would have handed over,
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -44,7 +45,8 @@ def warm_up_requests(stage: StagePipeline, description: StageDescription, model:
     Raises CheckpointError that names the entry, the argument, its value and what is allowed.
     """
     requests = []
-    for index, given in enumerate(model.warm_up):
+    for index, each in enumerate(model.warm_up):
+        given = with_sides(f"warm_up[{index}]", each, description)
         checked = {
             name: _checked(f"warm_up[{index}].{name}", name, value, stage, description) for name, value in given.items()
         }
@@ -53,6 +55,18 @@ def warm_up_requests(stage: StagePipeline, description: StageDescription, model:
         output = OUTPUTS[description.media_kind]
         requests.append(GenerationRequest(f"warm-up-{index + 1}", model.name, arguments, 0, output))
     return requests
+
+
+def with_sides(place: str, given: dict[str, Any], description: StageDescription) -> dict[str, Any]:
+    """With width and height in place of a size, as callers write it; raises CheckpointError."""
+    if "size" not in given or "size" in description.parameters:
+        return given
+    size = given["size"]
+    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size) if isinstance(size, str) else None
+    if sides is None:
+        raise CheckpointError(f"{place}.size: must be like 1024x1024, got {size!r}")
+    others = {name: value for name, value in given.items() if name != "size"}
+    return others | dict(zip(SIDES, map(int, sides.groups()), strict=True))
 
 
 def _checked(place: str, name: str, value: Any, stage: StagePipeline, description: StageDescription) -> Any:
