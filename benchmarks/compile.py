@@ -1,4 +1,4 @@
-"""What compiling a denoiser gains and costs: `python -m benchmarks.compile`; the tables go to docs/benchmarks/compile.md.
+"""What compiling a denoiser gains and costs: `python -m benchmarks.compile`; the table goes to docs/benchmarks.
 
     python -m benchmarks.compile [--model FOLDER] [--device D] [--sizes 64 128] [--batches 1 8] [--rounds N]
 
@@ -175,8 +175,8 @@ def write(result: dict[str, Any], write_page: Callable[..., None] = report.write
         "",
         f"`python -m benchmarks.compile`: one forward of {result['model']}'s denoiser on {result['device']}, one CPU "
         f"thread, load average {result['machine']['load_average'][0]:.1f}. As it is and compiled by turns, "
-        f"{result['calls']} forwards each, median of {result['rounds']} rounds. Compiling: by an empty cache, what this "
-        "row needs beyond those above it. Deviation: the largest difference, divided by the largest value.",
+        f"{result['calls']} forwards each, median of {result['rounds']} rounds. Compiling: what a row "
+        "needs beyond those above it, by an empty cache. Deviation: largest difference, divided by the largest value.",
         "",
         *report.table(heads, rows),
     ]

@@ -75,7 +75,8 @@ class CompiledForwards:
         if self._is_warming_up or self._seen.setdefault(structure, request_id) != request_id:
             self._common.add(structure)
         if len(self._seen) > STRUCTURES_KEPT:
-            self._seen.clear()
+            for known in (self._seen, self._common, self._refused, self._made):
+                known.clear()
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
