@@ -9,6 +9,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ComponentDType = Literal["float32", "bfloat16", "float16"]
+CompileMode = Literal["off", "regional", "whole"]
+
+
+def off_of_yaml(value: Any) -> Any:
+    """YAML reads `off` as false; as a mode, and as that of a component."""
+    if isinstance(value, dict):
+        return {name: off_of_yaml(mode) for name, mode in value.items()}
+    return "off" if value is False else value
+
+
+# One mode for all denoisers, or one for each that is named; the others are off.
+Compile = Annotated[CompileMode | dict[str, CompileMode], BeforeValidator(off_of_yaml)]
+WarmUp = tuple[dict[str, JsonValue], ...]
 
 
 Scheme = Literal["bf16", "fp16", "fp32", "fp8", "fp8_dynamic", "int8", "int8_dynamic", "nf4", "layerwise"]
@@ -197,3 +210,5 @@ class ModelArgs(BaseModel):
     )
     denoising: DenoisingArgs = Field(default_factory=DenoisingArgs, description="the step engine")
     watchdog: WatchdogArgs = Field(default_factory=WatchdogArgs, description="when work is taken to hang")
+    compile: Compile = Field("off", description="what of the denoisers torch.compile compiles")
+    warm_up: WarmUp = Field((), description="arguments of requests that a replica makes before it takes any")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from deployments.devices import Device
 from deployments.messages import StageName
+from deployments.model import CompileMode
 
 Kernel = Callable[..., Any]
 
@@ -35,6 +36,8 @@ class StageModules:
     # Every kernel entry point that an acceleration installs goes through here, by a name such as
     # "attention.transformer.flash"; the kernel API log hangs its watcher in.
     wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped
+    compile: Mapping[str, CompileMode] = field(default_factory=dict)  # of denoisers
+    switches: dict[str, Any] = field(default_factory=dict)  # of those that are compiled (accelerations.compile.Switch)
 
     def parts(self, names: tuple[str, ...]) -> dict[str, torch.nn.Module]:
         """The components of those names."""

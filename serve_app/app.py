@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from deployments.model import (
     GGUF_SUFFIX,
+    Compile,
     ComponentDType,
     ComponentsArgs,
     DenoisingArgs,
@@ -16,6 +17,7 @@ from deployments.model import (
     ModelArgs,
     PartArgs,
     Precision,
+    WarmUp,
     WatchdogArgs,
 )
 from deployments.replicas.table import bind_stages
@@ -70,6 +72,16 @@ class AppArgs(ServiceArgs):
     watchdog: WatchdogArgs = Field(
         default_factory=WatchdogArgs, description="after how long what does not end is taken to hang and is replaced"
     )
+    compile: Compile = Field(
+        "off",
+        description="torch.compile of the denoisers: off; regional: their repeated blocks; whole: the whole forward. "
+        "Or a mode for each that is named, such as `{transformer: regional}`",
+    )
+    warm_up: WarmUp = Field(
+        (),
+        description="requests that every replica makes before it takes any, each as arguments of the pipeline's call "
+        "such as `{width: 1024, height: 1024, num_inference_steps: 4}`",
+    )
     verify: bool = Field(
         False,
         description="hold the split against the unsplit pipeline before a denoiser starts; on a mismatch it does not",
@@ -85,6 +97,14 @@ class AppArgs(ServiceArgs):
                     hint = did_you_mean(key, cls.model_fields, f"known: {', '.join(cls.model_fields)}")
                     raise ValueError(f"unknown argument {key!r}: {hint}")
         return values
+
+    @model_validator(mode="after")
+    def check_that_compiling_has_an_effect(self) -> Self:
+        """Raises ValueError."""
+        modes = self.compile.values() if isinstance(self.compile, dict) else (self.compile,)
+        if self.denoising.deterministic and any(mode != "off" for mode in modes):
+            raise ValueError("compile is of no effect with denoising.deterministic, whose forwards are never compiled")
+        return self
 
     @model_validator(mode="after")
     def check_that_a_certificate_has_its_key(self) -> Self:
@@ -120,6 +140,8 @@ def model_args(args: AppArgs) -> ModelArgs:
         quality=args.quality,
         denoising=args.denoising,
         watchdog=args.watchdog,
+        compile=args.compile,
+        warm_up=args.warm_up,
     )
 
 

@@ -2,6 +2,7 @@
 
 from deployments.accelerations.acceleration import Acceleration
 from deployments.accelerations.attention import ATTENTION
+from deployments.accelerations.compile import COMPILE
 from deployments.accelerations.fp4_gemm import FP4_GEMM
 from deployments.accelerations.miopen_autotune import MIOPEN_AUTOTUNE
 from deployments.accelerations.mlx_norms import MLX_NORMS
@@ -9,13 +10,14 @@ from deployments.accelerations.rocm_vae import ROCM_VAE
 from deployments.modules import StageModules
 from env_config.variables import EnvConfig
 
-# In the order of installation.
+# In the order of installation: what is compiled is what those before have put in.
 ACCELERATIONS: tuple[Acceleration, ...] = (
     ATTENTION,
     ROCM_VAE,
     MIOPEN_AUTOTUNE,
     MLX_NORMS,
     FP4_GEMM,
+    COMPILE,
 )
 
 

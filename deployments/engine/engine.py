@@ -50,10 +50,13 @@ class Engine:
         order: str = "slack",
         executor: Executor | None = None,
         measure: Measure = ignore,
+        compilation_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`compilation_s`: seconds that forwards have spent on being compiled so far, which are no measure of them."""
         self.max_wait_s = max_wait_s
         self.order = ORDERS[order]
         self.measure = measure
+        self.compilation_s = compilation_s
         self.costs = StepCosts()
         self.statistics = EngineStatistics()
         self.under_way = UnderWay()  # in the engine's thread: a forward, or what fibers do between two of them
@@ -299,9 +302,9 @@ class Engine:
     def _run_batch(self, batch: list[Forward]) -> BatchRun:
         structure = batch[0].structure
         is_first_merge = len(batch) > 1 and not self.batches.is_known(structure)
-        started = time.monotonic()
+        started, compiled_s = time.monotonic(), self.compilation_s()
         self.batches.run(batch)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started - (self.compilation_s() - compiled_s)
         samples = sum(f.num_samples for f in batch)
         failed = sum(f.error is not None for f in batch)
         if not structure.is_alone and not is_first_merge and not failed:

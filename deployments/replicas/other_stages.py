@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.messages import ComponentAnswer, ComponentCall, Conditioning, GenerationRequest, StageName
-
-T = TypeVar("T")
 
 
 class OtherStages:
@@ -32,10 +30,11 @@ class OtherStages:
         conditioning: Conditioning = self._wait_for(self._handles["encoder"].encode.remote(request))
         return conditioning
 
-    def _wait_for(self, response: Awaitable[T]) -> Any:
-        assert self._loop is not None
+    def _wait_for(self, response: Any) -> Any:
+        if self._loop is None:  # while the replica starts: its event loop waits for that
+            return response.result()
 
-        async def wait() -> T:
+        async def wait() -> Any:
             return await response
 
         return asyncio.run_coroutine_threadsafe(wait(), self._loop).result()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -45,6 +46,7 @@ from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
 from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
+from deployments.replicas.warm_up import warm_up
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages.build import build_stage
@@ -53,6 +55,8 @@ from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import StreamItem, denoising_stream
 from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
+from deployments.stages.warm_up import warm_up_requests
+from deployments.starting import tell_start
 from env_config.library_caches import check_cache_root, set_library_caches
 from env_config.variables import EnvConfig
 
@@ -109,6 +113,7 @@ class StageReplica:
         self._inside = Inside(
             replica_id, self.env, self.device, self.description, self.observers, self.denoiser, self.media_pool
         )
+        self._warm_up(model)
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
 
     def _open_denoiser(self, model: ModelArgs, can_ask: bool) -> DenoiserStage:
@@ -122,6 +127,13 @@ class StageReplica:
             env=self.env,
             measure=DenoiserMetrics(),
         )
+
+    def _warm_up(self, model: ModelArgs) -> None:
+        requests = warm_up_requests(self.stage, self.description, model)
+        if requests:
+            context = serve.get_replica_context()
+            tell = partial(tell_start, context.app_name, context.deployment)
+            warm_up(self, requests, self._others.encode, tell)
 
     def _open_fitness(self, model: ModelArgs) -> Fitness:
         signs = [hangs("the work in the pipeline's thread", self.threads.under_way, model.watchdog)]

@@ -23,6 +23,7 @@ class ReplicaKind:
     stages: tuple[StageName, ...]
     options: Mapping[str, Any]  # of Ray Serve
     calls: tuple[StageName, ...] = ()
+    calls_to_warm_up: tuple[StageName, ...] = ()  # once, at its start
 
 
 # By its path, which Serve imports in the replica: what builds an application then loads no torch.
@@ -37,7 +38,7 @@ REPLICAS = {
     for kind in (
         ReplicaKind("Encoder", ("encoder",), ONE_AT_A_TIME),
         ReplicaKind("Denoiser", ("denoiser",), DENOISING, calls=("encoder", "vae")),
-        ReplicaKind("VAE", ("vae",), ONE_AT_A_TIME),
+        ReplicaKind("VAE", ("vae",), ONE_AT_A_TIME, calls_to_warm_up=("encoder",)),
         ReplicaKind("EncoderVAE", ("encoder", "vae"), ONE_AT_A_TIME),
         ReplicaKind("Pipeline", STAGES, DENOISING),
     )
@@ -60,7 +61,8 @@ def bind_stages(
     bound: dict[str, Application] = {}
     for name in sorted(dict.fromkeys(names), key=lambda name: len(REPLICAS[name].calls)):  # the called ones first
         kind = REPLICAS[name]
-        handles = {stage: bound[running[stage]] for stage in kind.calls}
+        called = (*kind.calls, *(kind.calls_to_warm_up if model.warm_up else ()))
+        handles = {stage: bound[running[stage]] for stage in called}
         checked = processes_of(names) if verify and "denoiser" in kind.stages else ()
         bound[name] = deployment(kind, **more.get(name, {})).bind(model, kind.stages, handles, checked=checked)
     encoder, denoiser, vae = (bound[name] for name in names)

@@ -64,6 +64,10 @@ class StageThreads:
         """Runs the function in the thread that owns the pipeline."""
         return await self._in_worker(function, lambda: function(*args, **kwargs))
 
+    def now_in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for a thread that waits, before any request is there."""
+        return self._worker.submit(function, *args, **kwargs).result()
+
     async def _in_worker(self, kind: Hashable, function: Callable[[], T]) -> T:
         def timed() -> T:
             with self.under_way.work(kind):

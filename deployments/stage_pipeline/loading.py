@@ -45,6 +45,7 @@ class StagePipeline:
     decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
     precisions: Mapping[str, str] = field(default_factory=dict)  # of components that are held in another than the dtype
+    switches: dict[str, Any] = field(default_factory=dict)  # of components that are compiled, by name
 
     def is_here(self, component: str) -> bool:
         """Whether this process holds the weights of the component (or the half of it that its stages run)."""

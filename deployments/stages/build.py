@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from deployments.accelerations import install_all
+from deployments.accelerations.compile import modes_of
 from deployments.devices import Device
 from deployments.errors import CheckpointError
 from deployments.features import install_features
 from deployments.messages import StageName
-from deployments.model import ModelArgs
+from deployments.model import CompileMode, ModelArgs
 from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
@@ -52,7 +53,7 @@ def build_stage(
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
-    modules = stage_modules(stage, device, wrap_kernel)
+    modules = stage_modules(stage, device, wrap_kernel, modes_of(model.compile, stage.layout.denoisers))
     # Features come last: Cache-DiT keeps the forwards that it finds.
     held_in = (f"precision: {name} is held as {each}" for name, each in stage.precisions.items())
     for line in (*held_in, *install_all(modules, env), *install_features(modules, env)):
@@ -109,7 +110,10 @@ def check_default_arguments(model: ModelArgs, stage: StagePipeline) -> None:
 
 
 def stage_modules(
-    stage: StagePipeline, device: Device, wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped
+    stage: StagePipeline,
+    device: Device,
+    wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
+    compile_modes: Mapping[str, CompileMode] | None = None,
 ) -> StageModules:
     """What accelerations and features may touch: the components that this process holds."""
     components = stage.components
@@ -120,4 +124,6 @@ def stage_modules(
         autoencoders=tuple(n for n in stage.layout.autoencoders if n in components),
         device=device,
         wrap_kernel=wrap_kernel,
+        compile=compile_modes or {},
+        switches=stage.switches,
     )

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.accelerations import ACCELERATIONS
+from deployments.accelerations.compiled_forwards import CompiledForwards
 from deployments.denoising.checkpoint import check_checkpoint
 from deployments.denoising.fingerprint import model_fingerprint, request_fingerprint
 from deployments.denoising.measurements import Measure
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import SharedWiring
+from deployments.engine.axes import Path
 from deployments.engine.engine import Engine
 from deployments.engine.executor import LocalExecutor
 from deployments.engine.fiber import Fiber
@@ -40,6 +42,7 @@ from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
+from deployments.stage_pipeline.sessions.own_modules import are_rewired
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -78,13 +81,17 @@ class DenoiserStage:
         self.encode = encode
         self.features = features
         self.needs_remote_calls = False
+        self.compiled = CompiledForwards(
+            stage.switches, call_directly, self._batch_axes, are_rewired, lambda kind: self.engine.under_way.work(kind)
+        )
         self.engine = Engine(
             self.args.max_batch_size,
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(call_directly, synchronize),
+            LocalExecutor(self.compiled, synchronize),
             measure,
+            lambda: self.compiled.compilation_s,
         )
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
@@ -93,7 +100,9 @@ class DenoiserStage:
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
         denoisers = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
         wiring = SharedWiring(type(stage.pipeline).__name__, denoisers)
-        self._shared = SharedByRuns(stage, self.args, self.engine, wiring, measure, self.recent_summaries)
+        self._shared = SharedByRuns(
+            stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled
+        )
         self._learned: set[tuple[str, ...]] = set()  # kinds of requests whose batch axes are known
 
     def denoise(
@@ -112,7 +121,7 @@ class DenoiserStage:
         """
         wanted = wanted_features(self.features, self.env, request)
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self.fingerprint, request)
+        fingerprint = request_fingerprint(self._fingerprint_for(request), request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not (self.needs_remote_calls or envelope.remote_calls):
@@ -126,6 +135,15 @@ class DenoiserStage:
         if self.ask_stage is None:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
         return run.run(self._call_remotely, resume_from), run
+
+    def _fingerprint_for(self, request: GenerationRequest) -> str:
+        """That of the model, and for a request whose forwards may be compiled how they are."""
+        is_compiled = not (request.deterministic or self.args.deterministic)
+        return self.fingerprint + (self.compiled.settings if is_compiled else "")
+
+    def _batch_axes(self, component: str) -> Mapping[Path, Any] | None:
+        learned = self.engine.batches.axes.get(component)
+        return None if learned is None else learned.arguments
 
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from deployments.accelerations.compiled_forwards import CompiledForwards
 from deployments.denoising.checkpoint import ResumableSession, make_checkpoint
 from deployments.denoising.measurements import CheckpointMade, Measure, Resumed
 from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
 from deployments.engine.engine import Engine
 from deployments.engine.fiber import Fiber
+from deployments.engine.forward import bind
 from deployments.errors import (
     CannotResumeError,
     FeedsBackError,
@@ -78,6 +80,7 @@ class SharedByRuns:
     wiring: SharedWiring
     measure: Measure
     recent_summaries: dict[str, deque[dict[str, Any]]]  # of each feature, what it did for the latest requests
+    compiled: CompiledForwards
 
 
 class DenoiseRun:
@@ -171,8 +174,13 @@ class DenoiseRun:
             self._checked.add(component)
             self.denoiser.wiring.check(component)
         around = self.features.surround(component, module)
+        enter, merge_key = around.enter, around.merge_key
+        if self.fiber.deterministic:
+            enter, merge_key = self.denoiser.compiled.as_they_are(enter, merge_key)
+        else:
+            self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
         output = self.denoiser.engine.run(
-            self.fiber, module, component, context, args, kwargs, around.enter, around.merge_key, around.by_position
+            self.fiber, module, component, context, args, kwargs, enter, merge_key, around.by_position
         )
         if self.fiber.deadline is None:
             self._set_default_deadline()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -13,8 +14,11 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import StageUnavailableError
 from deployments.messages import StageDescription
+from deployments.starting import told_start
 from serve_app.making.ray_errors import first_line
 from serve_app.making.stages import Stages
+
+T = TypeVar("T")
 
 TIMEOUT_S = 2.0
 # Of its own, so that a controller that never answers keeps this one thread and no other.
@@ -28,20 +32,23 @@ async def read_health(stages: Stages) -> dict[str, Any]:
     details = {name: _detail(answer) for name, answer in answers.items()}
     silent = {name for name, answer in answers.items() if answer == NO_ANSWER}
     if silent:
-        running = await _running_in_time(stages.encoder.app_name)
+        application = stages.encoder.app_name
+        running = await _in_time(set[str](), running_deployments, application)
         for name in silent & running:
             details[name] = {"ready": True, "detail": "its replicas are busy"}
+        for name, told in (await _in_time(dict[str, str](), starts_of, application, silent - running)).items():
+            details[name]["detail"] = told
     missing = [name for name, detail in details.items() if not detail["ready"]]
     return {"status": "loading" if missing else "ok", "stages": details, "missing": missing}
 
 
-async def _running_in_time(application: str) -> set[str]:
-    """Empty where Serve's controller does not answer: it may be stopped."""
-    asking = asyncio.get_running_loop().run_in_executor(CONTROLLER_THREAD, running_deployments, application)
+async def _in_time(otherwise: T, ask: Callable[..., T], *about: Any) -> T:
+    """`otherwise` where Serve's controller or Ray's store does not answer: they may be stopped."""
+    asking = asyncio.get_running_loop().run_in_executor(CONTROLLER_THREAD, ask, *about)
     try:
         return await asyncio.wait_for(asking, TIMEOUT_S)
     except TimeoutError:
-        return set()
+        return otherwise
 
 
 def _detail(answer: StageDescription | str) -> dict[str, Any]:
@@ -65,6 +72,12 @@ def running_deployments(application: str) -> set[str]:
     except (RayError, RayServeException, KeyError):
         return set()
     return {name for name, deployment in deployments.items() if deployment.replica_states.get("RUNNING", 0)}
+
+
+def starts_of(application: str, deployments: set[str]) -> dict[str, str]:
+    """What those that start tell of it, such as how far they are warmed up."""
+    told = {name: told_start(application, name) for name in deployments}
+    return {name: text for name, text in told.items() if text is not None}
 
 
 async def describe_stages(stages: Stages, timeout_s: float = TIMEOUT_S) -> dict[str, StageDescription | str]:

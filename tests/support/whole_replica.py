@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from env_config.variables import BY_VARIABLE
 from tests.support.tiny_models import tiny_patches
 
 MakeReplica = Callable[..., "WholeReplica"]
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 ARGUMENTS = {
     "flux": {"prompt": "a small cat", "height": 32, "width": 32, "max_sequence_length": 32, "guidance_scale": 3.5},
     "wan22": {"prompt": "a small cat", "height": 16, "width": 16, "num_frames": 5, "guidance_scale": 1.0},
@@ -43,11 +44,13 @@ class WholeReplica:
         dtype: DType = "auto",
         stages: tuple[StageName, ...] = STAGES,
         observers: Sequence[MakeObserver] = OBSERVERS,
+        arguments: Mapping[str, Any] = NOTHING,
+        others: Mapping[StageName, Any] = NOTHING,
     ) -> None:
         self.model = checkpoint.name
         self.latents = b""  # of the last request, finer than the pixels of a file
-        model = ModelArgs(path=str(checkpoint), name=self.model, dtype=dtype)
-        self.replica = StageReplica(model, stages, observers=observers)
+        model = ModelArgs.model_validate({"path": str(checkpoint), "name": self.model, "dtype": dtype, **arguments})
+        self.replica = StageReplica(model, stages, others, observers=observers)
 
     def generate(self, steps: int = 4, request_id: str = "r", seed: int = 0, **changes: Any) -> Media:
         """The files for the tiny model's usual request; `changes` are fields of the GenerationRequest."""
@@ -94,13 +97,16 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
             dtype: DType = "auto",
             stages: tuple[StageName, ...] = STAGES,
             observers: Sequence[MakeObserver] = OBSERVERS,
+            arguments: Mapping[str, Any] = NOTHING,
+            others: Mapping[StageName, Any] = NOTHING,
             **variables: str,
         ) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
-            monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
+            context = SimpleNamespace(replica_id=replica_id, app_name="app", deployment="+".join(stages))
+            monkeypatch.setattr(serve, "get_replica_context", lambda: context)
             monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
             set_variables(monkeypatch, tmp_path, variables)
-            whole = WholeReplica(checkpoint, dtype, stages, observers)
+            whole = WholeReplica(checkpoint, dtype, stages, observers, arguments, others)
             cleaning.callback(whole.close)
             return whole
 

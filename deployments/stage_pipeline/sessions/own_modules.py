@@ -140,6 +140,11 @@ def rewired(own: OwnModules, changes: Sequence[Change]) -> Iterator[None]:
                 del _rewired_now[module]
 
 
+def are_rewired() -> bool:
+    """Whether the shared modules are now as one request has them."""
+    return bool(_rewired_now)
+
+
 def _copy_of(attributes: Attributes, empty: Attributes | None = None) -> Attributes:
     """With tables of its own; `empty` stands for all empty ones, where nobody writes into them."""
     copied = attributes.copy()

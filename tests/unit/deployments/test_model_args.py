@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.model import ComponentsArgs, PartArgs
-from serve_app.app import AppArgs, located
+from serve_app.app import AppArgs, located, model_args
 from serve_app.tools.check_config import check_config
 
 
@@ -115,3 +115,41 @@ def test_a_configuration_with_parts_is_checked_to_the_last_key(
 def test_a_pipeline_class_is_a_name() -> None:
     with pytest.raises(ValidationError, match="pipeline_class"):
         AppArgs(model="a", pipeline_class="os.system")
+
+
+def app_args(text: str) -> AppArgs:
+    return AppArgs.model_validate({"model": "m", **yaml.safe_load(text)})
+
+
+@pytest.mark.parametrize(
+    ("text", "compiled"),
+    [
+        ("{}", "off"),
+        ("compile: off", "off"),  # which YAML reads as false
+        ("compile: whole", "whole"),
+        ("compile: {transformer: regional, transformer_2: off}", {"transformer": "regional", "transformer_2": "off"}),
+    ],
+)
+def test_what_is_compiled_is_told_to_the_stages(text: str, compiled: Any) -> None:
+    assert model_args(app_args(text)).compile == compiled
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("compile: on", "compile"),
+        ("compile: max-autotune", "'off', 'regional' or 'whole'"),
+        ("compile: {transformer: fast}", r"compile[\s\S]*transformer[\s\S]*'off', 'regional' or 'whole'"),
+        ("{compile: regional, denoising: {deterministic: true}}", "compile is of no effect with denoising.determin"),
+        ("warm_up: 3", "warm_up"),
+        ("warm_up: [{width: 64}, 7]", "warm_up.1"),
+    ],
+)
+def test_settings_of_the_start_are_checked(text: str, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        app_args(text)
+
+
+def test_requests_to_warm_up_are_told_to_the_stages() -> None:
+    given = "warm_up: [{size: 1024x1024, num_inference_steps: 4}, {width: 512}]"
+    assert model_args(app_args(given)).warm_up == ({"size": "1024x1024", "num_inference_steps": 4}, {"width": 512})

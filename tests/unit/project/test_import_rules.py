@@ -43,8 +43,9 @@ def room(name: str) -> tuple[str, ...]:
 
 
 ENV_CONFIG = room("env_config")
-MESSAGES = ("deployments.messages", "deployments.errors")
+MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
+STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices",)
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
@@ -101,7 +102,7 @@ RULES = (
         ("serve_app.api_keys", "serve_app.public_address", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR),
     ),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
-    Rule(MAKING, (*MAKING, *DOOR), never=HTTP),
+    Rule(MAKING, (*MAKING, *STARTING, *DOOR), never=HTTP),
     Rule(
         REQUESTS,
         (*REQUESTS, "serve_app.outbound", "deployments.media.opening", "deployments.media.input_sounds", *DOOR),
@@ -125,6 +126,7 @@ RULES = (
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
+    Rule(STARTING, (), never=(*HEAVY, *HTTP)),
     Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
@@ -170,6 +172,7 @@ RULES = (
         REPLICAS,
         (
             *REPLICAS,
+            *STARTING,
             *ASK_FOR_A_CHECK,
             *STAGES,
             *STAGE_PIPELINE,
@@ -228,7 +231,11 @@ RULES = (
         (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, "deployments.media.fields", *MESSAGES),
         never=("ray", *HTTP),
     ),
-    Rule(ACCELERATIONS, (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(
+        ACCELERATIONS,
+        (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
+        never=("ray", *HTTP),
+    ),
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(
         ("deployments.media.outputs", "deployments.media.pixels", "deployments.media.samples"),
@@ -249,7 +256,7 @@ RULES = (
     Rule(("deployments.weights.stream",), (*WEIGHTS, *MESSAGES, "env_config.streamer_memory"), never=("ray", *HTTP)),
     Rule(WEIGHTS, (*WEIGHTS, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
-    Rule(MODULES, (*DEVICES, *MESSAGES), never=("ray", *HTTP)),
+    Rule(MODULES, (*DEVICES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
 )

@@ -54,3 +54,9 @@ async def test_the_error_of_the_stage_is_raised_in_the_thread() -> None:
     another = GenerationRequest("s", "tiny", {}, 0, OutputFormat("image", "png"))
     with pytest.raises(InvalidRequestError, match="another"):
         await asyncio.to_thread(stages.encode, another)
+
+
+def test_a_replica_that_starts_waits_without_an_event_loop() -> None:
+    conditioning = Conditioning(Packed("encoded"))
+    stages = OtherStages({"encoder": handle(encode=lambda request: SimpleNamespace(result=lambda: conditioning))})
+    assert stages.encode(REQUEST) is conditioning

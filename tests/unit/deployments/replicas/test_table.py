@@ -65,6 +65,14 @@ def test_a_denoiser_is_bound_to_the_very_deployments_of_the_other_stages(placeme
     assert encoder._bound_deployment.init_args[2] == {}
 
 
+def test_a_vae_that_is_to_warm_up_asks_the_encoder() -> None:
+    model = MODEL.model_copy(update={"warm_up": ({"num_inference_steps": 2},)})
+    encoder, _, vae = bind_stages(model, PLACEMENTS["three_stage"])
+    assert vae._bound_deployment.init_args[2] == {"encoder": encoder}
+    _, _, vae = bind_stages(MODEL, PLACEMENTS["three_stage"])
+    assert vae._bound_deployment.init_args[2] == {}
+
+
 def test_a_pipeline_is_one_application_bound_to_nothing() -> None:
     encoder, denoiser, vae = bind_stages(MODEL, PLACEMENTS["one_stage"])
     assert encoder is denoiser is vae

@@ -43,3 +43,14 @@ async def test_a_stage_whose_replicas_are_busy_is_healthy(monkeypatch: pytest.Mo
     monkeypatch.setattr(health, "running_deployments", lambda _: {"Silent"})
     silent: Any = Silent()
     assert (await read_health(Stages(silent, silent, silent)))["status"] == "ok"
+
+
+async def test_a_stage_that_starts_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {("app", "Silent"): "warming up, request 1 of 2: step 3 of 28"}
+    monkeypatch.setattr(health, "running_deployments", lambda _: set())
+    monkeypatch.setattr(health, "told_start", lambda *asked: told.get(asked))
+    silent: Any = Silent()
+    answer = await read_health(Stages(silent, silent, silent))
+    assert answer["stages"]["Silent"] == {"ready": False, "detail": "warming up, request 1 of 2: step 3 of 28"}
+    told.clear()
+    assert (await read_health(Stages(silent, silent, silent)))["stages"]["Silent"]["detail"] == NO_ANSWER
