@@ -68,7 +68,8 @@ class Runtime(EnvSection):
         "SGLANG_DIFFUSION_ATTENTION_BACKEND",
         None,
         "Override attention backend via env var (e.g. `fa`, `torch_sdpa`, `sage_attn`)",
-        "Every attention of the stage's modules goes to this backend of diffusers' dispatcher; an unknown "
+        "Every attention of the stage's modules that this backend of diffusers' dispatcher can compute goes to it, "
+        "the others stay torch's own; an unknown "
         "name is refused with the list, a missing package with its install line.",
     )
     attention_config: Annotated[Path | None, path()] = variable(
