@@ -49,7 +49,9 @@ def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
 
 def largest_piece(weights: WeightFiles) -> int:
     """Bytes of the largest weight, or header: the streamer holds one of them whole."""
-    offsets = (entry["data_offsets"] for file in weights.files for entry in file.entries.values())
+    offsets: Iterator[tuple[int, int]] = (
+        entry["data_offsets"] for file in weights.files for entry in file.entries.values()
+    )
     headers = (file.data_start for file in weights.files)
     return max(*headers, *(end - start for start, end in offsets))
 
