@@ -31,7 +31,7 @@ def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
     """
     streamer_class, credentials = import_streamer(weights.is_s3)
     received = set()
-    with streamer_memory(max(HOST_BYTES, largest_tensor(weights))), streamer_class() as streamer:
+    with streamer_memory(max(HOST_BYTES, largest_piece(weights))), streamer_class() as streamer:
         try:
             locations = [file.location for file in weights.files]
             streamer.stream_files(locations, s3_credentials=credentials, owned=keep)
@@ -47,10 +47,13 @@ def stream_tensors(weights: WeightFiles, keep: bool) -> TensorStream:
         raise CheckpointError(f"the stream of {weights.files[0].location} lost {len(lost)} weights: {min(lost)} ...")
 
 
-def largest_tensor(weights: WeightFiles) -> int:
-    """In bytes."""
-    offsets = (entry["data_offsets"] for file in weights.files for entry in file.entries.values())
-    return max((end - start for start, end in offsets), default=0)
+def largest_piece(weights: WeightFiles) -> int:
+    """Bytes of the largest weight, or header: the streamer holds one of them whole."""
+    offsets: Iterator[tuple[int, int]] = (
+        entry["data_offsets"] for file in weights.files for entry in file.entries.values()
+    )
+    headers = (file.data_start for file in weights.files)
+    return max(*headers, *(end - start for start, end in offsets))
 
 
 def streamer_errors() -> tuple[type[Exception], ...]:
@@ -62,8 +65,8 @@ def streamer_errors() -> tuple[type[Exception], ...]:
 def hint(weights: WeightFiles) -> str:
     """The streamer names no cause."""
     limit = streamer_limit()
-    if limit.isdigit() and 0 < int(limit) < largest_tensor(weights):
-        return f"; {VARIABLE}={limit} is below the largest weight of {largest_tensor(weights)} bytes"
+    if limit.isdigit() and 0 < int(limit) < largest_piece(weights):
+        return f"; {VARIABLE}={limit} is below the largest weight of {largest_piece(weights)} bytes"
     return f"; boto3 could read it: {ADDRESSING_HINT}" if weights.is_s3 else ""
 
 

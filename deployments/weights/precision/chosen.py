@@ -10,7 +10,8 @@ import torch
 
 from deployments.errors import CheckpointError
 from deployments.weights.precision.gguf_files import SUFFIX, find_gguf
-from deployments.weights.precision.table import GGUF, PLAIN, Scheme, missing_packages, scheme_named
+from deployments.weights.precision.scheme import Scheme
+from deployments.weights.precision.table import GGUF, PLAIN, missing_packages, scheme_named
 
 Asked = str | Mapping[str, str] | None
 
@@ -90,7 +91,7 @@ def compute_dtype(name: str, precision: Precision, wanted: torch.dtype | None, i
 
     Raises CheckpointError for a dtype that was asked for and cannot be.
     """
-    allowed = [getattr(torch, each) for each in precision.scheme.compute_dtypes]
+    allowed: list[torch.dtype] = [getattr(torch, each) for each in precision.scheme.compute_dtypes]
     if wanted in allowed:
         assert wanted is not None
         return wanted

@@ -12,5 +12,6 @@ def dtype_computed_in(module: torch.nn.Module) -> torch.dtype | None:
         hooks = getattr(part, "_diffusers_hook", None)
         for hook in hooks.hooks.values() if hooks is not None else ():
             if isinstance(hook, LayerwiseCastingHook):
-                return hook.compute_dtype
+                cast_up: torch.dtype = hook.compute_dtype
+                return cast_up
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -38,7 +38,7 @@ class Mapped:
 
 
 def mapped_by_name(weights: WeightFiles, device: torch.device) -> dict[str, Mapped]:
-    found = {}
+    found: dict[str, Mapped] = {}
     for file in weights.files:
         opened = safe_open(file.location, framework="pt")
         found |= {name: Mapped(opened, name, device) for name in in_order(file)}
