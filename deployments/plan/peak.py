@@ -38,7 +38,7 @@ class _LiveBytes(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
             return False  # a mask is asked whether it may be left out: it is counted
         returned = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(returned):
+        for leaf in (returned,) if isinstance(returned, torch.Tensor) else tree_leaves(returned):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self._note(leaf)
         return returned

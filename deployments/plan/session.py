@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,20 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.component import function_of
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session
-from deployments.tensors.values import MissingTensor, Opaque, describe, fill_meta, map_values, shape_key, to_meta
+from deployments.tensors.values import (
+    MissingTensor,
+    Opaque,
+    describe,
+    fill_meta,
+    leaves,
+    map_values,
+    shape_key,
+    to_meta,
+)
 
 logger = logging.getLogger(__name__)
 
+LATENT_DIMS = 4  # batch, channels, height, width; of a video, frames before the height
 READ_BY_ENCODERS = frozenset({"input_ids", "attention_mask", "output_hidden_states", "return_dict", "use_cache"})
 
 
@@ -66,7 +77,7 @@ class WalkSession(Session):
             )
             call = Call(component, method, stage, peak)
             if stage == "vae":
-                call = replace(call, tiled=self._peak_in_tiles(component, method, args, kwargs))
+                call = replace(call, tiled=self._peak_in_tiles(component, method, args, kwargs, self._returned[key]))
             self.calls.append(call)
         return self._returned[key]
 
@@ -82,19 +93,55 @@ class WalkSession(Session):
             # Towers for pictures ask for numbers: the words alone hold a place for each piece of the pictures.
             return counted(skeleton.meta_twin(False), method, args, words)
 
-    def _peak_in_tiles(self, component: str, method: str, args: Any, kwargs: Any) -> int | None:
-        """None where it has no tiles, or does not fit them together without numbers."""
+    def _peak_in_tiles(self, component: str, method: str, args: Any, kwargs: Any, output: Any) -> int | None:
+        """`output` describes that of the call. None where it has no tiles, or cannot join them without numbers."""
         twin = getattr(self.stage.pipeline, component).meta_twin(False)
         if not callable(getattr(twin, "enable_tiling", None)):
             return None
         try:
             twin.enable_tiling()
-            return counted(twin, method, args, kwargs)[0]
-        except Exception as error:  # noqa: BLE001  (see above)
+            return peak_in_tiles(twin, method, to_meta((args, kwargs)), output)
+        except Exception as error:  # noqa: BLE001  (of whatever kind a model raises where it asks for numbers)
             logger.debug("%s.%s in tiles: %r", component, method, error)
             return None
         finally:
             twin.disable_tiling()
+
+
+def peak_in_tiles(twin: Any, method: str, given: Any, output: Any) -> int:
+    """Told from two tiles and the size of the output: a long video has hundreds, each as slow to walk as all at once.
+
+    The tiles' outputs are held until all are there, and again when they are put together.
+    """
+    part = with_two_tiles(given, tile_of(twin))
+    peak, made = counted(twin, method, *part)
+    return peak + 2 * (described_bytes(output) - described_bytes(made))
+
+
+def tile_of(twin: Any) -> int | None:
+    """Height and width of a tile in latents, as the autoencoders of diffusers name it; None: not known."""
+    for name in ("tile_latent_min_height", "tile_latent_min_size"):
+        if isinstance(size := getattr(twin, name, None), int):
+            return size
+    ratio = getattr(twin, "spatial_compression_ratio", None)
+    size = getattr(twin, "tile_sample_min_height", None)
+    return size // ratio if isinstance(size, int) and isinstance(ratio, int) and ratio else None
+
+
+def with_two_tiles(given: Any, tile: int | None) -> Any:
+    """Latents of the width of one tile and a higher one; as they are where a tile's size is not known."""
+
+    def leaf(value: Any) -> Any:
+        if tile is None or not (isinstance(value, torch.Tensor) and value.ndim >= LATENT_DIMS):
+            return value
+        return value[..., : tile + tile // 4, :tile].contiguous()
+
+    return map_values(leaf, given)
+
+
+def described_bytes(description: Any) -> int:
+    missing = [leaf for leaf in leaves(description) if isinstance(leaf, MissingTensor)]
+    return sum(math.prod(each.shape) * each.dtype.itemsize for each in missing)
 
 
 def counted(twin: torch.nn.Module, method: str, args: Any, kwargs: Any) -> tuple[int, Any]:

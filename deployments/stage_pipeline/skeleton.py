@@ -85,7 +85,7 @@ def cast_like_from_pretrained(module: Any, dtype: torch.dtype | None) -> Any:
         return module
     # transformers keeps these for the sake of float16 alone, diffusers in both.
     is_kept = isinstance(module, ModelMixin) or dtype == torch.float16
-    kept = set(is_kept and getattr(module, "_keep_in_fp32_modules", None) or [])
+    kept = set((is_kept and getattr(module, "_keep_in_fp32_modules", None)) or [])
     kept |= set(getattr(module, "_keep_in_fp32_modules_strict", None) or [])
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():

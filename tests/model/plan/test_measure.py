@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from deployments.errors import CheckpointError
 from deployments.messages import STAGES, StageName
 from deployments.plan.budget import Levers, weight
 from deployments.plan.peak import peak_of
+from deployments.plan.session import counted, peak_in_tiles
 from deployments.stage_pipeline.loading import load_stage
 from tests.support.published import write_published
 from tests.support.tiny_models import checkpoint, tiny_patches
@@ -102,3 +104,21 @@ def test_flux_is_counted_as_the_audit_counted_it(tmp_path: Path) -> None:
     assert found["transformer.forward"] == pytest.approx(0.49, abs=0.01)
     assert found["text_encoder_2.forward"] == pytest.approx(0.10, abs=0.015)
     assert found["vae.decode"] == pytest.approx(1.61, abs=0.01)
+
+
+def test_the_peak_of_a_decoder_in_tiles_is_told_from_two_of_them() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[32] * 4,
+            latent_channels=4,
+            sample_size=128,
+        ).eval()
+        latents = torch.empty(1, 4, 64, 64)
+    whole, output = counted(vae, "decode", (latents,), {})
+    vae.enable_tiling()
+    told = peak_in_tiles(vae, "decode", ((latents,), {}), output)
+    in_tiles, _ = counted(vae, "decode", (latents,), {})
+    assert in_tiles <= told <= 1.3 * in_tiles
+    assert told < whole / 4
