@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.component import function_of
-from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
 from deployments.tensors.values import describe, shape_key, to_meta
 
 
@@ -24,20 +22,6 @@ def output_description(stage: StagePipeline, skeleton: Any, component: str, meth
             description = _run_on_meta(skeleton.meta_twin(True), method, args, kwargs)
         stage.decoder_shapes[key] = description
     return stage.decoder_shapes[key]
-
-
-def with_twin(stage: StagePipeline, component: str) -> Any:
-    """What knows the component's twin on the meta device: the skeleton, or for a real one a stand-in."""
-    module = getattr(stage.pipeline, component)
-    if "meta_twin" in module.__dict__:
-        return module
-    if component not in stage.twins:
-        made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-        graft(module, made)
-        twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
-        stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
-    return stage.twins[component]
 
 
 @torch.no_grad()

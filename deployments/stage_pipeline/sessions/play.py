@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from PIL import Image
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
-from deployments.stage_pipeline.shapes import output_description, with_twin
+from deployments.stage_pipeline.shapes import output_description
+from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
 
 
@@ -71,7 +73,7 @@ class PlaySession(Session):
         return self.stage.is_here(component) and not decodes
 
     def _played(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
-        twin = with_twin(self.stage, component)
+        twin = _with_twin(self.stage, component)
         with self.waiting():  # a large model is walked through once for each shape: others may go on meanwhile
             description = output_description(self.stage, twin, component, method, args, kwargs)
         seed = int(self._digest([component, method, args, kwargs])[:12], 16)
@@ -85,6 +87,20 @@ class PlaySession(Session):
         if known is None or known[1] != tensor._version:
             known = self._digests[id(tensor)] = tensor, tensor._version, tensor_digest(tensor)
         return known[2]
+
+
+def _with_twin(stage: StagePipeline, component: str) -> Any:
+    """What knows the component's twin on the meta device: the skeleton, or for a real one a stand-in."""
+    module = getattr(stage.pipeline, component)
+    if "meta_twin" in module.__dict__:
+        return module
+    if component not in stage.twins:
+        made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+        graft(module, made)
+        twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
+        stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
+    return stage.twins[component]
 
 
 def drawn(description: Any, seed: int, device: torch.device) -> Any:
@@ -107,6 +123,12 @@ def drawn(description: Any, seed: int, device: torch.device) -> Any:
 
 
 FEW_NUMBERS = 4099  # a prime, so that rows differ
+
+
+def drawn_output(stage: StagePipeline, component: str, args: Any, kwargs: Any) -> Any:
+    """Numbers in the shape of what the component's forward would return."""
+    twin = _with_twin(stage, component)
+    return drawn(output_description(stage, twin, component, "forward", args, kwargs), 0, stage.device)
 
 
 def tensor_digest(tensor: torch.Tensor) -> bytes:

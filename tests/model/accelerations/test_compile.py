@@ -143,7 +143,7 @@ def test_a_lone_request_of_an_odd_size_pays_for_no_compilation(compiler: Compile
 
 def test_what_hangs_on_one_request_is_never_compiled(compiler: Compiler) -> None:
     rewired = [False]
-    served = Served("whole", compiler, is_rewired=lambda: rewired[0])
+    served = Served("whole", compiler, is_rewired=lambda _: rewired[0])
     served.make("first")
     enter, key = served.forwards.as_they_are(None, ())
     assert enter is not None
