@@ -23,6 +23,7 @@ from deployments.stages.warm_up import warm_vae
 from deployments.tensors.packing import unpack
 from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
+from tests.support.compiled_denoiser import assert_compiles_under_fibers
 from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
 
 # Their decoded pictures flow back into the loop: remote calls make them there, and a played loop ends before.
@@ -75,3 +76,7 @@ def test_a_compiled_denoiser_makes_the_same_alone_and_merged(
     finally:
         denoiser.engine.close()
         torch.compiler.reset()
+
+
+def test_inductor_compiles_in_the_engines_thread_while_fibers_fail_at_any_depth() -> None:
+    assert_compiles_under_fibers("inductor")
