@@ -135,7 +135,8 @@ def check_compiler(device: Device, backend: str) -> None:
             compiled = torch.compile(_small_function, backend=backend)(numbers)
     except Exception as error:  # whatever a compiler that is not there makes torch raise
         needed = NEEDED.get(device.torch_device.type, "what torch.compile needs for this device")
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        cause = getattr(error, "inner_exception", error)
+        first = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise AccelerationError(f"{told}, which needs {needed} ({first}). Install it, or leave compile: off") from error
     if not torch.allclose(compiled, _small_function(numbers), rtol=1e-3, atol=1e-3):
         raise AccelerationError(f"{told}: what was compiled gives wrong numbers. Leave compile: off")

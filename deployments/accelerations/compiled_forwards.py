@@ -42,7 +42,7 @@ class CompiledForwards:
         switches: Mapping[str, Switch],
         call: Call,
         axes: Callable[[str], Axes | None] = lambda component: None,
-        is_rewired: Callable[[], bool] = lambda: False,
+        is_rewired: Callable[[Any], bool] = lambda module: False,
         watch: Watch = lambda kind: nullcontext(),
     ) -> None:
         """`call` makes a forward, `axes` are the learned ones of a component, `watch` is entered around a first one."""
@@ -110,7 +110,7 @@ class CompiledForwards:
     def __call__(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         """The output of a forward of one or more samples; raises what the module raises."""
         switch = self._switches.get(component)
-        if switch is None or self._as_they_are or self._is_rewired() or torch.is_grad_enabled():
+        if switch is None or self._as_they_are or self._is_rewired(module) or torch.is_grad_enabled():
             return self._call(module, component, context, args, kwargs)
         structure = self._structure(component, kwargs)
         if structure not in self._common or structure in self._refused:
@@ -242,5 +242,8 @@ def raise_if_out_of_memory(error: BaseException) -> None:
 
 
 def in_short(error: BaseException) -> str:
+    """What the compiler itself said, in one line."""
+    while isinstance(inner := getattr(error, "inner_exception", None), BaseException):
+        error = inner
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return f"{type(error).__name__}: {first.strip()[:LONGEST_REASON]}"

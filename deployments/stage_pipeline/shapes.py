@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.component import function_of
-from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.tensors.values import describe, shape_key, to_meta
-from deployments.weights.precision.computing import dtype_computed_in
 
 _walking = threading.Lock()  # a twin has the dtypes and switches of one request at a time
 
@@ -41,18 +38,6 @@ def output_description(
                 description = _run_on_meta(skeleton.meta_twin(True, own), method, args, kwargs)
         stage.decoder_shapes[key] = description
     return stage.decoder_shapes[key]
-
-
-def with_twin(stage: StagePipeline, component: str) -> Any:
-    """What knows the component's twin on the meta device: the skeleton, or for a real one a stand-in."""
-    module = getattr(stage.pipeline, component)
-    if "meta_twin" in module.__dict__:
-        return module
-    if component not in stage.twins:
-        dtype = dtype_computed_in(module)
-        make = meta_twin_maker(module, stage.layout.models[component], stage.layout.folder / component, dtype)
-        stage.twins[component] = SimpleNamespace(meta_twin=make)
-    return stage.twins[component]
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
-from deployments.stage_pipeline.sessions.own_modules import are_rewired
+from deployments.stage_pipeline.sessions.own_modules import is_rewired
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -82,7 +82,7 @@ class DenoiserStage:
         self.features = features
         self.needs_remote_calls = False
         self.compiled = CompiledForwards(
-            stage.switches, call_directly, self._batch_axes, are_rewired, lambda kind: self.engine.under_way.work(kind)
+            stage.switches, call_directly, self._batch_axes, is_rewired, lambda kind: self.engine.under_way.work(kind)
         )
         self.engine = Engine(
             self.args.max_batch_size,

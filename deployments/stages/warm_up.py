@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from deployments.errors import CheckpointError, HandOffError, NotNumbersError
-from deployments.messages import Conditioning, DecodeInputs, DenoisingProgress, GenerationRequest, StageDescription
+import torch
+
+from deployments.errors import CheckpointError
+from deployments.messages import Conditioning, DenoisingProgress, GenerationRequest, StageDescription
 from deployments.model import ModelArgs
 from deployments.needed_inputs import OUTPUTS, needed_inputs
 from deployments.stage_pipeline.argument_types import as_taken, fits
@@ -22,8 +24,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome
 from deployments.stage_pipeline.inputs.fields import argument_fields
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
-from deployments.stage_pipeline.sessions.play import drawn
-from deployments.stage_pipeline.shapes import output_description, with_twin
+from deployments.stage_pipeline.sessions.play import drawn_output
 from deployments.stages.decode import Decoded, decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoisingFollower
@@ -103,26 +104,21 @@ def warm_denoiser(denoiser: DenoiserStage, request: GenerationRequest, condition
 
 
 def warm_vae(stage: StagePipeline, request: GenerationRequest, conditioning: Conditioning) -> Decoded | None:
-    """The files that are to be written; None for a pipeline that cannot be played to its decoder, which is told."""
-    try:
-        inputs = played_inputs(stage, request, conditioning)
-    except (HandOffError, NotNumbersError) as error:
-        logger.warning("warm-up: the VAE stage is not warmed up by %s: %s", request.request_id, error)
-        return None
-    return decode(stage, request, inputs)
+    """The pipeline's own loop with drawn numbers in place of what its denoisers return, and its real decoders.
 
-
-def played_inputs(stage: StagePipeline, request: GenerationRequest, conditioning: Conditioning) -> DecodeInputs:
-    """What a denoiser of another process would hand over, with drawn numbers in place of what its models return.
-
-    Raises HandOffError, NotNumbersError where the pipeline's loop cannot be made so.
+    Returns the files that are to be written, or None for a pipeline whose loop cannot be played so, which is told.
     """
 
     def played(module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
-        twin = with_twin(stage, component)
-        return drawn(output_description(stage, twin, component, "forward", args, kwargs), 0, stage.device)
+        return drawn_output(stage, component, args, kwargs)
 
-    elsewhere = replace(stage, stages=("denoiser",))
     calls = unpack_conditioning(conditioning, stage)
-    session = DenoiseSession(elsewhere, call_arguments(stage, request), request.seed, calls, run_denoiser=played)
-    return pack_outcome(session.run(), session.steps_done)
+    session = DenoiseSession(stage, call_arguments(stage, request), request.seed, calls, run_denoiser=played)
+    try:
+        outcome = session.run()
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # noqa: BLE001  (of a loop that is only played: it says nothing of true requests)
+        logger.warning("warm-up: the VAE stage is not warmed up by %s: %s", request.request_id, error)
+        return None
+    return decode(stage, request, pack_outcome(outcome, session.steps_done))

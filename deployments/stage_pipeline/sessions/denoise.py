@@ -20,7 +20,7 @@ from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import NO_STEP, EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
-from deployments.stage_pipeline.shapes import output_description, with_twin
+from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.values import (
     copied,
     describe,
@@ -226,8 +226,8 @@ class DenoiseSession(Session):
         self.hand_off.decoder_calls.append(DecoderCall(component, method, *noted))
         if self.ends_at_first:
             raise StopStage
-        twin, own = with_twin(self.stage, component), self.own_component(component)
-        return fill_meta(output_description(self.stage, twin, component, method, args, kwargs, own))
+        skeleton, own = getattr(self.stage.pipeline, component), self.own_component(component)
+        return fill_meta(output_description(self.stage, skeleton, component, method, args, kwargs, own))
 
     def _finished_hand_off(self) -> HandOff:
         self.hand_off.encoder_calls = [

@@ -140,9 +140,9 @@ def rewired(own: OwnModules, changes: Sequence[Change]) -> Iterator[None]:
                 del _rewired_now[module]
 
 
-def are_rewired() -> bool:
-    """Whether the shared modules are now as one request has them."""
-    return bool(_rewired_now)
+def is_rewired(component: torch.nn.Module) -> bool:
+    """Whether the shared modules of a component are now as one request has them."""
+    return bool(_rewired_now) and any(module in _rewired_now for module in component.modules())
 
 
 def _copy_of(attributes: Attributes, empty: Attributes | None = None) -> Attributes:

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from PIL import Image
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
-from deployments.stage_pipeline.shapes import output_description, with_twin
+from deployments.stage_pipeline.shapes import output_description
+from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
+from deployments.weights.precision.computing import dtype_computed_in
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class PlaySession(Session):
         return self.stage.is_here(component) and not decodes
 
     def _played(self, component: str, method: str, args: Any, kwargs: Any) -> Any:
-        twin, own = with_twin(self.stage, component), self.own_component(component)
+        twin, own = _with_twin(self.stage, component), self.own_component(component)
         with self.waiting():  # a large model is walked through once for each shape: others may go on meanwhile
             description = output_description(self.stage, twin, component, method, args, kwargs, own)
         seed = int(self._digest([component, method, args, kwargs])[:12], 16)
@@ -85,6 +88,18 @@ class PlaySession(Session):
         if known is None or known[1] != tensor._version:
             known = self._digests[id(tensor)] = tensor, tensor._version, tensor_digest(tensor)
         return known[2]
+
+
+def _with_twin(stage: StagePipeline, component: str) -> Any:
+    """What knows the component's twin on the meta device: the skeleton, or for a real one a stand-in."""
+    module = getattr(stage.pipeline, component)
+    if "meta_twin" in module.__dict__:
+        return module
+    if component not in stage.twins:
+        dtype = dtype_computed_in(module)
+        make = meta_twin_maker(module, stage.layout.models[component], stage.layout.folder / component, dtype)
+        stage.twins[component] = SimpleNamespace(meta_twin=make)
+    return stage.twins[component]
 
 
 def drawn(description: Any, seed: int, device: torch.device) -> Any:
@@ -107,6 +122,12 @@ def drawn(description: Any, seed: int, device: torch.device) -> Any:
 
 
 FEW_NUMBERS = 4099  # a prime, so that rows differ
+
+
+def drawn_output(stage: StagePipeline, component: str, args: Any, kwargs: Any) -> Any:
+    """Numbers in the shape of what the component's forward would return."""
+    twin = _with_twin(stage, component)
+    return drawn(output_description(stage, twin, component, "forward", args, kwargs), 0, stage.device)
 
 
 def tensor_digest(tensor: torch.Tensor) -> bytes:

@@ -3,96 +3,29 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from torch._dynamo.exc import BackendCompilerFailed
 
 from deployments.accelerations import compile as compile_row
-from deployments.accelerations.compile import check_compiler, install, modes_of
+from deployments.accelerations.compile import check_compiler, modes_of
 from deployments.accelerations.compiled_forwards import CompiledForwards, structure_of
-from deployments.engine.engine import Engine
-from deployments.engine.executor import LocalExecutor, call_module
+from deployments.engine.executor import call_module
 from deployments.engine.fiber import Fiber
-from deployments.modules import AccelerationError, StageModules
-from env_config.variables import EnvConfig
+from deployments.modules import AccelerationError
+from tests.support.compiled_denoiser import (
+    WIDTH,
+    Compiler,
+    Denoiser,
+    Served,
+    arguments_of,
+    check_under_fibers,
+    engine_of,
+)
 from tests.support.stage_modules import CPU
-
-ROOT = Path(__file__).parents[3]
-WIDTH = 8
-AXES = {("hidden_states",): 0, ("timestep",): 0}
-
-
-class Block(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = torch.nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden_states: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        mixed: torch.Tensor = self.mix(torch.nn.functional.silu(hidden_states) * scale)
-        return mixed
-
-
-class Denoiser(ModelMixin, ConfigMixin):
-    """Two blocks, which diffusers would compile."""
-
-    _repeated_blocks = ("Block",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.blocks = torch.nn.ModuleList([Block(), Block()])
-
-    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        scale = timestep.reshape(-1, 1, 1).cos()
-        for block in self.blocks:
-            hidden_states = block(hidden_states, scale)
-        return hidden_states
-
-
-class Compiler:
-    """A backend of torch.compile that counts the graphs that it is given, and compiles none of them."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.graphs = 0
-        self.error = error
-
-    def __call__(self, graph: Any, inputs: Any) -> Any:
-        self.graphs += 1
-        if self.error is not None:
-            raise self.error
-        return graph.forward
-
-
-class Served:
-    """Denoisers with forms of their own, and what makes their forwards."""
-
-    def __init__(self, mode: Any, compiler: Any, denoiser: torch.nn.Module | None = None, **forwards: Any) -> None:
-        self.denoiser = denoiser or Denoiser()
-        modules = StageModules(("denoiser",), {"transformer": self.denoiser}, ("transformer",), (), CPU,
-                               compile={"transformer": mode})  # fmt: skip
-        self.line = install(modules, EnvConfig())
-        self.compiler = compiler
-        self.forwards = CompiledForwards(modules.switches, call_module, lambda _: AXES, **forwards)
-
-    def make(self, request: str, samples: int = 1, tokens: int = 4, **changed: Any) -> torch.Tensor:
-        arguments = arguments_of(samples, tokens) | changed
-        self.forwards.note(request, "transformer", arguments)
-        with torch.no_grad():
-            output: torch.Tensor = self.forwards(self.denoiser, "transformer", None, (), arguments)
-        return output
-
-
-def arguments_of(samples: int = 1, tokens: int = 4) -> dict[str, torch.Tensor]:
-    numbers = torch.linspace(-1, 1, samples * tokens * WIDTH).reshape(samples, tokens, WIDTH)
-    return {"hidden_states": numbers, "timestep": torch.linspace(0.1, 0.9, samples)}
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +76,7 @@ def test_a_lone_request_of_an_odd_size_pays_for_no_compilation(compiler: Compile
 
 def test_what_hangs_on_one_request_is_never_compiled(compiler: Compiler) -> None:
     rewired = [False]
-    served = Served("whole", compiler, is_rewired=lambda: rewired[0])
+    served = Served("whole", compiler, is_rewired=lambda _: rewired[0])
     served.make("first")
     enter, key = served.forwards.as_they_are(None, ())
     assert enter is not None
@@ -259,81 +192,19 @@ def test_a_machine_without_a_compiler_does_not_start(monkeypatch: pytest.MonkeyP
         check_compiler(CPU, "inductor")
 
 
-@contextmanager
-def engine_of(served: Served, **settings: Any) -> Iterator[Engine]:
-    engine = Engine(
-        executor=LocalExecutor(served.forwards), compilation_s=lambda: served.forwards.compilation_s, **settings
-    )
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
 def test_what_compiling_takes_is_no_measure_of_a_forward(compiler: Compiler) -> None:
     served = Served("regional", compiler)
     for request in ("first", "second"):
         served.forwards.note(request, "transformer", arguments_of())
-    with engine_of(served) as engine:
-        fiber = Fiber("second")
-        for _ in range(2):
-            engine.call(fiber, lambda: engine.run(fiber, served.denoiser, "transformer", None, (), arguments_of()))
-        [costs] = engine.costs.table().values()
-        assert served.forwards.compilation_s > 5 * fiber.seconds
-        assert costs[1] < served.forwards.compilation_s / 5
+    engine, fiber = engine_of(served), Fiber("second")
+    for _ in range(2):
+        engine.call(fiber, lambda: engine.run(fiber, served.denoiser, "transformer", None, (), arguments_of()))
+    [costs] = engine.costs.table().values()
+    engine.close()
+    assert served.forwards.compilation_s > 5 * fiber.seconds
+    assert costs[1] < served.forwards.compilation_s / 5
 
 
-FIBERS_THAT_FAIL = """
-import torch
-from concurrent.futures import ThreadPoolExecutor
-from deployments.engine.fiber import Fiber
-from tests.model.accelerations import test_compile as t
-
-t.compile_row.BACKEND = "inductor"
-served = t.Served("whole", None)
-assert "whole in transformer" in served.line
-plain = t.Denoiser()
-
-def deep(depth):
-    if depth:
-        return deep(depth - 1)
-    return torch.ones(2) @ torch.ones(3)  # torch walks the C stack when it makes the error
-
-with t.engine_of(served, max_wait_s=0.05) as engine:
-    def request(index):
-        fiber = Fiber(str(index))
-        engine.begin(fiber)
-
-        def work():
-            arguments = t.arguments_of()
-            for step in range(4):
-                served.forwards.note(str(index), "transformer", arguments)
-                output = engine.run(fiber, served.denoiser, "transformer", None, (), arguments)
-                try:
-                    deep(40 * index)
-                except RuntimeError:
-                    pass
-            return output
-
-        try:
-            return engine.call(fiber, work)
-        finally:
-            engine.end(fiber)
-
-    with ThreadPoolExecutor(4) as threads:
-        outputs = list(threads.map(request, range(4)))
-    assert engine.statistics.merged > 0
-    with torch.no_grad():
-        for output in outputs:
-            torch.testing.assert_close(output, plain(**t.arguments_of()))
-    assert served.forwards.compilation_s > 0
-    assert not served.forwards._refused
-    print("compiled under fibers")
-"""
-
-
-def test_inductor_compiles_in_the_engines_thread_while_fibers_fail_at_any_depth() -> None:
-    """In a process of its own, which a stack that lies wrong would end."""
-    command = [sys.executable, "-c", FIBERS_THAT_FAIL]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert "compiled under fibers" in ran.stdout, ran.stderr[-3000:]
+def test_dynamo_works_in_the_engines_thread_while_fibers_fail_at_any_depth(compiler: Compiler) -> None:
+    check_under_fibers(compiler)
+    assert compiler.graphs == 2

@@ -23,7 +23,11 @@ from deployments.stages.warm_up import warm_vae
 from deployments.tensors.packing import unpack
 from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
+from tests.support.compiled_denoiser import assert_compiles_under_fibers
 from tests.support.tiny_models import TINY_MODELS, checkpoint, request_arguments, tiny_patches
+
+# Pipelines use what diffusers and torch have deprecated.
+pytestmark = pytest.mark.filterwarnings("default")
 
 # Their decoded pictures flow back into the loop: remote calls make them there, and a played loop ends before.
 NOT_PLAYED: set[str] = set()
@@ -75,3 +79,38 @@ def test_a_compiled_denoiser_makes_the_same_alone_and_merged(
     finally:
         denoiser.engine.close()
         torch.compiler.reset()
+
+
+def test_inductor_compiles_in_the_engines_thread_while_fibers_fail_at_any_depth() -> None:
+    assert_compiles_under_fibers("inductor")
+
+
+def test_a_cached_request_computes_compiled_blocks(checkpoints_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_patches()
+    variables = {"SGLANG_CACHE_DIT_ENABLED": "true", "SGLANG_CACHE_DIT_WARMUP": "2", "SGLANG_CACHE_DIT_RDT": "0.9"}
+    env, made, graphs = EnvConfig.from_environ(variables), {}, [0]
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        graphs[0] += 1
+        return graph.forward
+
+    monkeypatch.setattr(compile_row, "BACKEND", compiler)
+    for mode in ("off", "regional"):
+        model = ModelArgs.model_validate(
+            {"path": str(checkpoint("flux", checkpoints_root)), "name": "flux", "compile": mode}
+        )
+        stage = build_stage(model, STAGES, env, select_device("cpu"))
+        denoiser = DenoiserStage(stage, DenoisingArgs(max_batch_size=1), env=env)
+        arguments = request_arguments("flux") | {"num_inference_steps": 8}
+        request = GenerationRequest("r", "flux", arguments, 0, OUTPUTS["image"])
+        before = graphs[0]  # of the check that there is a compiler
+        with denoiser.compiled.warming_up():
+            inputs, _ = denoiser.denoise(request, encode(stage, request))
+        made[mode] = [each for each in tensors(unpack(inputs.content, stage.device)) if each.is_floating_point()]
+        summary = denoiser.recent_summaries["cache_dit"][-1]["transformer"]
+        assert summary["reused_steps"] > 0
+        assert (graphs[0] > before) == (mode == "regional")
+        assert not denoiser.compiled._refused
+        denoiser.engine.close()
+    torch.compiler.reset()
+    torch.testing.assert_close(made["regional"], made["off"], rtol=1e-4, atol=1e-5)
