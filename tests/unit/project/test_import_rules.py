@@ -46,6 +46,7 @@ ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors")
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 DEVICES = ("deployments.devices",)
+ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
@@ -69,7 +70,7 @@ RULES = (
         ("serve_app.tools.verify",),
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_CHECK, "deployments.replicas.table", *ARGUMENTS),
     ),
-    Rule(TOOLS, ("serve_app.app", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)),
+    Rule(TOOLS, ("serve_app.app", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR, *ACCELERATORS)),
     Rule(
         ("serve_app.ingress",),
         ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
@@ -117,7 +118,7 @@ RULES = (
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
-    Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
         (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
@@ -156,6 +157,7 @@ RULES = (
             *WEIGHTS,
             *MEDIA,
             *DEVICES,
+            *ACCELERATORS,
             *MODULES,
             *ARGUMENTS,
             *MESSAGES,
