@@ -237,7 +237,7 @@ class ComponentCall:
 
     component: str
     method: str
-    arguments: Packed  # (args, kwargs, state of the request's generators, state of the global generator)
+    arguments: Packed  # (args, kwargs, states of torch's global generators)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ class AppArgs(ServiceArgs):
     watchdog: WatchdogArgs = Field(
         default_factory=WatchdogArgs, description="after how long what does not end is taken to hang and is replaced"
     )
+    fence_device_memory: bool = Field(
+        False,
+        description="a replica with num_gpus below 1 takes at most that share of its GPU's memory; false: num_gpus is "
+        "only what Ray reserves",
+    )
     verify: bool = Field(
         False,
         description="hold the split against the unsplit pipeline before a denoiser starts; on a mismatch it does not",
@@ -104,6 +109,7 @@ def model_args(args: AppArgs) -> ModelArgs:
         quality=args.quality,
         denoising=args.denoising,
         watchdog=args.watchdog,
+        fence_device_memory=args.fence_device_memory,
     )
 
 

@@ -15,22 +15,25 @@ from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import function_of, is_routed
-from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE
+from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
+from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE
+from deployments.tensors.draws import draws_of_call
+from deployments.tensors.global_generators import global_states, set_global_states
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import leaves, with_anything, without_opaque
 
 
-def component_call(component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
-    """The caller's side: the call as a message."""
-    return ComponentCall(component, method, pack((args, kwargs, torch.get_rng_state())))
+def component_call(component: str, method: str, args: Any, kwargs: Any, device: torch.device) -> ComponentCall:
+    """The caller's side: the call as a message; `device` is the caller's."""
+    return ComponentCall(component, method, pack((args, kwargs, global_states(device))))
 
 
 def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.device) -> Any:
     """The caller's side: the output, after the caller's generators were left as the call left its own."""
-    output, states, global_state = unpack(answer.outcome, device)
+    output, states, of_torch = unpack(answer.outcome, device)
     for generator, state in zip(_generators((args, kwargs)), states, strict=True):
         generator.set_state(state)
-    torch.set_rng_state(global_state)
+    set_global_states(of_torch, device)
     return with_anything(output)
 
 
@@ -38,12 +41,12 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
     """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
     function = _function(stage, call)
-    args, kwargs, global_state = unpack(call.arguments, stage.device)
-    with PIPELINE_CODE, pipeline_errors():
-        torch.set_rng_state(global_state)
+    args, kwargs, of_torch = unpack(call.arguments, stage.device)
+    with PIPELINE_CODE, pipeline_errors(), draws_of_call(args, kwargs):
+        set_global_states(of_torch, stage.device)
         output = function(*args, **kwargs)
         states = [generator.get_state() for generator in _generators((args, kwargs))]
-        return ComponentAnswer(pack((without_opaque(output), states, torch.get_rng_state())))
+        return ComponentAnswer(pack((without_opaque(output), states, global_states(stage.device))))
 
 
 def _function(stage: StagePipeline, call: ComponentCall) -> Any:

@@ -159,7 +159,7 @@ class DenoiserStage:
     ) -> Any:
         ask_stage = self.ask_stage
         assert ask_stage is not None
-        call = component_call(component, method, args, kwargs)
+        call = component_call(component, method, args, kwargs, self.stage.device)
         with session.waiting():
             answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)

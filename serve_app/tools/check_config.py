@@ -114,6 +114,8 @@ def check_accelerators(
         share = ACCELERATORS[target].asked(mapping_or_empty(options)) if target in ACCELERATORS else 0
         problem = share_problem(target, share) if isinstance(share, int | float) else None  # else: Serve's schema
         problems += [f"{where}.deployments[{name}].{problem}"] if problem else []
+        if args.fence_device_memory and target and target not in ACCELERATORS:
+            problems.append(f"{where}.args.fence_device_memory is true: with {VARIABLE}={target} it must be false")
     return problems
 
 

@@ -45,7 +45,7 @@ def room(name: str) -> tuple[str, ...]:
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors")
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
-DEVICES = ("deployments.devices",)
+DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
@@ -226,7 +226,7 @@ RULES = (
     Rule(WEIGHTS, (*WEIGHTS, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(MODULES, (*DEVICES, *MESSAGES), never=("ray", *HTTP)),
-    Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(DEVICES, (*DEVICES, *ACCELERATORS, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
 )
 
