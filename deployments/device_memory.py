@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from deployments.devices import VARIABLE, Device, DeviceError
+from deployments.accelerators import VARIABLE
+from deployments.devices import Device, DeviceError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from deployments.denoising.measurements import CheckpointMade, Resumed
 from deployments.device_memory import DeviceMemory
-from deployments.engine.statistics import BatchRun, Cancelled
+from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
 from deployments.features.cache_dit.measurements import CachedSteps
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,12 @@ class DeviceMetrics:
         self,
         stages: Iterable[str],
         memory: Callable[[], DeviceMemory | None],
-        busy_s: Callable[[], float] | None = None,
+        engine: EngineStatistics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`memory` is None where nobody counts it; `busy_s` are the engine's seconds on the device so far."""
+        """`memory` returns None where nobody counts it; `engine`: of the denoiser, where it is among the stages."""
         self._stage = {"stage": "+".join(stages)}
-        self._memory, self._busy_s, self._clock = memory, busy_s, clock
+        self._memory, self._engine, self._clock = memory, engine, clock
         self._out_of_memory_before = 0
         self._seen: deque[tuple[float, float]] = deque()  # the time, and the busy seconds until then
         self._bytes = Gauge(
@@ -125,8 +125,8 @@ class DeviceMetrics:
             self._out_of_memory_before = memory.out_of_memory
             if new > 0:
                 self._out_of_memory.inc(new, self._stage)
-        if self._busy_s is not None:
-            self._busy_share.set(self._share_of_the_last_minute(self._busy_s()), self._stage)
+        if self._engine is not None:
+            self._busy_share.set(self._share_of_the_last_minute(self._engine.seconds), self._stage)
 
     def _share_of_the_last_minute(self, busy_s: float) -> float:
         now, seen = self._clock(), self._seen

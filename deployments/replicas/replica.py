@@ -114,7 +114,7 @@ class StageReplica:
         self._device_metrics = DeviceMetrics(
             stages,
             memory=lambda: device_memory(self.device),
-            busy_s=(lambda: self.denoiser.engine.statistics.seconds) if self.denoiser else None,
+            engine=self.denoiser.engine.statistics if self.denoiser else None,
         )
         self._inside = Inside(
             replica_id, self.env, self.device, self.description, self.observers, self.denoiser, self.media_pool
@@ -214,9 +214,12 @@ class StageReplica:
 
     def _idle_since(self) -> float | None:
         """When its last work ended, by time.monotonic(); None during one."""
-        engines = [self.denoiser.engine] if self.denoiser else []
-        ended = [threads.under_way.idle_since for threads in (self.threads, *engines)]
-        return None if None in ended else max(each for each in ended if each is not None)
+        ended = self.threads.under_way.idle_since
+        if self.denoiser is None or ended is None:
+            return ended
+        engine = self.denoiser.engine
+        engine_ended = engine.under_way.idle_since
+        return None if engine.num_fibers or engine_ended is None else max(ended, engine_ended)
 
     async def describe(self) -> StageDescription:
         return self.description

@@ -107,8 +107,10 @@ def check_accelerators(
     args: BaseModel, application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str
 ) -> list[str]:
     """What the replicas of the stages would refuse at their start: no share of a device, or more than one."""
-    problems = []
-    for name in dict.fromkeys(PLACEMENTS[args.placement]) if isinstance(args, AppArgs) else ():
+    problems: list[str] = []
+    if not isinstance(args, AppArgs):
+        return problems
+    for name in dict.fromkeys(PLACEMENTS[args.placement]):
         options = next((each.get("ray_actor_options") for each in deployments if each.get("name") == name), None)
         target = target_device_of(application, mapping_or_empty(options))
         share = ACCELERATORS[target].asked(mapping_or_empty(options)) if target in ACCELERATORS else 0

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.denoising.measurements import CheckpointMade, Resumed
 from deployments.device_memory import DeviceMemory
-from deployments.engine.statistics import BatchRun, Cancelled
+from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
 from deployments.features.cache_dit.measurements import CachedSteps
 from deployments.replicas import metrics
 from deployments.replicas.metrics import EXPORTS, DenoiserMetrics, DeviceMetrics
@@ -77,13 +77,13 @@ def test_the_memory_of_a_device_is_told_by_the_stages_of_its_replica(recorded: d
 
 
 def test_the_busy_share_is_that_of_the_last_minute(recorded: dict[str, Recorder]) -> None:
-    now, busy = [0.0], [0.0]
-    told = DeviceMetrics(("denoiser",), lambda: None, lambda: busy[0], lambda: now[0])
+    now, statistics = [0.0], EngineStatistics()
+    told = DeviceMetrics(("denoiser",), lambda: None, statistics, lambda: now[0])
     share = recorded["triptych_engine_busy_share"].values
 
     def after(seconds: float, busy_s: float) -> float:
         now[0] += seconds
-        busy[0] += busy_s
+        statistics.seconds += busy_s
         told.look()
         return share["denoiser",]
 
