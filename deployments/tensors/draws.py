@@ -53,7 +53,7 @@ class DrawWhereTheGeneratorIs(TorchFunctionMode):
         if generator is None:
             return func(*args, **kwargs)
         here = _device_of_call(args, kwargs)
-        if here.type == generator.device.type:
+        if here == generator.device:
             return func(*args, **kwargs)
         return _drawn(func, args, kwargs, here, generator.device)
 

@@ -35,6 +35,7 @@ def install(name: str) -> None:
     module = torch.get_device_module(name)
     module.synchronize = lambda: synchronized.append(len(dispatched))
     module.memory_allocated = lambda: sum(storage.nbytes() for storage in _storages)
+    module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     module.manual_seed_all = module.manual_seed = _generator.manual_seed
     module.get_rng_state = lambda device=None: _generator.get_state()
     module.set_rng_state = lambda state, device=None: _generator.set_state(state)

@@ -1,24 +1,60 @@
-"""Pipelines that draw by themselves make on a device with strict generators what they make on the CPU."""
+"""Pipelines that hand the request's generator to torch with their device: torch refuses that on accelerators."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
-from tests.support.tiny_models import drawing
+from deployments.stage_pipeline.loading import load_stage
+from deployments.stage_pipeline.sessions import session
+from deployments.stage_pipeline.sessions.denoise import DenoiseSession, Result
+from deployments.tensors.values import leaves
+from tests.support.tiny_models import checkpoint, drawing, request_arguments, tiny_patches
 
-ROOT = Path(__file__).resolve().parents[3]
+ACCELERATOR = torch.device("cpu", 0)  # tells itself from the generator's device, which is the CPU without a number
+SEED = 4
+NAMES = [model.name for model in drawing.MODELS]
+
+# Pipelines use what diffusers and torch have deprecated.
+pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.mark.parametrize("name", [model.name for model in drawing.MODELS])
-def test_a_pipeline_that_draws_by_itself_runs_on_a_device(name: str, checkpoints_root: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.pipelines_on_simulated_device", str(checkpoints_root), name]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    difference = json.loads(run.stdout.splitlines()[-1])[name]
-    assert isinstance(difference, float), difference
-    assert difference < 1e-3
+class Strict(TorchFunctionMode):
+    """As CUDA: what is drawn on the accelerator is drawn with a generator of its own."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not None and kwargs.get("device") == ACCELERATOR:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        return func(*args, **kwargs)
+
+
+def output_on(device: torch.device, folder: Path) -> list[torch.Tensor]:
+    stage = load_stage(folder, device=device)
+    with Strict():
+        outcome = DenoiseSession(stage, request_arguments(folder.name), SEED, None).run()
+    assert isinstance(outcome, Result)
+    output: Any = outcome.output
+    return [leaf for leaf in leaves(dict(output)) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipeline_that_draws_by_itself_makes_the_same_on_an_accelerator(
+    name: str, checkpoints_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_patches()
+    folder = checkpoint(name, checkpoints_root)
+    on_cpu = output_on(torch.device("cpu"), folder)
+    assert on_cpu
+    assert all(torch.equal(a, b) for a, b in zip(output_on(ACCELERATOR, folder), on_cpu, strict=True))
+    monkeypatch.setattr(session, "draws_for", lambda device: nullcontext())
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        output_on(ACCELERATOR, folder)
