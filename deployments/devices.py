@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-VARIABLE = "SGLANG_DIFFUSION_TARGET_DEVICE"
+from deployments.accelerators import VARIABLE
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class ComponentCall:
 
     component: str
     method: str
-    arguments: Packed  # (args, kwargs, state of the global generator, switches that the request has set)
+    arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
 
 
 @dataclass(frozen=True)

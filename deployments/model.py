@@ -70,6 +70,13 @@ class WatchdogArgs(BaseModel):
     first_forward_timeout_s: float | None = Field(
         3600, gt=0, description="the same for the first of its kind and size, which may compile; null: no limit"
     )
+    times_usual: float | None = Field(
+        20,
+        gt=1,
+        description="a forward, an encoding or a decoding that takes so many times as long as those of its kind "
+        "and size usually do is taken to hang too; null: only by the limits above",
+    )
+    usual_timeout_s: float = Field(60, gt=0, description="that it is given at least before it is, seconds")
     file_timeout_s: float | None = Field(
         600, gt=0, description="the writing of one picture or video, seconds; null: no limit"
     )
@@ -212,3 +219,4 @@ class ModelArgs(BaseModel):
     watchdog: WatchdogArgs = Field(default_factory=WatchdogArgs, description="when work is taken to hang")
     compile: Compile = Field("off", description="what of the denoisers torch.compile compiles")
     warm_up: WarmUp = Field((), description="arguments of requests that a replica makes before it takes any")
+    fence_device_memory: bool = Field(False, description="a replica takes no more memory than its share of the device")

@@ -1,4 +1,4 @@
-"""Points the compilers' caches of libraries below SGLANG_DIFFUSION_CACHE_ROOT."""
+"""The variables of libraries that a replica sets for itself: compilers' caches, and how torch takes device memory."""
 
 import os
 import tempfile
@@ -13,6 +13,12 @@ LIBRARY_CACHES = {
     "MIOPEN_USER_DB_PATH": "miopen/db",  # what MIOpen's search found
     "MIOPEN_CUSTOM_CACHE_DIR": "miopen/kernels",
 }
+
+# Requests have many sizes: segments that grow leave less memory between them that fits none. Any of the variables is
+# the user's word, and torch reads the first that it finds.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+ALLOCATOR_SETTINGS = "expandable_segments:True"
+WITH_EXPANDABLE_SEGMENTS = ("cuda", "rocm")  # devices; elsewhere torch has none
 
 
 def check_cache_root(cache_root: Path) -> None:
@@ -29,3 +35,10 @@ def check_cache_root(cache_root: Path) -> None:
 def set_library_caches(cache_root: Path) -> dict[str, str]:
     """The folder of each library's cache, by its own variable; one that the user has set stays as it is."""
     return {name: os.environ.setdefault(name, str(cache_root / folder)) for name, folder in LIBRARY_CACHES.items()}
+
+
+def set_allocator_settings(target_device: str) -> str | None:
+    """What torch will read at its first allocation on that device; None: nothing of ours."""
+    if target_device not in WITH_EXPANDABLE_SEGMENTS or any(os.environ.get(name) for name in ALLOCATOR_VARIABLES):
+        return None
+    return os.environ.setdefault(ALLOCATOR_VARIABLES[0], ALLOCATOR_SETTINGS)

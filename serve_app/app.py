@@ -82,6 +82,11 @@ class AppArgs(ServiceArgs):
         description="requests that every replica makes before it takes any, each as arguments of the pipeline's call "
         "such as `{width: 1024, height: 1024, num_inference_steps: 4}`",
     )
+    fence_device_memory: bool = Field(
+        False,
+        description="a replica with num_gpus below 1 takes at most that share of its GPU's memory; false: num_gpus is "
+        "only what Ray reserves",
+    )
     verify: bool = Field(
         False,
         description="hold the split against the unsplit pipeline before a denoiser starts; on a mismatch it does not",
@@ -142,6 +147,7 @@ def model_args(args: AppArgs) -> ModelArgs:
         watchdog=args.watchdog,
         compile=args.compile,
         warm_up=args.warm_up,
+        fence_device_memory=args.fence_device_memory,
     )
 
 

@@ -26,7 +26,7 @@ from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import PORTABLE, copied, fill, has_nan, leaves
 from deployments.tensors.watched import Watched
 
-FORMAT = 4  # raised when what a checkpoint holds changes
+FORMAT = 5  # raised when what a checkpoint holds changes
 SHARE_OF_TIME = 0.01  # that checkpoints may take
 FIRST_AFTER_S = 0.2  # what the first one costs is not known before: 2 ms are taken for it
 SAVED = {  # what a checkpoint holds

@@ -257,7 +257,7 @@ class Engine:
 
     def _timed(self, turns: Iterator[greenlet]) -> Iterator[greenlet]:
         for turn in turns:
-            with self.under_way.work("a turn"):
+            with self.under_way.work("a turn", is_regular=False):
                 yield turn
 
     def _ready_fibers(self) -> Iterator[greenlet]:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 PROBE_TIMEOUT_S = 20.0  # for a tiny operation, on a device that others may keep busy
 
 Sign = Callable[[], str | None]  # why the replica cannot work any more; None: it can
+WaitedUntil = Callable[[], float | None]
 
 
 class Fitness:
@@ -149,14 +150,23 @@ def may_come_from_the_device(error: BaseException) -> bool:
     return True
 
 
-def hangs(what: str, under_way: UnderWay, args: WatchdogArgs) -> Sign:
-    """The sign of work that does not end."""
+def hangs(what: str, under_way: UnderWay, args: WatchdogArgs, waited_until: WaitedUntil = lambda: 0.0) -> Sign:
+    """The sign of work that does not end: it takes longer than is allowed, or far longer than its kind usually does.
+
+    `waited_until`: by the clock of `under_way`, when it had got what others may have; None while others have it.
+    """
 
     def sign() -> str | None:
-        seconds, is_first = under_way.seconds()
-        limit_s = args.first_forward_timeout_s if is_first else args.forward_timeout_s
-        if limit_s is None or seconds <= limit_s:
+        look, waited = under_way.look(), waited_until()
+        limit_s = args.first_forward_timeout_s if look.is_first else args.forward_timeout_s
+        if limit_s is not None and look.seconds > limit_s:
+            return f"{what} has not ended for {look.seconds:.0f} s, at most {limit_s:g} s are allowed"
+        if look.usual_s is None or args.times_usual is None or waited is None:
             return None
-        return f"{what} has not ended for {seconds:.0f} s, at most {limit_s:g} s are allowed"
+        own_s = look.seconds - max(0.0, waited - look.began)
+        limit_s = max(args.usual_timeout_s, args.times_usual * look.usual_s)
+        if own_s <= limit_s:
+            return None
+        return f"{what} has not ended for {own_s:.0f} s, such work usually takes {look.usual_s:.3g} s"
 
     return sign

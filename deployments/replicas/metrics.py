@@ -1,15 +1,18 @@
-"""What a denoiser measures, as metrics of Ray Serve (Prometheus); each has the tags of its replica beside its own."""
+"""What a replica measures, as metrics of Ray Serve (Prometheus); each has the tags of its replica beside its own."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from deployments.denoising.measurements import CheckpointMade, Resumed
-from deployments.engine.statistics import BatchRun, Cancelled
+from deployments.device_memory import DeviceMemory
+from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
 from deployments.features.cache_dit.measurements import CachedSteps
 
 logger = logging.getLogger(__name__)
@@ -17,6 +20,7 @@ logger = logging.getLogger(__name__)
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 BYTES = [1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
 SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+BUSY_OVER_S = 60.0  # the time of which the engine's busy share is told
 
 
 class DenoiserMetrics:
@@ -30,6 +34,9 @@ class DenoiserMetrics:
         self._forwards = Counter("triptych_forwards", "Forwards of denoisers.", ("component", "merged", "outcome"))
         self._step_seconds = Histogram(
             "triptych_step_seconds", "Seconds of one turn of the device.", SECONDS, ("component", "shape", "size")
+        )
+        self._device_seconds = Counter(
+            "triptych_device_seconds", "Seconds of the device in forwards of denoisers.", component
         )
         self._queue_seconds = Histogram(
             "triptych_step_queue_seconds", "Seconds that a forward waited for the device.", SECONDS, component
@@ -60,6 +67,8 @@ class DenoiserMetrics:
             if count:
                 self._forwards.inc(count, {**component, "merged": merged, "outcome": outcome})
         self._step_seconds.observe(turn.seconds, {**component, "shape": turn.shape, "size": str(turn.num_forwards)})
+        if turn.seconds > 0:
+            self._device_seconds.inc(turn.seconds, component)
         for seconds in turn.queue_seconds:
             self._queue_seconds.observe(seconds, component)
 
@@ -77,6 +86,55 @@ class DenoiserMetrics:
 
     def cancelled(self, _: Cancelled) -> None:
         self._cancels.inc()
+
+
+class DeviceMetrics:
+    """The memory of a replica on its device, and how busy its engine is; told at each look."""
+
+    def __init__(
+        self,
+        stages: Iterable[str],
+        memory: Callable[[], DeviceMemory | None],
+        engine: EngineStatistics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`memory` returns None where nobody counts it; `engine`: of the denoiser, where it is among the stages."""
+        self._stage = {"stage": "+".join(stages)}
+        self._memory, self._engine, self._clock = memory, engine, clock
+        self._out_of_memory_before = 0
+        self._seen: deque[tuple[float, float]] = deque()  # the time, and the busy seconds until then
+        self._bytes = Gauge(
+            "triptych_device_memory_bytes",
+            "Bytes of the device, allocated, reserved or at the peak.",
+            ("stage", "kind"),
+        )
+        self._out_of_memory = Counter(
+            "triptych_out_of_memory", "Times that the device had less memory than was asked for.", ("stage",)
+        )
+        self._busy_share = Gauge(
+            "triptych_engine_busy_share", "Share of the last minute in which the device made forwards.", ("stage",)
+        )
+
+    def look(self) -> None:
+        """Cheap: it asks the host only."""
+        memory = self._memory()
+        if memory is not None:
+            for kind in ("allocated", "reserved", "peak"):
+                self._bytes.set(getattr(memory, kind), {**self._stage, "kind": kind})
+            new = memory.out_of_memory - self._out_of_memory_before
+            self._out_of_memory_before = memory.out_of_memory
+            if new > 0:
+                self._out_of_memory.inc(new, self._stage)
+        if self._engine is not None:
+            self._busy_share.set(self._share_of_the_last_minute(self._engine.seconds), self._stage)
+
+    def _share_of_the_last_minute(self, busy_s: float) -> float:
+        now, seen = self._clock(), self._seen
+        seen.append((now, busy_s))
+        while len(seen) > 2 and now - seen[1][0] >= BUSY_OVER_S:
+            seen.popleft()
+        then, busy_then_s = seen[0]
+        return min(1.0, (busy_s - busy_then_s) / (now - then)) if now > then else 0.0
 
 
 EXPORTS: dict[type, Callable[[DenoiserMetrics, Any], None]] = {

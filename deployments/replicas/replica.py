@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
 from deployments.features import FEATURES
 from deployments.media.pool import MediaPool
@@ -40,8 +41,9 @@ from deployments.observability.stage_load import StageLoads
 from deployments.observability.table import OBSERVERS
 from deployments.replicas.autoscaling import autoscaling_stats
 from deployments.replicas.dev import Inside, free_memory
+from deployments.replicas.device_share import IdleMemory, claim_share
 from deployments.replicas.fitness import Fitness, hangs
-from deployments.replicas.metrics import DenoiserMetrics
+from deployments.replicas.metrics import DenoiserMetrics, DeviceMetrics
 from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
 from deployments.replicas.split_check import check_split
@@ -57,7 +59,7 @@ from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
 from deployments.stages.warm_up import warm_up_requests
 from deployments.starting import tell_start
-from env_config.library_caches import check_cache_root, set_library_caches
+from env_config.library_caches import check_cache_root, set_allocator_settings, set_library_caches
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class StageReplica:
         runtime = self.env.runtime
         check_cache_root(runtime.cache_root)
         set_library_caches(runtime.cache_root)
+        set_allocator_settings(runtime.target_device)
         apply_logging_level(runtime.logging_level)
         if checked:
             check_split(model, checked)
@@ -96,6 +99,7 @@ class StageReplica:
             else None
         )
         self.device = select_device(runtime.target_device)
+        share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), observers)
         self.stage = build_stage(model, stages, self.env, self.device, self.observers.wrap_kernel)
@@ -110,6 +114,12 @@ class StageReplica:
         self._others = OtherStages(others or {})
         self.denoiser = self._open_denoiser(model, can_ask=bool(others)) if "denoiser" in stages else None
         self.fitness = self._open_fitness(model)
+        self._idle_memory = IdleMemory(self.device, share)
+        self._device_metrics = DeviceMetrics(
+            stages,
+            memory=lambda: device_memory(self.device),
+            engine=self.denoiser.engine.statistics if self.denoiser else None,
+        )
         self._inside = Inside(
             replica_id, self.env, self.device, self.description, self.observers, self.denoiser, self.media_pool
         )
@@ -136,7 +146,8 @@ class StageReplica:
             warm_up(self, requests, self._others.encode, tell)
 
     def _open_fitness(self, model: ModelArgs) -> Fitness:
-        signs = [hangs("the work in the pipeline's thread", self.threads.under_way, model.watchdog)]
+        threads = self.threads
+        signs = [hangs("the work in the pipeline's thread", threads.under_way, model.watchdog, threads.waited_until)]
         if self.denoiser is not None:
             engine = self.denoiser.engine
             signs.append(lambda: None if engine.is_alive else "the engine's thread has ended")
@@ -203,8 +214,24 @@ class StageReplica:
     # -- what others ask of it ------------------------------------------------------------------------------
 
     async def check_health(self) -> None:
-        """Raises RuntimeError when it cannot work any more, so that Serve replaces the replica."""
+        """Raises RuntimeError when it cannot work any more, so that Serve replaces the replica.
+
+        Serve asks every few seconds: then the device's metrics are told, and an idle replica gives memory back.
+        """
         self.fitness.check()
+        self._device_metrics.look()
+        if self._idle_memory.is_due(self._idle_since()):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self.threads.request_threads, self._idle_memory.give_back)
+
+    def _idle_since(self) -> float | None:
+        """When its last work ended, by time.monotonic(); None during one."""
+        ended = self.threads.under_way.idle_since
+        if self.denoiser is None or ended is None:
+            return ended
+        engine = self.denoiser.engine
+        engine_ended = engine.under_way.idle_since
+        return None if engine.num_fibers or engine_ended is None else max(ended, engine_ended)
 
     async def describe(self) -> StageDescription:
         return self.description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from deployments.engine.under_way import UnderWay
 from deployments.messages import Conditioning, DecodeInputs, Envelope, GenerationRequest, StageName
 from deployments.observability.observer import Observers, StageWork
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
 from deployments.stages.decode import Decoded
 
 MAX_REQUEST_THREADS = 64  # each waits for the engine most of the time; Serve's max_ongoing_requests bounds them first
@@ -30,6 +32,7 @@ class StageThreads:
         self._pipeline = pipeline
         self._observers = observers
         self.under_way = UnderWay()  # in the thread that owns the pipeline
+        self._worker_ident: int | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
         self.request_threads: Executor = ThreadPoolExecutor(
             max_workers=MAX_REQUEST_THREADS, thread_name_prefix="request"
@@ -40,7 +43,7 @@ class StageThreads:
     ) -> T:
         """`run(pipeline, request, *inputs)` in the thread that owns the pipeline, observed."""
         work = stage_work(stage, request, envelope, time.time(), *inputs)
-        kind = (stage, *(str(request.arguments.get(name)) for name in SIZES))
+        kind = (stage, work.bytes_in, *(str(request.arguments.get(name)) for name in SIZES))
 
         def observed() -> T:
             with self._observers.around(work):
@@ -62,15 +65,20 @@ class StageThreads:
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs the function in the thread that owns the pipeline."""
-        return await self._in_worker(function, lambda: function(*args, **kwargs))
+        return await self._in_worker(function, lambda: function(*args, **kwargs), is_regular=False)
 
     def now_in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same for a thread that waits, before any request is there."""
         return self._worker.submit(function, *args, **kwargs).result()
 
-    async def _in_worker(self, kind: Hashable, function: Callable[[], T]) -> T:
+    def waited_until(self) -> float | None:
+        """When that thread got the pipeline's code at last, by the clock; None while other threads have it."""
+        return PIPELINE_CODE.waited_until(self._worker_ident)
+
+    async def _in_worker(self, kind: Hashable, function: Callable[[], T], is_regular: bool = True) -> T:
         def timed() -> T:
-            with self.under_way.work(kind):
+            self._worker_ident = threading.get_ident()
+            with self.under_way.work(kind, is_regular):
                 return function()
 
         return await asyncio.get_running_loop().run_in_executor(self._worker, timed)

@@ -15,40 +15,43 @@ from deployments.messages import ComponentAnswer, ComponentCall
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import function_of, is_routed
-from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, PIPELINE_CODE, Session
+from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
+from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, Session
 from deployments.stage_pipeline.sessions.switches import set_switches
+from deployments.tensors.global_generators import global_states, set_global_states
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import leaves, with_anything, without_opaque
 
 
 def component_call(session: Session, component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
     """The caller's side: the call as a message. Raises NotSupportedError for what the request has changed otherwise."""
-    return ComponentCall(component, method, pack((args, kwargs, torch.get_rng_state(), session.switches(component))))
+    arguments = args, kwargs, global_states(session.device), session.switches(component)
+    return ComponentCall(component, method, pack(arguments))
 
 
 def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.device) -> Any:
     """The caller's side: the output, after the caller's generators were left as the call left its own."""
-    output, states, global_state = unpack(answer.outcome, device)
+    output, states, of_torch = unpack(answer.outcome, device)
     for generator, state in zip(_generators((args, kwargs)), states, strict=True):
         generator.set_state(state)
-    torch.set_rng_state(global_state)
+    set_global_states(of_torch, device)
     return with_anything(output)
 
 
 @torch.no_grad()
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
     """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
-    args, kwargs, global_state, switches = unpack(call.arguments, stage.device)
+    args, kwargs, of_torch, switches = unpack(call.arguments, stage.device)
     with PIPELINE_CODE, pipeline_errors():
         session = AnsweringSession(stage)
         function = _function(stage, session, call)
         for component, changed in switches.items():
             if component in stage.components:
                 set_switches(session.own_modules_of(component), changed)
-        torch.set_rng_state(global_state)
+        set_global_states(of_torch, stage.device)
         output = session.call_inside(call.component, function, args, kwargs)
         states = [generator.get_state() for generator in _generators((args, kwargs))]
-        return ComponentAnswer(pack((without_opaque(output), states, torch.get_rng_state())))
+        return ComponentAnswer(pack((without_opaque(output), states, global_states(stage.device))))
 
 
 class AnsweringSession(Session):

@@ -17,7 +17,7 @@ from deployments.observability.logging_setup import apply_logging_level
 from deployments.verify.check import verify
 from deployments.verify.process import REPORT, CheckOrder
 from deployments.verify.verdict import Report
-from env_config.library_caches import check_cache_root, set_library_caches
+from env_config.library_caches import check_cache_root, set_allocator_settings, set_library_caches
 from env_config.section import EnvConfigError
 from env_config.variables import EnvConfig
 
@@ -36,6 +36,7 @@ def report_of(order: CheckOrder) -> Report:
         env = EnvConfig.from_environ()
         check_cache_root(env.runtime.cache_root)
         set_library_caches(env.runtime.cache_root)
+        set_allocator_settings(env.runtime.target_device)
         apply_logging_level(env.runtime.logging_level)
         return verify(order.model, order.processes, order.asked, env, select_device(env.runtime.target_device))
     except torch.OutOfMemoryError:

@@ -100,10 +100,11 @@ class Split:
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
     ) -> Any:
+        device = self.whole.stages["denoiser"].device
         call = component_call(session, component, method, args, kwargs)
         with session.waiting():
             answer = self.ask_stage(stage, call)
-        return apply_answer(answer, args, kwargs, self.whole.stages["denoiser"].device)
+        return apply_answer(answer, args, kwargs, device)
 
     def ask_stage(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
         return sent(answer_call(self.whole.stages[stage], sent(call)))

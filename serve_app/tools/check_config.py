@@ -16,9 +16,13 @@ from ray.serve._private.build_app import build_app as serve_build_app
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from deployments.accelerators import ACCELERATORS, VARIABLE, share_problem
 from env_config.closest import did_you_mean
 from env_config.secret import SecretReference
+from env_config.section import EnvConfigError, read_environ
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
+from env_config.variables import EnvConfig
+from serve_app.app import PLACEMENTS, AppArgs
 from serve_app.autoscaling import ReplicaRatio
 from serve_app.tools.fits import cannot_fit, gpu
 
@@ -99,7 +103,43 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
     problems += check_secrets(values, application, deployments, f"{where}.args")
+    problems += check_accelerators(values, application, deployments, where)
     return problems + check_autoscaling(application, deployments, where)
+
+
+def check_accelerators(
+    args: BaseModel, application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str
+) -> list[str]:
+    """What the replicas of the stages would refuse at their start: no share of a device, or more than one."""
+    problems: list[str] = []
+    if not isinstance(args, AppArgs):
+        return problems
+    for name in dict.fromkeys(PLACEMENTS[args.placement]):
+        options = next((each.get("ray_actor_options") for each in deployments if each.get("name") == name), None)
+        target = target_device_of(application, mapping_or_empty(options))
+        share = ACCELERATORS[target].asked(mapping_or_empty(options)) if target in ACCELERATORS else 0
+        problem = share_problem(target, share) if isinstance(share, int | float) else None  # else: Serve's schema
+        problems += [f"{where}.deployments[{name}].{problem}"] if problem else []
+        if args.fence_device_memory and target and target not in ACCELERATORS:
+            problems.append(f"{where}.args.fence_device_memory is true: with {VARIABLE}={target} it must be false")
+    return problems
+
+
+def target_device_of(application: Mapping[str, Any], ray_actor_options: Mapping[str, Any]) -> str:
+    """As the replica will read it; empty for a value that is known only on its node, or that is refused elsewhere.
+
+    Ray may have been started with the variable: where the config has none, this process's own counts.
+    """
+    env_vars = {name: value for name, value in read_environ().items() if name == VARIABLE}
+    for owner in (application, ray_actor_options):
+        env_vars |= mapping_or_empty(mapping_or_empty(owner.get("runtime_env")).get("env_vars"))
+    target = str(env_vars.get(VARIABLE, ""))
+    if EXPANDED_BY_RAY.search(target):
+        return ""
+    try:
+        return EnvConfig.parse({VARIABLE: target} if target else {}).runtime.target_device
+    except EnvConfigError:
+        return ""
 
 
 def check_secrets(

@@ -22,10 +22,10 @@ def main(name: str, checkpoint: Path, folder: Path) -> None:
     os.environ["SGLANG_DIFFUSION_CACHE_ROOT"] = str(folder)
     os.environ["SGLANG_DIFFUSION_LOGGING_LEVEL"] = "ERROR"
     serve.get_replica_context = lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
-    ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "node")
 
-    from tests.support.whole_replica import WholeReplica
+    from tests.support.whole_replica import RuntimeContext, WholeReplica
 
+    ray.get_runtime_context = RuntimeContext
     whole = WholeReplica(checkpoint)
     simulated_accelerator.dispatched.clear()
     whole.generate(2)

@@ -2,9 +2,13 @@
 
 It shows where tensors are placed, which moves are made and that tensors of two devices never mix; it says
 nothing about a vendor's kernels or their speed. One name per process, which must not be one torch has.
+
+As on CUDA, it draws random numbers with a generator of its own, and refuses one of another device.
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ _libraries: list[torch.library.Library] = []  # a library that is collected take
 dispatched: list[str] = []  # every operation that ran on the simulated device
 synchronized: list[int] = []  # how many operations had run at each call of synchronize()
 _storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+_generator = torch.Generator()  # the device's global one
 
 
 def install(name: str) -> None:
@@ -30,6 +35,10 @@ def install(name: str) -> None:
     module = torch.get_device_module(name)
     module.synchronize = lambda: synchronized.append(len(dispatched))
     module.memory_allocated = lambda: sum(storage.nbytes() for storage in _storages)
+    module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
+    module.manual_seed_all = module.manual_seed = _generator.manual_seed
+    module.get_rng_state = lambda device=None: _generator.get_state()
+    module.set_rng_state = lambda state, device=None: _generator.set_state(state)
 
 
 class SimulatedTensor(torch.Tensor):
@@ -72,15 +81,32 @@ def _run_on_cpu(func: Any, *args: Any, **kwargs: Any) -> Any:
     )
     if simulated and foreign and func not in copies:
         raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
+    is_here = bool(simulated) or (device is not None and torch.device(device).type == _name())
+    if is_here and any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values())):
+        raise RuntimeError(f"Expected a '{_name()}' device type for generator but found 'cpu' ({func})")
     cpu_args, cpu_kwargs = _pytree.tree_map(_inner, (args, kwargs))
     if device is not None and torch.device(device).type == _name():
         cpu_kwargs["device"] = torch.device("cpu")
-    output = func(*cpu_args, **cpu_kwargs)
+    draws = is_here and torch.Tag.nondeterministic_seeded in func.tags
+    with _drawing() if draws else nullcontext():
+        output = func(*cpu_args, **cpu_kwargs)
     if func is torch.ops.aten.copy_.default:
         return args[0]
     if func is torch.ops.aten._to_copy.default and device is not None and torch.device(device).type == "cpu":
         return output
     return _pytree.tree_map(_outer, output)
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """With the device's generator in place of the CPU's global one."""
+    of_the_cpu = torch.get_rng_state()
+    torch.set_rng_state(_generator.get_state())
+    try:
+        yield
+    finally:
+        _generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(of_the_cpu)
 
 
 def _name() -> str:

@@ -35,6 +35,16 @@ ARGUMENTS = {
 OUTPUTS = {"flux": OutputFormat("image", "png"), "wan22": OutputFormat("video", "mp4")}
 
 
+class RuntimeContext:
+    """What Ray tells a replica of itself: one device of each kind is its own."""
+
+    def get_node_id(self) -> str:
+        return "node-1"
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0, "GPU": 1.0, "NPU": 1.0}
+
+
 class WholeReplica:
     """A replica, and how to ask it for a picture if it has all three stages."""
 
@@ -104,7 +114,7 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
             replica_id = SimpleNamespace(unique_id="replica-1")
             context = SimpleNamespace(replica_id=replica_id, app_name="app", deployment="+".join(stages))
             monkeypatch.setattr(serve, "get_replica_context", lambda: context)
-            monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
+            monkeypatch.setattr(ray, "get_runtime_context", RuntimeContext)
             set_variables(monkeypatch, tmp_path, variables)
             whole = WholeReplica(checkpoint, dtype, stages, observers, arguments, others)
             cleaning.callback(whole.close)

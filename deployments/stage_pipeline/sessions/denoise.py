@@ -21,6 +21,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import NO_STEP, EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
+from deployments.tensors.draws import draws_of_call, without_draws
 from deployments.tensors.values import (
     copied,
     describe,
@@ -144,7 +145,7 @@ class DenoiseSession(Session):
         """The denoiser's output, computed by `run_denoiser` or here."""
         context = self.contexts.get(component)
         if self.run_denoiser is None:
-            with self.rewired(component):
+            with self.rewired(component), without_draws():
                 return call_directly(real, component, context, args, kwargs)
         with self.waiting():
             return self.run_denoiser(real, component, context, args, kwargs)
@@ -258,5 +259,5 @@ def call_directly(real: Any, name: str, context: tuple[Any, dict[str, Any]] | No
         if context and hasattr(real, "cache_context")
         else contextlib.nullcontext()
     )
-    with entered:
+    with entered, draws_of_call(args, kwargs):
         return real(*args, **kwargs)

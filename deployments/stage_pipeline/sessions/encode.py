@@ -15,9 +15,13 @@ from deployments.stage_pipeline.sessions.hooks import Told
 from deployments.stage_pipeline.sessions.reading import TextsRead
 from deployments.stage_pipeline.sessions.session import PIPELINE, RandomStates, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
+from deployments.tensors.global_generators import GlobalStates, moved_states
 from deployments.tensors.values import copied, fill, has_nan
 
 NO_STEP = "it makes no step: num_inference_steps x strength, or a list of steps, leaves none"
+
+
+MovedStates = tuple[torch.Tensor | None, GlobalStates]  # None, or not among them: left alone
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class EncoderCall:
     component: str
     method: str
     output: Any
-    random_states: tuple[torch.Tensor | None, torch.Tensor | None] | None
+    random_states: MovedStates | None
     hooks: list[Told] = field(default_factory=list)
 
 
@@ -90,10 +94,7 @@ class EncodeSession(Session):
         return self.stage.is_here(component) and not (has_no_decoder and method.startswith("decode"))
 
 
-def _moved(before: RandomStates, after: RandomStates) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+def _moved(before: RandomStates, after: RandomStates) -> MovedStates | None:
     # Some encoders sample (a caption, a posterior): the replay must leave the generators as the real call did.
-    moved = (
-        None if torch.equal(before[0], after[0]) else after[0],
-        None if torch.equal(before[1], after[1]) else after[1],
-    )
-    return None if moved == (None, None) else moved
+    moved = None if torch.equal(before[0], after[0]) else after[0], moved_states(before[1], after[1])
+    return None if moved == (None, {}) else moved

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,8 +26,16 @@ from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
 from deployments.stage_pipeline.sessions.own_modules import OwnModules, rewired
+from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
 from deployments.stage_pipeline.sessions.reading import reading_copy
 from deployments.stage_pipeline.sessions.switches import Switch, switches_of
+from deployments.tensors.draws import draws_for, draws_of_call, without_draws
+from deployments.tensors.global_generators import (
+    GlobalStates,
+    global_states,
+    seed_global_generators,
+    set_global_states,
+)
 
 # Recorded as one call each: what they return is small, while the text encoder inside may return every layer.
 ENCODING_METHODS = ("encode_prompt", "encode_image", "encode_block")
@@ -36,11 +43,7 @@ ENCODING_METHODS = ("encode_prompt", "encode_image", "encode_block")
 STEPS = ("step", "step_pred")
 PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
 
-# Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generator
-# belongs to one request at a time. It is let go of while a request waits for the device or another stage.
-PIPELINE_CODE = threading.Lock()
-
-RandomStates = tuple[torch.Tensor, torch.Tensor]  # of the request's generator and of the global one
+RandomStates = tuple[torch.Tensor, GlobalStates]  # of the request's generator and of torch's global ones
 
 
 class StopStage(BaseException):
@@ -100,27 +103,28 @@ class Session:
 
         Raises PipelineFailedError where its code fails as it does on arguments that it cannot use.
         """
-        with PIPELINE_CODE, pipeline_errors():
-            seed_global_generators(self.seed, self.stage.device)  # some pipelines sample from them
+        with PIPELINE_CODE, pipeline_errors(), draws_for(self.device):
+            seed_global_generators(self.seed, self.device)  # some pipelines sample from them
             return self.pipeline(**own_arguments(type(self.stage.pipeline), self.generator) | self.arguments)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Lets the code of other requests run meanwhile; the global generator's state stays this request's."""
-        state = torch.get_rng_state()
-        PIPELINE_CODE.release()
-        try:
-            yield
-        finally:
-            PIPELINE_CODE.acquire()
-            torch.set_rng_state(state)
+        """Lets the code of other requests run meanwhile; the states of the global generators stay this request's."""
+        states = global_states(self.device)
+        with without_draws():
+            PIPELINE_CODE.release()
+            try:
+                yield
+            finally:
+                PIPELINE_CODE.acquire()
+                set_global_states(states, self.device)
 
     def call_inside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a real component, on which the pipeline's hooks and switches are; its own calls are not routed."""
         hooks = self.hooks.on_modules(self.stage.pipeline) if not self._inside else contextlib.nullcontext()
         self._inside += 1
         try:
-            with self.rewired(component), hooks:
+            with self.rewired(component), hooks, without_draws(), draws_of_call(args, kwargs):
                 return function(*args, **kwargs)
         finally:
             self._inside -= 1
@@ -133,13 +137,13 @@ class Session:
         return self.hooks.add(Hook(component, path, register, function, options))
 
     def random_states(self) -> RandomStates:
-        return self.generator.get_state(), torch.get_rng_state()
+        return self.generator.get_state(), global_states(self.device)
 
-    def set_random_states(self, states: tuple[torch.Tensor | None, torch.Tensor | None]) -> None:
+    def set_random_states(self, states: tuple[torch.Tensor | None, GlobalStates]) -> None:
+        """Those that are not among `states` stay as they are."""
         if states[0] is not None:
             self.generator.set_state(states[0])
-        if states[1] is not None:
-            torch.set_rng_state(states[1])
+        set_global_states(states[1], self.device)
 
     @contextlib.contextmanager
     def cache_context(self, component: str, name: Any = None, **kwargs: Any) -> Iterator[None]:
@@ -300,14 +304,6 @@ class Session:
         private.__dict__["_session"] = _SessionReference(self)
         self.schedulers.append(private)
         return private
-
-
-def seed_global_generators(seed: int, device: torch.device) -> None:
-    """As torch.manual_seed, which costs a millisecond for devices that this process does not use."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
 
 
 class _SessionReference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.devices import DeviceProbe
+from deployments.devices import DeviceError, DeviceProbe
 from deployments.errors import ReplicaRefusedError, ReplicaUnfitError
 from deployments.messages import UNFOLLOWED, Conditioning, DecodeInputs, GenerationRequest, OutputFormat, Packed
 from deployments.observability.observer import Observer, StageWork
 from deployments.observability.table import OBSERVERS
-from tests.support.whole_replica import MakeReplica, make_replica
+from deployments.replicas import device_share
+from deployments.replicas.replica import StageReplica
+from deployments.replicas.table import REPLICAS, STAGE_REPLICA, ReplicaKind, deployment
+from tests.support.whole_replica import MakeReplica, RuntimeContext, make_replica, pretend
 
 __all__ = ["make_replica"]
 
@@ -121,6 +125,58 @@ def test_a_dead_device_ends_the_replica_and_not_the_request(
     with pytest.raises(RuntimeError, match="illegal memory access"):
         asyncio.run(whole.replica.check_health())
     assert all("illegal memory access" in said for said in asyncio.run(refusals(whole.replica)))
+
+
+def test_a_replica_that_ray_gave_no_gpu_does_not_start(
+    make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "cuda")
+    monkeypatch.setattr(RuntimeContext, "get_assigned_resources", lambda _: {"CPU": 1.0})
+    with pytest.raises(DeviceError, match=r"ray_actor_options.num_gpus is 0: .* above 0 and at most 1"):
+        make_replica(flux_checkpoint, stages=("denoiser",))
+
+
+def test_an_idle_replica_on_a_shared_gpu_gives_memory_back_when_its_health_is_asked(
+    make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "cuda")
+    monkeypatch.setattr(RuntimeContext, "get_assigned_resources", lambda _: {"GPU": 0.3})
+    given_back: list[str] = []
+    monkeypatch.setattr(device_share, "give_back_memory", lambda device: given_back.append(device.name))
+    monkeypatch.setattr(device_share, "IDLE_S", 0.0)
+    whole = make_replica(flux_checkpoint)
+    for expected in (1, 1, 2):
+        if expected == 2:
+            whole.generate(2)
+        asyncio.run(whole.replica.check_health())
+        assert given_back == ["cuda"] * expected
+    with whole.replica.threads.under_way.work("something"):
+        asyncio.run(whole.replica.check_health())
+    assert given_back == ["cuda"] * 2
+
+
+@pytest.mark.parametrize("kind", REPLICAS.values(), ids=lambda kind: kind.name)
+def test_every_deployment_tells_its_health_by_the_same_replica(kind: ReplicaKind) -> None:
+    bound = deployment(kind)
+    assert bound.func_or_class == STAGE_REPLICA
+    assert STAGE_REPLICA.endswith(f".{StageReplica.__name__}")
+    assert bound._deployment_config.health_check_period_s == 2
+
+
+@pytest.mark.parametrize("thread", ["threads", "engine"])
+def test_a_hung_device_ends_the_replica(
+    thread: str, make_replica: MakeReplica, flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoding or a forward that does not end, seen by the clock."""
+    whole = make_replica(flux_checkpoint)
+    asyncio.run(whole.replica.check_health())
+    under_way = (whole.denoiser.engine if thread == "engine" else whole.replica.threads).under_way
+    with under_way.work("it hangs"):
+        monkeypatch.setattr(under_way, "_clock", lambda: time.monotonic() + 3601)
+        with pytest.raises(RuntimeError, match=r"has not ended for 3601 s, at most 3600 s are allowed"):
+            asyncio.run(whole.replica.check_health())
+        with pytest.raises(ReplicaRefusedError, match="has not ended"):
+            whole.generate(2)
 
 
 def test_requests_of_an_engine_whose_thread_has_ended_are_done_by_others(

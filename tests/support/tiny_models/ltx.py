@@ -31,7 +31,7 @@ from tests.support.tiny_models.tokenizers import gemma_tokenizer, t5_tokenizer
 def ltx() -> PipelineAndRequest:
     pipeline = LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
-        vae=_ltx_autoencoder(timestep_conditioning=False),
+        vae=ltx_autoencoder(timestep_conditioning=False),
         text_encoder=t5_encoder(),
         tokenizer=t5_tokenizer(),
         transformer=diffusers_model(
@@ -63,7 +63,7 @@ def ltx() -> PipelineAndRequest:
 def ltx_tcond() -> PipelineAndRequest:
     """From 0.9.1 on the VAE takes a time step, and noise is added to the latents after the loop."""
     pipeline, request = ltx()
-    components = pipeline.components | {"vae": _ltx_autoencoder(timestep_conditioning=True)}
+    components = pipeline.components | {"vae": ltx_autoencoder(timestep_conditioning=True)}
     return LTXPipeline(**components), {**request, "decode_timestep": 0.05, "decode_noise_scale": 0.025}
 
 
@@ -119,7 +119,7 @@ def ltx2_i2v() -> PipelineAndRequest:
     return LTX2ImageToVideoPipeline(**pipeline.components), {**request, "image": noise_image(32)}
 
 
-def _ltx_autoencoder(*, timestep_conditioning: bool) -> AutoencoderKLLTXVideo:
+def ltx_autoencoder(*, timestep_conditioning: bool) -> AutoencoderKLLTXVideo:
     vae = diffusers_model(
         AutoencoderKLLTXVideo,
         in_channels=3,

@@ -105,6 +105,7 @@ def test_a_configuration_with_parts_is_checked_to_the_last_key(
         "name": "a",
         "import_path": "serve_app.app:build_app",
         "args": {"model": "checkpoints/emoji-flux", "components": given},
+        "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}},
     }
     config = {"http_options": {"host": "127.0.0.1"}, "applications": [application]}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))

@@ -164,7 +164,7 @@ def test_the_variable_of_a_secret_does_not_stand_in_the_config(value: str, is_re
         "name": "a",
         "import_path": "serve_app.app:build_app",
         "args": with_argument("jobs.webhook_secret", {"env": "A_SECRET"}),
-        "runtime_env": {"env_vars": {"A_SECRET": value}},
+        "runtime_env": {"env_vars": {"A_SECRET": value, "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}},
     }
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": [application]}))

@@ -46,7 +46,8 @@ ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
 ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
 STARTING = ("deployments.starting",)  # what a replica tells of its start
-DEVICES = ("deployments.devices",)
+DEVICES = ("deployments.devices", "deployments.device_memory")
+ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
@@ -77,7 +78,16 @@ RULES = (
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
     ),
     Rule(
-        TOOLS, ("serve_app.app", "deployments.plan.cards", "serve_app.api_keys", "serve_app.autoscaling", *TOOLS, *DOOR)
+        TOOLS,
+        (
+            "serve_app.app",
+            "deployments.plan.cards",
+            "serve_app.api_keys",
+            "serve_app.autoscaling",
+            *TOOLS,
+            *DOOR,
+            *ACCELERATORS,
+        ),
     ),
     Rule(
         ("serve_app.ingress",),
@@ -127,7 +137,7 @@ RULES = (
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
-    Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
         (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
@@ -184,6 +194,7 @@ RULES = (
             *WEIGHTS,
             *MEDIA,
             *DEVICES,
+            *ACCELERATORS,
             *MODULES,
             *ARGUMENTS,
             *MESSAGES,
@@ -257,7 +268,7 @@ RULES = (
     Rule(WEIGHTS, (*WEIGHTS, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(TENSORS, (*TENSORS, *MESSAGES), never=("ray", *HTTP)),
     Rule(MODULES, (*DEVICES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
-    Rule(DEVICES, (*MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(DEVICES, (*DEVICES, *ACCELERATORS, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(ENV_CONFIG, ENV_CONFIG, never=(*HEAVY, *HTTP, "ray", "numpy")),
 )
 

@@ -738,7 +738,7 @@ def test_work_that_does_not_end_in_the_engines_thread_is_seen_from_outside() -> 
             with ThreadPoolExecutor(1) as thread:
                 called = thread.submit(engine.call, fiber, lambda work=work, fiber=fiber: work(fiber))
                 assert begun.wait(30)
-                seconds, is_first = engine.under_way.seconds()
+                seconds, is_first = engine.under_way.look().seconds, engine.under_way.look().is_first
                 held.set()
                 called.result(30)
             engine.end(fiber)

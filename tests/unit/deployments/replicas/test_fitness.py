@@ -24,6 +24,7 @@ from deployments.media.pool import MediaWorkerError
 from deployments.messages import UNFOLLOWED, Envelope
 from deployments.model import WatchdogArgs
 from deployments.replicas.fitness import Fitness, hangs
+from deployments.stage_pipeline.sessions.pipeline_code import PipelineCode
 
 SUSPECTED = Envelope(tried_until=3)
 STICKY = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -189,7 +190,7 @@ class Clock:
         return self.now
 
 
-ARGS = WatchdogArgs(forward_timeout_s=10, first_forward_timeout_s=100)
+ARGS = WatchdogArgs(forward_timeout_s=10, first_forward_timeout_s=100, times_usual=None)
 
 
 def test_work_that_does_not_end_is_seen_and_the_first_of_its_kind_may_take_longer() -> None:
@@ -218,13 +219,130 @@ def test_what_failed_is_still_to_be_done_for_the_first_time() -> None:
     with pytest.raises(ValueError, match="no"), under_way.work("kind"):
         raise ValueError("no")
     with under_way.work("kind"):
-        assert under_way.seconds() == (0.0, True)
+        assert under_way.look().is_first
 
 
 def test_without_a_limit_nothing_hangs() -> None:
     clock: Any = Clock()
     under_way = UnderWay(clock)
-    sign = hangs("a forward", under_way, WatchdogArgs(forward_timeout_s=None, first_forward_timeout_s=None))
+    none = WatchdogArgs(forward_timeout_s=None, first_forward_timeout_s=None, times_usual=None)
+    sign = hangs("a forward", under_way, none)
     with under_way.work("kind"):
         clock.now = 1e9
         assert sign() is None
+
+
+BY_THE_USUAL = WatchdogArgs(forward_timeout_s=600, first_forward_timeout_s=3600, times_usual=20, usual_timeout_s=60)
+
+
+def done(under_way: UnderWay, clock: Clock, seconds: float, times: int = 4, kind: str = "kind") -> None:
+    for _ in range(times):
+        with under_way.work(kind):
+            clock.now += seconds
+
+
+@pytest.mark.parametrize(("usual_s", "limit_s"), [(0.2, 60), (5.0, 100), (50.0, 600)])
+def test_what_takes_far_longer_than_usual_hangs_and_what_is_usual_never_does(usual_s: float, limit_s: float) -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, usual_s)
+    sign = hangs("a forward", under_way, BY_THE_USUAL)
+    with under_way.work("kind"):
+        clock.now += limit_s - 1
+        assert sign() is None
+        clock.now += 2
+        reason = sign()
+        assert reason is not None
+        assert reason.startswith(f"a forward has not ended for {limit_s + 1:.0f} s")
+    with under_way.work("another kind"):
+        clock.now += limit_s + 1
+        assert sign() is None, "the first of its kind is judged by its own limit"
+
+
+def test_what_is_usual_is_known_only_after_some_and_without_the_first() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, 1000, times=1)  # it compiled
+    done(under_way, clock, 0.1, times=2)
+    with under_way.work("kind"):
+        assert under_way.look().usual_s is None
+    done(under_way, clock, 0.1, times=1)
+    with under_way.work("kind"):
+        assert under_way.look().usual_s == pytest.approx(0.1)
+
+
+def test_a_slow_one_among_many_raises_what_is_usual_for_a_while() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, 1.0)
+    done(under_way, clock, 10.0, times=1)
+    done(under_way, clock, 1.0, times=1)
+    with under_way.work("kind"):
+        assert under_way.look().usual_s == pytest.approx(9.0)
+    done(under_way, clock, 1.0, times=30)
+    with under_way.work("kind"):
+        assert under_way.look().usual_s == pytest.approx(1.0)
+
+
+def test_irregular_work_is_judged_by_the_fixed_limits_alone() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    sign = hangs("a turn", under_way, BY_THE_USUAL)
+    for _ in range(10):
+        with under_way.work("a turn", is_regular=False):
+            clock.now += 0.1
+    with under_way.work("a turn", is_regular=False):
+        clock.now += 599
+        assert sign() is None
+        clock.now += 2
+        assert sign() is not None
+
+
+def test_work_inside_another_counts_by_itself() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, 0.1)
+    sign = hangs("a forward", under_way, BY_THE_USUAL)
+    with under_way.work("kind"):
+        clock.now += 5
+        with under_way.work("it compiles"):
+            clock.now += 1000
+            assert sign() is None
+        assert under_way.look().seconds == 5
+        assert sign() is None
+
+
+def test_who_waits_for_what_another_one_has_does_not_hang() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, 0.1)
+    waited: list[float | None] = [None]
+    sign = hangs("an encoding", under_way, BY_THE_USUAL, lambda: waited[0])
+    with under_way.work("kind"):
+        clock.now += 100
+        assert sign() is None, "another one has it"
+        waited[0] = clock.now
+        assert sign() is None, "it has just got it"
+        clock.now += 61
+        assert sign() is not None
+
+
+def test_a_lock_tells_until_when_a_thread_may_have_waited_for_it() -> None:
+    clock = Clock()
+    code, me = PipelineCode(clock), threading.get_ident()
+    clock.now = 1
+    with code:
+        clock.now = 2
+        assert code.waited_until(me) == 1
+        assert code.waited_until(me + 1) is None
+        clock.now = 3
+    assert code.waited_until(me + 1) == 3
+
+
+def test_a_thread_is_idle_since_its_last_work() -> None:
+    clock = Clock()
+    under_way = UnderWay(clock)
+    done(under_way, clock, 5, times=1)
+    assert under_way.idle_since == 5
+    with under_way.work("kind"):
+        assert under_way.idle_since is None

@@ -43,7 +43,9 @@ def config_file(folder: Path, *names: str) -> Path:
             "route_prefix": f"/{name}",
             "import_path": "serve_app.app:build_app",
             "args": {"model": f"org/{name}", "placement": "two_stage", "dtype": "bfloat16"},
-            "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_ATTENTION_BACKEND": "native"}},
+            "runtime_env": {
+                "env_vars": {"SGLANG_DIFFUSION_ATTENTION_BACKEND": "native", "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}
+            },
             "deployments": [
                 {"name": "EncoderVAE", "ray_actor_options": {"runtime_env": {"env_vars": {}}}},
                 {
