@@ -42,6 +42,8 @@ class Caps:
         cap = self._caps.get(structure)
         if cap is None or samples + samples_of_one <= cap.samples:
             return  # not as large as it might have been
+        if samples > cap.samples:  # the larger half of one that did not fit
+            cap.samples = samples
         cap.good += 1
         if cap.good >= cap.needed:
             cap.samples, cap.good, cap.was_raised = max(cap.samples, samples) + samples_of_one, 0, True

@@ -82,9 +82,8 @@ class Joining:
             return False
         trials = self._trials.get(alike[0].structure, _Trials())
         to_come = sum(each.fiber.remaining_forwards() * seconds(each.num_samples) for each in alike)
-        cost = sum(seconds(each.num_samples) for each in alike[:2])
-        spent = trials.seconds + (0.0 if trials.failures else to_come)
-        return cost * 2**trials.failures <= EXPLORING_SHARE * spent
+        cost = sum(seconds(each.num_samples) for each in alike[:2]) * 2.0**trials.failures
+        return cost <= EXPLORING_SHARE * (trials.seconds + (0.0 if trials.failures else to_come))
 
     def pays(self, together_s: float, alone_s: float) -> bool:
         return self._always or together_s <= WORTH_IT * alone_s

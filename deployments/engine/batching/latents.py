@@ -43,17 +43,18 @@ def _latents(arguments: dict[str, Any]) -> list[tuple[torch.Tensor, bool]]:
 
 def _positions(tensor: torch.Tensor, is_item: bool, config: Any) -> int:
     """Of all samples in it."""
-    batch, shape = (1, tensor.shape) if is_item else (tensor.shape[0], tensor.shape[1:])
-    axes = list(shape)
+    batch: int = 1 if is_item else tensor.shape[0]
+    axes: list[int] = list(tensor.shape if is_item else tensor.shape[1:])
     if not axes:
         return batch
     axes.pop(_channel_axis(axes, getattr(config, "in_channels", None)))
-    return batch * math.prod(axes) // _patch(config, axes) if len(axes) > 1 else batch * math.prod(axes)
+    positions: int = batch * math.prod(axes)
+    return positions // _patch(config, axes) if len(axes) > 1 else positions
 
 
 def _channel_axis(axes: list[int], in_channels: Any) -> int:
     """The axis that has the model's channels; else the last of a sequence [N, C] and the first of a grid [C, H, W]."""
-    likely = (-1, 0) if len(axes) <= 2 else (0, -1, *range(1, len(axes) - 1))
+    likely: tuple[int, ...] = (-1, 0) if len(axes) <= 2 else (0, -1, *range(1, len(axes) - 1))
     return next((axis for axis in likely if axes[axis] == in_channels), likely[0])
 
 
@@ -61,10 +62,10 @@ def _patch(config: Any, axes: list[int]) -> int:
     """Positions of the grid that make one token."""
     spatial, temporal = _of(config, SPATIAL_PATCHES), _of(config, TEMPORAL_PATCHES)
     if isinstance(spatial, list | tuple) and len(spatial) > 1:
-        return max(1, math.prod(spatial[-len(axes) :]))
-    side = spatial[0] if isinstance(spatial, list | tuple) else spatial
-    frames = temporal[0] if isinstance(temporal, list | tuple) else temporal
-    return max(1, side**2 * (frames if len(axes) > 2 else 1))
+        return max(1, math.prod(map(int, spatial[-len(axes) :])))
+    side = int(spatial[0] if isinstance(spatial, list | tuple) else spatial)
+    frames = int(temporal[0] if isinstance(temporal, list | tuple) else temporal)
+    return max(1, side * side * (frames if len(axes) > 2 else 1))
 
 
 def _of(config: Any, names: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deployments.engine.batching.axes import Path
@@ -51,7 +52,7 @@ class Trial:
     def lone_outputs(self) -> list[Any]:
         for forward in self._batch:
             watched = Watched(forward.arguments)
-            output, seconds = self._timed(lambda forward=forward: self._batches.call(forward, forward.arguments))
+            output, seconds = self._timed(partial(self._batches.call, forward, forward.arguments))
             self._alone.append(output)
             self._alone_s.append(seconds)
             self._is_written |= watched.is_written()

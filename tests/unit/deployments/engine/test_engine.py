@@ -644,8 +644,12 @@ def test_nobody_waits_for_ever_when_the_engines_thread_fails(make_requests: Make
     def fail(measurement: object) -> None:
         raise OSError("nothing can be measured any more")
 
-    served = make_requests(Denoiser(), measure=fail)
-    for waiting in served.start_together([[0.1], [0.2]]):
+    module = Denoiser()
+    served = make_requests(module, measure=fail)
+    started = [served.hold_device(), served.start([0.1]), served.start([0.2])]
+    wait_until(lambda: served.engine.num_waiting == 2)
+    module.gate.set()
+    for waiting in started:
         with pytest.raises(GenerationFailedError, match="closed"):
             waiting.result(PATIENCE_S)
     wait_until(lambda: not served.engine.is_alive)
@@ -675,7 +679,7 @@ def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> No
     expected = {"forwards": 8, "batches": 4, "merged": 6, "cancelled": 1, "waiting_forwards": 0, "is_alive": True}
     assert {name: described[name] for name in expected} == expected
     assert served.engine.num_fibers == 0
-    assert sorted(map(sorted, served.engine.costs.table().values())) == [[1], [3]]
+    assert sorted(map(sorted, served.engine.costs.table().values())) == [[1], [1, 2, 3]]
 
 
 def test_what_a_request_still_needs_is_predicted_from_its_own_forwards(make_requests: MakeRequests) -> None:

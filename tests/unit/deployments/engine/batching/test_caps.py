@@ -48,3 +48,10 @@ def test_a_forward_of_several_samples_is_added_whole() -> None:
     for _ in range(GOOD_BATCHES):
         caps.fits("s", 4, 2)
     assert caps.of("s") == 6
+
+
+def test_the_larger_half_of_a_batch_that_did_not_fit_may_show_that_more_fits_than_half() -> None:
+    caps = Caps()
+    caps.does_not_fit("s", 3)
+    caps.fits("s", 2, 1)
+    assert caps.of("s") == 2
