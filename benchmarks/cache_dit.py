@@ -28,7 +28,7 @@ import torch
 from benchmarks import report
 from checkpoints.train.evaluate import held_out_prompts
 from checkpoints.train.judge import judge
-from deployments.devices import select_device, synchronize
+from deployments.devices import select_device
 from deployments.features.cache_dit.plan import has_preset
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, ModelArgs
@@ -85,9 +85,7 @@ class Bench:
         self.model, self.steps, self.size = model.name, steps, size
         self.device = select_device(device)
         self.stage = build_stage(ModelArgs(path=str(model), name=model.name), STAGES, EnvConfig(), self.device)
-        self.denoiser = DenoiserStage(
-            self.stage, DenoisingArgs(max_batch_size=1), synchronize=lambda: synchronize(self.device)
-        )
+        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_batch_size=1))
         self.run(PROMPTS[0], 0, {"enable": True})  # the library is loaded, its forward compared with the original
 
     def compare(self, prompt: str, seed: int) -> dict[str, dict[str, float]]:

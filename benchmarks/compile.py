@@ -26,8 +26,8 @@ import torch
 from benchmarks import report
 from deployments.accelerations.compiled_forwards import compilation_timed, num_samples_of, switched_on
 from deployments.devices import select_device, synchronize
+from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import LocalExecutor
-from deployments.engine.merging import Merger
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.model import CompileMode, DenoisingArgs, ModelArgs
 from deployments.stage_pipeline.sessions.denoise import call_directly

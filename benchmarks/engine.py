@@ -112,7 +112,6 @@ class Model:
             self.stage,
             DenoisingArgs(**settings),
             encode=lambda request: encode(self.encoder, request),
-            synchronize=self.synchronize,
         )
         try:
             yield stage

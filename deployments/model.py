@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 Order = Literal["slack", "fifo"]
+Merging = Literal["auto", "always"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ComponentDType = Literal["float32", "bfloat16", "float16"]
 CompileMode = Literal["off", "regional", "whole"]
@@ -52,7 +53,16 @@ class DenoisingArgs(BaseModel):
     max_wait_s: float = Field(
         0.01, ge=0, le=1, description="longest that a forward waits while new requests are prepared to join it, seconds"
     )
-    order: Order = Field("slack", description="slack: the least slack first; fifo: first come, first served")
+    merging: Merging = Field(
+        "auto",
+        description="auto: forwards share a batch where that was measured to let requests be done sooner; "
+        "always: wherever they can",
+    )
+    order: Order = Field(
+        "slack",
+        description="slack: the earliest deadline first, that of a request without `deadline_s` being three times its "
+        "own duration; fifo: first come, first served",
+    )
     deterministic: bool = Field(False, description="every forward runs alone: same seed, same bytes under any load")
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: as few as cost less than 1 % of the time"

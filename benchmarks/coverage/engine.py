@@ -29,7 +29,7 @@ from deployments.tensors.values import tensors
 Numbers = list[torch.Tensor]
 OTHER_PROMPT = "a red sun bright"
 MOST_DEVIATION = 1e-4  # of merged forwards from lone ones, relative to the largest value, in float32
-EVERY_STEP = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1)
+EVERY_STEP = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1, merging="always")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from deployments.engine.axes import BatchAxes, axes_of_calls, has_batch_axis, num_batch_axes
+from deployments.engine.batching.axes import BatchAxes, axes_of_calls, has_batch_axis, num_batch_axes
 from deployments.engine.forward import bind
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, RunDenoiser

@@ -4,6 +4,10 @@ Each fiber's work runs in that same thread, in a greenlet of its own: where it c
 the others go on. Whatever step a fiber is at, its forward can share a batch with any other of the same structure, so
 fibers join and leave between any two forwards. A paused fiber is just one whose forward waits.
 
+The host runs ahead of an accelerator: a fiber goes on as soon as its forward was given to the device, and the next
+batch is decided shortly before the device is done with the last one. What a forward costs, and that it failed, is seen
+when its turn of the device is settled, at most two turns later.
+
 Greenlets and not threads: the work between two forwards is Python, of which one thread runs at a time whatever their
 number, and eight threads that wake together after each batch fight for the interpreter for longer than their work
 takes.
@@ -13,26 +17,29 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from greenlet import getcurrent, greenlet
 
-from deployments.engine.axes import BatchAxes
-from deployments.engine.batches import Batches
+from deployments.engine.batching.axes import BatchAxes
+from deployments.engine.batching.batches import Batches
+from deployments.engine.batching.joining import Merging
+from deployments.engine.clock import Clock, HostClock
 from deployments.engine.executor import CacheContext, Executor, LocalExecutor
 from deployments.engine.fiber import CancelledStage, Fiber
 from deployments.engine.forward import Forward, Surround, bind
+from deployments.engine.marks import HostMark
 from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
-from deployments.engine.step_costs import StepCosts
+from deployments.engine.turns import IN_FLIGHT, Turn, turn_of
 from deployments.engine.under_way import UnderWay
-from deployments.errors import DeadlineExceededError, GenerationFailedError, TriptychError
+from deployments.errors import DeadlineExceededError, GenerationFailedError, ReplicaUnfitError, TriptychError
 from deployments.tensors.values import has_gradients
 
 MAX_CALLS_ELSEWHERE = 64  # at a time; each is of one fiber
@@ -50,23 +57,29 @@ class Engine:
         order: str = "slack",
         executor: Executor | None = None,
         measure: Measure = ignore,
+        merging: Merging = "auto",
+        clock: Clock | None = None,
         compilation_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`compilation_s`: seconds that forwards have spent on being compiled so far, which are no measure of them."""
         self.max_wait_s = max_wait_s
         self.order = ORDERS[order]
         self.measure = measure
+        self.clock = clock or HostClock()
         self.compilation_s = compilation_s
-        self.costs = StepCosts()
+        self.executor = executor or LocalExecutor()
         self.statistics = EngineStatistics()
         self.under_way = UnderWay()  # in the engine's thread: a forward, or what fibers do between two of them
         self.batches = Batches(
-            max_batch_size, max_batch_tokens, executor or LocalExecutor(), self.statistics, self.under_way
+            max_batch_size, max_batch_tokens, self.executor, self.statistics, self.under_way, merging
         )
+        self.costs = self.batches.costs
         self._changed = threading.Condition()
         self._ready: deque[greenlet | Callable[[], None]] = deque()  # they go on before the next batch
         self._waiting: list[Forward] = []
         self._fibers: list[Fiber] = []  # that are under way
+        self._in_flight: deque[Turn] = deque()  # turns that the device has, the oldest first
+        self._last: dict[Fiber, Turn] = {}  # of each fiber the newest turn, until it is settled
         self._calls: dict[Fiber, Future[Any]] = {}
         self._elsewhere = ThreadPoolExecutor(MAX_CALLS_ELSEWHERE, thread_name_prefix="elsewhere")
         self._closed = False
@@ -86,22 +99,40 @@ class Engine:
     def call(self, fiber: Fiber, work: Callable[[], T]) -> T:
         """Runs a fiber's work in the engine's thread, by turns with that of others; returns or raises what it does.
 
-        Raises CancelledStage, and GenerationFailedError when the engine is closed.
+        Returns when the device has done the fiber's forwards. Raises CancelledStage, GenerationFailedError when the
+        engine is closed, and ReplicaUnfitError where a forward failed after the fiber had gone on.
         """
+        result = self.submit(fiber, work)
+        try:
+            value = result.result()
+        except CancelledError:
+            if result.cancelled():  # before it began; else the work's own
+                raise CancelledStage from None
+            raise
+        finally:
+            del result  # an error holds this frame: with it, the tensors of its work would stay
+        turn = self._last.get(fiber)
+        if turn is not None:
+            self._settle(turn)
+        if fiber.failed is not None:
+            raise fiber.failed
+        return value
+
+    def submit(self, fiber: Fiber, work: Callable[[], T]) -> Future[T]:
+        """The same without waiting for it."""
         result: Future[T] = Future()
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
             self._calls[fiber] = result
             self._soon(partial(fulfil, result, work))
-        try:
-            return result.result()
-        except CancelledError:
-            if result.cancelled():  # before it began; else the work's own
-                raise CancelledStage from None
-            raise
-        finally:
-            del self._calls[fiber], result  # an error holds this frame: with it, the tensors of its work would stay
+        result.add_done_callback(partial(self._forget_call, fiber))
+        return result
+
+    def _forget_call(self, fiber: Fiber, result: Future[Any]) -> None:
+        with self._changed:
+            if self._calls.get(fiber) is result:
+                del self._calls[fiber]
 
     def cancel(self, fiber: Fiber) -> None:
         """Effective at once for a fiber that waits, else at its next forward."""
@@ -146,13 +177,14 @@ class Engine:
         return {"is_alive": self.is_alive, "waiting_forwards": self.num_waiting, **statistics}
 
     def set_axes(self, component: str, axes: BatchAxes) -> None:
-        """What was learned of a module; what is known of it already stays."""
-        self.batches.axes.setdefault(component, axes)
+        """What was learned of a module; what is known of an argument already stays."""
+        known = self.batches.axes.get(component, BatchAxes({}, {}))
+        self.batches.axes[component] = BatchAxes(axes.arguments | known.arguments, axes.outputs | known.outputs)
 
     def remaining_s(self) -> list[float]:
         """Device seconds that each fiber still needs, predicted from its own forwards; none before its first."""
-        begun = [fiber for fiber in tuple(self._fibers) if fiber.forwards]
-        return [fiber.seconds / fiber.forwards * fiber.remaining_forwards() for fiber in begun]
+        begun = [fiber for fiber in tuple(self._fibers) if fiber.timed_forwards]
+        return [fiber.seconds / fiber.timed_forwards * fiber.remaining_forwards() for fiber in begun]
 
     def _soon(self, work: greenlet | Callable[[], None]) -> None:
         with self._changed:
@@ -178,7 +210,8 @@ class Engine:
         `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
         a batch, which runs in the surrounding of its first; `by_position`: their samples lie in it as a pipeline's own
         do (Merger). None, or a surrounding without a key, or gradients that the pipeline asks for: this one runs alone.
-        Raises what the module raised, CancelledStage, or DeadlineExceededError when the fiber has expired.
+        Raises what the module raised, CancelledStage, DeadlineExceededError when the fiber has expired, or
+        ReplicaUnfitError where an earlier forward of the fiber failed after it had gone on.
         """
         if threading.current_thread() is not self._thread:
             return self.call(
@@ -189,13 +222,15 @@ class Engine:
         forward = Forward(
             fiber, module, component, context, arguments, surround, merge_key, by_position, has_gradients(arguments)
         )
+        forward.arrived = self.clock.now()
         self.batches.classify(forward)
-        fiber.step_s = self.costs.predict(forward.structure, forward.num_samples) or fiber.step_s
         with self._changed:
             if self._closed:
                 raise GenerationFailedError("the engine is closed")
             if fiber.cancelled:
                 raise CancelledStage
+            if fiber.failed is not None:
+                raise fiber.failed
             self._waiting.append(forward)
         self._let_others_go_on()
         error, output = forward.error, forward.output
@@ -247,13 +282,15 @@ class Engine:
         """The fibers that can go on, each until its next forward; the forwards run between the turns."""
         while not self._closed:
             yield from self._timed(self._ready_fibers())
-            now = time.monotonic()
+            now = self.clock.now()
             late = self._refused(now, DeadlineExceededError, "the deadline that deadline_s set has passed")
             yield from self._timed(late)
-            yield from self._timed(self._served(now))
+            yield from self._timed(self._served())
         while self._ready or self._waiting:  # each to the end of its work
             yield from self._timed(self._ready_fibers())
             yield from self._timed(self._refused(math.inf, GenerationFailedError, "the engine is closed"))
+        for turn in tuple(self._in_flight):
+            self._settle(turn)
 
     def _timed(self, turns: Iterator[greenlet]) -> Iterator[greenlet]:
         for turn in turns:
@@ -266,13 +303,28 @@ class Engine:
         Those that come while others take their turns are among them for max_wait_s: they may share the next batch.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._waiting or self._closed)
-        until = time.monotonic() + self.max_wait_s
+            while not (self._ready or self._closed):
+                seconds = self._rest_s()
+                if seconds is not None and seconds <= 0:
+                    break
+                self.clock.wait(self._changed, seconds)
+        until = self.clock.now() + self.max_wait_s
         while self._ready:
             ready = self._ready.popleft()
             yield ready if isinstance(ready, greenlet) else greenlet(ready)
-            if self._waiting and time.monotonic() >= until:
+            if self._waiting and self.clock.now() >= until:
                 return
+
+    def _rest_s(self) -> float | None:
+        """Seconds until there is something to do but for fibers that are ready; None: until somebody comes.
+
+        While the device is busy others may come, and a forward that waits may yet be passed or joined by theirs.
+        """
+        in_flight = tuple(self._in_flight)
+        if not in_flight:
+            return 0.0 if self._waiting else None
+        newest = in_flight[-1]
+        return (newest.is_due if self._waiting else newest.ends) - self.clock.now()
 
     def _refused(self, now: float, error: type[TriptychError], reason: str) -> Iterator[greenlet]:
         with self._changed:
@@ -282,52 +334,72 @@ class Engine:
             forward.error = error(reason)
             yield forward.caller
 
-    def _served(self, now: float) -> Iterator[greenlet]:
-        batch = self._next_batch(now)
+    def _served(self) -> Iterator[greenlet]:
+        """Gives the device its next batch when it is time; the fibers go on, though their numbers come later."""
+        for turn in tuple(self._in_flight):
+            if turn.ended.is_reached():
+                self._settle(turn)
+        seconds = self._rest_s()
+        if seconds is None or seconds > 0:
+            return
+        in_flight = tuple(self._in_flight)
+        for turn in in_flight[: len(in_flight) - IN_FLIGHT + 1] if self._waiting else in_flight:
+            self._settle(turn)
+        batch = self._next_batch(self.clock.now())
         if batch:
-            run = self._run_batch(batch)
+            self._launch(batch)
             for forward in batch:
                 yield forward.caller
-            self.measure(run)
 
     def _next_batch(self, now: float) -> list[Forward]:
         with self._changed:
-            ranked = sorted(self._waiting, key=lambda f: self.order(f.fiber, now))
-            batch = self.batches.fill(ranked) if ranked else []
+            for forward in self._waiting:
+                predicted = self.costs.predict(forward.structure, forward.num_samples)
+                forward.fiber.step_s = predicted or forward.fiber.step_s
+            ranked = sorted(self._waiting, key=lambda f: (self.order(f.fiber, now), f.fiber.arrived, f.fiber.number))
+            batch = self.batches.fill(ranked, now) if ranked else []
             for forward in batch:
                 self._waiting.remove(forward)
             return batch
 
     @torch.no_grad()
-    def _run_batch(self, batch: list[Forward]) -> BatchRun:
-        structure = batch[0].structure
-        is_first_merge = len(batch) > 1 and not self.batches.is_known(structure)
-        started, compiled_s = time.monotonic(), self.compilation_s()
-        self.batches.run(batch)
-        seconds = time.monotonic() - started - (self.compilation_s() - compiled_s)
-        samples = sum(f.num_samples for f in batch)
-        failed = sum(f.error is not None for f in batch)
-        if not structure.is_alone and not is_first_merge and not failed:
-            self.costs.record(structure, samples, seconds)
-        is_merged = len(batch) > 1 and self.batches.may_share(batch[0])
-        self._count(batch, is_merged)
-        self.statistics.seconds += seconds
-        for forward in batch:
-            fiber = forward.fiber
-            fiber.forwards += 1
-            fiber.merged_forwards += is_merged
-            fiber.seconds += seconds * forward.num_samples / samples
-            fiber.step_s = self.costs.predict(forward.structure, forward.num_samples) or fiber.seconds / fiber.forwards
-        return BatchRun(
-            batch[0].component,
-            structure.shape,
-            len(batch),
-            samples,
-            seconds,
-            tuple(started - f.arrived for f in batch),
+    def _launch(self, batch: list[Forward]) -> None:
+        first, samples = batch[0], sum(f.num_samples for f in batch)
+        is_trial = len(batch) > 1 and not self.batches.is_known(first.structure)
+        started, compiled_s = self.clock.now(), self.compilation_s()
+        try:
+            begun = self.executor.mark()
+            self.batches.run(batch)
+            ended = self.executor.mark()
+        except Exception as error:  # noqa: BLE001  (of a device that takes no more marks)
+            begun = ended = HostMark(self.clock.now)
+            for forward in batch:
+                forward.error = forward.error or error
+        failed = any(f.error is not None for f in batch)
+        is_merged = len(batch) > 1 and self.batches.is_known(first.structure) and self.batches.may_share(first)
+        turn = turn_of(
+            batch,
+            begun,
+            ended,
+            started,
+            max((each.ends for each in tuple(self._in_flight)), default=started),
+            self.costs.at_least(first.structure, samples),
             is_merged,
-            failed,
+            teaches_costs=not (first.structure.is_alone or is_trial or failed),
+            compiled_s=self.compilation_s() - compiled_s,
         )
+        self._count(batch, is_merged)
+        with self._changed:
+            self._in_flight.append(turn)
+            for forward in batch:
+                forward.fiber.forwards += 1
+                forward.fiber.merged_forwards += is_merged
+                self._last[forward.fiber] = turn
+        if failed:  # the device may have raised it of a turn before
+            for each in tuple(self._in_flight):
+                self._settle(each)
+        elif ended.is_reached():
+            self._settle(turn)
 
     def _count(self, batch: list[Forward], is_merged: bool) -> None:
         statistics, size = self.statistics, len(batch)
@@ -335,6 +407,69 @@ class Engine:
         statistics.forwards += size
         statistics.merged += size if is_merged else 0
         statistics.batch_sizes[size] = statistics.batch_sizes.get(size, 0) + 1
+
+    # -- called by any thread: what the device has done ---------------------------------------------------------
+
+    def _settle(self, turn: Turn) -> None:
+        """Waits for the device, and notes what the turn has cost or that it failed; of no effect a second time."""
+        is_engine, was_reached = threading.current_thread() is self._thread, turn.ended.is_reached()
+        error, seconds = None, 0.0
+        with self.under_way.work(turn.kind) if is_engine and not was_reached else nullcontext():
+            try:
+                turn.ended.wait()
+                seconds = max(0.0, turn.ended.seconds_since(turn.begun) - turn.compiled_s)
+            except Exception as raised:  # noqa: BLE001  (of the device, in work that was given to it before)
+                error = raised
+        with self._changed:
+            if turn.is_settled:
+                return
+            turn.is_settled = True
+            self._in_flight.remove(turn)
+            if self._in_flight and not was_reached:  # the next one has only begun
+                self._in_flight[0].ends = self.clock.now() + self._in_flight[0].expected_s
+            if error is not None:
+                self._fail(turn, error)
+            self._note(turn, seconds)
+            for fiber, _ in turn.fibers:
+                if self._last.get(fiber) is turn:
+                    del self._last[fiber]
+        num_failed = len(turn.fibers) if error else turn.num_failed
+        self.measure(
+            BatchRun(
+                turn.component,
+                turn.structure.shape,
+                len(turn.fibers),
+                turn.num_samples,
+                seconds,
+                turn.queue_seconds,
+                turn.is_merged,
+                num_failed,
+            )
+        )
+
+    def _note(self, turn: Turn, seconds: float) -> None:
+        if turn.teaches_costs and seconds:
+            self.costs.record(turn.structure, turn.num_samples, seconds)
+            if len(turn.fibers) == 1 and not self.batches.is_known(turn.structure):
+                self.batches.joining.note_alone(turn.structure, seconds)
+        self.statistics.seconds += seconds
+        for fiber, samples in turn.fibers:
+            fiber.timed_forwards += 1
+            fiber.seconds += seconds * samples / turn.num_samples
+            fiber.step_s = self.costs.predict(turn.structure, samples) or fiber.seconds / fiber.timed_forwards
+
+    def _fail(self, turn: Turn, error: Exception) -> None:
+        """Its fibers have gone on with numbers that never came: all they can do is to go on from a checkpoint."""
+        self.batches.failed_late(turn.structure, turn.kind, turn.num_samples, error)
+        fibers = [fiber for fiber, _ in turn.fibers]
+        for fiber in fibers:
+            if fiber.failed is None:
+                fiber.failed = ReplicaUnfitError(f"the device failed in a forward that was given to it before: {error}")
+                fiber.failed.__cause__ = error
+        for forward in [f for f in self._waiting if f.fiber in fibers]:
+            self._waiting.remove(forward)
+            forward.error = forward.fiber.failed
+            self._soon(forward.caller)
 
 
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:

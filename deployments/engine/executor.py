@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from deployments.engine.marks import Mark, marks_of
+
 CacheContext = tuple[Any, dict[str, Any]]  # the name of the pass ("cond", "uncond") and what else it was entered with
 Call = Callable[[Any, str, CacheContext | None, Any, Any], Any]  # module, component, context, args, kwargs
 
@@ -15,7 +17,14 @@ class Executor(Protocol):
     """Runs forwards one after another, called in the engine's thread only."""
 
     def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
-        """The output of a forward of one or more samples; raises what the module raises."""
+        """The output of a forward of one or more samples, whose numbers may come later; raises what the module raises.
+
+        An error of the device may show later too, where a mark behind the forward is waited for.
+        """
+        ...
+
+    def mark(self) -> Mark:
+        """A mark behind all that was run so far."""
         ...
 
     def free_memory(self) -> None:
@@ -24,18 +33,15 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Calls the module in this process and waits until the device is done."""
+    """Calls the module in this process; on an accelerator the host goes on while the device works."""
 
-    def __init__(self, call: Call | None = None, synchronize: Callable[[], None] | None = None) -> None:
-        """`call` makes a forward in its context; None: the module alone. `synchronize` waits for the device."""
+    def __init__(self, call: Call | None = None, device: torch.device | None = None) -> None:
+        """`call` makes a forward in its context; None: the module alone. `device`: where it computes; None: the CPU."""
         self._call = call or call_module
-        self._synchronize = synchronize
+        self.mark = marks_of(device or torch.device("cpu"))
 
     def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
-        output = self._call(module, component, context, (), arguments)
-        if self._synchronize is not None:
-            self._synchronize()
-        return output
+        return self._call(module, component, context, (), arguments)
 
     def free_memory(self) -> None:
         if torch.accelerator.is_available():

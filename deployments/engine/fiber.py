@@ -6,6 +6,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
+
+_numbers = count()
 
 
 class CancelledStage(BaseException):
@@ -18,12 +21,16 @@ class Fiber:
 
     name: str  # for people
     deterministic: bool = False
-    deadline: float | None = None  # time.monotonic() by which it should be done; None: not known yet
+    deadline: float | None = None  # time.monotonic() by which its caller wants it done
     arrived: float = field(default_factory=time.monotonic)
     remaining_forwards: Callable[[], int] = lambda: 1
+    may_share: Callable[[], bool] = lambda: True  # a batch with others, now
     expires: float = math.inf  # time.monotonic() after which nobody wants it
     cancelled: bool = False
-    forwards: int = 0
+    failed: BaseException | None = None  # what the device raised of a forward after the fiber had gone on
+    forwards: int = 0  # that were given to the device
     merged_forwards: int = 0
+    timed_forwards: int = 0  # that the device has done
     seconds: float = 0.0  # its share of the device's time
-    step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take
+    step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take; 0: not known yet
+    number: int = field(default_factory=_numbers.__next__)  # the order in which fibers were made

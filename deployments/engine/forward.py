@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
+from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext
 from deployments.engine.fiber import Fiber
-from deployments.engine.merging import Merger
-from deployments.tensors.values import tensors
 
 Surround = Callable[[], AbstractContextManager[None]]  # what is entered around a forward, made anew each time
 
@@ -58,7 +57,7 @@ class Forward:
     def is_alone(self) -> bool:
         """It shares a batch with no other, whatever its arguments."""
         is_surrounded = self.surround is not None and self.merge_key == ()
-        return self.merge_key is None or is_surrounded or self.with_gradients
+        return self.merge_key is None or is_surrounded or self.with_gradients or not self.fiber.may_share()
 
 
 def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -73,22 +72,3 @@ def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 @functools.cache
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
-
-
-def tokens_per_sample(forward: Forward) -> int:
-    """Positions of the noisy latents that one sample brings."""
-    largest = largest_argument(forward)
-    if largest is None:
-        return 1
-    return max(1, int(largest.numel()) // forward.num_samples // max(1, int(largest.shape[-1])))
-
-
-def shape_of_sample(forward: Forward) -> str:
-    """The largest argument without its first axis, for people: "1024x64"."""
-    largest = largest_argument(forward)
-    return "x".join(map(str, largest.shape[1:])) if largest is not None else ""
-
-
-def largest_argument(forward: Forward) -> torch.Tensor | None:
-    candidates: Iterable[Any] = tensors(forward.arguments)
-    return max((t for t in candidates if t.is_floating_point() and t.ndim), key=torch.Tensor.numel, default=None)

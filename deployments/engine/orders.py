@@ -1,4 +1,4 @@
-"""Which of the waiting forwards goes first: the least by one of these orders."""
+"""Which of the waiting forwards goes first: the least by one of these orders, among equals the fiber made first."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from deployments.engine.fiber import Fiber
 
 Order = Callable[[Fiber, float], float]
 
+DEFAULT_ALLOWANCE = 3.0  # times its own duration that a fiber has whose caller set no deadline
+
 
 def first_come(fiber: Fiber, now: float) -> float:
     """First come, first served."""
     return fiber.arrived
 
 
-def smallest_slack(fiber: Fiber, now: float) -> float:
-    """Seconds to the deadline beyond what the fiber still needs; a waiting fiber's slack only shrinks.
+def earliest_deadline(fiber: Fiber, now: float) -> float:
+    """Seconds to the deadline; among fibers of one duration the first come is also the first done.
 
-    A fiber without a deadline goes first: its deadline is set when its first forward has been measured. One that is
-    late counts by how much in its own durations: else a long one, late by seconds on a machine that has become slow,
-    would hold up every short one for as many seconds.
+    A deadline that grows with the fiber's own duration lets short ones pass long ones, and as time goes on that of a
+    long one comes before theirs: nobody starves. A fiber that waits is not preferred to the one that has the device
+    because its slack shrinks meanwhile: equal ones by turns would all be done last.
+
+    A fiber without a deadline goes first until its duration is known: a forward tells it. One that has less time left
+    than it takes from begin to end counts by how much in its own durations: else a long one, late by seconds on a
+    machine that has become slow, would hold up every short one for as many seconds.
     """
+    duration = fiber.step_s * (fiber.forwards + fiber.remaining_forwards())
     if fiber.deadline is None:
-        return -math.inf
-    remaining = fiber.remaining_forwards()
-    slack = fiber.deadline - now - fiber.step_s * remaining
-    return slack if slack >= 0 else slack / max(fiber.step_s * (fiber.forwards + remaining), 1e-9)
+        left = fiber.arrived + DEFAULT_ALLOWANCE * duration - now if duration > 0 else -math.inf
+    else:
+        left = fiber.deadline - now
+    return left if left >= duration or duration <= 0 else left / duration - 1
 
 
-ORDERS: dict[str, Order] = {"slack": smallest_slack, "fifo": first_come}
+ORDERS: dict[str, Order] = {"slack": earliest_deadline, "fifo": first_come}

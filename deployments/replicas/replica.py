@@ -133,7 +133,6 @@ class StageReplica:
             model.denoising,
             ask_stage=self._others.call_component if can_ask else None,
             encode=(lambda request: encode(self.stage, request)) if has_encoder else self._others.encode,
-            synchronize=self.synchronize,
             env=self.env,
             measure=DenoiserMetrics(),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from deployments.accelerations import ACCELERATIONS
@@ -17,7 +18,7 @@ from deployments.denoising.fingerprint import model_fingerprint, request_fingerp
 from deployments.denoising.measurements import Measure
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import SharedWiring
-from deployments.engine.axes import Path
+from deployments.engine.batching.axes import Path
 from deployments.engine.engine import Engine
 from deployments.engine.executor import LocalExecutor
 from deployments.engine.fiber import Fiber
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
 Encode = Callable[[GenerationRequest], Conditioning]
+Kind = tuple[str, ...]
 RECENT = 100  # requests whose summaries are kept for each feature
 
 
@@ -69,7 +71,6 @@ class DenoiserStage:
         args: DenoisingArgs | None = None,
         ask_stage: AskStage | None = None,
         encode: Encode | None = None,
-        synchronize: Callable[[], None] | None = None,
         env: EnvConfig | None = None,
         measure: Measure = ignore,
         features: tuple[Feature, ...] = FEATURES,
@@ -89,9 +90,10 @@ class DenoiserStage:
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(self.compiled, synchronize),
+            LocalExecutor(self.compiled, stage.device),
             measure,
-            lambda: self.compiled.compilation_s,
+            self.args.merging,
+            compilation_s=lambda: self.compiled.compilation_s,
         )
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
@@ -103,7 +105,8 @@ class DenoiserStage:
         self._shared = SharedByRuns(
             stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled
         )
-        self._learned: set[tuple[str, ...]] = set()  # kinds of requests whose batch axes are known
+        self._learning: set[Kind] = set()  # kinds of requests whose batch axes are asked for, or were
+        self._learned: set[Kind] = set()  # whose axes are known, or cannot be
 
     def denoise(
         self,
@@ -123,6 +126,7 @@ class DenoiserStage:
         self._learn_axes(request)
         fingerprint = request_fingerprint(self._fingerprint_for(request), request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
+        run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         if not (self.needs_remote_calls or envelope.remote_calls):
             try:
@@ -147,11 +151,20 @@ class DenoiserStage:
 
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""
-        kind = tuple(sorted(request.arguments))
-        if self.encode is None or kind in self._learned or self.args.max_batch_size == 1:
+        kind = kind_of(request)
+        if self.encode is None or kind in self._learning or self.args.max_batch_size == 1:
             return
-        self._learned.add(kind)
-        encode = self.encode
+        self._learning.add(kind)
+        try:
+            self._ask_for_axes(request, self.encode)
+        finally:
+            self._learned.add(kind)
+
+    def _may_share(self, kind: Kind) -> bool:
+        """Not by guessed axes while they are asked for: the others of the kind run alone until then."""
+        return kind in self._learned or kind not in self._learning
+
+    def _ask_for_axes(self, request: GenerationRequest, encode: Encode) -> None:
 
         def encoded(arguments: dict[str, Any]) -> Any:
             return unpack_conditioning(encode(_with_arguments(request, arguments)), self.stage)
@@ -181,6 +194,11 @@ class DenoiserStage:
         with session.waiting():
             answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)
+
+
+def kind_of(request: GenerationRequest) -> Kind:
+    """Requests of one kind have the same arguments."""
+    return tuple(sorted(request.arguments))
 
 
 def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
     PipelineFailedError,
+    ReplicaUnfitError,
 )
 from deployments.features.feature import Summary
 from deployments.features.in_use import FeaturesInUse, Wanted, begin_features
@@ -48,10 +49,10 @@ NOT_OF_A_RESUME = (
     InvalidRequestError,
     FeedsBackError,
     GenerationFailedError,
+    ReplicaUnfitError,
     torch.OutOfMemoryError,
     torch.AcceleratorError,
 )
-DEFAULT_SLACK = 3.0  # times its own predicted duration that a request without a deadline is given
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class SharedByRuns:
     measure: Measure
     recent_summaries: dict[str, deque[dict[str, Any]]]  # of each feature, what it did for the latest requests
     compiled: CompiledForwards
+    forwards_a_step: dict[tuple[str, ...], float] = field(default_factory=dict)  # of requests with such arguments
 
 
 class DenoiseRun:
@@ -107,7 +109,8 @@ class DenoiseRun:
         self.follower = follower
         self.features = FeaturesInUse({})
         self.num_steps = 0
-        self.forwards_a_step = 1.0
+        self.kind = tuple(sorted(request.arguments))
+        self.forwards_a_step = denoiser.forwards_a_step.get(self.kind, 1.0)
         self.started = time.monotonic()
         self.fiber = Fiber(
             request.request_id,
@@ -179,23 +182,14 @@ class DenoiseRun:
             enter, merge_key = self.denoiser.compiled.as_they_are(enter, merge_key)
         else:
             self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
-        output = self.denoiser.engine.run(
+        return self.denoiser.engine.run(
             self.fiber, module, component, context, args, kwargs, enter, merge_key, around.by_position
         )
-        if self.fiber.deadline is None:
-            self._set_default_deadline()
-        return output
 
     def remaining_forwards(self) -> int:
         """By the forwards that a step has taken so far; 0 after the last."""
         steps = self._all_steps() - self.session.resumed_at
         return max(0, round(steps * self.forwards_a_step) - self.fiber.forwards)
-
-    def _set_default_deadline(self) -> None:
-        # A deadline that grows with the request's own work lets short ones pass long ones, and as time goes on
-        # the slack of a long one shrinks below theirs: nobody starves. Not by the first forward itself, which a
-        # warm-up or a full machine may have made slow: among equals it would go last.
-        self.fiber.deadline = self.fiber.arrived + DEFAULT_SLACK * self.fiber.step_s * self._all_steps()
 
     def _all_steps(self) -> int:
         """As counted at the door; else as the request says before its scheduler does."""
@@ -221,6 +215,7 @@ class DenoiseRun:
         done = step - self.session.resumed_at
         if done > 0:
             self.forwards_a_step = self.fiber.forwards / done
+            self.denoiser.forwards_a_step[self.kind] = self.forwards_a_step
         if self.follower.progress:
             left = num_steps - step
             eta = (time.monotonic() - self.started) / done * left if done > 0 else None

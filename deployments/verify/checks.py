@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from deployments.engine.batches import HALF_TOLERANCE, TOLERANCE
 from deployments.errors import CannotResumeError
 from deployments.messages import Checkpoint, Conditioning, DecodeInputs, GenerationRequest
 from deployments.model import DenoisingArgs
@@ -25,6 +24,8 @@ from deployments.verify.verdict import BAD, Difference, Verdict
 
 NOISE_MARGIN = 4.0  # times what two unsplit calls deviate: one pair of calls does not show the largest deviation
 MAX_ROUNDS = 4
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of a merged request, relative to the largest value
+HALF_TOLERANCE = 5e-2  # float16 and bfloat16
 OTHER_PROMPT = "dance monkey dance"
 
 Part = Callable[[], Verdict]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from deployments.devices import Device, synchronize
+from deployments.devices import Device
 from deployments.errors import FeedsBackError, HandOffError, HandOffIncompleteError
 from deployments.features import FEATURES
 from deployments.messages import (
@@ -112,13 +112,13 @@ class Split:
     # -- the engine -----------------------------------------------------------------------------------------------
 
     def open_denoiser(self, args: DenoisingArgs) -> DenoiserStage:
-        """As in a replica, but that it waits for others, writes checkpoints at each step, and offers no feature."""
+        """As in a replica, but that it waits for others and merges what it can, writes checkpoints at each step, and
+        offers no feature."""
         denoiser = DenoiserStage(
             self.whole.stages["denoiser"],
-            args.model_copy(update={"max_wait_s": PATIENCE_S, "checkpoint_every": 1}),
+            args.model_copy(update={"max_wait_s": PATIENCE_S, "checkpoint_every": 1, "merging": "always"}),
             ask_stage=self.ask_stage,
             encode=self.encode,
-            synchronize=partial(synchronize, self.device),
             env=self.env,
             features=tuple(feature for feature in FEATURES if not feature.is_asked_for),
         )

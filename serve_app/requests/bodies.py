@@ -195,8 +195,8 @@ class GenerationBody(BaseModel):
     deadline_s: float | None = Field(
         None,
         gt=0,
-        description="seconds after its arrival at the denoiser; the request with the least slack runs first, after the "
-        "deadline it fails",
+        description="seconds after its arrival at the denoiser; the request with the earliest deadline runs first, "
+        "after it the request fails",
     )
     extra_args: Annotated[dict[str, JsonValue], AfterValidator(_encodable)] = Field(
         default_factory=dict, description="further plain arguments of the pipeline's own call, by their names"

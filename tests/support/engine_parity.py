@@ -113,7 +113,7 @@ class Stages:
         self.stage = load_denoiser(folder, precision)
         self.denoiser = DenoiserStage(
             self.stage,
-            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every),
+            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every, merging="always"),
             encode=self.encode,
             env=EnvConfig.from_environ(variables or {}),
         )

@@ -18,6 +18,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _libraries: list[torch.library.Library] = []  # a library that is collected takes its kernels with it
 dispatched: list[str] = []  # every operation that ran on the simulated device
 synchronized: list[int] = []  # how many operations had run at each call of synchronize()
+events_waited_for: list[int] = []  # how many operations had been given to the device after each event waited for
+OPERATION_MS = 0.01
 _storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 _generator = torch.Generator()  # the device's global one
 
@@ -34,11 +36,35 @@ def install(name: str) -> None:
     _libraries.extend((kernels, others))
     module = torch.get_device_module(name)
     module.synchronize = lambda: synchronized.append(len(dispatched))
+    module.Event = SimulatedEvent
     module.memory_allocated = lambda: sum(storage.nbytes() for storage in _storages)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     module.manual_seed_all = module.manual_seed = _generator.manual_seed
     module.get_rng_state = lambda device=None: _generator.get_state()
     module.set_rng_state = lambda state, device=None: _generator.set_state(state)
+
+
+class SimulatedEvent:
+    """Of a device that is as late as it can be: an event is reached when somebody waits for it or for a later one."""
+
+    _reached = 0  # operations that the device is known to have done
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0
+
+    def record(self) -> None:
+        self._at = len(dispatched)
+
+    def query(self) -> bool:
+        return self._at <= SimulatedEvent._reached
+
+    def synchronize(self) -> None:
+        if not self.query():
+            events_waited_for.append(len(dispatched) - self._at)
+            SimulatedEvent._reached = self._at
+
+    def elapsed_time(self, later: "SimulatedEvent") -> float:
+        return OPERATION_MS * (later._at - self._at)
 
 
 class SimulatedTensor(torch.Tensor):

@@ -26,7 +26,7 @@ class ThreeStages:
         tiny_patches()
         parts = [(stage,) for stage in STAGES] if not in_one else [STAGES]
         self.held = {name: stage for part in parts for stage in [load_stage(folder, part)] for name in part}
-        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1)
+        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1, merging="always")
         self.denoiser = DenoiserStage(
             self.held["denoiser"], args, self._ask, lambda request: encode(self.held["encoder"], request)
         )

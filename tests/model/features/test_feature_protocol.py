@@ -91,7 +91,7 @@ class Denoising:
         tiny_patches()
         self.encoder, self.stage = load_stage(folder, ("encoder",)), load_stage(folder, ("denoiser",))
         self.told: list[object] = []
-        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1)
+        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1, merging="always")
         self.denoiser = DenoiserStage(self.stage, args, measure=self.told.append, features=features)
 
     def request(self, strength: Any = None, **settings: Any) -> GenerationRequest:

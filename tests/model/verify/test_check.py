@@ -15,7 +15,8 @@ from diffusers import FluxPipeline
 
 from deployments.denoising.checkpoint import unpack
 from deployments.devices import select_device
-from deployments.engine.batches import Batches
+from deployments.engine.batching.batches import Batches
+from deployments.engine.batching.trial import Trial
 from deployments.engine.executor import LocalExecutor
 from deployments.errors import HandOffError
 from deployments.model import DenoisingArgs, ModelArgs
@@ -188,9 +189,9 @@ def test_an_engine_that_changes_a_lone_forward_is_found(flux: Whole, monkeypatch
 
 
 def test_a_merge_that_mixes_the_requests_up_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = Batches._call_merged
-    monkeypatch.setattr("deployments.engine.batches.is_close", lambda merged, alone: True)
-    monkeypatch.setattr(Batches, "_call_merged", lambda *args: merged(*args)[::-1])
+    merged = Batches.call_merged
+    monkeypatch.setattr(Trial, "_is_right", lambda *args: True)
+    monkeypatch.setattr(Batches, "call_merged", lambda *args: merged(*args)[::-1])
     report = checked(flux)
     assert [verdict.part for verdict in report.mismatches] == ["merged"]
     assert "bound 1e-03" in report.conclusion

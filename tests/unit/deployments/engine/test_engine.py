@@ -16,7 +16,7 @@ import torch
 
 from deployments.engine.engine import Engine
 from deployments.engine.fiber import CancelledStage, Fiber
-from deployments.engine.orders import smallest_slack
+from deployments.engine.orders import earliest_deadline
 from deployments.engine.statistics import BatchRun, Cancelled
 from deployments.errors import DeadlineExceededError, GenerationFailedError
 
@@ -150,7 +150,7 @@ def make_engine() -> Iterator[MakeEngine]:
     made: list[Engine] = []
 
     def make(**settings: Any) -> Engine:
-        made.append(Engine(**{"max_wait_s": 0.05, **settings}))
+        made.append(Engine(**{"max_wait_s": 0.05, "merging": "always", **settings}))
         return made[-1]
 
     yield make
@@ -414,8 +414,9 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_bound_is_rememb
     module = Denoiser()
     module.largest = 3
     served = make_requests(module)
-    for own, made in zip(EIGHT, served.start_together(EIGHT), strict=True):
-        assert_right(made, module, own)
+    for _ in range(2):  # the first merge is tried with two
+        for own, made in zip(EIGHT, served.start_together(EIGHT), strict=True):
+            assert_right(made, module, own)
     assert 8 in module.sizes
     module.sizes.clear()
     for own, made in zip(EIGHT, served.start_together(EIGHT), strict=True):
@@ -643,8 +644,12 @@ def test_nobody_waits_for_ever_when_the_engines_thread_fails(make_requests: Make
     def fail(measurement: object) -> None:
         raise OSError("nothing can be measured any more")
 
-    served = make_requests(Denoiser(), measure=fail)
-    for waiting in served.start_together([[0.1], [0.2]]):
+    module = Denoiser()
+    served = make_requests(module, measure=fail)
+    started = [served.hold_device(), served.start([0.1]), served.start([0.2])]
+    wait_until(lambda: served.engine.num_waiting == 2)
+    module.gate.set()
+    for waiting in started:
         with pytest.raises(GenerationFailedError, match="closed"):
             waiting.result(PATIENCE_S)
     wait_until(lambda: not served.engine.is_alive)
@@ -674,7 +679,7 @@ def test_every_turn_of_the_device_is_measured(make_requests: MakeRequests) -> No
     expected = {"forwards": 8, "batches": 4, "merged": 6, "cancelled": 1, "waiting_forwards": 0, "is_alive": True}
     assert {name: described[name] for name in expected} == expected
     assert served.engine.num_fibers == 0
-    assert sorted(map(sorted, served.engine.costs.table().values())) == [[1], [3]]
+    assert sorted(map(sorted, served.engine.costs.table().values())) == [[1], [1, 2, 3]]
 
 
 def test_what_a_request_still_needs_is_predicted_from_its_own_forwards(make_requests: MakeRequests) -> None:
@@ -703,16 +708,15 @@ def test_a_slow_first_forward_does_not_tell_how_long_a_step_takes(make_requests:
     assert fiber.step_s < fiber.seconds / 2
 
 
-def test_a_long_request_that_is_late_holds_up_a_short_one_for_no_longer_than_the_short_one_takes() -> None:
+def test_a_long_request_that_is_late_holds_up_a_short_one_for_no_longer_than_the_short_one_may_take() -> None:
     def fiber(forwards: int, remaining: int, deadline: float) -> Fiber:
         return Fiber("r", deadline=deadline, remaining_forwards=lambda: remaining, forwards=forwards, step_s=0.25)
 
-    late = fiber(forwards=20, remaining=20, deadline=-1.0)  # 10 s of its own, 6 s late at the time 0
+    late = fiber(forwards=20, remaining=20, deadline=-1.0)  # 10 s of its own
     short = fiber(forwards=0, remaining=2, deadline=1.0)  # 0.5 s of its own
-    assert smallest_slack(late, 0.0) == -0.6
-    assert smallest_slack(short, 0.0) == 0.5
-    assert smallest_slack(short, 0.9) < smallest_slack(late, 0.9)
-    assert smallest_slack(late, 20.0) < smallest_slack(fiber(0, 2, 21.0), 20.0)  # and it does not starve
+    assert earliest_deadline(late, 0.0) < earliest_deadline(short, 0.0)
+    assert earliest_deadline(short, 1.2) < earliest_deadline(late, 1.2)
+    assert earliest_deadline(late, 20.0) < earliest_deadline(fiber(0, 2, 21.0), 20.0)  # and it does not starve
 
 
 def test_work_that_does_not_end_in_the_engines_thread_is_seen_from_outside() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.engine.fiber import Fiber
-from deployments.engine.orders import ORDERS, first_come, smallest_slack
+from deployments.engine.orders import ORDERS, earliest_deadline, first_come
 from deployments.engine.step_costs import SHAPES_KEPT, StepCosts
 
 seconds = st.floats(0.01, 100)
@@ -18,22 +18,32 @@ def fiber(deadline: float | None, remaining: int = 1, done: int = 0, step_s: flo
 
 
 @given(seconds, forwards, forwards, seconds, seconds)
-def test_the_slack_of_a_waiting_fiber_only_shrinks(
+def test_a_waiting_fiber_only_becomes_more_urgent(
     deadline: float, remaining: int, done: int, step_s: float, later: float
 ) -> None:
     waiting = fiber(deadline, remaining, done, step_s)
-    assert smallest_slack(waiting, later) <= smallest_slack(waiting, 0.0)
+    assert earliest_deadline(waiting, later) <= earliest_deadline(waiting, 0.0)
 
 
-@given(seconds, forwards, seconds)
-def test_less_time_or_more_work_goes_first(deadline: float, remaining: int, step_s: float) -> None:
-    calm = fiber(deadline + 1, remaining, 5, step_s)
-    assert smallest_slack(fiber(deadline, remaining, 5, step_s), 0.0) < smallest_slack(calm, 0.0)
-    assert smallest_slack(fiber(deadline + 1, remaining + 1, 5, step_s), 0.0) <= smallest_slack(calm, 0.0)
+@given(seconds, forwards, forwards, seconds, seconds)
+def test_of_fibers_of_one_duration_the_first_come_stays_before_the_others(
+    deadline: float, remaining: int, other: int, step_s: float, later: float
+) -> None:
+    steps = remaining + other
+    first, second = fiber(deadline, remaining, other, step_s), fiber(deadline + 1, other, remaining, step_s)
+    assert first.forwards + first.remaining_forwards() == second.forwards + second.remaining_forwards() == steps
+    assert earliest_deadline(first, later) < earliest_deadline(second, later)
 
 
-def test_a_fiber_without_a_deadline_goes_before_all_others() -> None:
-    assert smallest_slack(fiber(None), 0.0) == -math.inf
+def test_a_fiber_of_unknown_duration_without_a_deadline_goes_before_all_others() -> None:
+    assert earliest_deadline(fiber(None, step_s=0.0), 0.0) == -math.inf
+
+
+def test_without_a_deadline_a_fiber_has_three_times_its_own_duration() -> None:
+    long = Fiber("l", arrived=1.0, remaining_forwards=lambda: 30, forwards=10, step_s=1.0)
+    short = Fiber("s", arrived=20.0, remaining_forwards=lambda: 8, step_s=1.0)
+    assert earliest_deadline(long, 21.0) == 1 + 3 * 40 - 21
+    assert earliest_deadline(short, 21.0) == 20 + 3 * 8 - 21
 
 
 def test_first_come_asks_only_for_the_arrival() -> None:

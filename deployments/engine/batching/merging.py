@@ -1,22 +1,24 @@
 """How several forwards become one: which axis of each argument is the batch, and whether that is true.
 
-Batch axes are learned from the calls for one and for two samples (deployments.engine.axes) or, where nobody could
-make these calls, guessed. Either way the engine checks the first merge of every structure of arguments against lone
-forwards, so a wrong axis costs time and never a picture.
+Batch axes are learned from the calls for one and for two samples (axes.py) or, where nobody could make these calls,
+guessed. Either way the first merge of every structure of arguments is held against lone forwards (trial.py), so a wrong
+axis costs time and never a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from deployments.engine.axes import Axis, BatchAxes, Path
+from deployments.engine.batching.axes import Axis, BatchAxes, Path
+from deployments.engine.batching.equality import ProvenEqual
 from deployments.tensors.arguments import LATENT_PARAMETERS, TIME_PARAMETERS
 from deployments.tensors.values import PLAIN, copied, is_output, output_fields, rebuilt_output
 
 CONSTANT = (*PLAIN, torch.dtype, torch.device)
+LENGTH_STEP = 32  # lengths of texts up to the next multiple may share a batch: models pad to such steps
 
 
 class CannotMergeError(Exception):
@@ -31,9 +33,13 @@ class Merger:
     tells the parts of a batch by their place in it works on no other order. Each forward must have as many samples.
     """
 
-    def __init__(self, axes: BatchAxes | None, by_position: bool = False) -> None:
+    def __init__(
+        self, axes: BatchAxes | None, by_position: bool = False, are_equal: Callable[..., bool] | None = None
+    ) -> None:
+        """`are_equal` compares two tensors, by their numbers where it does not know them (ProvenEqual)."""
         self.axes = axes
         self.by_position = by_position
+        self._are_equal = are_equal or ProvenEqual()
 
     def num_samples(self, arguments: dict[str, Any]) -> int:
         """Samples in one forward (two where guidance is stacked)."""
@@ -51,7 +57,7 @@ class Merger:
         return tuple((name, self._structure(v, (name,), num_samples)) for name, v in sorted(arguments.items()))
 
     def _structure(self, value: Any, path: Path, num_samples: int) -> Any:
-        axis = self._axis(path, value, num_samples, frozenset())
+        axis = self.axis(path, value, num_samples, frozenset())
         if axis == "bad":
             raise CannotMergeError(f"argument {path} follows no rule")
         if isinstance(value, torch.Tensor):
@@ -64,7 +70,7 @@ class Merger:
                 raise CannotMergeError(f"argument {path} has no rows of its own for each sample")
             return axis, others, rows if not rest else ("odd", value.shape[axis]), value.dtype
         if axis == "list":
-            return ("list",)
+            return "list", _kinds_of_items(value, path[0] in LATENT_PARAMETERS)
         if isinstance(value, list | tuple):
             items = tuple(self._structure(x, (*path, i), num_samples) for i, x in enumerate(value))
             return (type(value).__name__, *items)
@@ -82,7 +88,7 @@ class Merger:
 
     def _merge(self, values: list[Any], path: Path, counts: Sequence[int], shared: frozenset[Path]) -> Any:
         first = values[0]
-        axis = self._axis(path, first, counts[0], shared)
+        axis = self.axis(path, first, counts[0], shared)
         if isinstance(first, torch.Tensor):
             return self._merge_tensors(values, axis, path, counts)
         if axis == "list":
@@ -99,11 +105,13 @@ class Merger:
         if axis != "same":
             assert isinstance(axis, int)
             return self._joined(values, axis, counts)
-        if all(torch.equal(value, first) for value in values):
+        is_time = path[0] in TIME_PARAMETERS and first.numel() == 1
+        # A time step is seldom equal, and to ask would wait for the device at every step: always one for each sample.
+        if not is_time and all(self._are_equal(first, value) for value in values[1:]):
             if self.axes is not None or first.ndim:
                 return first
             return torch.cat([v.expand(n) for v, n in zip(values, counts, strict=True)])
-        if first.numel() == 1:  # a time step that differs: one for each sample
+        if first.numel() == 1:
             return self._joined([v.reshape(1).expand(n) for v, n in zip(values, counts, strict=True)], 0, counts)
         raise CannotMergeError(f"{path} differs between the forwards and has no batch axis")
 
@@ -161,7 +169,8 @@ class Merger:
             return self.axes.outputs.get(path) == "list"
         return isinstance(output, list) and len(output) == total
 
-    def _axis(self, path: Path, value: Any, num_samples: int, shared: frozenset[Path]) -> Axis:
+    def axis(self, path: Path, value: Any, num_samples: int, shared: frozenset[Path]) -> Axis:
+        """Of this argument, where `shared` ones are passed once."""
         if self.axes is not None:
             return self.axes.arguments.get(path, "same")
         if path in shared:
@@ -183,7 +192,28 @@ class Merger:
             and all(path in f and f[path].shape == tensor.shape and torch.equal(f[path], tensor) for f in flat)
         )
         narrow = frozenset(p for p in equal if flat[0][p].ndim == 1 or not flat[0][p].is_floating_point())
-        return [frozenset(), narrow, equal]
+        return list(dict.fromkeys([frozenset(), narrow, equal]))
+
+
+def _kinds_of_items(samples: Sequence[Any], are_latents: bool) -> Any:
+    """What the samples of a list have in common, one kind where all are alike: how many there are tells nothing."""
+    kinds = [_kind(sample, are_latents) for sample in samples]
+    return kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else ("several", *kinds)
+
+
+def _kind(value: Any, are_latents: bool) -> Any:
+    """Models pad each sample to the longest of the batch: latents of another size would cost all of them the largest.
+
+    Of a text [L, D] the length may differ up to the next step.
+    """
+    if isinstance(value, torch.Tensor):
+        shape = tuple(value.shape)
+        if not are_latents and len(shape) == 2:
+            shape = (-(-shape[0] // LENGTH_STEP) * LENGTH_STEP, shape[1])
+        return shape, value.dtype
+    if isinstance(value, list | tuple):
+        return type(value).__name__, *(_kind(item, are_latents) for item in value)
+    return type(value).__name__
 
 
 def _portions(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:

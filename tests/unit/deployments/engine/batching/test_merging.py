@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.axes import Axis, BatchAxes
-from deployments.engine.merging import CannotMergeError, Merger
+from deployments.engine.batching.axes import Axis, BatchAxes
+from deployments.engine.batching.merging import CannotMergeError, Merger
 
 sizes = st.integers(1, 3)
 counts = st.lists(st.integers(1, 3), min_size=2, max_size=4)
@@ -73,11 +73,7 @@ def test_lists_of_samples_are_joined_and_given_back_in_order(counts: list[int]) 
 def test_each_sample_gets_the_time_step_of_its_own_forward(counts: list[int], steps: list[float]) -> None:
     forwards = [{"t": torch.tensor(step)} for step, _ in zip(steps, counts, strict=False)]
     merged = Merger(BatchAxes({("t",): "same"}, {})).merge(forwards, counts)["t"]
-    if len({float(f["t"]) for f in forwards}) == 1:
-        assert torch.equal(merged, forwards[0]["t"])
-    else:
-        expected = torch.cat([f["t"].expand(n) for f, n in zip(forwards, counts, strict=True)])
-        assert torch.equal(merged, expected)
+    assert torch.equal(merged, torch.cat([f["t"].expand(n) for f, n in zip(forwards, counts, strict=False)]))
 
 
 @given(shapes(), shapes(), st.integers(1, 3), st.integers(1, 3))
@@ -143,6 +139,7 @@ def test_only_equal_arguments_that_are_neither_latents_nor_time_steps_are_guesse
     nothing, narrow, equal = Merger(None).shared_guesses(forwards)
     assert (nothing, narrow, equal) == (frozenset(), {("ids",)}, {("ids",), ("text",)})
     assert Merger(BatchAxes({}, {})).shared_guesses(forwards) == [frozenset()]
+    assert Merger(None).shared_guesses([{"x": torch.zeros(1)}] * 2) == [frozenset()], "each guess once"
 
 
 @pytest.mark.parametrize(
@@ -188,3 +185,37 @@ def test_by_position_time_steps_that_differ_go_with_their_samples() -> None:
     merger = Merger(None, by_position=True)
     forwards = [{"timestep": torch.tensor(t), "hidden_states": torch.zeros(2, 3)} for t in (1.0, 5.0)]
     assert merger.merge(forwards, [2, 2])["timestep"].tolist() == [1, 5, 1, 5]
+
+
+# --- lists of samples ---
+
+
+def z_image(side: int, words: int, samples: int = 1) -> dict[str, Any]:
+    return {
+        "x": [torch.zeros(16, 1, side, side) for _ in range(samples)],
+        "t": torch.zeros(samples),
+        "cap_feats": [torch.zeros(words, 8) for _ in range(samples)],
+    }
+
+
+LISTS = BatchAxes({("x",): "list", ("t",): 0, ("cap_feats",): "list"}, {(): "list"})
+
+
+@pytest.mark.parametrize("axes", [LISTS, None], ids=["learned", "guessed"])
+def test_lists_of_latents_of_other_sizes_do_not_merge_and_texts_of_about_one_length_do(axes: BatchAxes | None) -> None:
+    merger = Merger(axes)
+
+    def structure(side: int, words: int, samples: int = 1) -> Any:
+        return merger.structure(z_image(side, words, samples), samples)
+
+    assert structure(64, 20) == structure(64, 31) == structure(64, 31, samples=2)
+    assert structure(64, 20) != structure(192, 20), "all would be padded to the largest"
+    assert structure(64, 20) != structure(64, 40), "and so would the texts"
+
+
+def test_a_list_whose_samples_differ_merges_with_one_alike() -> None:
+    merger = Merger(LISTS)
+    with_guidance = [z_image(64, 20), z_image(64, 90)]
+    both = {name: [*with_guidance[0][name], *with_guidance[1][name]] for name in ("x", "cap_feats")}
+    assert merger.structure(both, 2) == merger.structure(both, 2)
+    assert merger.structure(both, 2) != merger.structure({**both, "cap_feats": both["cap_feats"][::-1]}, 2)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.axes import BatchAxes, axes_of_calls, has_batch_axis, num_batch_axes
+from deployments.engine.batching.axes import BatchAxes, axes_of_calls, has_batch_axis, num_batch_axes
 
 zeros = torch.zeros
 

@@ -1,0 +1,209 @@
+"""Which forwards share a batch, and how it runs: as one where that was verified to give the same, else one by one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from deployments.engine.batching.axes import BatchAxes, Path
+from deployments.engine.batching.caps import Caps
+from deployments.engine.batching.equality import ProvenEqual
+from deployments.engine.batching.joining import Joining, Merging
+from deployments.engine.batching.latents import shape_of_sample, tokens_per_sample
+from deployments.engine.batching.merging import CannotMergeError, Merger
+from deployments.engine.batching.trial import Trial
+from deployments.engine.executor import Executor
+from deployments.engine.forward import Forward, Structure
+from deployments.engine.statistics import EngineStatistics
+from deployments.engine.step_costs import StepCosts
+from deployments.engine.under_way import UnderWay
+from deployments.tensors.memory import is_out_of_memory, let_go
+
+logger = logging.getLogger(__name__)
+
+STRUCTURES_KEPT = 4096
+
+
+class Batches:
+    """Fills and runs the batches, in the engine's thread; learns what merges, what fits into memory, what it costs."""
+
+    def __init__(
+        self,
+        max_batch_size: int,
+        max_batch_tokens: int | None,
+        executor: Executor,
+        statistics: EngineStatistics,
+        under_way: UnderWay | None = None,
+        merging: Merging = "auto",
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_batch_tokens = max_batch_tokens
+        self.executor = executor
+        self.statistics = statistics
+        self.under_way = under_way or UnderWay()
+        self.axes: dict[str, BatchAxes] = {}  # of each module, as they were learned
+        self.costs = StepCosts()
+        self.joining = Joining(self.costs, merging)
+        self.caps = Caps()
+        self._are_equal = ProvenEqual()
+        self._structures: dict[Hashable, Structure] = {}
+        self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
+        self._done: set[Hashable] = set()  # kinds of forwards that the device has done once
+
+    def classify(self, forward: Forward) -> None:
+        """Notes what the forward may be merged with."""
+        merger = Merger(self.axes.get(forward.component), forward.by_position, self._are_equal)
+        forward.merger = merger
+        forward.num_samples = merger.num_samples(forward.arguments)
+        context = forward.context[0] if forward.context else None
+        try:
+            if forward.is_alone:
+                raise CannotMergeError("what surrounds it is for this forward alone")
+            structure = merger.structure(forward.arguments, forward.num_samples)
+            samples = forward.num_samples if forward.by_position else None
+            key = (forward.component, context, merger.axes is None, forward.merge_key, samples, structure)
+            forward.structure = self._known(key, forward)
+        except CannotMergeError:
+            forward.structure = Structure(None, shape_of_sample(forward.arguments), is_alone=True)
+
+    def _known(self, key: Hashable, forward: Forward) -> Structure:
+        if key not in self._structures:
+            if len(self._structures) >= STRUCTURES_KEPT:
+                for known in (self._structures, self._shares, self._done, self.caps, self.joining):
+                    known.clear()
+            self._structures[key] = Structure(key, shape_of_sample(forward.arguments))
+        return self._structures[key]
+
+    def may_share(self, forward: Forward) -> bool:
+        alone = forward.fiber.deterministic or forward.structure.is_alone
+        return not alone and self._shares.get(forward.structure, frozenset()) is not None
+
+    def is_known(self, structure: Structure) -> bool:
+        """Whether the merge of its forwards was verified, or refused."""
+        return structure in self._shares
+
+    # -- filling ---------------------------------------------------------------------------------------------
+
+    def fill(self, ranked: list[Forward], now: float) -> list[Forward]:
+        """The first forward and as many of the others as share its batch, in their order."""
+        first = ranked[0]
+        if not self.may_share(first):
+            return [first]
+        alike = [f for f in ranked if f is first or (f.structure is first.structure and not f.fiber.deterministic)]
+        batch = self._that_fit(alike)
+        if len(batch) == 1:
+            return batch
+        if not self.is_known(first.structure):
+            return batch[: self.joining.size_of_trial(batch)]
+        return batch[: self.joining.size(batch, len(alike), now)]
+
+    def _that_fit(self, alike: list[Forward]) -> list[Forward]:
+        first, samples = alike[0], 0
+        cap = self.caps.of(first.structure) or self.max_batch_size * first.num_samples
+        if self.max_batch_tokens is not None:
+            tokens = tokens_per_sample(first.arguments, first.module, first.num_samples)
+            cap = min(cap, max(1, self.max_batch_tokens // tokens))
+        batch: list[Forward] = []
+        for forward in alike:
+            if not batch or (len(batch) < self.max_batch_size and samples + forward.num_samples <= cap):
+                batch.append(forward)
+                samples += forward.num_samples
+        return batch
+
+    # -- running ---------------------------------------------------------------------------------------------
+
+    def run(self, batch: list[Forward]) -> None:
+        """Fills in each forward's output or error; an error in a batch is narrowed down by halving it."""
+        if len(batch) == 1:
+            self._run_alone(batch[0])
+        elif not self._run_together(batch):
+            # Not where the error was caught: it would hold what the failed forward had allocated.
+            self.statistics.bisections += 1
+            middle = len(batch) // 2
+            self.run(batch[:middle])
+            self.run(batch[middle:])
+
+    def _run_together(self, batch: list[Forward]) -> bool:
+        """False where it failed; whose fault that is shows when the halves run."""
+        samples = sum(forward.num_samples for forward in batch)
+        try:
+            outputs = self._merged(batch)
+        except Exception as error:  # noqa: BLE001
+            let_go(error)
+            does_not_fit = is_out_of_memory(error)
+        else:
+            for forward, output in zip(batch, outputs, strict=True):
+                forward.output = output
+            self.caps.fits(batch[0].structure, samples, batch[0].num_samples)
+            return True
+        if does_not_fit:
+            self.caps.does_not_fit(batch[0].structure, samples)
+            self.executor.free_memory()
+        return False
+
+    def _run_alone(self, forward: Forward) -> None:
+        try:
+            forward.output = self.call(forward, forward.arguments)
+        except BaseException as error:  # noqa: BLE001  (raised where the fiber waits)
+            forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
+            if is_out_of_memory(error):
+                let_go(error)
+
+    def _merged(self, batch: list[Forward]) -> list[Any]:
+        structure, merger = batch[0].structure, batch[0].merger
+        assert merger is not None
+        if structure not in self._shares:
+            return self._tried(batch)
+        shared = self._shares[structure]
+        if shared is None:
+            return [self.call(f, f.arguments) for f in batch]
+        try:
+            return self.call_merged(batch, merger, shared)
+        except CannotMergeError:  # an argument that was equal before differs this time
+            return [self.call(f, f.arguments) for f in batch]
+
+    def _tried(self, batch: list[Forward]) -> list[Any]:
+        """The first merge of a structure: the outputs of lone forwards, and whether merged ones are the same."""
+        trial, structure = Trial(self, batch), batch[0].structure
+        outputs = trial.lone_outputs()
+        verdict = trial.verdict()
+        if verdict.pays:
+            self._shares[structure] = verdict.shared
+        else:
+            self.joining.note_vain_trial(structure)
+        if verdict.pays and verdict.shared is None:
+            logger.warning("forwards of %s run alone: %s", batch[0].component, verdict.reason)
+            self.statistics.refused_structures += 1
+        return outputs
+
+    def call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
+        """The batch as one forward; raises CannotMergeError, and what the module raises."""
+        counts = [f.num_samples for f in batch]
+        arguments = merger.merge([f.arguments for f in batch], counts, shared)
+        return merger.split(self.call(batch[0], arguments, sum(counts)), counts)
+
+    def call(self, forward: Forward, arguments: dict[str, Any], num_samples: int | None = None) -> Any:
+        """One call of the module.
+
+        The first of a kind is waited for: where it does not fit, or the device fails, its fibers have not gone on.
+        """
+        kind = (forward.component, forward.structure.shape, num_samples or forward.num_samples)
+        surround = forward.surround() if forward.surround else nullcontext()
+        with self.under_way.work(kind):
+            with surround, torch.set_grad_enabled(forward.with_gradients):
+                output = self.executor.run(forward.component, forward.module, forward.context, arguments)
+            if kind not in self._done:
+                self.executor.mark().wait()
+                self._done.add(kind)
+        return output
+
+    def failed_late(self, structure: Structure, kind: Hashable, samples: int, error: BaseException) -> None:
+        """The device raised this of a batch whose fibers had gone on; the next of its kind is waited for again."""
+        self._done.discard(kind)
+        if is_out_of_memory(error):
+            self.caps.does_not_fit(structure, samples)
+            self.executor.free_memory()
