@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from deployments.memory.args import Offload, VAEArgs
+
 Order = Literal["slack", "fifo"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ComponentDType = Literal["float32", "bfloat16", "float16"]
@@ -176,3 +178,7 @@ class ModelArgs(BaseModel):
     )
     denoising: DenoisingArgs = Field(default_factory=DenoisingArgs, description="the step engine")
     watchdog: WatchdogArgs = Field(default_factory=WatchdogArgs, description="when work is taken to hang")
+    vae: VAEArgs = Field(default_factory=VAEArgs, description="how autoencoders are held and called")
+    offload: dict[str, Offload] = Field(
+        default_factory=dict, description="components whose weights are on the host while they are not used"
+    )

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
+from deployments.memory.args import Offload, VAEArgs
 from deployments.model import ComponentDType, ComponentsArgs, DenoisingArgs, DType, ModelArgs, PartArgs, WatchdogArgs
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
@@ -54,6 +55,15 @@ class AppArgs(ServiceArgs):
     )
     watchdog: WatchdogArgs = Field(
         default_factory=WatchdogArgs, description="after how long what does not end is taken to hang and is replaced"
+    )
+    vae: VAEArgs = Field(
+        default_factory=VAEArgs,
+        description="how autoencoders are held and called: tiling, slicing, dtype, memory format",
+    )
+    offload: dict[str, Offload] = Field(
+        default_factory=dict,
+        description="components whose weights are on the host while they are not used, such as "
+        "`text_encoder_2: model` or `transformer: {kind: group, level: block}`",
     )
     verify: bool = Field(
         False,
@@ -104,6 +114,8 @@ def model_args(args: AppArgs) -> ModelArgs:
         quality=args.quality,
         denoising=args.denoising,
         watchdog=args.watchdog,
+        vae=args.vae,
+        offload=args.offload,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deployments.errors import CheckpointError
+from deployments.memory.stage_memory import StageMemory
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
@@ -25,6 +26,7 @@ UNUSED_HALF = {
     "vae": "encoder",
 }  # stage -> the half of an autoencoder that it does not run
 
+HOST = torch.device("cpu")
 COPIES = (
     "its constructor copies weights of one component into another, and these are in several processes: serve the "
     "folder that its save_pretrained writes, where that is done"
@@ -41,6 +43,7 @@ class StagePipeline:
     device: torch.device
     dtype: torch.dtype | None
     decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
+    memory: StageMemory = field(default_factory=StageMemory)  # of the device
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
 
     def is_here(self, component: str) -> bool:
@@ -67,11 +70,13 @@ def load_stage(
     component_dtypes: Mapping[str, torch.dtype] | None = None,
     variant: str | None = None,
     held: Mapping[str, torch.nn.Module] | None = None,
+    on_host: Collection[str] = (),
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
-    `variant` is that of the weight files, such as fp16; `held` are components that are here already.
+    `variant` is that of the weight files, such as fp16; `held` are components that are here already;
+    the weights of those `on_host` are left in the host's memory.
     """
     layout = read_layout(folder)
     check_complete(folder, layout.classes)
@@ -85,7 +90,9 @@ def load_stage(
     components = {
         name: held[name]
         if held and name in held
-        else load_component(layout.models[name], folder / name, dtypes[name], device, use_streamer, variant)
+        else load_component(
+            layout.models[name], folder / name, dtypes[name], HOST if name in on_host else device, use_streamer, variant
+        )
         if needed & set(stages)
         else skeleton(layout.models[name], folder / name, device, dtypes[name], variant)
         for name, needed in layout.stages_of.items()

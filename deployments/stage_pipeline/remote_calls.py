@@ -34,10 +34,17 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
     return with_anything(output)
 
 
-@torch.no_grad()
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
-    """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
+    """The holder's side: makes the call with the real component.
+
+    Raises PipelineFailedError, and DeviceFullError or TooLargeForDeviceError.
+    """
     function = _function(stage, call)
+    return stage.memory.run(lambda: _answer(stage, function, call))
+
+
+@torch.no_grad()
+def _answer(stage: StagePipeline, function: Any, call: ComponentCall) -> ComponentAnswer:
     args, kwargs, global_state = unpack(call.arguments, stage.device)
     with PIPELINE_CODE, pipeline_errors():
         torch.set_rng_state(global_state)

@@ -120,6 +120,14 @@ def _meta_twin_maker(
     return meta_twin
 
 
+def twin_of(module: torch.nn.Module, cls: type[torch.nn.Module], folder: Path) -> Any:
+    """A real component's copy on the meta device, for the shapes of what it would return."""
+    made = build_from_config(cls, folder, meta_buffers=True)
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    graft(module, made)
+    return cast_like_from_pretrained(made, dtype).to("meta").eval()
+
+
 def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
     """Gives a twin what was put into the source after it was made (IP-Adapters), on the meta device."""
     if hasattr(source, "_internal_dict"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +14,18 @@ from deployments.accelerations import install_all
 from deployments.devices import Device
 from deployments.errors import CheckpointError
 from deployments.features import install_features
+from deployments.memory.autoencoder import prepare, refuse_switches
+from deployments.memory.device_memory import TorchMemory
+from deployments.memory.offload import install_offload, refuse_offload
+from deployments.memory.stage_memory import StageMemory
+from deployments.memory.turns import Turns
 from deployments.messages import StageName
 from deployments.model import ModelArgs
 from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
+from deployments.stage_pipeline.roles import PipelineLayout, read_layout
+from deployments.stage_pipeline.skeleton import twin_of
 from deployments.weights.parts.compose import resolve_model
 from env_config.variables import EnvConfig
 
@@ -42,16 +51,49 @@ def build_stage(
     folder = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
+    exceptions = autoencoder_dtypes(model, read_layout(folder)) | exceptions
     use_streamer = env.runtime.use_runai_model_streamer
-    stage = load_stage(folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant, held)
+    stage = load_stage(
+        folder, stages, device.torch_device, dtype, use_streamer, exceptions, model.variant, held, model.offload
+    )
     check_default_arguments(model, stage)
+    refuse_switches({name: stage.layout.models[name] for name in stage.layout.autoencoders}, model.vae)
+    refuse_offload(model.offload, stage.layout.models)
     if held is not None:
         return stage
     modules = stage_modules(stage, device, wrap_kernel)
+    stage, lines = fitted(stage, modules, model)
     # Features come last: Cache-DiT keeps the forwards that it finds.
-    for line in (*install_all(modules, env), *install_features(modules, env)):
+    for line in (*lines, *install_all(modules, env), *install_features(modules, env)):
         logger.info("%s", line)
     return stage
+
+
+def autoencoder_dtypes(model: ModelArgs, layout: PipelineLayout) -> dict[str, torch.dtype]:
+    """What `vae: {dtype}` asks for. Raises CheckpointError where `component_dtypes` asks for another one."""
+    if model.vae.dtype == "auto":
+        return {}
+    for name in layout.autoencoders:
+        if (other := model.component_dtypes.get(name, model.vae.dtype)) != model.vae.dtype:
+            raise CheckpointError(f"vae: dtype is {model.vae.dtype}, and component_dtypes says {name}: {other}")
+    return dict.fromkeys(layout.autoencoders, getattr(torch, model.vae.dtype))
+
+
+def fitted(stage: StagePipeline, modules: StageModules, model: ModelArgs) -> tuple[StagePipeline, list[str]]:
+    """The stage with what makes it fit on its device, and the lines for the log. Raises AccelerationError."""
+    turns = Turns(stage.device)
+    is_steady = model.denoising.deterministic
+    memory = StageMemory(TorchMemory(stage.device), bytes_that_stay(stage, model), turns, is_steady)
+    lines = []
+    for name, module in modules.parts(modules.autoencoders).items():
+        twin = partial(twin_of, module, stage.layout.models[name], stage.layout.folder / name)
+        lines.append(prepare(name, module, twin, model.vae, memory))
+    return replace(stage, memory=memory), [*lines, *install_offload(modules, model.offload, turns)]
+
+
+def bytes_that_stay(stage: StagePipeline, model: ModelArgs) -> int:
+    """Of the weights that are on the device all the time."""
+    return sum(size for name, size in stage.weight_bytes().items() if name not in model.offload)
 
 
 def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> Path:

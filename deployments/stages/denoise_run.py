@@ -40,13 +40,13 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stages.encode import call_arguments, unpack_conditioning
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 # Raised on the way to a checkpoint's step, these say nothing of the checkpoint.
 NOT_OF_A_RESUME = (
     InvalidRequestError,
     FeedsBackError,
     GenerationFailedError,
-    torch.OutOfMemoryError,
     torch.AcceleratorError,
 )
 DEFAULT_SLACK = 3.0  # times its own predicted duration that a request without a deadline is given
@@ -161,7 +161,8 @@ class DenoiseRun:
         try:
             return self.session.run()
         except Exception as error:
-            is_of_the_resume = isinstance(error, PipelineFailedError) or not isinstance(error, NOT_OF_A_RESUME)
+            says_nothing = isinstance(error, NOT_OF_A_RESUME) or is_out_of_memory(error)
+            is_of_the_resume = isinstance(error, PipelineFailedError) or not says_nothing
             if self.session.is_resuming and is_of_the_resume:
                 raise CannotResumeError(f"the steps before {self.session.resumed_at} cannot be skipped") from error
             raise

@@ -23,7 +23,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
 from deployments.stage_pipeline.shapes import output_description
-from deployments.stage_pipeline.skeleton import build_from_config, cast_like_from_pretrained, graft
+from deployments.stage_pipeline.skeleton import twin_of
 from deployments.tensors.values import PLAIN, MissingTensor, Opaque, copied, map_values, parts
 
 
@@ -95,10 +95,7 @@ def _with_twin(stage: StagePipeline, component: str) -> Any:
     if "meta_twin" in module.__dict__:
         return module
     if component not in stage.twins:
-        made = build_from_config(stage.layout.models[component], stage.layout.folder / component, meta_buffers=True)
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-        graft(module, made)
-        twin = cast_like_from_pretrained(made, dtype).to("meta").eval()
+        twin = twin_of(module, stage.layout.models[component], stage.layout.folder / component)
         stage.twins[component] = SimpleNamespace(meta_twin=lambda with_switches: twin)
     return stage.twins[component]
 

@@ -44,8 +44,9 @@ def room(name: str) -> tuple[str, ...]:
 
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors")
-ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
+ARGUMENTS = ("deployments.model", "deployments.memory.args")  # what a stage is built from; no library but pydantic
 DEVICES = ("deployments.devices",)
+MEMORY = room("deployments.memory")  # how a process fits on its device
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
@@ -117,7 +118,7 @@ RULES = (
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
-    Rule((*MESSAGES, *ARGUMENTS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
         (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
@@ -174,6 +175,7 @@ RULES = (
             *ACCELERATIONS,
             *WEIGHTS,
             *MEDIA,
+            *MEMORY,
             *TENSORS,
             *DEVICES,
             *MODULES,
@@ -200,9 +202,10 @@ RULES = (
     ),
     Rule(
         STAGE_PIPELINE,
-        (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, "deployments.media.fields", *MESSAGES),
+        (*STAGE_PIPELINE, *WEIGHTS, *MEMORY, *TENSORS, "deployments.media.fields", *MESSAGES),
         never=("ray", *HTTP),
     ),
+    Rule(MEMORY, (*MEMORY, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(ACCELERATIONS, (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(
