@@ -106,18 +106,23 @@ class FittingAutoencoder:
     def call(self, name: str, method: Any, args: Any, kwargs: Any) -> Any:
         """The output of the method of that name. Raises what it raises, the lack of memory too."""
         key = (name, shape_key((args, kwargs)))
-        way = self.way(key, name, args, kwargs)
+        ways = list(self.ways(batch_of((args, kwargs))))
+        way = self._fitting(ways, key, name, args, kwargs)
         try:
             with switched(self.module, way):
                 return method(self.module, *args, **kwargs)
+        except NotImplementedError:
+            if way == ways[-1]:
+                raise
         except Exception as error:
             if is_out_of_memory(error):
-                self._note_too_large(key, name, args, kwargs)
+                self._note_too_large(ways[-1], key, name, args, kwargs)
             raise
+        with switched(self.module, ways[-1]):  # Allegro's own knows no other way
+            return method(self.module, *args, **kwargs)
 
-    def way(self, key: Any, method: str, args: Any, kwargs: Any) -> Way:
+    def _fitting(self, ways: list[Way], key: Any, method: str, args: Any, kwargs: Any) -> Way:
         """The first way that fits; where none does, or memory was lacking just now, the last."""
-        ways = list(self.ways(batch_of((args, kwargs))))
         if len(ways) == 1:
             return ways[0]
         if self._memory.is_short or self._is_too_large(key):
@@ -172,9 +177,9 @@ class FittingAutoencoder:
             self._too_large[key] = left - 1
         return left > 0
 
-    def _note_too_large(self, key: Any, method: str, args: Any, kwargs: Any) -> None:
-        least = list(self.ways(batch_of((args, kwargs))))[-1]
-        self._memory.note_need(self.need(key, least, method, args, kwargs).bytes)
+    def _note_too_large(self, least: Way, key: Any, method: str, args: Any, kwargs: Any) -> None:
+        given = to_meta((args, kwargs))  # so that nothing holds the tensors
+        self._memory.note_need(lambda: self.need(key, least, method, *given).bytes)
         self._too_large[key] = TRIES_BY_TILES
         if len(self._too_large) > KEPT:
             self._too_large.popitem(last=False)

@@ -57,8 +57,8 @@ class _Weight:
     def come(self, device: torch.device) -> None:
         source = self.tensor if self.numbers is None else self.numbers
         moved = source.to(device, non_blocking=source.is_pinned())
-        if self.numbers is not None and type(moved) is torch.Tensor:
-            self.tensor.data = moved  # the same object: whoever holds it sees the numbers come
+        if self.numbers is not None and torch._has_compatible_shallow_copy_type(self.tensor, moved):
+            self.tensor.data = moved  # the same object, as torch's own moves leave it
         else:
             self._put(_like(self.tensor, moved))
         self.arrived = _state(self._current())

@@ -65,9 +65,9 @@ class StageMemory:
             return None
         return room.most - self._weight_bytes if self._here.is_steady else room.free
 
-    def note_need(self, needed: int | None) -> None:
-        """The least bytes that the call that found too little memory can do with."""
-        self._here.needed = needed
+    def note_need(self, count: Callable[[], int | None]) -> None:
+        """`count` gives the least bytes with which the call could do that found too little memory."""
+        self._here.count_need = count
 
     # -- around the work of a stage ---------------------------------------------------------------------------
 
@@ -128,10 +128,11 @@ class StageMemory:
         """The error for callers; `told` is what the device said."""
         self._note_free()
         logger.error("memory was lacking: %s", told)
-        room, needed, free = self._device.room(), self._here.needed, self._here.free
+        room, free = self._device.room(), self._here.free
         if room is None or free is None:
             return DeviceFullError("the device has not enough memory for this request now; try again later")
         most = room.most - self._weight_bytes
+        needed = self._here.count_need() if self._here.count_need else None
         if needed is not None and needed > most:
             return TooLargeForDeviceError(f"{_needs(f'{needed / GB:.1f} GB', most)}; ask for a smaller one")
         # Others may have had the memory for a moment: only where it was free both times is it never enough.
@@ -151,13 +152,14 @@ class _ThreadsOwn(threading.local):
 
     is_short = False
     is_steady = False
-    needed: int | None = None  # bytes
+    count_need: Callable[[], int | None] | None = None
     free: int | None = None  # bytes
 
     @contextmanager
     def work(self, is_steady: bool) -> Iterator[None]:
         before = dict(vars(self))
-        self.is_short, self.is_steady, self.needed, self.free = False, is_steady, None, None
+        self.is_steady = is_steady  # `is_short` stays: this may be inside of work that is done again
+        self.count_need = self.free = None
         try:
             yield
         finally:

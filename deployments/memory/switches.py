@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from deployments.modules import AccelerationError
 
 TILING, SLICING, CHUNKS = "use_tiling", "use_slicing", "use_framewise_decoding"
+EMPTY_CELL = CellType()
 SETTERS = ("__init__", "enable_tiling", "disable_tiling", "enable_slicing", "disable_slicing")
 # What AutoencoderKL and its like have, whose `enable_tiling` takes no sizes.
 SAMPLE_SIZE, LATENT_SIZE, OVERLAP = "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor"
@@ -40,22 +43,27 @@ class Abilities:
     chunks: bool
 
 
+@functools.cache
 def abilities_of(cls: type) -> Abilities:
     """From the names that its methods read, those that only set the switches apart."""
     read: set[str] = set()
     for base in cls.__mro__:
-        for name, member in vars(base).items():
-            if name not in SETTERS:
-                read |= _names_in(member)
+        members = [member for name, member in vars(base).items() if name not in SETTERS]
+        for function in _functions(members):
+            read |= set(function.__code__.co_names)
     return Abilities(TILING in read, SLICING in read, CHUNKS in read)
 
 
-def _names_in(member: Any) -> set[str]:
-    """The names that a function reads, and those of the functions that a decorator keeps in it."""
-    if not inspect.isfunction(member):
-        return set()
-    kept = (cell.cell_contents for cell in member.__closure__ or ())
-    return set(member.__code__.co_names).union(*map(_names_in, kept))
+def _functions(members: list[Any]) -> set[FunctionType]:
+    """Those among them, and the functions that decorators keep in them."""
+    found: set[FunctionType] = set()
+    left = members
+    while left:
+        member = left.pop()
+        if isinstance(member, FunctionType) and member not in found:
+            found.add(member)
+            left += [cell.cell_contents for cell in member.__closure__ or () if cell != EMPTY_CELL]
+    return found
 
 
 @contextmanager

@@ -40,8 +40,12 @@ def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInput
     Raises HandOffError where the picture would not be the pipeline's own, DeviceFullError or TooLargeForDeviceError.
     """
     started = time.perf_counter()
-    output = decode_output(stage, request, inputs)
-    files = files_to_write(output, request, making_of(stage, made_of(request, inputs)))
+
+    def work() -> tuple[FileToWrite, ...]:
+        output = decode_output(stage, request, inputs)
+        return files_to_write(output, request, making_of(stage, made_of(request, inputs)))
+
+    files = stage.memory.run(work, is_steady=request.deterministic)
     usage = usage_of(stage, request, files)
     return Decoded(files, {"decode": time.perf_counter() - started}, usage)
 

@@ -79,7 +79,7 @@ def same(made: list[torch.Tensor], truth: list[torch.Tensor]) -> bool:
 
 KINDS: dict[str, dict[str, Any]] = {
     "group": dict.fromkeys(ALL, "group"),
-    "leaf": dict.fromkeys(ALL, {"kind": "group", "level": "leaf"}),
+    "leaf": {name: {"kind": "group", "level": "leaf"} for name in ALL},
     "model": dict.fromkeys(ALL, "model"),
     "mixed": {"text_encoder_2": "model", "transformer": {"kind": "group", "blocks_per_group": 2}},
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,9 +34,16 @@ def offload(component: Any, device: Device = CPU, turns: Turns | None = None, **
     )
 
 
+@dataclass
+class Present:
+    """Bytes of the tensors that are on the device now; from `watch` on a layer that runs without its own raises."""
+
+    tensors: dict[int, int]
+    watch: Callable[[], None]
+
+
 @pytest.fixture
-def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
-    """Bytes of the tensors of the groups that are on the device now; a layer that runs without its own raises."""
+def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Present]:
     there: dict[int, int] = {}
     onload, leave = ModuleGroup.onload_, ModuleGroup.offload_
 
@@ -61,9 +69,10 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
 
     monkeypatch.setattr(ModuleGroup, "onload_", come)
     monkeypatch.setattr(ModuleGroup, "offload_", go)
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
-    yield there
-    handle.remove()
+    handles: list[Any] = []
+    yield Present(there, lambda: handles.append(torch.nn.modules.module.register_module_forward_pre_hook(check)))
+    for handle in handles:
+        handle.remove()
 
 
 def t5() -> T5EncoderModel:
@@ -72,7 +81,7 @@ def t5() -> T5EncoderModel:
 
 
 @pytest.mark.parametrize("settings", [{}, {"blocks_per_group": 2}, {"level": "leaf"}], ids=str)
-def test_each_layer_finds_its_weights_and_never_are_all_there_at_a_time(settings: Any, present: dict[int, int]) -> None:
+def test_each_layer_finds_its_weights_and_never_are_all_there_at_a_time(settings: Any, present: Present) -> None:
     """A T5, whose blocks are two levels down, and whose embedding has two names."""
     torch.manual_seed(0)
     module = t5()
@@ -80,13 +89,14 @@ def test_each_layer_finds_its_weights_and_never_are_all_there_at_a_time(settings
     with torch.no_grad():
         expected = module(words).last_hidden_state
         offload(module, kind="group", **settings)
-        assert not present
+        assert not present.tensors
+        present.watch()
         most = [0]
         for block in module.encoder.block:
-            block.register_forward_hook(lambda *_: most.append(sum(present.values())))
+            block.register_forward_hook(lambda *_: most.append(sum(present.tensors.values())))
         for _ in range(2):
             assert torch.equal(module(words).last_hidden_state, expected)
-    assert not present
+    assert not present.tensors
     assert 0 < max(most) < sum(parameter.nbytes for parameter in module.parameters())
 
 

@@ -67,6 +67,19 @@ def test_what_the_failed_try_made_is_gone_before_the_next_one() -> None:
     assert memory.run(work) == 0
 
 
+def test_work_inside_work_that_is_done_again_is_made_with_less_too() -> None:
+    memory = StageMemory(Played())
+    inner: list[bool] = []
+
+    def work() -> str:
+        memory.run(lambda: inner.append(memory.is_short))
+        if len(inner) == 1:
+            raise FULL
+        return "made"
+
+    assert (memory.run(work), inner, memory.is_short) == ("made", [False, True], False)
+
+
 def test_steady_work_is_tried_again_as_it_was() -> None:
     for memory, is_steady in ((StageMemory(Played()), True), (StageMemory(Played(), is_steady=True), False)):
         work, tries = failing(1, memory)
@@ -92,7 +105,7 @@ def test_what_can_never_fit_is_the_callers_to_change() -> None:
     memory = StageMemory(Played(), weight_bytes=4 * GB)
 
     def work() -> None:
-        memory.note_need(7 * GB)
+        memory.note_need(lambda: 7 * GB)
         raise FULL
 
     with pytest.raises(TooLargeForDeviceError, match=r"needs 7\.0 GB on the device, which has 6\.0 GB .* smaller one"):
