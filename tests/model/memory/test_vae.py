@@ -65,11 +65,13 @@ def test_a_picture_in_tiles_is_the_same_within_the_stated_deviation() -> None:
     whole, tiled = (prepared(AutoencoderKL.from_pretrained(folder), tiling=tiling) for tiling in ("off", "on"))
     picture = emojis()
     latents = whole.encode(picture).latent_dist.mode()
-    mean, largest = differences(whole.decode(latents).sample, tiled.decode(latents).sample)
-    print("picture decode", mean, largest)
-    assert mean <= 1.0
-    mean, _ = differences(whole.decode(tiled.encode(picture).latent_dist.mode()).sample, whole.decode(latents).sample)
-    assert mean <= 1.0
+    truth = whole.decode(latents).sample
+    in_tiles = (tiled.decode(latents).sample, whole.decode(tiled.encode(picture).latent_dist.mode()).sample)
+    for other in in_tiles:
+        mean, largest = differences(truth, other)
+        assert mean <= 3
+        assert largest <= 16
+        assert mean > 0
 
 
 @torch.no_grad()

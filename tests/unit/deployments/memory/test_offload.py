@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks.group_offloading import ModuleGroup
+from torch.overrides import TorchFunctionMode
 from transformers import T5Config, T5EncoderModel
 
 from deployments.devices import Device, select_device
@@ -34,17 +34,26 @@ def offload(component: Any, device: Device = CPU, turns: Turns | None = None, **
     )
 
 
-@dataclass
-class Present:
-    """Bytes of the tensors that are on the device now; from `watch` on a layer that runs without its own raises."""
+class Present(TorchFunctionMode):
+    """Bytes of the tensors that are on the device now; in it, a layer that computes without its own weights raises."""
 
-    tensors: dict[int, int]
-    watch: Callable[[], None]
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.linear, F.embedding):
+            weights = [each for each in args if isinstance(each, torch.nn.Parameter)]
+            assert weights
+            assert all(id(weight) in self.tensors for weight in weights), "a layer computes without its weights"
+            self.most = max(self.most, sum(self.tensors.values()))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Present]:
-    there: dict[int, int] = {}
+def present(monkeypatch: pytest.MonkeyPatch) -> Present:
+    there = Present()
     onload, leave = ModuleGroup.onload_, ModuleGroup.offload_
 
     def tensors(group: Any) -> list[torch.Tensor]:
@@ -53,26 +62,16 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Iterator[Present]:
 
     def come(group: Any) -> None:
         onload(group)
-        there.update({id(t): t.nbytes for t in tensors(group)})
+        there.tensors.update({id(t): t.nbytes for t in tensors(group)})
 
     def go(group: Any) -> None:
         leave(group)
         for tensor in tensors(group):
-            there.pop(id(tensor), None)
-
-    def check(module: torch.nn.Module, _: Any) -> None:
-        own = [*module._parameters.values(), *module._buffers.values()]
-        lacking = [t for t in own if t is not None and id(t) not in there]
-        assert not lacking or next(module.children(), None) is not None, (
-            f"{type(module).__name__} runs without its weights"
-        )
+            there.tensors.pop(id(tensor), None)
 
     monkeypatch.setattr(ModuleGroup, "onload_", come)
     monkeypatch.setattr(ModuleGroup, "offload_", go)
-    handles: list[Any] = []
-    yield Present(there, lambda: handles.append(torch.nn.modules.module.register_module_forward_pre_hook(check)))
-    for handle in handles:
-        handle.remove()
+    return there
 
 
 def t5() -> T5EncoderModel:
@@ -90,14 +89,11 @@ def test_each_layer_finds_its_weights_and_never_are_all_there_at_a_time(settings
         expected = module(words).last_hidden_state
         offload(module, kind="group", **settings)
         assert not present.tensors
-        present.watch()
-        most = [0]
-        for block in module.encoder.block:
-            block.register_forward_hook(lambda *_: most.append(sum(present.tensors.values())))
         for _ in range(2):
-            assert torch.equal(module(words).last_hidden_state, expected)
+            with present:
+                assert torch.equal(module(words).last_hidden_state, expected)
     assert not present.tensors
-    assert 0 < max(most) < sum(parameter.nbytes for parameter in module.parameters())
+    assert 0 < present.most < sum(parameter.nbytes for parameter in module.parameters())
 
 
 def test_blocks_are_found_wherever_they_are() -> None:
