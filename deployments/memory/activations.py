@@ -48,7 +48,7 @@ class _LiveBytes(TorchDispatchMode):
     """Notes each storage when it is made and when the last tensor of it is gone."""
 
     def __init__(self, held: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._held = {_key(tensor) for tensor in held}

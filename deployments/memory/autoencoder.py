@@ -98,6 +98,7 @@ class FittingAutoencoder:
         self.abilities: Abilities = abilities_of(type(module))
         self._make_twin = twin
         self._twin: Any = None
+        self._knows_only_tiles = False  # Allegro's own
         self._args = args
         self._memory = memory
         self._needs: OrderedDict[Any, Need] = OrderedDict()
@@ -107,24 +108,29 @@ class FittingAutoencoder:
         """The output of the method of that name. Raises what it raises, the lack of memory too."""
         key = (name, shape_key((args, kwargs)))
         ways = list(self.ways(batch_of((args, kwargs))))
-        way = self._fitting(ways, key, name, args, kwargs)
+        way, least = self._fitting(ways, key, name, args, kwargs), ways[-1]
         try:
             with switched(self.module, way):
                 return method(self.module, *args, **kwargs)
         except NotImplementedError:
-            if way == ways[-1]:
+            if way == least:
                 raise
+            self._knows_only_tiles = True
         except Exception as error:
-            if is_out_of_memory(error):
-                self._note_too_large(ways[-1], key, name, args, kwargs)
-            raise
-        with switched(self.module, ways[-1]):  # Allegro's own knows no other way
+            is_short = is_out_of_memory(error)
+            if is_short:
+                self._note_too_large(least, key, name, args, kwargs)
+            if not is_short or way == least or self._memory.is_tried_again or self._memory.is_steady:
+                raise
+        # Here, where nothing holds the tensors of the failed call any more.
+        self._memory.free()
+        with switched(self.module, least):
             return method(self.module, *args, **kwargs)
 
     def _fitting(self, ways: list[Way], key: Any, method: str, args: Any, kwargs: Any) -> Way:
         """The first way that fits; where none does, or memory was lacking just now, the last."""
-        if len(ways) == 1:
-            return ways[0]
+        if len(ways) == 1 or self._knows_only_tiles:
+            return ways[-1]
         if self._memory.is_short or self._is_too_large(key):
             return ways[-1]
         available = self._memory.available()

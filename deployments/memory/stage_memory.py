@@ -58,12 +58,22 @@ class StageMemory:
         """Whether this work, in this thread, is done again because memory was lacking."""
         return self._here.is_short
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether this work, in this thread, must give the same bytes whatever else runs."""
+        return self._is_steady or self._here.is_steady
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether this work, in this thread, is done again where it finds too little memory."""
+        return self._here.is_tried_again
+
     def available(self) -> int | None:
         """Bytes that a call may take; None: nobody knows. For steady work what no other work changes."""
         room = self._device.room()
         if room is None:
             return None
-        return room.most - self._weight_bytes if self._here.is_steady else room.free
+        return room.most - self._weight_bytes if self.is_steady else room.free
 
     def note_need(self, count: Callable[[], int | None]) -> None:
         """`count` gives the least bytes with which the call could do that found too little memory."""
@@ -77,7 +87,7 @@ class StageMemory:
         Steady work must give the same bytes whatever else runs: it is done again as it was. Raises what the work
         raises; for the lack of memory TooLargeForDeviceError where it can never fit, else DeviceFullError.
         """
-        with self._here.work(is_steady or self._is_steady):
+        with self._here.work(is_steady, is_tried_again=True):
             try:
                 return self._tried(work)
             finally:
@@ -91,8 +101,8 @@ class StageMemory:
                 raise
             logger.warning("memory was lacking, it is tried once more: %s", _first_line(error))
         # Here, and not in the block above, whose error holds the tensors of the work that failed.
-        self._note_free()
-        self._here.is_short = not self._here.is_steady
+        self.free()
+        self._here.is_short = not self.is_steady
         try:
             return work()
         except Exception as error:
@@ -103,7 +113,7 @@ class StageMemory:
 
     def named(self, work: Callable[[], T]) -> T:
         """What the work returns. Raises what it raises, with a lack of memory as `run` does, without another try."""
-        with self._here.work(self._is_steady):
+        with self._here.work():
             try:
                 return work()
             except Exception as error:
@@ -116,7 +126,7 @@ class StageMemory:
         """Weights that are in no call of any thread go back to the host."""
         self._waiting.rest(of_all_threads=True)
 
-    def _note_free(self) -> None:
+    def free(self) -> None:
         """Gives the device back what nobody uses; the least that was free after a failure counts."""
         self._waiting.rest(of_all_threads=True)
         self._device.give_back()
@@ -126,7 +136,7 @@ class StageMemory:
 
     def failure(self, told: str) -> Exception:
         """The error for callers; `told` is what the device said."""
-        self._note_free()
+        self.free()
         logger.error("memory was lacking: %s", told)
         room, free = self._device.room(), self._here.free
         if room is None or free is None:
@@ -152,12 +162,14 @@ class _ThreadsOwn(threading.local):
 
     is_short = False
     is_steady = False
+    is_tried_again = False
     count_need: Callable[[], int | None] | None = None
     free: int | None = None  # bytes
 
     @contextmanager
-    def work(self, is_steady: bool) -> Iterator[None]:
+    def work(self, is_steady: bool = False, is_tried_again: bool = False) -> Iterator[None]:
         before = dict(vars(self))
+        self.is_tried_again = is_tried_again
         self.is_steady = is_steady  # `is_short` stays: this may be inside of work that is done again
         self.count_need = self.free = None
         try:

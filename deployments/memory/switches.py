@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +42,6 @@ class Abilities:
     chunks: bool
 
 
-@functools.cache
 def abilities_of(cls: type) -> Abilities:
     """From the names that its methods read, those that only set the switches apart."""
     read: set[str] = set()

@@ -124,6 +124,18 @@ def test_a_shape_that_did_not_fit_after_all_is_made_in_tiles_for_a_while(monkeyp
     assert len(prepared.decode(1, 4, 20, 20)) == 1
 
 
+def test_a_call_that_nobody_makes_again_is_made_again_in_tiles_at_once() -> None:
+    """In a process of all stages the engine's thread decodes, in the middle of a request."""
+    prepared = Prepared(kl_autoencoder, PLENTY)
+
+    def refuse(_: Any, args: Any) -> None:
+        if args[0].shape[-1] > 16:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    prepared.vae.decoder.register_forward_pre_hook(refuse)
+    assert len(prepared.decode(*SHAPE)) > 1
+
+
 def test_long_videos_come_in_chunks_of_frames_where_the_autoencoder_can() -> None:
     """HunyuanVideo's own default; its decoder then never sees all frames."""
     prepared = Prepared(hunyuan_video_autoencoder, 0)
