@@ -2,10 +2,12 @@
 
 TriptychError
 ├── InvalidRequestError       the caller's fault: a parameter that the model or a limit does not allow   (400)
-│   └── DeadlineExceededError  what was asked was not done by its deadline                                (400)
+│   ├── DeadlineExceededError  what was asked was not done by its deadline                                (400)
+│   └── TooLargeForDeviceError  the request alone needs more memory than the device has                   (400)
 ├── NotSupportedError         the model cannot do what was asked                                          (400)
 ├── ModelNotFoundError        no such model is served                                                     (404)
 ├── StageUnavailableError     a stage has no replica that can answer now                                  (503)
+├── DeviceFullError           the device has no memory free for the request now                           (503)
 ├── GenerationFailedError     the stages failed although the request was fine                             (500)
 │   └── PipelineFailedError   the pipeline's own code failed on the request: whose fault it is, the application tells
 │       └── NotNumbersError   it made NaN or infinite values
@@ -55,6 +57,13 @@ class DeadlineExceededError(InvalidRequestError):
         super().__init__(message, param, code)
 
 
+class TooLargeForDeviceError(InvalidRequestError):
+    """The request alone needs more memory than the device of a stage has beside the weights."""
+
+    def __init__(self, message: str, param: str | None = "size", code: str = "too_large_for_device") -> None:
+        super().__init__(message, param, code)
+
+
 class ModelNotFoundError(InvalidRequestError):
     """The named model is not served here."""
 
@@ -64,6 +73,10 @@ class ModelNotFoundError(InvalidRequestError):
 
 class StageUnavailableError(TriptychError):
     """A stage has no replica that can answer now; trying again later may help."""
+
+
+class DeviceFullError(TriptychError):
+    """The memory of a stage's device is full of other work; trying again later may help."""
 
 
 class GenerationFailedError(TriptychError):

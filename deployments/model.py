@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from deployments.memory.args import Offload, VAEArgs
+
 Order = Literal["slack", "fifo"]
 Merging = Literal["auto", "always"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -230,3 +232,7 @@ class ModelArgs(BaseModel):
     compile: Compile = Field("off", description="what of the denoisers torch.compile compiles")
     warm_up: WarmUp = Field((), description="arguments of requests that a replica makes before it takes any")
     fence_device_memory: bool = Field(False, description="a replica takes no more memory than its share of the device")
+    vae: VAEArgs = Field(default_factory=VAEArgs, description="how autoencoders are held and called")
+    offload: dict[str, Offload] = Field(
+        default_factory=dict, description="components whose weights are on the host while they are not used"
+    )

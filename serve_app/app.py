@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
+from deployments.memory.args import Offload, VAEArgs
 from deployments.model import (
     GGUF_SUFFIX,
     Compile,
@@ -87,6 +88,15 @@ class AppArgs(ServiceArgs):
         description="a replica with num_gpus below 1 takes at most that share of its GPU's memory; false: num_gpus is "
         "only what Ray reserves",
     )
+    vae: VAEArgs = Field(
+        default_factory=VAEArgs,
+        description="how autoencoders are held and called: tiling, slicing, dtype, memory format",
+    )
+    offload: dict[str, Offload] = Field(
+        default_factory=dict,
+        description="components whose weights are on the host while they are not used, such as "
+        "`text_encoder_2: model` or `transformer: {kind: group, level: block}`",
+    )
     verify: bool = Field(
         False,
         description="hold the split against the unsplit pipeline before a denoiser starts; on a mismatch it does not",
@@ -148,6 +158,8 @@ def model_args(args: AppArgs) -> ModelArgs:
         compile=args.compile,
         warm_up=args.warm_up,
         fence_device_memory=args.fence_device_memory,
+        vae=args.vae,
+        offload=args.offload,
     )
 
 

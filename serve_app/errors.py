@@ -32,6 +32,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from deployments.errors import (
+    DeviceFullError,
     GenerationFailedError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -150,6 +151,7 @@ ERROR_KINDS = (
     ErrorKind(StartTimeoutError, 504, "server_error", "start_timeout"),
     ErrorKind(CancelAfterError, 504, "server_error", "cancel_after"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),
+    ErrorKind(DeviceFullError, 503, "server_error", "device_full"),
     ErrorKind(StorageError, 502, "server_error", "storage_failed"),
     ErrorKind(JobStoreAwayError, 503, "server_error", "job_store_unavailable"),
     ErrorKind(GenerationFailedError, 500, "server_error", "generation_failed"),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deployments.errors import CheckpointError
+from deployments.memory.stage_memory import StageMemory
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import skeleton
@@ -27,6 +28,7 @@ UNUSED_HALF = {
     "vae": "encoder",
 }  # stage -> the half of an autoencoder that it does not run
 
+HOST = torch.device("cpu")
 COPIES = (
     "its constructor copies weights of one component into another, and these are in several processes: serve the "
     "folder that its save_pretrained writes, where that is done"
@@ -43,6 +45,7 @@ class StagePipeline:
     device: torch.device
     dtype: torch.dtype | None
     decoder_shapes: dict[Any, Any] = field(default_factory=dict)  # what decoder calls return, by input shapes
+    memory: StageMemory = field(default_factory=StageMemory)  # of the device
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
     precisions: Mapping[str, str] = field(default_factory=dict)  # of components that are held in another than the dtype
     switches: dict[str, Any] = field(default_factory=dict)  # of components that are compiled, by name
@@ -72,12 +75,14 @@ def load_stage(
     variant: str | None = None,
     held: Mapping[str, torch.nn.Module] | None = None,
     precision: Asked = None,
+    on_host: Collection[str] = (),
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
     `variant` is that of the weight files, such as fp16; `held` are components that are here already; `precision` says
-    how weights are held where not in the dtype, of the denoisers or by component; files that it names are here.
+    how weights are held where not in the dtype, of the denoisers or by component; files that it names are here. The
+    weights of those `on_host` are left in the host's memory.
     """
     layout = read_layout(folder)
     check_complete(folder, layout.classes)
@@ -103,7 +108,9 @@ def load_stage(
         if not set(needed) & set(stages):
             return skeleton(cls, own, device, dtypes[name], variant)
         held_in = ready(name, held_in, cls, device) if held_in else None
-        return load_component(cls, own, dtypes[name], device, use_streamer, variant, held_in)
+        return load_component(
+            cls, own, dtypes[name], HOST if name in on_host else device, use_streamer, variant, held_in
+        )
 
     components = {name: component(name, needed) for name, needed in layout.stages_of.items()}
     try:

@@ -38,9 +38,16 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
     return with_anything(output)
 
 
-@torch.no_grad()
 def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
-    """The holder's side: makes the call with the real component. Raises PipelineFailedError."""
+    """The holder's side: makes the call with the real component.
+
+    Raises PipelineFailedError, and DeviceFullError or TooLargeForDeviceError.
+    """
+    return stage.memory.run(lambda: _answer(stage, call))
+
+
+@torch.no_grad()
+def _answer(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
     args, kwargs, of_torch, switches = unpack(call.arguments, stage.device)
     with PIPELINE_CODE, pipeline_errors():
         session = AnsweringSession(stage)

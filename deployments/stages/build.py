@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,14 +14,21 @@ from deployments.accelerations.compile import modes_of
 from deployments.devices import Device
 from deployments.errors import CheckpointError
 from deployments.features import install_features
+from deployments.memory.autoencoder import prepare, refuse_switches
+from deployments.memory.device_memory import TorchMemory
+from deployments.memory.offload import install_offload, refuse_offload
+from deployments.memory.stage_memory import StageMemory
+from deployments.memory.turns import Turns
 from deployments.messages import StageName
 from deployments.model import CompileMode, ModelArgs
 from deployments.modules import Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
-from deployments.stage_pipeline.roles import denoising_models, read_layout
+from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
+from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
+from deployments.weights.precision.computing import dtype_computed_in
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -45,20 +53,54 @@ def build_stage(
     folder, precision = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
+    exceptions = autoencoder_dtypes(model, read_layout(folder)) | exceptions
     use_streamer = env.runtime.use_runai_model_streamer
     where = device.torch_device
-    stage = load_stage(folder, stages, where, dtype, use_streamer, exceptions, model.variant, held, precision)
+    stage = load_stage(
+        folder, stages, where, dtype, use_streamer, exceptions, model.variant, held, precision, model.offload
+    )
     check_default_arguments(model, stage)
+    refuse_switches({name: stage.layout.models[name] for name in stage.layout.autoencoders}, model.vae)
+    refuse_offload(model.offload, stage.layout.models)
     if held is not None:
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
     modules = stage_modules(stage, device, wrap_kernel, modes_of(model.compile, stage.layout.denoisers))
+    stage, lines = fitted(stage, modules, model)
+    lines += [f"precision: {name} is held as {each}" for name, each in stage.precisions.items()]
     # Features come last: Cache-DiT keeps the forwards that it finds.
-    held_in = (f"precision: {name} is held as {each}" for name, each in stage.precisions.items())
-    for line in (*held_in, *install_all(modules, env), *install_features(modules, env)):
+    for line in (*lines, *install_all(modules, env), *install_features(modules, env)):
         logger.info("%s", line)
     return stage
+
+
+def autoencoder_dtypes(model: ModelArgs, layout: PipelineLayout) -> dict[str, torch.dtype]:
+    """What `vae: {dtype}` asks for. Raises CheckpointError where `component_dtypes` asks for another one."""
+    if model.vae.dtype == "auto":
+        return {}
+    for name in layout.autoencoders:
+        if (other := model.component_dtypes.get(name, model.vae.dtype)) != model.vae.dtype:
+            raise CheckpointError(f"vae: dtype is {model.vae.dtype}, and component_dtypes says {name}: {other}")
+    return dict.fromkeys(layout.autoencoders, getattr(torch, model.vae.dtype))
+
+
+def fitted(stage: StagePipeline, modules: StageModules, model: ModelArgs) -> tuple[StagePipeline, list[str]]:
+    """The stage with what makes it fit on its device, and the lines for the log. Raises AccelerationError."""
+    turns = Turns(stage.device)
+    is_steady = model.denoising.deterministic
+    memory = StageMemory(TorchMemory(stage.device), bytes_that_stay(stage, model), turns, is_steady)
+    lines = []
+    for name, module in modules.parts(modules.autoencoders).items():
+        folder = stage.layout.folder / name
+        twin = meta_twin_maker(module, stage.layout.models[name], folder, dtype_computed_in(module))
+        lines.append(prepare(name, module, twin, model.vae, memory))
+    return replace(stage, memory=memory), [*lines, *install_offload(modules, model.offload, turns)]
+
+
+def bytes_that_stay(stage: StagePipeline, model: ModelArgs) -> int:
+    """Of the weights that are on the device all the time."""
+    return sum(size for name, size in stage.weight_bytes().items() if name not in model.offload)
 
 
 def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> tuple[Path, dict[str, str]]:

@@ -35,10 +35,17 @@ class Decoded:
 
 
 def decode(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Decoded:
-    """Raises HandOffError where the picture would not be the pipeline's own."""
+    """The files to write.
+
+    Raises HandOffError where the picture would not be the pipeline's own, DeviceFullError or TooLargeForDeviceError.
+    """
     started = time.perf_counter()
-    output = decode_output(stage, request, inputs)
-    files = files_to_write(output, request, making_of(stage, made_of(request, inputs)))
+
+    def work() -> tuple[FileToWrite, ...]:
+        output = decode_output(stage, request, inputs)
+        return files_to_write(output, request, making_of(stage, made_of(request, inputs)))
+
+    files = stage.memory.run(work, is_steady=request.deterministic)
     usage = usage_of(stage, request, files)
     return Decoded(files, {"decode": time.perf_counter() - started}, usage)
 
@@ -54,10 +61,14 @@ def made_of(request: GenerationRequest, inputs: DecodeInputs) -> dict[str, Any]:
 
 def decode_output(stage: StagePipeline, request: GenerationRequest, inputs: DecodeInputs) -> Any:
     """What the unsplit pipeline would have returned."""
-    outcome = unpack_outcome(inputs, stage)
-    if isinstance(outcome, Result):
-        return outcome.output
-    return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
+
+    def work() -> Any:
+        outcome = unpack_outcome(inputs, stage)
+        if isinstance(outcome, Result):
+            return outcome.output
+        return DecodeSession(stage, call_arguments(stage, request), request.seed, outcome).run()
+
+    return stage.memory.run(work, is_steady=request.deterministic)
 
 
 def making_of(stage: StagePipeline, metadata: dict[str, Any]) -> Making:

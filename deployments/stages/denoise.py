@@ -120,8 +120,24 @@ class DenoiserStage:
 
         Raises InvalidRequestError for what a feature or the pipeline refuses, CannotResumeError for a checkpoint that
         is of no use here, HandOffError where the pipeline does not fit, CancelledStage when the run's fiber was
-        cancelled.
+        cancelled, DeviceFullError or TooLargeForDeviceError.
         """
+        try:
+            return self.stage.memory.named(
+                lambda: self._denoised(request, conditioning, checkpoint, envelope, follower)
+            )
+        finally:
+            if not self.engine.num_fibers:
+                self.stage.memory.rest()
+
+    def _denoised(
+        self,
+        request: GenerationRequest,
+        conditioning: Conditioning,
+        checkpoint: Checkpoint | None,
+        envelope: Envelope,
+        follower: DenoisingFollower,
+    ) -> tuple[DecodeInputs, DenoiseRun]:
         wanted = wanted_features(self.features, self.env, request)
         self._learn_axes(request)
         fingerprint = request_fingerprint(self._fingerprint_for(request), request)

@@ -43,6 +43,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stages.encode import call_arguments, unpack_conditioning
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 # Raised on the way to a checkpoint's step, these say nothing of the checkpoint.
 NOT_OF_A_RESUME = (
@@ -50,7 +51,6 @@ NOT_OF_A_RESUME = (
     FeedsBackError,
     GenerationFailedError,
     ReplicaUnfitError,
-    torch.OutOfMemoryError,
     torch.AcceleratorError,
 )
 
@@ -167,7 +167,8 @@ class DenoiseRun:
         try:
             return self.session.run()
         except Exception as error:
-            is_of_the_resume = isinstance(error, PipelineFailedError) or not isinstance(error, NOT_OF_A_RESUME)
+            says_nothing = isinstance(error, NOT_OF_A_RESUME) or is_out_of_memory(error)
+            is_of_the_resume = isinstance(error, PipelineFailedError) or not says_nothing
             if self.session.is_resuming and is_of_the_resume:
                 raise CannotResumeError(f"the steps before {self.session.resumed_at} cannot be skipped") from error
             raise

@@ -28,9 +28,17 @@ MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_vid
 
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
-    """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
-    session = EncodeSession(stage, call_arguments(stage, request), request.seed)
-    return pack_conditioning(session.run(), cut_texts(session))
+    """Runs the text and image encoders.
+
+    Raises InvalidRequestError for what the pipeline refuses, DeviceFullError or TooLargeForDeviceError.
+    """
+    arguments = call_arguments(stage, request)
+
+    def work() -> Conditioning:
+        session = EncodeSession(stage, arguments, request.seed)
+        return pack_conditioning(session.run(), cut_texts(session))
+
+    return stage.memory.run(work, is_steady=request.deterministic)
 
 
 def cut_texts(session: EncodeSession) -> tuple[RequestWarning, ...]:

@@ -8,18 +8,19 @@ import threading
 import traceback
 from typing import TextIO
 
-import torch
-
 from deployments.devices import DeviceError, select_device
-from deployments.errors import TriptychError
+from deployments.errors import DeviceFullError, TooLargeForDeviceError, TriptychError
 from deployments.modules import AccelerationError
 from deployments.observability.logging_setup import apply_logging_level
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.verify.check import verify
 from deployments.verify.process import REPORT, CheckOrder
 from deployments.verify.verdict import Report
 from env_config.library_caches import check_cache_root, set_allocator_settings, set_library_caches
 from env_config.section import EnvConfigError
 from env_config.variables import EnvConfig
+
+TOO_LARGE = "the whole pipeline does not fit into the memory of one device, which the check needs"
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def report_of(order: CheckOrder) -> Report:
         set_allocator_settings(env.runtime.target_device)
         apply_logging_level(env.runtime.logging_level)
         return verify(order.model, order.processes, order.asked, env, select_device(env.runtime.target_device))
-    except torch.OutOfMemoryError:
-        problem = "the whole pipeline does not fit into the memory of one device, which the check needs"
+    except (DeviceFullError, TooLargeForDeviceError):
+        problem = TOO_LARGE
     except (TriptychError, AccelerationError, DeviceError, EnvConfigError) as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001  (of a library, while it loads: whoever asked is told)
         traceback.print_exc()
-        problem = f"{type(error).__name__}: {error}"
+        problem = TOO_LARGE if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     return Report(order.model.name, problem=problem)
 
 

@@ -11,6 +11,7 @@ from deployments.errors import TriptychError
 from deployments.messages import GenerationRequest
 from deployments.model import ModelArgs
 from deployments.stage_pipeline.loading import StagePipeline
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.tensors.values import leaves
 from deployments.verify.asked import Asked
 from deployments.verify.checks import check_split
@@ -28,7 +29,7 @@ class NoRequestError(TriptychError):
 
 
 def verify(model: ModelArgs, processes: Processes, asked: Asked, env: EnvConfig, device: Device) -> Report:
-    """Raises what loading raises, and torch.OutOfMemoryError where the whole pipeline does not fit on the device."""
+    """Raises what loading raises, and a lack of memory where the whole pipeline does not fit on the device."""
     return check(load_whole(model, processes, env, device), model, asked, env, device)
 
 
@@ -49,9 +50,11 @@ def first_answered(whole: StagePipeline, model: ModelArgs, asked: Asked) -> tupl
     for request in small_requests(whole, model, asked):
         try:
             truth = call_unsplit(whole, request)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except torch.AcceleratorError:
             raise
-        except Exception as error:  # noqa: BLE001  (it may want other inputs, or another size)
+        except Exception as error:  # (it may want other inputs, or another size)
+            if is_out_of_memory(error):
+                raise
             errors.append(f"{type(error).__name__}: {error}")
             continue
         if is_finite(truth):

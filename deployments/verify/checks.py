@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from deployments.errors import CannotResumeError
+from deployments.errors import CannotResumeError, DeviceFullError, TooLargeForDeviceError
 from deployments.messages import Checkpoint, Conditioning, DecodeInputs, GenerationRequest
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.sessions.denoise import HandOff, Result
 from deployments.stages.denoise import DenoiserStage
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.verify.differences import differences, largest
 from deployments.verify.split import Split, another
 from deployments.verify.unsplit import Unsplit, WatchedCall, watch_unsplit
@@ -72,9 +73,11 @@ class _Checks:
             return Verdict(part, "not judged", f"the {self.missing} made nothing for it")
         try:
             return check()
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.AcceleratorError, DeviceFullError, TooLargeForDeviceError):
             raise
-        except Exception as error:  # noqa: BLE001  (whatever the pipeline's code raises where it is split)
+        except Exception as error:  # (whatever the pipeline's code raises where it is split)
+            if is_out_of_memory(error):
+                raise
             if part in ("unsplit", "encoder", "denoiser"):
                 self.missing = part
             return Verdict(part, "fails", f"{type(error).__name__}: {error}")

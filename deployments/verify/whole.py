@@ -32,7 +32,8 @@ class Whole:
 
 
 def load_whole(model: ModelArgs, processes: Processes, env: EnvConfig, device: Device) -> Whole:
-    """Raises what build_stage raises."""
+    """Raises what build_stage raises. All weights are on the device, those that wait on the host in service too."""
+    model = model.model_copy(update={"offload": {}})
     unsplit = build_stage(model, STAGES, env, device)
     loaded = [build_stage(model, stages, env, device, held=held_by(unsplit, stages)) for stages in processes]
     return Whole(unsplit, {name: process for process in loaded for name in process.stages})

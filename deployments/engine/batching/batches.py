@@ -21,7 +21,7 @@ from deployments.engine.forward import Forward, Structure
 from deployments.engine.statistics import EngineStatistics
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
-from deployments.tensors.memory import is_out_of_memory, let_go
+from deployments.tensors.out_of_memory import is_out_of_memory, let_go
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from deployments.engine.batching.axes import Path
 from deployments.engine.batching.closeness import bound, deviation, is_same
 from deployments.engine.batching.variation import varied
 from deployments.engine.forward import Forward
-from deployments.tensors.memory import is_out_of_memory
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.tensors.watched import Watched
 
 if TYPE_CHECKING:

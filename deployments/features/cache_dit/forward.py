@@ -12,6 +12,7 @@ from cache_dit.caching.cache_contexts.cache_context import CachedContext
 from torch.utils._pytree import tree_leaves
 
 from deployments.features.cache_dit.plan import CachePlan
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,9 @@ class CachedForward:
         scratch = self.empty_contexts(CachePlan(plan.num_inference_steps, knobs))
         try:
             output = self._run_cached(scratch, args, kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except FAILURES_OF_A_PATCH as error:
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise  # it says nothing of the patch
             return f"cache-dit cannot run this call ({type(error).__name__}: {error})"
         if _are_close(tree_leaves(output), tree_leaves(expected)):
             return None

@@ -23,6 +23,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import told
 from deployments.stage_pipeline.sessions.denoise import HandOff, stage_of_call
 from deployments.stage_pipeline.sessions.session import Session
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.tensors.values import fill, has_nan, leaves, map_values
 
 
@@ -53,11 +54,12 @@ class DecodeSession(Session):
         """What its code raises on them says nothing of the request: remote calls show whether it fails on true ones."""
         try:
             return self.call_pipeline()
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except torch.AcceleratorError:
             raise
         except Exception as error:
             is_on_purpose = isinstance(error, TriptychError) and not isinstance(error, PipelineFailedError)
-            if self._failed_inside or is_on_purpose or isinstance(error, NotNumbersError):
+            says_nothing = isinstance(error, NotNumbersError) or is_out_of_memory(error)
+            if self._failed_inside or is_on_purpose or says_nothing:
                 raise
             raise HandOffError(f"its code fails on numbers that were not handed over: {told(error)}") from error
 

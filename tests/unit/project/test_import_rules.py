@@ -44,10 +44,11 @@ def room(name: str) -> tuple[str, ...]:
 
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
-ARGUMENTS = ("deployments.model",)  # what a stage is built from; no library but pydantic
+ARGUMENTS = ("deployments.model", "deployments.memory.args")  # what a stage is built from; no library but pydantic
 STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
+MEMORY = room("deployments.memory")  # how a process fits on its device
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
@@ -137,7 +138,7 @@ RULES = (
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
-    Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), MESSAGES, never=(*HEAVY, *HTTP, "ray")),
+    Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
         (*ASK_FOR_A_CHECK, *MESSAGES, *ARGUMENTS),
@@ -213,6 +214,7 @@ RULES = (
             *ACCELERATIONS,
             *WEIGHTS,
             *MEDIA,
+            *MEMORY,
             *TENSORS,
             *DEVICES,
             *MODULES,
@@ -239,9 +241,10 @@ RULES = (
     ),
     Rule(
         STAGE_PIPELINE,
-        (*STAGE_PIPELINE, *WEIGHTS, *TENSORS, "deployments.media.fields", *MESSAGES),
+        (*STAGE_PIPELINE, *WEIGHTS, *MEMORY, *TENSORS, "deployments.media.fields", *MESSAGES),
         never=("ray", *HTTP),
     ),
+    Rule(MEMORY, (*MEMORY, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(
         ACCELERATIONS,
         (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from deployments.tensors.memory import is_out_of_memory, let_go
+from deployments.tensors.out_of_memory import is_out_of_memory, let_go
 
 
 @pytest.mark.parametrize(
