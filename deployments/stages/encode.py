@@ -19,6 +19,7 @@ from deployments.stage_pipeline.inputs.values import (
 )
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
+from deployments.stage_pipeline.sessions.unread import without_unread
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 
@@ -29,8 +30,10 @@ MASK = re.compile(r"(^|_)mask(_|$)")  # mask_image, mask, control_mask, mask_vid
 
 def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     """Runs the text and image encoders; raises InvalidRequestError for what the pipeline refuses."""
-    session = EncodeSession(stage, call_arguments(stage, request), request.seed)
-    return pack_conditioning(session.run(), cut_texts(session))
+    arguments = call_arguments(stage, request)
+    session = EncodeSession(stage, arguments, request.seed)
+    calls = session.run()
+    return pack_conditioning(without_unread(stage, arguments, calls), cut_texts(session))
 
 
 def cut_texts(session: EncodeSession) -> tuple[RequestWarning, ...]:

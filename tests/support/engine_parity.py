@@ -4,6 +4,7 @@ again when another process goes on from a checkpoint."""
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,7 +98,9 @@ def check_cached_resume(name: str, settings: str, checkpoints_root: Path, other_
 class Stages:
     """Encoder and denoiser of one model in this process."""
 
-    def __init__(self, folder: Path, variables: dict[str, str] | None = None, checkpoint_every: int = 1) -> None:
+    def __init__(
+        self, folder: Path, variables: dict[str, str] | None = None, checkpoint_every: int = 1, **args: Any
+    ) -> None:
         tiny_patches()
         self.name = folder.name
         self.encoder = load_stage(folder, ("encoder",))
@@ -107,7 +110,7 @@ class Stages:
         self.stage = load_denoiser(folder)
         self.denoiser = DenoiserStage(
             self.stage,
-            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every),
+            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every, **args),
             encode=self.encode,
             env=EnvConfig.from_environ(variables or {}),
         )

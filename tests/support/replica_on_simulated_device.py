@@ -22,7 +22,9 @@ def main(name: str, checkpoint: Path, folder: Path) -> None:
     os.environ["SGLANG_DIFFUSION_CACHE_ROOT"] = str(folder)
     os.environ["SGLANG_DIFFUSION_LOGGING_LEVEL"] = "ERROR"
     serve.get_replica_context = lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
-    ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "node")
+    ray.get_runtime_context = lambda: SimpleNamespace(
+        get_node_id=lambda: "node", get_assigned_resources=lambda: {"CPU": 1.0}
+    )
 
     from tests.support.whole_replica import WholeReplica
 

@@ -15,7 +15,15 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from deployments.errors import HandOffError, HandOffIncompleteError
-from deployments.messages import STAGES, Checkpoint, Envelope, GenerationRequest, OutputFormat
+from deployments.messages import (
+    Checkpoint,
+    ComponentAnswer,
+    ComponentCall,
+    Envelope,
+    GenerationRequest,
+    OutputFormat,
+    StageName,
+)
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import StagePipeline, drop_unused_halves
 from deployments.stage_pipeline.remote_calls import answer_call
@@ -142,10 +150,19 @@ class Made:
     steps: int
 
 
-class ToyStages:
-    """The three stages of one toy."""
+SPLIT: tuple[tuple[StageName, ...], ...] = (("encoder",), ("denoiser",), ("vae",))
 
-    def __init__(self, pipeline_class: type[Toy], folder: Path, scheduler: Any = None) -> None:
+
+class ToyStages:
+    """The three stages of one toy; `processes` are the stages of each process."""
+
+    def __init__(
+        self,
+        pipeline_class: type[Toy],
+        folder: Path,
+        scheduler: Any = None,
+        processes: tuple[tuple[StageName, ...], ...] = SPLIT,
+    ) -> None:
         torch.manual_seed(0)
         models = {"text_encoder": ToyEncoder(), "transformer": ToyDenoiser(), "vae": ToyVae()}
         for name, model in models.items():
@@ -158,18 +175,18 @@ class ToyStages:
         classes: dict[str, Any] = {name: type(model) for name, model in models.items()}
         stages_of = assign_stages(pipeline_class.model_cpu_offload_seq, classes)
         self.layout = PipelineLayout(folder, pipeline_class, classes, classes, stages_of)
-        self.stages = {stage: self._load(stage) for stage in STAGES}
+        self.stages = {stage: loaded for stages in processes for loaded in [self._load(stages)] for stage in stages}
         self.denoiser = self.new_denoiser()
 
-    def _load(self, stage: Any) -> StagePipeline:
+    def _load(self, stages: tuple[StageName, ...]) -> StagePipeline:
         components = {
             name: load_component(cls, self.layout.folder / name, torch.float32, CPU, use_streamer=False)
-            if stage in self.layout.stages_of[name]
+            if self.layout.stages_of[name] & set(stages)
             else skeleton(cls, self.layout.folder / name, CPU, torch.float32)
             for name, cls in self.layout.models.items()
         }
         pipeline = self.pipeline_class(**components, scheduler=self.scheduler)
-        loaded = StagePipeline(pipeline, self.layout, (stage,), CPU, torch.float32)
+        loaded = StagePipeline(pipeline, self.layout, stages, CPU, torch.float32)
         drop_unused_halves(loaded)
         return loaded
 
@@ -177,8 +194,11 @@ class ToyStages:
         return DenoiserStage(
             self.stages["denoiser"],
             DenoisingArgs(checkpoint_every=1),
-            ask_stage=lambda stage, call: answer_call(self.stages[stage], call),
+            ask_stage=self._ask if len(set(map(id, self.stages.values()))) > 1 else None,
         )
+
+    def _ask(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
+        return answer_call(self.stages[stage], call)
 
     @torch.no_grad()
     def truth(self) -> list[torch.Tensor]:

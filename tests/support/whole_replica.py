@@ -98,7 +98,8 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
         ) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
             monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=replica_id))
-            monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node-1"))
+            context = SimpleNamespace(get_node_id=lambda: "node-1", get_assigned_resources=lambda: {"CPU": 1.0})
+            monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
             set_variables(monkeypatch, tmp_path, variables)
             whole = WholeReplica(checkpoint, dtype, stages, observers)
             cleaning.callback(whole.close)

@@ -39,6 +39,9 @@ PIPELINE = "pipeline"  # the name of the pipeline itself among the components, w
 # Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generator
 # belongs to one request at a time. It is let go of while a request waits for the device or another stage.
 PIPELINE_CODE = threading.Lock()
+# Held while a component other than a denoiser is called: causal VAEs keep state between their chunks, and hooks are on
+# shared modules. A decoding goes on with this lock alone. Nobody waits for it while he holds the other one.
+COMPONENT_CALL = threading.Lock()
 
 RandomStates = tuple[torch.Tensor, torch.Tensor]  # of the request's generator and of the global one
 
@@ -62,6 +65,7 @@ class Session:
         self.hooks = Hooks()
         self.own_modules: dict[str, OwnModules] = {}  # of the denoisers whose modules the pipeline asked for
         self._inside = 0  # depth of component calls; only the outermost is routed
+        self._has_component = False  # it holds COMPONENT_CALL
         self._copies: dict[int, Any] = {}
         self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
 
@@ -106,16 +110,36 @@ class Session:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Lets the code of other requests run meanwhile; the global generator's state stays this request's."""
-        state = torch.get_rng_state()
+        state, has_component = torch.get_rng_state(), self._has_component
+        if has_component:
+            COMPONENT_CALL.release()
         PIPELINE_CODE.release()
         try:
             yield
         finally:
+            if has_component:
+                COMPONENT_CALL.acquire()
             PIPELINE_CODE.acquire()
             torch.set_rng_state(state)
 
     def call_inside(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a real component, on which the pipeline's hooks are; the calls that it makes itself are not routed."""
+        if not COMPONENT_CALL.acquire(blocking=False):
+            with self.waiting():
+                COMPONENT_CALL.acquire()
+        self._has_component = True
+        try:
+            return self._called(function, args, kwargs)
+        finally:
+            self._has_component = False
+            COMPONENT_CALL.release()
+
+    def call_beside(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """The same while the code of other requests runs, for what draws no random numbers but from a generator."""
+        with self.waiting(), COMPONENT_CALL:
+            return self._called(function, args, kwargs)
+
+    def _called(self, function: Any, args: Any, kwargs: Any) -> Any:
         self._inside += 1
         try:
             with self.hooks.on_modules(self.stage.pipeline):
