@@ -139,7 +139,8 @@ class DecodeInputs:
     content: Packed
     made_at: float = 0.0
     num_steps: int | None = None  # scheduler steps that were made, those before a resume too; None: not counted
-    warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning
+    warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning and of the denoising
+    token: str = ""  # by which the process that made them finds what they were made of; empty: it has no decoders
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,12 @@ class DenoisingArgs(BaseModel):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: as few as cost less than 1 % of the time"
     )
+    max_checkpoint_cache_bytes: int | None = Field(
+        128 * 1024**2,
+        ge=0,
+        description="of what Cache-DiT keeps for a request, in its checkpoints; more is left out: a resumed request "
+        "warms up again and says so, a deterministic one starts again; null: no bound",
+    )
 
 
 class WatchdogArgs(BaseModel):

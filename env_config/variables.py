@@ -123,7 +123,7 @@ class Runtime(EnvSection):
         "SGLANG_DIFFUSION_WORKER_MULTIPROC_METHOD",
         "fork",
         "Multiprocess context for workers (`fork` or `spawn`)",
-        "How a replica with the VAE stage starts its media pool, two processes that write pictures and videos.",
+        "How a replica with the VAE stage starts its media pool, the processes that write pictures and videos.",
     )
     use_runai_model_streamer: Flag = variable(
         "SGLANG_USE_RUNAI_MODEL_STREAMER",

@@ -6,6 +6,8 @@ behind, in a cache that they were given or as an object that they made. The othe
 skipped scheduler steps run for real on NaN, so that counters and random draws advance, and hand out the saved outputs
 at the end of each round; after the last skipped step, schedulers, guiders and generators are restored. If anything
 computed from NaN were used, the result would be NaN, and the request starts again.
+
+The loop itself only takes copies on the device. Another thread fetches, packs and digests them while it goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +25,8 @@ import torch
 from deployments.errors import CannotResumeError, NotNumbersError
 from deployments.messages import Checkpoint, GenerationRequest, Packed
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff, Result
-from deployments.tensors.packing import pack, unpack
+from deployments.tensors.copies import Moment, beside_forwards, queued_so_far, wait_until
+from deployments.tensors.packing import can_pack, pack, unpack
 from deployments.tensors.values import PORTABLE, copied, fill, has_nan, leaves
 from deployments.tensors.watched import Watched
 
@@ -38,22 +42,51 @@ NOT_SAVED = ("_internal_dict", "_session")
 Round = tuple[int, int]  # (ordinal of the scheduler object, number of its set_timesteps call)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a loop stands: copies, for another thread to make a checkpoint of."""
+
+    step: int
+    content: dict[str, Any]
+    device: torch.device
+    moment: Moment  # at which the device has made the copies
+    seconds: float  # that the loop stood still for it
+
+    def packed(self) -> Packed:
+        with beside_forwards(self.device, self.moment):
+            return pack(self.content)
+
+    def wait(self) -> None:
+        """Until the device has made it: forwards that were queued before it are no cost of the checkpoint."""
+        wait_until(self.moment)
+
+
 class CheckpointInterval:
-    """Steps between two checkpoints: as given, or as few as keep their cost below SHARE_OF_TIME."""
+    """Steps between two checkpoints: as given, or as few as keep their cost below SHARE_OF_TIME.
+
+    Those as given are all made. Otherwise none is due while the last is on its way.
+    """
 
     def __init__(self, every: int | None) -> None:
         self.every = every
         self._steps = every or 1
         self._is_known = every is not None
+        self._is_on_its_way = False
         self._started = time.perf_counter()
 
     def is_due(self, steps_since_last: int) -> bool:
+        if self.every is None and self._is_on_its_way:
+            return False
         if not self._is_known and time.perf_counter() - self._started < FIRST_AFTER_S:
             return False
         return steps_since_last >= self._steps
 
+    def begin(self) -> None:
+        """A checkpoint is on its way; `note` says that it has left."""
+        self._is_on_its_way = True
+
     def note(self, checkpoint_seconds: float, steps_done: int) -> None:
-        self._is_known = True
+        self._is_known, self._is_on_its_way = True, False
         if self.every is None and steps_done:
             step_seconds = (time.perf_counter() - self._started) / steps_done
             self._steps = max(1, math.ceil(checkpoint_seconds / (SHARE_OF_TIME * max(step_seconds, 1e-6))))
@@ -62,17 +95,18 @@ class CheckpointInterval:
 class ResumableSession(DenoiseSession):
     """A DenoiseSession that emits checkpoints and may start from one.
 
-    `on_checkpoint` is told (steps done, packed content); `resume_from` is the content of a checkpoint;
-    `feature_states` gives what the request's features keep, by name; `saved_features` gives it back after a resume.
+    `on_checkpoint` is given snapshots, and tells `interval` when each has left; `resume_from` is the content of a
+    checkpoint; `feature_states` gives what the request's features keep, by name, or None where no checkpoint can be
+    made of it; `saved_features` gives it back after a resume.
     """
 
     def __init__(
         self,
         *args: Any,
-        on_checkpoint: Callable[[int, Packed], None] | None = None,
+        on_checkpoint: Callable[[Snapshot], None] | None = None,
         every: int | None = None,
         resume_from: Packed | None = None,
-        feature_states: Callable[[], dict[str, Any]] = dict,
+        feature_states: Callable[[], dict[str, Any] | None] = dict,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -209,6 +243,10 @@ class ResumableSession(DenoiseSession):
     def _save(self) -> None:
         assert self.on_checkpoint is not None
         started = time.perf_counter()
+        self._last_checkpoint = self.steps_done
+        features = self.feature_states()
+        if features is None:
+            return
         rounds = list(self._counts)
         forwards = [e[2] for e in self.hand_off.events if e[0] == "denoiser" and "." not in e[1]]
         content = {
@@ -219,14 +257,15 @@ class ResumableSession(DenoiseSession):
             "schedulers": [_portable_state(s) for s in self._stepped],
             "guiders": [_portable_state(g) for g in self.guiders],
             "generators": self._generators_after_step,
-            "descriptions": self.hand_off.descriptions,
+            "descriptions": list(self.hand_off.descriptions),
             "forwards": forwards,
-            "left_behind": self._left_behind,
-            "features": self.feature_states(),
+            "left_behind": list(self._left_behind),
+            "features": features,
         }
-        self.on_checkpoint(self.steps_done, pack(content))
-        self._last_checkpoint = self.steps_done
-        self.interval.note(time.perf_counter() - started, self.steps_done - self.resumed_at)
+        self.interval.begin()
+        device = self.stage.device
+        moment = queued_so_far(device)
+        self.on_checkpoint(Snapshot(self.steps_done, content, device, moment, time.perf_counter() - started))
 
     def _ordinal(self, scheduler: Any) -> int:
         for index, known in enumerate(self._stepped):
@@ -237,17 +276,8 @@ class ResumableSession(DenoiseSession):
 
 
 def _portable_state(owner: Any) -> dict[str, Any]:
-    """The attributes that can be packed; the others (noise samplers) are rebuilt by the object itself."""
-    state = {}
-    for name, value in vars(owner).items():
-        if name in NOT_SAVED:
-            continue
-        try:
-            pack(value)
-        except TypeError:
-            continue
-        state[name] = value
-    return state
+    """A copy of the attributes that can be packed; the others (noise samplers) are rebuilt by the object itself."""
+    return {name: copied(value) for name, value in vars(owner).items() if name not in NOT_SAVED and can_pack(value)}
 
 
 def _unpacked(content: Packed, device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 
 from deployments.stage_pipeline.outputs import own_arguments
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff, Result
-from deployments.tensors.values import fill, map_values
+from deployments.tensors.values import copied, fill, map_values
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class _ToTheDecoder(DenoiseSession):
     """
 
     def __init__(self, followed: DenoiseSession, latents: torch.Tensor, step_output: Any) -> None:
-        super().__init__(followed.stage, followed.arguments, followed.seed, followed.replayed)
+        calls = [dataclasses.replace(call, output=copied(call.output)) for call in followed.replayed]
+        super().__init__(followed.stage, followed.arguments, followed.seed, calls, hands_over=followed.hands_over)
         self.latents = latents
         self.step_output = step_output
         noted = followed.hand_off

@@ -48,7 +48,10 @@ class FeatureInUse(Protocol):
         ...
 
     def snapshot(self) -> Any:
-        """Plain values and tensors that `begin` takes over in another process; None: there is nothing to keep."""
+        """Plain values and tensors that `begin` takes over in another process; None: there is nothing to keep.
+
+        They are packed later, in another thread: nobody writes into them any more.
+        """
         ...
 
     def summary(self) -> Summary | None:
@@ -79,3 +82,6 @@ class Feature:
     settings: Callable[[EnvConfig], object] = lambda env: None
     install: Callable[[StageModules, EnvConfig], str] = nothing_to_install
     is_asked_for: bool = True  # by requests that name it; else `wanted` alone says which have it
+    is_a_cache: bool = (
+        False  # a request may go on without its snapshot: it fills again, and the numbers are not the same
+    )

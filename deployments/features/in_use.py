@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from deployments.denoising.checkpoint import ResumableSession
 from deployments.engine.forward import Surround
 from deployments.errors import InvalidRequestError
 from deployments.features.feature import NOTHING, Feature, FeatureInUse, Summary, Surrounding
-from deployments.messages import GenerationRequest
+from deployments.messages import GenerationRequest, RequestWarning
+from deployments.tensors.packing import tensor_bytes
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,24 @@ def wanted_features(features: Sequence[Feature], env: EnvConfig, request: Genera
     return [(feature, options) for feature, options in asked if options is not None]
 
 
-class FeaturesInUse:
-    """What the features of one request do, in the order of their rows."""
+LEFT_OUT = "left out"  # in place of a cache that was too large for a checkpoint
 
-    def __init__(self, in_use: Mapping[str, FeatureInUse]) -> None:
+
+class FeaturesInUse:
+    """What the features of one request do, in the order of their rows.
+
+    `caches` are the names of those that may go on without their snapshot, `warnings` what a resume has changed.
+    """
+
+    def __init__(
+        self,
+        in_use: Mapping[str, FeatureInUse],
+        caches: Collection[str] = (),
+        warnings: tuple[RequestWarning, ...] = (),
+    ) -> None:
         self.in_use = dict(in_use)
+        self.caches = caches
+        self.warnings = warnings
 
     def surround(self, component: str, module: Any) -> Surrounding:
         """All surroundings of the forward that comes next as one; it may share a batch if each of them allows it."""
@@ -49,10 +63,20 @@ class FeaturesInUse:
         by_position = any(around.by_position for _, around in each)
         return Surrounding(_entered_in_turn(entered), merge_key, by_position)
 
-    def snapshot(self) -> dict[str, Any]:
-        """By feature; those that have nothing to keep are left out."""
+    def snapshot(self, max_cache_bytes: int | None = None, must_be_whole: bool = False) -> dict[str, Any] | None:
+        """By feature, without those that have nothing to keep; LEFT_OUT for caches of more than `max_cache_bytes`
+        (None: no bound).
+
+        `must_be_whole`: None where one would be left out.
+        """
         states = {name: feature.snapshot() for name, feature in self.in_use.items()}
-        return {name: state for name, state in states.items() if state is not None}
+        kept = {name: state for name, state in states.items() if state is not None}
+        if max_cache_bytes is not None:
+            for name in [name for name in kept if name in self.caches and tensor_bytes(kept[name]) > max_cache_bytes]:
+                if must_be_whole:
+                    return None
+                kept[name] = LEFT_OUT
+        return kept
 
     def summaries(self) -> dict[str, Summary]:
         """By feature, without those that have nothing to say, or fail to: the request has ended anyway."""
@@ -70,9 +94,23 @@ class FeaturesInUse:
 
 @torch.no_grad()
 def begin_features(wanted: Wanted, session: ResumableSession) -> FeaturesInUse:
-    saved = session.saved_features
+    saved = dict(session.saved_features)
+    lost = [name for name, state in saved.items() if isinstance(state, str) and state == LEFT_OUT]
+    for name in lost:
+        del saved[name]
     return FeaturesInUse(
-        {feature.name: feature.begin(options, session, saved.get(feature.name)) for feature, options in wanted}
+        {feature.name: feature.begin(options, session, saved.get(feature.name)) for feature, options in wanted},
+        caches={feature.name for feature, _ in wanted if feature.is_a_cache},
+        warnings=tuple(_warmed_up_again(name, session.resumed_at) for name in lost),
+    )
+
+
+def _warmed_up_again(name: str, step: int) -> RequestWarning:
+    return RequestWarning(
+        "cache_lost",
+        name,
+        f"it was interrupted and went on after step {step} without what {name} had kept, which was too large for a "
+        "checkpoint: it warmed up again, and the result is not that of an uninterrupted request bit for bit",
     )
 
 

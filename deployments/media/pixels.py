@@ -47,7 +47,8 @@ def to_pixels(made: Any, reading: Reading = Reading()) -> list[Pixels]:
     if isinstance(made, np.ndarray | torch.Tensor):
         last = _channels_last(made, reading)
         if last is not None and (last.is_floating_point() or last.dtype in (torch.uint8, torch.bool)):
-            pixels = _rounded(last, reading).reshape(-1, *last.shape[-3:])
+            # One behind the other, as they are handed on through shared memory.
+            pixels = _rounded(last, reading).reshape(-1, *last.shape[-3:]).contiguous()
             return list(pixels.cpu().numpy())
     raise GenerationFailedError(
         f"cannot write {described(made)} as pictures: a tensor [..., C, H, W] with C 1, 3 or 4 is needed"

@@ -4,6 +4,8 @@
 of libraries hold locks. So the pool is the first thing that a replica makes, and each worker proves itself
 by writing a file before the constructor returns. A worker that replaces a dead one is always spawned, since
 by then the replica has threads, weights and a device.
+
+What is to be written goes to a worker through shared memory: as much at a time as there are workers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import psutil
 
 from deployments.errors import GenerationFailedError
 from deployments.media.files import FileToWrite, write_file
+from deployments.media.shared_memory import Shared, in_shared_memory, receive, send
 from deployments.messages import MediaFile
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,16 @@ WATCH_S = 1.0  # between two looks at the workers
 STALLED_S = 30.0  # a worker that was not seen to compute for so long is stopped, or waits for ever
 MAX_DEATHS = 3  # a file whose workers died this often is given up
 STANDARD_STREAMS = 3  # file descriptors below it
+LEAST_WORKERS, MOST_WORKERS = 2, 16  # two at least, so that no picture waits for a video
 
 
 class MediaWorkerError(RuntimeError):
     """A worker could not be started."""
+
+
+def workers_for(num_cpus: float) -> int:
+    """One for each processor that the replica was given. Each has as many threads as its file's bytes depend on."""
+    return min(MOST_WORKERS, max(LEAST_WORKERS, int(num_cpus)))
 
 
 class MediaPool:
@@ -68,13 +77,14 @@ class MediaPool:
         """
         worker = self._idle.get()
         try:
-            for _ in range(MAX_DEATHS):
-                try:
-                    return worker.write(file)
-                except (EOFError, OSError):
-                    how = worker.why_killed or "died"
-                    logger.warning("the media worker %d %s, another takes its place", worker.process_id, how)
-                    worker = self._replace(worker)
+            with in_shared_memory(file) as shared:
+                for _ in range(MAX_DEATHS):
+                    try:
+                        return worker.write(shared)
+                    except (EOFError, OSError):
+                        how = worker.why_killed or "died"
+                        logger.warning("the media worker %d %s, another takes its place", worker.process_id, how)
+                        worker = self._replace(worker)
         finally:
             self._idle.put(worker)
         raise GenerationFailedError(
@@ -124,7 +134,8 @@ class _Worker:
 
     def check(self) -> None:
         try:
-            self._connection.send(FileToWrite("png", [np.zeros((1, 1, 3), np.uint8)], {}))
+            with in_shared_memory(FileToWrite("png", [np.zeros((1, 1, 3), np.uint8)], {})) as smallest:
+                send(self._connection, smallest)
             if not wait([self._connection, self._process.sentinel], START_TIMEOUT_S):
                 raise TimeoutError(f"it did not answer within {START_TIMEOUT_S:g} s")
             self._receive()
@@ -134,11 +145,11 @@ class _Worker:
                 f"{VARIABLE}={self.method}: a media worker cannot be started: {error or 'it ended at once'}"
             ) from error
 
-    def write(self, file: FileToWrite) -> MediaFile:
+    def write(self, file: Shared) -> MediaFile:
         """Raises EOFError or OSError when the process is gone, GenerationFailedError when it lives but could not."""
         self._watched.begin()
         try:
-            self._connection.send(file)  # waits for a worker that does not read
+            send(self._connection, file)  # may wait for a worker that does not read
             wait([self._connection, self._process.sentinel])
             return self._receive()
         finally:
@@ -203,7 +214,7 @@ def _serve(connection: Connection) -> None:
     _leave_the_replica(keep=(connection.fileno(), int(parent.sentinel)))
     with contextlib.suppress(EOFError, OSError):
         while connection in wait([connection, parent.sentinel]):
-            connection.send(_answer(connection.recv()))
+            connection.send(_answer(receive(connection)))
     os._exit(0)  # a forked process must not run what the replica had planned for its own end
 
 

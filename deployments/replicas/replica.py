@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
 from deployments.features import FEATURES
-from deployments.media.pool import MediaPool
+from deployments.media.pool import MediaPool, workers_for
 from deployments.messages import (
     UNFOLLOWED,
     ArgumentDescription,
@@ -94,7 +94,7 @@ class StageReplica:
             check_split(model, checked)
         # Before the device and the weights: see deployments/media/pool.py.
         self.media_pool = (
-            MediaPool(runtime.worker_multiproc_method, file_timeout_s=model.watchdog.file_timeout_s)
+            MediaPool(runtime.worker_multiproc_method, workers_for(num_cpus()), model.watchdog.file_timeout_s)
             if "vae" in stages
             else None
         )
@@ -279,3 +279,8 @@ class StageReplica:
         self._inside.forget()
         await self.threads.in_worker(free_memory)
         return await self._inside.caches()
+
+
+def num_cpus() -> float:
+    """That Ray has given this replica."""
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))

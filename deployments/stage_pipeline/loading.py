@@ -49,6 +49,10 @@ class StagePipeline:
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
     precisions: Mapping[str, str] = field(default_factory=dict)  # of components that are held in another than the dtype
     switches: dict[str, Any] = field(default_factory=dict)  # of components that are compiled, by name
+    handed_over: dict[str, Any] = field(default_factory=dict)  # what this process made and decodes itself, by token
+    read_outputs: dict[Any, set[int]] = field(default_factory=dict)  # recorded ones that are needed, by kind of request
+    unread_outputs: dict[Any, frozenset[int]] = field(default_factory=dict)  # those that are not, by its settings too
+    quiet_calls: set[tuple[str, str]] = field(default_factory=set)  # decoder calls that draw no global random numbers
 
     def is_here(self, component: str) -> bool:
         """Whether this process holds the weights of the component (or the half of it that its stages run)."""

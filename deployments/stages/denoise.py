@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from deployments.features import FEATURES
 from deployments.features.feature import Feature
 from deployments.features.in_use import wanted_features
 from deployments.messages import (
+    STAGES,
     UNFOLLOWED,
     Checkpoint,
     ComponentAnswer,
@@ -53,6 +55,7 @@ logger = logging.getLogger(__name__)
 AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
 Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
+NUM_SENDERS = 4  # threads; each waits for the device most of the time
 RECENT = 100  # requests whose summaries are kept for each feature
 
 
@@ -102,8 +105,9 @@ class DenoiserStage:
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
         denoisers = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
         wiring = SharedWiring(type(stage.pipeline).__name__, denoisers)
+        senders = ThreadPoolExecutor(NUM_SENDERS, thread_name_prefix="sender")
         self._shared = SharedByRuns(
-            stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled
+            stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled, senders
         )
         self._learning: set[Kind] = set()  # kinds of requests whose batch axes are asked for, or were
         self._learned: set[Kind] = set()  # whose axes are known, or cannot be
@@ -148,11 +152,11 @@ class DenoiserStage:
             try:
                 return run.run(None, resume_from), run
             except FeedsBackError as error:
-                if self.ask_stage is None:
+                if not self._can_call:
                     raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split: {error}") from error
                 logger.warning("%s needs remote calls: %s", type(self.stage.pipeline).__name__, error)
                 self.needs_remote_calls = True
-        if self.ask_stage is None:
+        if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
         return run.run(self._call_remotely, resume_from), run
 
@@ -164,6 +168,11 @@ class DenoiserStage:
     def _batch_axes(self, component: str) -> Mapping[Path, Any] | None:
         learned = self.engine.batches.axes.get(component)
         return None if learned is None else learned.arguments
+
+    @property
+    def _can_call(self) -> bool:
+        """Whether calls of encoders and decoders can be made from the loop: by another stage, or here."""
+        return self.ask_stage is not None or set(self.stage.stages) == set(STAGES)
 
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from deployments.accelerations.compiled_forwards import CompiledForwards
-from deployments.denoising.checkpoint import ResumableSession, make_checkpoint
+from deployments.denoising.checkpoint import ResumableSession, Snapshot, make_checkpoint
 from deployments.denoising.measurements import CheckpointMade, Measure, Resumed
 from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
@@ -23,6 +25,7 @@ from deployments.errors import (
     FeedsBackError,
     GenerationFailedError,
     InvalidRequestError,
+    NotNumbersError,
     PipelineFailedError,
     ReplicaUnfitError,
 )
@@ -36,6 +39,7 @@ from deployments.messages import (
     Envelope,
     GenerationRequest,
     Packed,
+    RequestWarning,
 )
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.hand_off import pack_outcome
@@ -43,7 +47,11 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
 from deployments.stages.encode import call_arguments, unpack_conditioning
+from deployments.tensors.copies import Moment, beside_forwards, queued_so_far
 from deployments.tensors.out_of_memory import is_out_of_memory
+from deployments.tensors.values import copied
+
+logger = logging.getLogger(__name__)
 
 # Raised on the way to a checkpoint's step, these say nothing of the checkpoint.
 NOT_OF_A_RESUME = (
@@ -57,9 +65,10 @@ NOT_OF_A_RESUME = (
 
 @dataclass(frozen=True)
 class DenoisingFollower:
-    """What the caller of one request is told while it runs, in the engine's thread.
+    """What the caller of one request is told while it runs.
 
-    Checkpoints and previews are made only for a follower that takes them.
+    Its beginning and progress in the engine's thread, checkpoints and previews in others, but before the end. They are
+    made only for a follower that takes them.
     """
 
     started: Callable[[DenoiseRun], None] | None = None
@@ -82,6 +91,7 @@ class SharedByRuns:
     measure: Measure
     recent_summaries: dict[str, deque[dict[str, Any]]]  # of each feature, what it did for the latest requests
     compiled: CompiledForwards
+    senders: Executor  # threads that fetch and pack what leaves the device while the loop goes on
     forwards_a_step: dict[tuple[str, ...], float] = field(default_factory=dict)  # of requests with such arguments
 
 
@@ -120,6 +130,13 @@ class DenoiseRun:
         if request.deadline_s is not None:
             self.fiber.deadline = self.fiber.expires = self.started + request.deadline_s
         self._checked: set[str] = set()
+        self._leaving: list[Future[None]] = []  # checkpoints and previews on their way
+        self._last_checkpoint: Future[None] | None = None
+
+    @property
+    def warnings(self) -> tuple[RequestWarning, ...]:
+        """What the caller should know of how the loop was run."""
+        return self.features.warnings
 
     def run(self, call_remotely: CallRemotely | None, resume_from: Packed | None) -> DecodeInputs:
         """In the engine's thread, by turns with other requests; the caller's waits."""
@@ -129,12 +146,19 @@ class DenoiseRun:
             # In this thread: what was sent may be large pictures, and to decode one can take a second.
             arguments = call_arguments(self.denoiser.stage, self.request)
             calls = unpack_conditioning(self.conditioning, self.denoiser.stage)
-            outcome = engine.call(self.fiber, lambda: self._run(arguments, calls, call_remotely, resume_from))
+            outcome, moment = engine.call(self.fiber, lambda: self._run(arguments, calls, call_remotely, resume_from))
+        except BaseException:
+            for sending in self._leaving:
+                sending.cancel()
+            raise
         finally:
             engine.end(self.fiber)
             for name, summary in self.features.summaries().items():
                 self._note_summary(name, summary)
-        return self._packed(outcome, self.session.steps_done)
+        inputs = self._last_packed(outcome, moment, is_resumed=resume_from is not None)
+        for sending in self._leaving:
+            sending.result()
+        return inputs
 
     def _run(
         self,
@@ -142,7 +166,8 @@ class DenoiseRun:
         calls: list[EncoderCall],
         call_remotely: CallRemotely | None,
         resume_from: Packed | None,
-    ) -> HandOff | Result:
+    ) -> tuple[HandOff | Result, Moment]:
+        """What came out, and when the device will have made it."""
         self.session = ResumableSession(
             self.denoiser.stage,
             arguments,
@@ -150,12 +175,13 @@ class DenoiseRun:
             calls,
             run_denoiser=self._forward,
             call_remotely=call_remotely,
+            hands_over=True,
             complete=self.envelope.complete_hand_off,
             on_progress=self._note_progress,
             on_checkpoint=self._note_checkpoint if self.follower.checkpoint else None,
             every=self.denoiser.args.checkpoint_every,
             resume_from=resume_from,
-            feature_states=lambda: self.features.snapshot(),
+            feature_states=self._feature_states,
             previews=self._previews() if call_remotely is None else None,
             num_steps=self.request.num_steps,
         )
@@ -165,7 +191,7 @@ class DenoiseRun:
         if self.follower.started:
             self.follower.started(self)
         try:
-            return self.session.run()
+            return self.session.run(), queued_so_far(self.denoiser.stage.device)
         except Exception as error:
             says_nothing = isinstance(error, NOT_OF_A_RESUME) or is_out_of_memory(error)
             is_of_the_resume = isinstance(error, PipelineFailedError) or not says_nothing
@@ -203,13 +229,39 @@ class DenoiseRun:
         if preview is None or not self.envelope.previews:
             return None
         is_video = self.request.output.kind == "video"
-        return Previews(
-            self.envelope.previews,
-            lambda step, outcome: preview(step, self._packed(first_frame(outcome) if is_video else outcome, step)),
-        )
+        device = self.denoiser.stage.device
 
-    def _packed(self, outcome: HandOff | Result, num_steps: int) -> DecodeInputs:
-        return pack_outcome(outcome, num_steps, self.conditioning.warnings)
+        def send(step: int, outcome: HandOff | Result, moment: Moment) -> None:
+            try:
+                preview(step, self._packed(outcome, step, moment))
+            except Exception as error:  # noqa: BLE001  (a preview never fails a request)
+                logger.info("no preview of step %d: %s", step, error)
+
+        def show(step: int, outcome: HandOff | Result) -> None:
+            shown = _copied(first_frame(outcome) if is_video else outcome)
+            self._leaving.append(self.denoiser.senders.submit(send, step, shown, queued_so_far(device)))
+
+        return Previews(self.envelope.previews, show)
+
+    def _last_packed(self, outcome: HandOff | Result, moment: Moment, is_resumed: bool) -> DecodeInputs:
+        stage = self.denoiser.stage
+        try:
+            return self._packed(outcome, self.session.steps_done, moment, stage if "vae" in stage.stages else None)
+        except NotNumbersError as error:
+            if not is_resumed:
+                raise
+            raise CannotResumeError("after the skipped steps it made values that are not numbers") from error
+
+    def _packed(
+        self, outcome: HandOff | Result, num_steps: int, moment: Moment, here: StagePipeline | None = None
+    ) -> DecodeInputs:
+        """Beside the forwards of other requests, which are queued by now."""
+        with beside_forwards(self.denoiser.stage.device, moment):
+            return pack_outcome(outcome, num_steps, (*self.conditioning.warnings, *self.warnings), here)
+
+    def _feature_states(self) -> dict[str, Any] | None:
+        limit = self.denoiser.args.max_checkpoint_cache_bytes
+        return self.features.snapshot(limit, must_be_whole=self.fiber.deterministic)
 
     def _note_progress(self, step: int, num_steps: int) -> None:
         self.num_steps = num_steps
@@ -222,13 +274,34 @@ class DenoiseRun:
             eta = (time.monotonic() - self.started) / done * left if done > 0 else None
             self.follower.progress(DenoisingProgress(step, num_steps, eta))
 
-    def _note_checkpoint(self, step: int, content: Packed) -> None:
+    def _note_checkpoint(self, snapshot: Snapshot) -> None:
+        last = self._last_checkpoint
+        if last is not None and not last.done():  # one at a time is on its way: they may be large
+            with self.session.waiting():
+                self.denoiser.engine.elsewhere(last.result)
+        self._last_checkpoint = self.denoiser.senders.submit(self._send_checkpoint, self.session, snapshot)
+        self._leaving = [sending for sending in self._leaving if not sending.done() or sending.exception()]
+        self._leaving.append(self._last_checkpoint)
+
+    def _send_checkpoint(self, session: ResumableSession, snapshot: Snapshot) -> None:
         assert self.follower.checkpoint is not None
+        snapshot.wait()
         started = time.perf_counter()
-        self.follower.checkpoint(make_checkpoint(self.request, self.fingerprint, step, content))
-        self.denoiser.measure(CheckpointMade(content.num_bytes, time.perf_counter() - started))
+        content = snapshot.packed()
+        self.follower.checkpoint(make_checkpoint(self.request, self.fingerprint, snapshot.step, content))
+        seconds = snapshot.seconds + time.perf_counter() - started
+        session.interval.note(seconds, snapshot.step - session.resumed_at)
+        self.denoiser.measure(CheckpointMade(content.num_bytes, seconds))
 
     def _note_summary(self, feature: str, summary: Summary) -> None:
         self.denoiser.recent_summaries[feature].append({"request_id": self.request.request_id, **summary.values})
         for measurement in summary.measurements:
             self.denoiser.measure(measurement)
+
+
+def _copied(outcome: HandOff | Result) -> HandOff | Result:
+    """What is packed while the loop goes on."""
+    if isinstance(outcome, Result):
+        return Result(copied(outcome.output))
+    calls = [replace(call, args=copied(call.args), kwargs=copied(call.kwargs)) for call in outcome.decoder_calls]
+    return replace(outcome, decoder_calls=calls)

@@ -74,7 +74,7 @@ async def denoising_stream(
 
     def on_start(run: DenoiseRun) -> None:
         started.append(run)
-        emit(DenoisingBegun())
+        emit(DenoisingBegun(), *run.warnings)
         if abandoned:
             stage.engine.cancel(run.fiber)
 

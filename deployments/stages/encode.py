@@ -19,6 +19,7 @@ from deployments.stage_pipeline.inputs.values import (
 )
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
+from deployments.stage_pipeline.sessions.unread import without_unread
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 
@@ -36,7 +37,8 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
 
     def work() -> Conditioning:
         session = EncodeSession(stage, arguments, request.seed)
-        return pack_conditioning(session.run(), cut_texts(session))
+        calls = session.run()
+        return pack_conditioning(without_unread(stage, arguments, calls), cut_texts(session))
 
     return stage.memory.run(work, is_steady=request.deterministic)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections import UserDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from deployments.messages import JSON, Packed
+from deployments.tensors.copies import Bytes, Numbers, to_device, to_host
 from deployments.tensors.values import (
     LIBRARIES,
     PLAIN,
@@ -30,7 +32,7 @@ from deployments.tensors.values import (
     rebuilt_output,
 )
 
-Bytes = npt.NDArray[np.uint8]
+Buffers = list[torch.Tensor | Bytes]  # the tensors are copied later, all together
 
 
 def pack(value: Any) -> Packed:
@@ -38,8 +40,27 @@ def pack(value: Any) -> Packed:
 
     Raises TypeError for an object that no message may carry.
     """
-    buffers: list[Bytes] = []
-    return Packed(_pack(value, buffers, {}), tuple(buffers))
+    buffers: Buffers = []
+    tree = _pack(value, buffers, {})
+    # The loop that made a tensor goes on with it, perhaps in place, so that memory of the CPU is copied too.
+    copies = iter(to_host([each for each in buffers if isinstance(each, torch.Tensor)]))
+    return Packed(tree, tuple(_bytes_of(next(copies)) if isinstance(each, torch.Tensor) else each for each in buffers))
+
+
+def can_pack(value: Any) -> bool:
+    """Whether `pack` takes the value; no tensor is copied."""
+    try:
+        _pack(value, [], {})
+    except TypeError:
+        return False
+    return True
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes that the tensors of the value will take in a message; none is copied. Raises TypeError as `pack`."""
+    buffers: Buffers = []
+    _pack(value, buffers, {})
+    return sum(each.numel() * each.element_size() for each in buffers if isinstance(each, torch.Tensor))
 
 
 def unpack(packed: Packed, device: torch.device) -> Any:
@@ -47,10 +68,20 @@ def unpack(packed: Packed, device: torch.device) -> Any:
 
     A tensor that was at two places of the sender's value is at both here.
     """
-    return _unpack(packed.tree, packed.buffers, device, {})
+    nodes = {node["buffer"]: node for node in _tensor_nodes(packed.tree)}
+    tensors: dict[int, torch.Tensor] = {}
+    for is_on_device, where in ((True, device), (False, torch.device("cpu"))):
+        chosen = {index: node for index, node in nodes.items() if node["on_stage_device"] == is_on_device}
+        sources = [
+            Numbers(packed.buffers[index], getattr(torch, node["dtype"]), tuple(node["shape"]))
+            for index, node in chosen.items()
+        ]
+        for (index, node), tensor in zip(chosen.items(), to_device(sources, where), strict=True):
+            tensors[index] = tensor.permute([node["order"].index(side) for side in range(tensor.ndim)])
+    return _unpack(packed.tree, packed.buffers, tensors)
 
 
-def _pack(value: Any, buffers: list[Bytes], known: dict[int, JSON]) -> Any:
+def _pack(value: Any, buffers: Buffers, known: dict[int, JSON]) -> Any:
     if isinstance(value, PLAIN) and not isinstance(value, bytes):
         return value
     if isinstance(value, torch.Tensor):
@@ -86,22 +117,31 @@ def _names_of(value: Any) -> list[str]:
     return list(vars(value)) if is_record(value) else list(getattr(value, "keys", list)())
 
 
-def _unpack(tree: JSON, buffers: tuple[Bytes, ...], device: torch.device, known: dict[int, torch.Tensor]) -> Any:
+def _tensor_nodes(tree: JSON) -> Iterator[dict[str, Any]]:
     if isinstance(tree, list):
-        return [_unpack(item, buffers, device, known) for item in tree]
+        for item in tree:
+            yield from _tensor_nodes(item)
+    elif isinstance(tree, dict):
+        node: dict[str, Any] = tree
+        if node["kind"] == "tensor":
+            yield node
+        yield from _tensor_nodes(node.get("items"))
+
+
+def _unpack(tree: JSON, buffers: tuple[Bytes, ...], tensors: dict[int, torch.Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(item, buffers, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
     node: dict[str, Any] = tree
     kind = node["kind"]
     if kind == "tensor":
-        if node["buffer"] not in known:
-            known[node["buffer"]] = _unpack_tensor(node, buffers[node["buffer"]], device)
-        return known[node["buffer"]]
+        return tensors[node["buffer"]]
     if kind in PLAIN_OBJECTS:
         return PLAIN_OBJECTS[kind][2](node["value"])
     if kind in BUFFER_OBJECTS:
         return BUFFER_OBJECTS[kind][2](node["value"], buffers[node["buffer"]])
-    children = [_unpack(item, buffers, device, known) for item in node["items"]]
+    children = [_unpack(item, buffers, tensors) for item in node["items"]]
     if kind == "tuple":
         return tuple(children)
     if kind == "dict":
@@ -140,14 +180,12 @@ def _library_class(path: str) -> type:
     return cls
 
 
-def _pack_tensor(tensor: torch.Tensor, buffers: list[Bytes]) -> JSON:
+def _pack_tensor(tensor: torch.Tensor, buffers: Buffers) -> JSON:
     if tensor.device.type == "meta":
         raise TypeError("a tensor without numbers (device meta) cannot cross a replica boundary")
     order = _storage_order(tensor)
-    # The loop that made it goes on with it, perhaps in place, so that memory of the CPU is copied too.
-    dense = tensor.detach().permute(order).to("cpu", copy=True, memory_format=torch.contiguous_format)
-    flat = dense.as_strided((dense.numel(),), (1,))  # reshape leaves a single number whatever stride it has
-    buffers.append(flat.view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8))
+    dense = tensor.detach().permute(order)
+    buffers.append(dense)
     return {
         "kind": "tensor",
         "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -158,26 +196,17 @@ def _pack_tensor(tensor: torch.Tensor, buffers: list[Bytes]) -> JSON:
     }
 
 
+def _bytes_of(dense: torch.Tensor) -> Bytes:
+    flat = dense.as_strided((dense.numel(),), (1,))  # reshape leaves a single number whatever stride it has
+    data: Bytes = flat.view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8)
+    return data
+
+
 def _storage_order(tensor: torch.Tensor) -> list[int]:
     """The dimensions from the outermost to the innermost in memory."""
     if tensor.is_contiguous() or not tensor.numel():
         return list(range(tensor.ndim))
     return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-
-
-def _unpack_tensor(node: dict[str, Any], data: Bytes, device: torch.device) -> torch.Tensor:
-    # A buffer from the object store is memory shared with other readers: copy before anything is written.
-    raw = torch.empty(data.nbytes, dtype=torch.uint8)
-    raw.numpy()[:] = data
-    tensor = (
-        raw.view(getattr(torch, node["dtype"])).view(node["shape"])
-        if data.nbytes
-        else torch.empty(node["shape"], dtype=getattr(torch, node["dtype"]))
-    )
-    if node["on_stage_device"]:
-        tensor = tensor.to(device)
-    inverse = [node["order"].index(i) for i in range(tensor.ndim)]
-    return tensor.permute(inverse)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -236,12 +236,21 @@ def fill(description: Any, device: torch.device) -> Any:
 
     def leaf(x: Any) -> Any:
         if isinstance(x, MissingTensor):
-            where = device if x.on_stage_device else torch.device("cpu")
-            number = float("nan") if x.dtype.is_floating_point or x.dtype.is_complex else 0
-            return torch.full(x.shape, number, dtype=x.dtype, device=where)
+            return _without_numbers(x, device)
         return Anything() if isinstance(x, Opaque) else _copied_leaf(x)
 
     return map_values(leaf, description)
+
+
+def with_nan(value: Any, device: torch.device) -> Any:
+    """The tree with NaN for the numbers that are missing; what is there stays itself."""
+    return map_values(lambda x: _without_numbers(x, device) if isinstance(x, MissingTensor) else x, value)
+
+
+def _without_numbers(missing: MissingTensor, device: torch.device) -> torch.Tensor:
+    where = device if missing.on_stage_device else torch.device("cpu")
+    number = float("nan") if missing.dtype.is_floating_point or missing.dtype.is_complex else 0
+    return torch.full(missing.shape, number, dtype=missing.dtype, device=where)
 
 
 def fill_meta(description: Any) -> Any:

@@ -93,6 +93,7 @@ class Split:
             request.seed,
             self.recorded(conditioning),
             call_remotely=self._call_remotely if self.by_remote_calls else None,
+            hands_over=True,
             complete=self.complete,
         )
         return sent(pack_outcome(session.run(), session.steps_done))

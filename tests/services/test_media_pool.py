@@ -18,7 +18,8 @@ import pytest
 from deployments.errors import GenerationFailedError
 from deployments.media import pool as pool_module
 from deployments.media.files import FileToWrite, write_file
-from deployments.media.pool import MAX_DEATHS, MediaPool, MediaWorkerError, StartMethod
+from deployments.media.pool import MAX_DEATHS, MediaPool, MediaWorkerError, StartMethod, workers_for
+from deployments.media.shared_memory import in_shared_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS: tuple[StartMethod, ...] = ("fork", "spawn")
@@ -58,6 +59,42 @@ def pool(request: pytest.FixtureRequest) -> Iterator[MediaPool]:
 @pytest.mark.parametrize("kind", FILES)
 def test_the_bytes_are_those_of_this_process(kind: str, pool: MediaPool) -> None:
     assert pool.write(FILES[kind]) == write_file(FILES[kind])
+
+
+def test_what_is_written_reaches_a_worker_through_shared_memory_and_not_through_the_pipe() -> None:
+    video = FileToWrite("mp4", [noise(64, 64, 3) for _ in range(9)], {"seed": 1}, fps=8.0)
+    with in_shared_memory(video) as shared:
+        assert len(shared.pickled) < 2000
+        assert sum(end - begin for begin, end in shared.places) == video.num_bytes
+
+
+def test_the_memory_is_gone_when_the_file_is_written_and_when_the_worker_dies(
+    pool: MediaPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = [os.getpid(), *pool.process_ids]
+    before = [shared_memory_of(each) for each in processes]
+    pool.write(FILES["mp4"])
+    assert [shared_memory_of(each) for each in processes] == before
+    with in_shared_memory(FILES["mp4"]):
+        assert shared_memory_of(os.getpid()) == before[0] + 1
+    [busy, other] = pool.process_ids
+    os.kill(busy, signal.SIGKILL)
+    for _ in range(2):  # each of the workers has a turn
+        pool.write(FILES["mp4"])
+    assert busy not in pool.process_ids
+    assert shared_memory_of(os.getpid()) == before[0]
+    assert shared_memory_of(other) == 0
+
+
+def shared_memory_of(process_id: int) -> int:
+    """Blocks that the process has open or mapped."""
+    opened = [os.readlink(each) for each in Path(f"/proc/{process_id}/fd").iterdir() if each.is_symlink()]
+    mapped = Path(f"/proc/{process_id}/maps").read_text().splitlines()
+    return sum("triptych-media" in each for each in [*opened, *mapped])
+
+
+def test_there_is_a_worker_for_each_cpu_of_the_replica_and_two_at_least() -> None:
+    assert [workers_for(cpus) for cpus in (0, 0.5, 1, 3, 8, 200)] == [2, 2, 2, 3, 8, 16]
 
 
 def test_the_files_are_written_elsewhere_and_two_at_a_time(pool: MediaPool) -> None:

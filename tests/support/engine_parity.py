@@ -4,6 +4,7 @@ again when another process goes on from a checkpoint."""
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -103,6 +104,7 @@ class Stages:
         variables: dict[str, str] | None = None,
         checkpoint_every: int = 1,
         precision: str | None = None,
+        **args: Any,
     ) -> None:
         tiny_patches()
         self.name = folder.name
@@ -113,7 +115,7 @@ class Stages:
         self.stage = load_denoiser(folder, precision)
         self.denoiser = DenoiserStage(
             self.stage,
-            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every, merging="always"),
+            DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every, **{"merging": "always", **args}),
             encode=self.encode,
             env=EnvConfig.from_environ(variables or {}),
         )

@@ -6,9 +6,11 @@ nothing about a vendor's kernels or their speed. One name per process, which mus
 As on CUDA, it draws random numbers with a generator of its own, and refuses one of another device.
 """
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +22,103 @@ dispatched: list[str] = []  # every operation that ran on the simulated device
 synchronized: list[int] = []  # how many operations had run at each call of synchronize()
 events_waited_for: list[int] = []  # how many operations had been given to the device after each event waited for
 OPERATION_MS = 0.01
+crossings: list["Crossing"] = []  # every copy between the device and the host
+kept_for: list[str] = []  # streams for which memory of another one was kept
+waits: list["Wait"] = []  # every time that a thread waited for the device
 _storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 _generator = torch.Generator()  # the device's global one
+
+
+# Operations whose answer is numbers on the host: the thread waits until the device has come so far.
+READ_BY_THE_HOST = ("_local_scalar_dense", "aten.equal", "nonzero", "masked_select", "_unique2")
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A copy between the device and the host; `stream` is empty for the usual one, on which the forwards run."""
+
+    to: str  # "host" or "device"
+    num_bytes: int
+    stream: str
+    is_blocking: bool  # the thread waits for it
+    thread: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A thread waits for the device, for all that was queued on a stream before."""
+
+    reason: str  # an operation, "copy", "event" or "synchronize"
+    stream: str
+    thread: str
+
+
+class SimulatedStream:
+    """A stream that is known by its number; nothing really runs at a time."""
+
+    def __init__(self, device: Any = None, name: str | None = None) -> None:
+        self.name = f"stream {next(_numbers)}" if name is None else name
+        self.waits_for: list[str] = []
+
+    def wait_event(self, event: "SimulatedEvent") -> None:
+        self.waits_for.append(event.stream)
+
+
+class SimulatedEvent:
+    """Of a device that is as late as it can be: an event is reached when somebody waits for it or for a later one."""
+
+    _reached = 0  # operations that the device is known to have done
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0
+        self.stream = ""
+
+    def record(self, stream: SimulatedStream | None = None) -> None:
+        self._at = len(dispatched)
+        self.stream = stream.name if stream is not None else current_stream().name
+
+    def query(self) -> bool:
+        return self._at <= SimulatedEvent._reached
+
+    def synchronize(self) -> None:
+        waits.append(Wait("event", self.stream, threading.current_thread().name))
+        if not self.query():
+            events_waited_for.append(len(dispatched) - self._at)
+            SimulatedEvent._reached = self._at
+
+    def elapsed_time(self, later: "SimulatedEvent") -> float:
+        return OPERATION_MS * (later._at - self._at)
+
+
+_numbers = iter(range(1, 1000))
+_usual = SimulatedStream(name="")
+_current = threading.local()
+
+
+def current_stream(device: Any = None) -> SimulatedStream:
+    stream: SimulatedStream = getattr(_current, "stream", _usual)
+    return stream
+
+
+@contextmanager
+def stream(chosen: SimulatedStream) -> Iterator[None]:
+    """What the thread queues in the block goes to that stream."""
+    before = current_stream()
+    _current.stream = chosen
+    try:
+        yield
+    finally:
+        _current.stream = before
+
+
+def install_streams(name: str) -> None:
+    """Give the device streams and pinned memory, as CUDA has them."""
+    from deployments.tensors import copies
+
+    module = torch.get_device_module(name)
+    module.Stream, module.Event = SimulatedStream, SimulatedEvent
+    module.stream, module.current_stream = stream, current_stream
+    copies.pinned = lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8)
 
 
 def install(name: str) -> None:
@@ -35,36 +132,13 @@ def install(name: str) -> None:
     others.fallback(_run_on_cpu)
     _libraries.extend((kernels, others))
     module = torch.get_device_module(name)
-    module.synchronize = lambda: synchronized.append(len(dispatched))
+    module.synchronize = _synchronize
     module.Event = SimulatedEvent
     module.memory_allocated = lambda: sum(storage.nbytes() for storage in _storages)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     module.manual_seed_all = module.manual_seed = _generator.manual_seed
     module.get_rng_state = lambda device=None: _generator.get_state()
     module.set_rng_state = lambda state, device=None: _generator.set_state(state)
-
-
-class SimulatedEvent:
-    """Of a device that is as late as it can be: an event is reached when somebody waits for it or for a later one."""
-
-    _reached = 0  # operations that the device is known to have done
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self._at = 0
-
-    def record(self) -> None:
-        self._at = len(dispatched)
-
-    def query(self) -> bool:
-        return self._at <= SimulatedEvent._reached
-
-    def synchronize(self) -> None:
-        if not self.query():
-            events_waited_for.append(len(dispatched) - self._at)
-            SimulatedEvent._reached = self._at
-
-    def elapsed_time(self, later: "SimulatedEvent") -> float:
-        return OPERATION_MS * (later._at - self._at)
 
 
 class SimulatedTensor(torch.Tensor):
@@ -86,6 +160,9 @@ class SimulatedTensor(torch.Tensor):
         tensor.inner = inner
         _storages.add(inner.untyped_storage())
         return tensor
+
+    def record_stream(self, stream: SimulatedStream) -> None:
+        kept_for.append(stream.name)
 
     @classmethod
     def __torch_dispatch__(
@@ -116,6 +193,7 @@ def _run_on_cpu(func: Any, *args: Any, **kwargs: Any) -> Any:
     draws = is_here and torch.Tag.nondeterministic_seeded in func.tags
     with _drawing() if draws else nullcontext():
         output = func(*cpu_args, **cpu_kwargs)
+    _note(func, args, kwargs, simulated)
     if func is torch.ops.aten.copy_.default:
         return args[0]
     if func is torch.ops.aten._to_copy.default and device is not None and torch.device(device).type == "cpu":
@@ -160,4 +238,34 @@ def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Simul
 
 def _to_copy(self: torch.Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
     copied = _inner(self).to(dtype=dtype or self.dtype, copy=True)
+    if not isinstance(self, SimulatedTensor):
+        _note_crossing("device", copied, not _.get("non_blocking"))
     return copied if device is not None and torch.device(device).type == "cpu" else SimulatedTensor(copied)
+
+
+def _synchronize(*_: Any) -> None:
+    synchronized.append(len(dispatched))
+    waits.append(Wait("synchronize", "", threading.current_thread().name))
+
+
+def _note(func: Any, args: Any, kwargs: Any, simulated: list[Any]) -> None:
+    name = str(func)
+    if func is torch.ops.aten.copy_.default:
+        target, source = args[:2]
+        if isinstance(target, SimulatedTensor) != isinstance(source, SimulatedTensor):
+            to = "device" if isinstance(target, SimulatedTensor) else "host"
+            _note_crossing(to, target, not (kwargs.get("non_blocking") or args[2:] == (True,)))
+    elif func is torch.ops.aten._to_copy.default:
+        device = kwargs.get("device")
+        if simulated and device is not None and torch.device(device).type == "cpu":
+            _note_crossing("host", args[0], not kwargs.get("non_blocking"))
+    elif simulated and any(each in name for each in READ_BY_THE_HOST):
+        waits.append(Wait(name, current_stream().name, threading.current_thread().name))
+
+
+def _note_crossing(to: str, tensor: torch.Tensor, is_blocking: bool) -> None:
+    thread = threading.current_thread().name
+    num_bytes = tensor.numel() * tensor.element_size()
+    crossings.append(Crossing(to, num_bytes, current_stream().name, is_blocking, thread))
+    if is_blocking:
+        waits.append(Wait("copy", current_stream().name, thread))

@@ -15,7 +15,15 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from deployments.errors import HandOffError, HandOffIncompleteError
-from deployments.messages import STAGES, Checkpoint, Envelope, GenerationRequest, OutputFormat
+from deployments.messages import (
+    Checkpoint,
+    ComponentAnswer,
+    ComponentCall,
+    Envelope,
+    GenerationRequest,
+    OutputFormat,
+    StageName,
+)
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import StagePipeline, drop_unused_halves
 from deployments.stage_pipeline.remote_calls import answer_call
@@ -142,11 +150,19 @@ class Made:
     steps: int
 
 
+SPLIT: tuple[tuple[StageName, ...], ...] = (("encoder",), ("denoiser",), ("vae",))
+
+
 class ToyStages:
-    """The three stages of one toy."""
+    """The three stages of one toy; `processes` are the stages of each process."""
 
     def __init__(
-        self, pipeline_class: type[Toy], folder: Path, scheduler: Any = None, dtype: torch.dtype = torch.float32
+        self,
+        pipeline_class: type[Toy],
+        folder: Path,
+        scheduler: Any = None,
+        dtype: torch.dtype = torch.float32,
+        processes: tuple[tuple[StageName, ...], ...] = SPLIT,
     ) -> None:
         torch.manual_seed(0)
         self.dtype = dtype
@@ -161,18 +177,18 @@ class ToyStages:
         classes: dict[str, Any] = {name: type(model) for name, model in models.items()}
         stages_of = assign_stages(pipeline_class.model_cpu_offload_seq, classes)
         self.layout = PipelineLayout(folder, pipeline_class, classes, classes, stages_of)
-        self.stages = {stage: self._load(stage) for stage in STAGES}
+        self.stages = {stage: loaded for stages in processes for loaded in [self._load(stages)] for stage in stages}
         self.denoiser = self.new_denoiser()
 
-    def _load(self, stage: Any) -> StagePipeline:
+    def _load(self, stages: tuple[StageName, ...]) -> StagePipeline:
         components = {
             name: load_component(cls, self.layout.folder / name, self.dtype, CPU, use_streamer=False)
-            if stage in self.layout.stages_of[name]
+            if self.layout.stages_of[name] & set(stages)
             else skeleton(cls, self.layout.folder / name, CPU, self.dtype)
             for name, cls in self.layout.models.items()
         }
         pipeline = self.pipeline_class(**components, scheduler=self.scheduler)
-        loaded = StagePipeline(pipeline, self.layout, (stage,), CPU, self.dtype)
+        loaded = StagePipeline(pipeline, self.layout, stages, CPU, self.dtype)
         drop_unused_halves(loaded)
         return loaded
 
@@ -180,8 +196,11 @@ class ToyStages:
         return DenoiserStage(
             self.stages["denoiser"],
             DenoisingArgs(checkpoint_every=1),
-            ask_stage=lambda stage, call: answer_call(self.stages[stage], call),
+            ask_stage=self._ask if len(set(map(id, self.stages.values()))) > 1 else None,
         )
+
+    def _ask(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
+        return answer_call(self.stages[stage], call)
 
     @torch.no_grad()
     def truth(self) -> list[torch.Tensor]:

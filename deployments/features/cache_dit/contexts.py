@@ -157,6 +157,17 @@ def activate(module: torch.nn.Module, contexts: Contexts | None, guidance_pass: 
         forward.contexts, forward.guidance_pass = contexts, guidance_pass
 
 
+def let_go_of_finished(contexts: Contexts) -> None:
+    """Of a pass that has made all steps of its plan nothing is read again but the counts: an expert's turn is over."""
+    for in_pass in contexts.passes.values():
+        if all(context.executed_steps >= contexts.plan.num_inference_steps for context in in_pass):
+            for context in in_pass:
+                context.clear_buffers()
+                for name in CALIBRATORS:
+                    if (calibrator := getattr(context, name)) is not None:
+                        calibrator.states.clear()
+
+
 @dataclass(frozen=True)
 class CacheSummary:
     """What one transformer computed and reused in one request so far."""

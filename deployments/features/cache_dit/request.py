@@ -79,6 +79,7 @@ class RequestCaches:
             yield
         finally:
             cache_dit.activate(module, None)
+        cache_dit.let_go_of_finished(self.contexts[component][1])
 
     def snapshot(self) -> Any:
         """The contexts of each transformer as plain values and tensors."""
@@ -129,4 +130,5 @@ CACHE_DIT = Feature(
     RequestCaches,
     settings=lambda env: (env.cache_dit, env.cache_dit_secondary),
     install=cache_dit.install,
+    is_a_cache=True,
 )

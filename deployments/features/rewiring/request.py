@@ -18,6 +18,7 @@ from deployments.errors import CannotResumeError, FeedsBackError
 from deployments.features.feature import NOTHING, Feature, Summary, Surrounding
 from deployments.features.rewiring.state import UNKEPT, kept_state, put_back, settings_of
 from deployments.stage_pipeline.sessions.own_modules import Change, OwnModules, rewired
+from deployments.tensors.values import copied
 from env_config.variables import EnvConfig
 
 
@@ -66,8 +67,7 @@ class Rewiring:
             self._refuse_to_hand_over()
 
     def _refuse_to_hand_over(self) -> None:
-        is_last = "vae" in self.session.stage.stages or self.session.call_remotely is not None
-        if not is_last:
+        if self.session.hands_over:
             raise FeedsBackError("what the pipeline put into the denoiser keeps a state that other stages do not have")
 
     def _put_back_state(self) -> None:
@@ -81,7 +81,7 @@ class Rewiring:
     def snapshot(self) -> Any:
         """The state of each component's changes; None where none can have any."""
         denoisers, own_modules = self.session.stage.layout.denoisers, self.session.own_modules
-        states = {name: kept_state(own_modules[name]) for name in denoisers if name in own_modules}
+        states = {name: copied(kept_state(own_modules[name])) for name in denoisers if name in own_modules}
         return {name: state for name, state in states.items() if state is not None} or None
 
     def summary(self) -> Summary | None:

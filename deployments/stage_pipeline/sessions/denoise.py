@@ -30,6 +30,7 @@ from deployments.tensors.values import (
     has_nan,
     is_meta,
     same_description,
+    with_nan,
 )
 
 RunDenoiser = Callable[[Any, str, tuple[Any, dict[str, Any]] | None, Any, Any], Any]
@@ -83,6 +84,7 @@ class DenoiseSession(Session):
     run_denoiser: (module, name, cache context, args, kwargs) -> output, called without holding PIPELINE_CODE;
         None: call the module.
     call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
+    hands_over: decoder calls are left to another thread also where the decoders are in this process.
     complete: note every decoder call instead of ending at the first.
     on_progress: told (steps done, steps that the request makes) after each scheduler step.
     num_steps: how many it makes, where that was counted; else it is told by the pipeline and its scheduler.
@@ -97,6 +99,7 @@ class DenoiseSession(Session):
         calls: list[EncoderCall] | None,
         run_denoiser: RunDenoiser | None = None,
         call_remotely: CallRemotely | None = None,
+        hands_over: bool = False,
         complete: bool = False,
         on_progress: OnProgress | None = None,
         previews: StepFollower | None = None,
@@ -107,6 +110,7 @@ class DenoiseSession(Session):
         self.to_replay = list(calls or [])
         self.run_denoiser = run_denoiser
         self.call_remotely = call_remotely
+        self.hands_over = call_remotely is None and (hands_over or "vae" not in stage.stages)
         self.ends_at_first = not complete and len(stage.layout.decoders) == 1
         self.on_progress = on_progress
         self.previews = previews
@@ -162,14 +166,16 @@ class DenoiseSession(Session):
         if self.to_replay:
             return self._replay(component, method)
         stage = stage_of_call(self.stage, component, method)
-        if stage in self.stage.stages:
+        is_left_to_others = stage == "vae" and self.hands_over
+        if stage in self.stage.stages and not is_left_to_others:
             return self.call_inside(component, function, args, kwargs)
         if self.hooks.are_on(component):
-            raise NotSupportedError(f"{component}.{method} has a hook, and is called where it is not")
+            raise self._not_to_be_left(stage, f"{component}.{method} has a hook, and is called where it is not")
         if has_gradients((args, kwargs)):
-            raise NotSupportedError(
+            raise self._not_to_be_left(
+                stage,
                 f"{type(self.pipeline).__name__} differentiates through {component}.{method}, which another process "
-                "makes: it can only be served in one process (placement: one_stage)"
+                "makes: it can only be served in one process (placement: one_stage)",
             )
         if self.call_remotely:
             return self.call_remotely(self, stage, component, method, args, kwargs)
@@ -179,6 +185,10 @@ class DenoiseSession(Session):
         if not self.hand_off.events:
             raise FeedsBackError(f"{component}.{method} is called before the denoising has begun")
         return self._defer(component, method, args, kwargs)
+
+    def _not_to_be_left(self, stage: StageName, why: str) -> Exception:
+        """A call that nobody else can make: this process, where it can."""
+        return FeedsBackError(why) if stage in self.stage.stages else NotSupportedError(why)
 
     def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         latents = self.previews.clean_latents(self, scheduler, args, kwargs) if self.previews else None
@@ -202,6 +212,7 @@ class DenoiseSession(Session):
         self.hand_off.events.append(("denoiser", name, index))
 
     def _replay(self, component: str, method: str) -> Any:
+        index = len(self.replayed) - len(self.to_replay)
         call = self.to_replay.pop(0)
         if (call.component, call.method) != (component, method):
             raise HandOffError(
@@ -210,7 +221,10 @@ class DenoiseSession(Session):
         if call.random_states:
             self.set_random_states(call.random_states)
         self.hooks.tell_again(copied(call.hooks), self.stage.pipeline)
-        return copied(call.output)  # the pipeline may change it; previews and the hand-off read the record again
+        if self.previews is not None:  # they play it back again, and the pipeline may change it
+            return with_nan(copied(call.output), self.stage.device)
+        self.replayed[index] = described_call(call)  # before the pipeline has it; the tape keeps no numbers for nobody
+        return with_nan(call.output, self.stage.device)
 
     def _refuse_feedback(self, name: str, args: Any, kwargs: Any) -> None:
         if self.hand_off.decoder_calls and is_meta((args, kwargs)):
@@ -221,8 +235,6 @@ class DenoiseSession(Session):
         depends = is_meta((args, kwargs))
         # No copy where the pipeline ends here and changes nothing any more: it may be a long video's latents.
         noted = (None, None) if depends else (args, kwargs) if self.ends_at_first else copied((args, kwargs))
-        if has_nan(noted):  # seen here: in the VAE stage, NaN stands for what was not handed over
-            raise NotNumbersError
         self.hand_off.events.append(("decoder", component, method))
         self.hand_off.decoder_calls.append(DecoderCall(component, method, *noted))
         if self.ends_at_first:
@@ -231,11 +243,19 @@ class DenoiseSession(Session):
         return fill_meta(output_description(self.stage, skeleton, component, method, args, kwargs, own))
 
     def _finished_hand_off(self) -> HandOff:
-        self.hand_off.encoder_calls = [
-            EncoderCall(c.component, c.method, describe(c.output), c.random_states, describe(c.hooks))
-            for c in self.replayed
-        ]
+        self.hand_off.encoder_calls = [described_call(call) for call in self.replayed]
         return self.hand_off
+
+
+def check_numbers(hand_off: HandOff) -> None:
+    """Raises NotNumbersError. Seen before the VAE stage, where NaN stands for what was not handed over."""
+    if has_nan([[call.args, call.kwargs] for call in hand_off.decoder_calls]):
+        raise NotNumbersError
+
+
+def described_call(call: EncoderCall) -> EncoderCall:
+    """Without the numbers that only a real stage has."""
+    return EncoderCall(call.component, call.method, describe(call.output), call.random_states, describe(call.hooks))
 
 
 def steps_of_loop(pipeline: Any, scheduler: Any) -> int:

@@ -1,4 +1,4 @@
-"""PIPELINE_CODE: the lock under which the code of pipelines runs, and which thread has it."""
+"""The locks under which the code of pipelines and its components run, and which thread has the former."""
 
 from __future__ import annotations
 
@@ -38,3 +38,7 @@ class PipelineCode:
 # Code of pipelines runs one thread at a time: tokenizers and causal VAEs keep state, and torch's global generators
 # belong to one request at a time. It is let go of while a request waits for the device or another stage.
 PIPELINE_CODE = PipelineCode()
+
+# Held while a component other than a denoiser is called: causal VAEs keep state between their chunks, and hooks are on
+# shared modules. A decoding goes on with this lock alone. Nobody waits for it while he holds the other one.
+COMPONENT_CALL = threading.Lock()

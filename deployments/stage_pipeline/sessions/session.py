@@ -26,7 +26,7 @@ from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import routed_part
 from deployments.stage_pipeline.sessions.hooks import Hook, Hooks
 from deployments.stage_pipeline.sessions.own_modules import OwnModules, rewired
-from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
+from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL, PIPELINE_CODE
 from deployments.stage_pipeline.sessions.reading import reading_copy
 from deployments.stage_pipeline.sessions.switches import Switch, switches_of
 from deployments.tensors.draws import draws_for, draws_of_call, without_draws
@@ -66,6 +66,7 @@ class Session:
         self.own_modules: dict[str, OwnModules] = {}  # of the components that the pipeline has asked for something
         self._rewired_now: set[str] = set()
         self._inside = 0  # depth of component calls; only the outermost is routed
+        self._has_component = False  # it holds COMPONENT_CALL
         self._copies: dict[int, Any] = {}
         self.pipeline = self._private_copy(stage.pipeline, PIPELINE)
 
@@ -110,17 +111,39 @@ class Session:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Lets the code of other requests run meanwhile; the states of the global generators stay this request's."""
-        states = global_states(self.device)
+        states, has_component = global_states(self.device), self._has_component
         with without_draws():
+            if has_component:
+                COMPONENT_CALL.release()
             PIPELINE_CODE.release()
             try:
                 yield
             finally:
+                if has_component:
+                    COMPONENT_CALL.acquire()
                 PIPELINE_CODE.acquire()
                 set_global_states(states, self.device)
 
     def call_inside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
         """Calls a real component, on which the pipeline's hooks and switches are; its own calls are not routed."""
+        if self._has_component:
+            return self._called(component, function, args, kwargs)
+        if not COMPONENT_CALL.acquire(blocking=False):
+            with self.waiting():
+                COMPONENT_CALL.acquire()
+        self._has_component = True
+        try:
+            return self._called(component, function, args, kwargs)
+        finally:
+            self._has_component = False
+            COMPONENT_CALL.release()
+
+    def call_beside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """The same while the code of other requests runs, for what draws no random numbers but from a generator."""
+        with self.waiting(), COMPONENT_CALL:
+            return self._called(component, function, args, kwargs)
+
+    def _called(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
         hooks = self.hooks.on_modules(self.stage.pipeline) if not self._inside else contextlib.nullcontext()
         self._inside += 1
         try:

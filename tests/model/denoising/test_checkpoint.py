@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from deployments.denoising.checkpoint import CheckpointInterval, digest, make_ch
 from deployments.errors import CannotResumeError
 from deployments.messages import Checkpoint, GenerationRequest, Packed
 from deployments.tensors.packing import pack, unpack
-from tests.support.engine_parity import Stages, assert_same_bits
+from tests.support.engine_parity import CACHE_DIT, CACHED_STEPS, Stages, assert_same_bits
 from tests.support.tiny_models import checkpoint as checkpoint_folder
 
 STEPS = 6
@@ -235,3 +236,54 @@ def test_the_given_interval_is_that_of_the_checkpoints_made(stages: Stages) -> N
     every_second = Stages(stages.stage.layout.folder, checkpoint_every=2)
     assert [made.step for made in every_second.alone(request)[1]] == [2, 4, 6]
     every_second.close()
+
+
+def test_none_is_due_while_the_last_is_on_its_way_unless_an_interval_is_given() -> None:
+    cheap, given = CheckpointInterval(None), CheckpointInterval(1)
+    for interval in (cheap, given):
+        interval.note(0.0, 1)
+        interval.begin()
+    assert (cheap.is_due(5), given.is_due(5)) == (False, True)
+    cheap.note(0.0, 1)
+    assert cheap.is_due(5)
+
+
+def test_checkpoints_are_packed_and_digested_in_another_thread_than_the_engines(
+    stages: Stages, request_: GenerationRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+
+    def packed(value: Any) -> Packed:
+        threads.add(threading.current_thread().name)
+        return pack(value)
+
+    monkeypatch.setattr(checkpoint_module, "pack", packed)
+    monkeypatch.setattr(checkpoint_module, "digest", lambda content: threads.add(threading.current_thread().name))
+    assert len(stages.alone(request_)[1]) == STEPS - 1
+    assert threads
+    assert all(name.startswith("sender") for name in threads)
+
+
+def test_a_cache_without_room_in_the_checkpoint_warms_up_again_and_the_answer_says_so(stages: Stages) -> None:
+    small = Stages(stages.stage.layout.folder, CACHE_DIT, max_checkpoint_cache_bytes=1000)
+    whole = Stages(stages.stage.layout.folder, CACHE_DIT)
+    request = small.request(0, deterministic=False, steps=CACHED_STEPS)
+    half, full = (each.alone(request)[1][CACHED_STEPS // 2] for each in (small, whole))
+    assert full.content.num_bytes - half.content.num_bytes >= 4 * 2048, "hidden states"
+    inputs, run = small.denoiser.denoise(request, small.encode(request), half)
+    assert [warning.code for warning in inputs.warnings] == ["cache_lost"]
+    assert run.session.resumed_at == half.step
+    numbers = small.denoiser.recent_summaries["cache_dit"][-1]["transformer"]
+    assert numbers["computed_steps"] >= 2, "it warms up"
+    assert numbers["computed_steps"] + numbers["reused_steps"] == CACHED_STEPS - half.step
+    inputs, _ = whole.denoiser.denoise(request, whole.encode(request), full)
+    assert inputs.warnings == ()
+    small.close()
+    whole.close()
+
+
+def test_a_deterministic_request_whose_cache_has_no_room_has_no_checkpoint_and_starts_again(stages: Stages) -> None:
+    small = Stages(stages.stage.layout.folder, CACHE_DIT, max_checkpoint_cache_bytes=0)
+    _, made = small.alone(small.request(0, deterministic=True, steps=4))
+    assert made == []
+    small.close()

@@ -22,6 +22,7 @@ from diffusers import (
 from deployments.errors import InvalidRequestError
 from deployments.features.cache_dit.contexts import (
     activate,
+    let_go_of_finished,
     new_contexts,
     prepare,
     restore,
@@ -33,6 +34,7 @@ from deployments.features.cache_dit.plan import CachePlan, cache_plan
 from deployments.features.cache_dit.request import CACHE_DIT
 from deployments.modules import AccelerationError
 from deployments.tensors.packing import pack, unpack
+from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
 from tests.support.stage_modules import denoiser_stage, env, vae_stage
 from tests.support.tiny_models.flux import TRANSFORMER
@@ -335,6 +337,22 @@ def test_a_snapshot_continues_on_another_transformer_with_the_same_bytes(
     counted = summary(resumed.module, resumed.contexts)
     assert counted == summary(request.module, request.contexts)
     assert torch.equal(resumed.finish(), truth)
+
+
+@pytest.mark.parametrize("overrides", [DYNAMIC, TAYLOR], ids=["dynamic", "taylorseer"])
+def test_a_transformer_that_has_made_its_steps_keeps_no_tensors_of_the_request(overrides: dict[str, Any]) -> None:
+    request = begin(flux_transformer(), 0, 6, overrides)
+    assert request.contexts is not None
+    while request.step_index < 5:
+        request.step()
+        let_go_of_finished(request.contexts)
+        assert tensors(snapshot(request.contexts))
+    before = summary(request.module, request.contexts)
+    request.step()
+    let_go_of_finished(request.contexts)
+    assert not tensors(snapshot(request.contexts))
+    after = summary(request.module, request.contexts)
+    assert after.computed_steps + after.reused_steps == 6 > before.computed_steps + before.reused_steps
 
 
 # --- the start of a replica ---

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from deployments.messages import GenerationRequest, OutputFormat
+from deployments.messages import STAGES, DecodeInputs, GenerationRequest, OutputFormat
+from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.outputs import media_kind
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
 from tests.support.tiny_models import checkpoint, request_arguments, run_unsplit, tiny_patches
+from tests.support.toy_pipelines import Toy, ToyStages, same
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -38,3 +43,98 @@ def test_one_process_makes_the_numbers_of_the_unsplit_pipeline(name: str, checkp
 
 def numbers(leaves: list[Any]) -> list[torch.Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+class InOneProcess:
+    """All stages of a tiny model in one process."""
+
+    def __init__(self, name: str, checkpoints_root: Path) -> None:
+        tiny_patches()
+        self.name = name
+        self.stage = load_stage(checkpoint(name, checkpoints_root))
+        self.denoiser = DenoiserStage(self.stage, DenoisingArgs(max_wait_s=0.0))
+
+    def request(self, name: str = "r") -> GenerationRequest:
+        return GenerationRequest(name, self.name, request_arguments(self.name), 0, OutputFormat("image", "png"))
+
+    def denoise(self, request: GenerationRequest) -> DecodeInputs:
+        return self.denoiser.denoise(request, encode(self.stage, request))[0]
+
+
+@pytest.fixture
+def flux(checkpoints_root: Path) -> Iterator[InOneProcess]:
+    made = InOneProcess("flux", checkpoints_root)
+    yield made
+    made.denoiser.engine.close()
+
+
+def test_the_decoder_runs_in_the_thread_that_decodes_and_is_handed_the_latents_as_they_are(
+    flux: InOneProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, given = [], []
+
+    def decode(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        given.append(latents)
+        return real(latents, *args, **kwargs)
+
+    real = flux.stage.pipeline.vae.decode
+    monkeypatch.setattr(flux.stage.pipeline.vae, "decode", decode)
+    request = flux.request()
+    inputs = flux.denoise(request)
+    assert threads == []
+    assert inputs.kind == "decoder_calls"
+    [kept] = flux.stage.handed_over.values()
+    decode_output(flux.stage, request, inputs)
+    assert threads == [threading.current_thread().name]
+    assert given[0] is kept.decoder_calls[0].args[0], "no copy of it was made"
+    assert not flux.stage.handed_over
+    first = given[0].clone()
+    decode_output(flux.stage, request, inputs)
+    assert torch.equal(given[1], first), "a second time, and elsewhere, the message is read"
+
+
+def test_other_requests_go_on_while_a_picture_is_decoded(flux: InOneProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, is_decoding, may_go_on = flux.stage.pipeline.vae.decode, threading.Event(), threading.Event()
+    request = flux.request()
+    decode_output(flux.stage, request, flux.denoise(request))  # shows that it draws no random numbers
+    truth = flux.denoise(request)
+    conditioning = encode(flux.stage, request)
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        is_decoding.set()
+        assert may_go_on.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(flux.stage.pipeline.vae, "decode", decode)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(decode_output, flux.stage, request, truth)
+        assert is_decoding.wait(60)
+        other, _ = flux.denoiser.denoise(flux.request("other"), conditioning)
+        assert not decoding.done()
+        may_go_on.set()
+        decoding.result()
+    assert [each.tobytes() for each in other.content.buffers] == [each.tobytes() for each in truth.content.buffers]
+
+
+def test_hand_offs_that_nobody_decodes_do_not_pile_up(flux: InOneProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.stage_pipeline.hand_off.MOST_KEPT", 2)
+    made = [flux.denoise(flux.request()) for _ in range(3)]
+    assert list(flux.stage.handed_over) == [inputs.token for inputs in made[1:]]
+
+
+class DecodesInItsLoop(Toy):
+    """What it decodes feeds back into the latents."""
+
+    def denoised(self, latents: torch.Tensor, words: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        latents = super().denoised(latents, words)
+        self.scheduler.set_timesteps(2)
+        return super().denoised(latents + self.vae.decode(latents), words)
+
+
+def test_a_decoder_that_the_loop_needs_is_called_at_once(tmp_path: Path) -> None:
+    stages = ToyStages(DecodesInItsLoop, tmp_path, processes=(STAGES,))
+    made = stages.make()
+    assert same(made.output, stages.truth())
+    assert made.is_remote
+    stages.close()

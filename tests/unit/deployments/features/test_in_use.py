@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from deployments.errors import InvalidRequestError
 from deployments.features.feature import NOTHING, Feature, Summary, Surrounding
-from deployments.features.in_use import FeaturesInUse, wanted_features
+from deployments.features.in_use import LEFT_OUT, FeaturesInUse, begin_features, wanted_features
 from deployments.messages import GenerationRequest, OutputFormat
 from env_config.variables import EnvConfig
 
@@ -113,3 +115,36 @@ def test_a_summary_that_fails_takes_no_other_with_it() -> None:
 def test_what_surrounds_a_forward_without_a_key_keeps_it_alone() -> None:
     around = Surrounding(noting([], "a"))
     assert FeaturesInUse({"a": Played(around)}).surround("transformer", None).merge_key is None
+
+
+KEPT = {"a cache": Played(state=torch.zeros(100)), "a state": Played(state=torch.zeros(1000)), "nothing": Played()}
+
+
+def test_a_cache_that_is_too_large_is_left_out_of_a_checkpoint_and_a_state_never_is() -> None:
+    in_use = FeaturesInUse(KEPT, caches={"a cache"})
+    assert (
+        in_use.snapshot(None, must_be_whole=False).keys()
+        == in_use.snapshot(400, must_be_whole=True).keys()
+        == {
+            "a cache",
+            "a state",
+        }
+    )
+    left = in_use.snapshot(399, must_be_whole=False)
+    assert left["a cache"] == LEFT_OUT
+    assert left["a state"] is KEPT["a state"].state
+    assert in_use.snapshot(399, must_be_whole=True) is None, "a resume without it would not make the same bytes"
+
+
+def test_a_cache_that_was_left_out_begins_anew_and_the_caller_is_told() -> None:
+    begun: list[Any] = []
+    cache = Feature("cache", lambda *_: True, lambda *given: begun.append(given[2]) or Played(), is_a_cache=True)
+    session: Any = SimpleNamespace(saved_features={"cache": LEFT_OUT}, resumed_at=7)
+    in_use = begin_features([(cache, True)], session)
+    assert begun == [None]
+    [warning] = in_use.warnings
+    assert (warning.code, warning.param) == ("cache_lost", "cache")
+    assert "step 7" in warning.message
+    session.saved_features = {"cache": 5}
+    assert begin_features([(cache, True)], session).warnings == ()
+    assert begun[1:] == [5]

@@ -74,6 +74,7 @@ class PlayedStage:
 
     def denoise(self, request: Any, conditioning: Any, checkpoint: Any, envelope: Any, follower: Any) -> Any:
         run = SimpleNamespace(fiber=Fiber("r", seconds=0.5), session=SimpleNamespace(steps_done=STEPS, resumed_at=1))
+        run.warnings = ()
         follower.started(run)
         for step in range(1, STEPS + 1):
             if self.hold and step == 2:

@@ -1,0 +1,48 @@
+"""Between two steps of a request nothing crosses to the host and nobody waits for the device, on a simulated one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = ("flux", "wan22")  # one expert and two; a scheduler that keeps nothing and one that keeps what it has seen
+
+
+def counted(model: str, folder: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.support.traffic_on_simulated_device", str(folder), model, *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    report: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return report
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_copies_nothing_and_waits_for_nothing(model: str, checkpoints_root: Path) -> None:
+    added = counted(model, checkpoints_root)["per_step"]
+    assert added["copies"] == {}
+    # The experts' boundary is a number that the pipeline itself reads; how a forward ends is the engine's matter.
+    own = {"aten._local_scalar_dense.default", "synchronize"} if model == "wan22" else {"synchronize"}
+    assert {name.split(": ")[1].split(",")[0] for name in added["waits"]} <= own
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_checkpoint_leaves_in_another_thread_on_another_stream_with_one_wait(
+    model: str, checkpoints_root: Path
+) -> None:
+    added = counted(model, checkpoints_root, "--checkpoint-every", "1")["per_step"]
+    assert added["copies"].keys() == {"sender: to the host, a side stream"}
+    ours = {name: times for name, (times, _) in added["waits"].items() if not name.startswith("engine")}
+    assert sum(ours.values()) == 2, "for the copies on the device, and for those to the host"
+
+
+@pytest.mark.parametrize("placement", ["three_stage", "one_stage"])
+def test_what_is_handed_over_is_on_a_stream_of_its_own(placement: str, checkpoints_root: Path) -> None:
+    copies = counted("flux", checkpoints_root, "--placement", placement)["per_request"]["copies"]
+    ours = {name for name in copies if name.startswith("request")}
+    assert ours == {"request: to the device, a side stream", "request: to the host, a side stream"}
+    decoded = {name for name in copies if name.startswith("decode") and "side stream" in name}
+    assert decoded == (set() if placement == "one_stage" else {"decode: to the device, a side stream"})
