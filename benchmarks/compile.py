@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3, help="forwards of each kind in a round")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    set_library_caches(EnvConfig().runtime.cache_root)
+    set_library_caches(EnvConfig.from_environ().runtime.cache_root)
     rows = [row for mode in MODES for row in Bench(options, mode).rows()]
     write({"machine": report.machine(), "model": options.model.name, "device": options.device,
            "rounds": options.rounds, "calls": options.calls, "rows": rows})  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from deployments.accelerations import compile as compile_row
 from deployments.errors import CheckpointError
@@ -118,6 +119,7 @@ def test_a_denoiser_that_warms_up_compiles_for_lone_requests_and_batches(
 ) -> None:
     monkeypatch.setattr(FluxTransformer2DModel, "_repeated_blocks", ["AdaLayerNormZeroSingle"])  # small graphs
     whole = make_replica(flux_checkpoint, arguments={"warm_up": [SMALL], "compile": "regional"})
+    assert cache_dir() == str(whole.replica.env.runtime.cache_root / "torchinductor")
     warm, compiled_s = len(graphs), whole.denoiser.compiled.compilation_s
     assert warm >= 2
     assert compiled_s > 0
