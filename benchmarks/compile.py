@@ -1,6 +1,6 @@
 """What compiling a denoiser gains and costs: `python -m benchmarks.compile`; the table goes to docs/benchmarks.
 
-    python -m benchmarks.compile [--model FOLDER] [--device D] [--modes regional] [--sizes 64 128] [--batches 1 8] [--rounds N]
+    python -m benchmarks.compile [--model FOLDER] [--device D] [--modes whole] [--sizes 64 128] [--batches 1 8]
 
 Each forward is one that a request of that size has made, with one or more samples. It runs as it is and compiled by
 turns, so that a noisy machine hits both alike; figures are medians of the ratio within a round. One CPU thread.
@@ -103,16 +103,15 @@ class Bench:
         rounds = [
             [self.seconds(call, is_compiled) for is_compiled in (False, True)] for _ in range(self.options.rounds)
         ]
-        print(
-            f"{self.mode}, {size}x{size}, {batch} samples:", [f"{plain_s / fast_s:.2f}" for plain_s, fast_s in rounds]
-        )
+        gains = sorted(plain_s / fast_s for plain_s, fast_s in rounds)
+        print(f"{self.mode}, {size}x{size}, {batch} samples: {statistics.median(gains):.2f} times as fast", flush=True)
         return {
             "mode": self.mode,
             "size": size,
             "batch": batch,
             "compile_s": compiled_s[0],
             "plain_ms": 1000 * statistics.median(plain_s for plain_s, _ in rounds),
-            "gains": sorted(plain_s / fast_s for plain_s, fast_s in rounds),
+            "gains": gains,
             "deviation": max(map(deviation, tensors(compiled), tensors(plain))),
         }
 
