@@ -1,6 +1,6 @@
 """What compiling a denoiser gains and costs: `python -m benchmarks.compile`; the table goes to docs/benchmarks.
 
-    python -m benchmarks.compile [--model FOLDER] [--device D] [--sizes 64 128] [--batches 1 8] [--rounds N]
+    python -m benchmarks.compile [--model FOLDER] [--device D] [--modes whole] [--sizes 64 128] [--batches 1 8]
 
 Each forward is one that a request of that size has made, with one or more samples. It runs as it is and compiled by
 turns, so that a noisy machine hits both alike; figures are medians of the ratio within a round. One CPU thread.
@@ -48,14 +48,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji-flux"))
     parser.add_argument("--device", default="cpu", help="of the model, such as cuda")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="pixels of a side")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="samples of a forward")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=3, help="forwards of each kind in a round")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    set_library_caches(EnvConfig().runtime.cache_root)
-    rows = [row for mode in MODES for row in Bench(options, mode).rows()]
+    set_library_caches(EnvConfig.from_environ().runtime.cache_root)
+    rows = [row for mode in options.modes for row in Bench(options, mode).rows()]
     write({"machine": report.machine(), "model": options.model.name, "device": options.device,
            "rounds": options.rounds, "calls": options.calls, "rows": rows})  # fmt: skip
 
@@ -102,13 +103,15 @@ class Bench:
         rounds = [
             [self.seconds(call, is_compiled) for is_compiled in (False, True)] for _ in range(self.options.rounds)
         ]
+        gains = sorted(plain_s / fast_s for plain_s, fast_s in rounds)
+        print(f"{self.mode}, {size}x{size}, {batch} samples: {statistics.median(gains):.2f} times as fast", flush=True)
         return {
             "mode": self.mode,
             "size": size,
             "batch": batch,
             "compile_s": compiled_s[0],
             "plain_ms": 1000 * statistics.median(plain_s for plain_s, _ in rounds),
-            "gains": sorted(plain_s / fast_s for plain_s, fast_s in rounds),
+            "gains": gains,
             "deviation": max(map(deviation, tensors(compiled), tensors(plain))),
         }
 

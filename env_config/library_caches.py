@@ -13,6 +13,7 @@ LIBRARY_CACHES = {
     "MIOPEN_USER_DB_PATH": "miopen/db",  # what MIOpen's search found
     "MIOPEN_CUSTOM_CACHE_DIR": "miopen/kernels",
 }
+TORCHS_OWN = os.path.join(tempfile.gettempdir(), "torchinductor_")  # and the name of the user
 
 # Requests have many sizes: segments that grow leave less memory between them that fits none. Any of the variables is
 # the user's word, and torch reads the first that it finds.
@@ -34,6 +35,10 @@ def check_cache_root(cache_root: Path) -> None:
 
 def set_library_caches(cache_root: Path) -> dict[str, str]:
     """The folder of each library's cache, by its own variable; one that the user has set stays as it is."""
+    for name in LIBRARY_CACHES:
+        # torch sets it to its default where libraries that we import touch its compiler.
+        if os.environ.get(name, "").startswith(TORCHS_OWN):
+            del os.environ[name]
     return {name: os.environ.setdefault(name, str(cache_root / folder)) for name, folder in LIBRARY_CACHES.items()}
 
 

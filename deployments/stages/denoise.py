@@ -144,7 +144,7 @@ class DenoiserStage:
     ) -> tuple[DecodeInputs, DenoiseRun]:
         wanted = wanted_features(self.features, self.env, request)
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self._fingerprint_for(request), request)
+        fingerprint = request_fingerprint(self.fingerprint_for(request), request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
@@ -160,7 +160,7 @@ class DenoiserStage:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
         return run.run(self._call_remotely, resume_from), run
 
-    def _fingerprint_for(self, request: GenerationRequest) -> str:
+    def fingerprint_for(self, request: GenerationRequest) -> str:
         """That of the model, and for a request whose forwards may be compiled how they are."""
         is_compiled = not (request.deterministic or self.args.deterministic)
         return self.fingerprint + (self.compiled.settings if is_compiled else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from deployments.accelerations import compile as compile_row
 from deployments.errors import CheckpointError
-from deployments.messages import STAGES, GenerationRequest
+from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.encode import encode
 from tests.support.whole_replica import MakeReplica, make_replica
@@ -117,6 +119,7 @@ def test_a_denoiser_that_warms_up_compiles_for_lone_requests_and_batches(
 ) -> None:
     monkeypatch.setattr(FluxTransformer2DModel, "_repeated_blocks", ["AdaLayerNormZeroSingle"])  # small graphs
     whole = make_replica(flux_checkpoint, arguments={"warm_up": [SMALL], "compile": "regional"})
+    assert cache_dir() == str(whole.replica.env.runtime.cache_root / "torchinductor")
     warm, compiled_s = len(graphs), whole.denoiser.compiled.compilation_s
     assert warm >= 2
     assert compiled_s > 0
@@ -124,3 +127,15 @@ def test_a_denoiser_that_warms_up_compiles_for_lone_requests_and_batches(
         whole.generate(2, f"r{index}")
     assert len(graphs) == warm
     assert whole.denoiser.compiled.compilation_s == compiled_s
+
+
+def test_a_checkpoint_of_compiled_forwards_is_of_no_use_without_them(
+    make_replica: MakeReplica, flux_checkpoint: Path
+) -> None:
+    whole = make_replica(flux_checkpoint, stages=("denoiser",))
+    denoiser, request = whole.denoiser, GenerationRequest("r", "flux", {}, 0, OutputFormat("image", "png"))
+    plain, fixed = (denoiser.fingerprint_for(replace(request, deterministic=each)) for each in (False, True))
+    assert plain == fixed
+    denoiser.stage.switches["transformer"] = compile_row.Switch("regional")
+    assert denoiser.fingerprint_for(request) != plain
+    assert denoiser.fingerprint_for(replace(request, deterministic=True)) == fixed  # its forwards are never compiled
