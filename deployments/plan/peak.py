@@ -1,7 +1,7 @@
 """The bytes of activations that live at once in a call on the meta device: an exact count of tensors' memory.
 
 It holds no rounding of an allocator and no workspace of a library. Attention is counted as a fused kernel: its output
-and the float32 sums of its rows, no matrix of scores.
+and no matrix of scores.
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ class _FusedAttention(TorchFunctionMode):
 
 def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """`query` is [..., heads, length, dim]; the output lies in memory as the kernels leave it, heads after length."""
-    torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)  # the sums of the rows
     *batch, heads, length, _dim = query.shape if query.ndim > 2 else (1, *query.shape)
     output = query.new_empty((*batch, length, heads, value.shape[-1])).transpose(-3, -2)
     return output if query.ndim > 2 else output[0]

@@ -63,7 +63,7 @@ def measured_as_ordered(name: str, root: Path) -> Measured:
 
 
 def main(names: list[str]) -> None:
-    for name in names or list(ORDERS):
+    for name in names or ORDERS:
         with tempfile.TemporaryDirectory() as root:
             measured = measured_as_ordered(name, Path(root))
         (FOLDER / f"{name}.json").write_bytes(MEASURED.dump_json(measured, indent=1))

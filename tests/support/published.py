@@ -123,6 +123,7 @@ MISTRAL_24B: Config = (
     "Mistral3ForConditionalGeneration",
     {
         "model_type": "mistral3",
+        "tie_word_embeddings": False,
         "image_token_index": 10,
         "text_config": {
             "model_type": "mistral",
@@ -135,6 +136,7 @@ MISTRAL_24B: Config = (
             "vocab_size": 131072,
             "max_position_embeddings": 131072,
             "sliding_window": None,
+            "tie_word_embeddings": False,
         },
         "vision_config": {
             "model_type": "pixtral",
@@ -289,7 +291,12 @@ PUBLISHED = {
             "transformer": diffusers("LTX2VideoTransformer3DModel", rope_type="split"),
             "text_encoder": GEMMA3_12B,
             "connectors": ("ltx2", "LTX2TextConnectors", {"rope_type": "split"}),
-            "vae": diffusers("AutoencoderKLLTX2Video", decoder_causal=False),
+            "vae": diffusers(
+                "AutoencoderKLLTX2Video",
+                decoder_causal=False,
+                spatial_compression_ratio=32,
+                temporal_compression_ratio=8,
+            ),
             "audio_vae": diffusers("AutoencoderKLLTX2Audio"),
             "vocoder": ("ltx2", "LTX2Vocoder", {}),
             "scheduler": flow_matching(use_dynamic_shifting=True, shift_terminal=0.1),

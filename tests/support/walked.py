@@ -10,6 +10,7 @@ from deployments.plan.measure import measure
 from deployments.plan.measured import Component, Measured
 from deployments.plan.process import MeasureOrder
 from env_config.variables import EnvConfig
+from tests.support.tiny_models import checkpoint, request_arguments, tiny_patches
 
 ENV = EnvConfig.from_environ({"SGLANG_USE_RUNAI_MODEL_STREAMER": "false"})
 
@@ -20,6 +21,14 @@ def walked(
     """`args` are those of the model."""
     model = ModelArgs(path=str(folder), name=folder.name, **args)
     return measure(MeasureOrder(model=model, width=width, height=height, num_frames=num_frames), ENV)
+
+
+def walked_as_small(name: str, root: Path) -> Measured:
+    """A tiny model, at the size that its request has."""
+    tiny_patches()
+    request = request_arguments(name)
+    sizes = [size if isinstance(size := request.get(side), int) else None for side in ("width", "height", "num_frames")]
+    return walked(checkpoint(name, root), *sizes)
 
 
 def component_of(measured: Measured, name: str) -> Component:

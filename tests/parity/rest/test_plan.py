@@ -11,8 +11,8 @@ import pytest
 from deployments.plan.process import MEASURED
 from tests.support.measured_published import FOLDER, ORDERS, measured_as_ordered
 from tests.support.published import write_published
-from tests.support.tiny_models import TINY_MODELS, checkpoint, tiny_patches
-from tests.support.walked import component_of, peaks, walked
+from tests.support.tiny_models import TINY_MODELS
+from tests.support.walked import component_of, peaks, walked, walked_as_small
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,5 @@ def test_what_plans_are_tested_with_is_what_is_measured_today(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_every_tiny_model_is_walked_through(name: str, checkpoints_root: Path) -> None:
-    tiny_patches()
-    measured = walked(checkpoint(name, checkpoints_root))
+    measured = walked_as_small(name, checkpoints_root)
     assert not [note for note in measured.notes if "could not be walked through" in note]

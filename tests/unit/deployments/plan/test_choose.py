@@ -12,6 +12,7 @@ from deployments.plan.cards import card_of
 from deployments.plan.choose import Plan, Wishes, choose
 from deployments.plan.measured import Measured
 from tests.support.measured_models import flux, wan
+from tests.support.measured_published import kept_measurement
 
 PLACEMENTS = {
     "three_stage": (("Encoder", ("encoder",)), ("Denoiser", ("denoiser",)), ("VAE", ("vae",))),
@@ -110,3 +111,27 @@ def test_the_rows_hold_each_placement_and_precision_with_what_it_needs() -> None
     plan = planned(FLUX, "24GB")
     assert {row.placement for row in plan.rows} == set(PLACEMENTS)
     assert all((row.needed <= usable(plan.card.num_bytes)) == row.fits for row in plan.rows)
+
+
+# GB, as the audit of the libraries' sources counted them: weights in bfloat16, the denoiser's peak, the decoder's.
+AUDIT = {
+    "black-forest-labs/FLUX.1-dev": ({"transformer": 23.80, "text_encoder_2": 9.52, "vae": 0.17}, 0.49, 1.61),
+    "Qwen/Qwen-Image": ({"transformer": 40.86, "text_encoder": 16.58, "vae": 0.25}, 0.66, 6.10),
+    "Tongyi-MAI/Z-Image-Turbo": ({"transformer": 12.31, "text_encoder": 8.04}, 0.51, 1.61),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": (
+        {"transformer": 28.64, "transformer_2": 28.64, "text_encoder": 11.36, "vae": 0.51},
+        8.62,
+        18.86,
+    ),
+}
+
+
+@pytest.mark.parametrize("repository", AUDIT)
+def test_published_models_were_measured_as_the_audit_counted_them(repository: str) -> None:
+    """Z-Image's texts were shorter in the audit: 128 tokens, here 512."""
+    weights, denoiser, decoder = AUDIT[repository]
+    measured = kept_measurement(repository)
+    loaded = {each.name: each.loaded / 1e9 for each in measured.components}
+    assert {name: loaded[name] for name in weights} == pytest.approx(weights, abs=0.01)
+    assert measured.peak("denoiser") / 1e9 == pytest.approx(denoiser, rel=0.1)
+    assert measured.peak("vae") / 1e9 == pytest.approx(decoder, rel=0.01)
