@@ -143,7 +143,7 @@ def throughput(model: Model, tokens: int, rounds: int) -> Row:
     request = model.request(tokens, 20)
     conditioning = model.conditioning(request)
     merged, alone, forwards = [], [], []
-    with model.engine(max_batch_size=BATCH) as stage:
+    with model.engine(max_batch_size=BATCH, merging="always") as stage:
 
         def through_engine() -> None:
             together([lambda: stage.denoise(request, conditioning)] * BATCH)

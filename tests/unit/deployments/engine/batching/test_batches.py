@@ -121,6 +121,24 @@ def test_a_forward_that_must_run_alone_leads_and_joins_no_batch(changes: dict[st
     assert fill(batches, [*others, *alone]) == others
 
 
+def test_a_forward_whose_axes_are_still_asked_for_runs_alone_and_the_next_one_may_share() -> None:
+    batches = make(CountedExecutor())
+    fiber, are_known = Fiber("fiber"), [False]
+    fiber.may_share = lambda: are_known[0]
+    others = waiting(batches, [2.0])
+
+    def forward() -> Forward:
+        made = Forward(fiber, None, "model", None, {"x": torch.full((1, 4), 1.0)})
+        batches.classify(made)
+        return made
+
+    first = forward()
+    assert fill(batches, [first, *others]) == [first]
+    are_known[0] = True
+    second = forward()
+    assert fill(batches, [second, *others]) == [second, *others]
+
+
 # --- running ---
 
 

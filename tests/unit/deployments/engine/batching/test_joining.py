@@ -10,8 +10,6 @@ HARMLESS = 1.02
 WARM_UP = (Asked(110), Asked(110))  # forwards until the merge of such a structure has been tried
 WARM_S = 400.0
 
-FIRST_COME_UNMERGED = {"order": "fifo", "max_batch_size": 1}
-
 
 def half(samples: int) -> float:
     """The second sample of a batch takes half of what the first takes."""
@@ -38,10 +36,15 @@ def latencies(device: str, load: str, runs_ahead: bool = True, is_warm: bool = T
     return serve(simulated, [*WARM_UP, *later], **settings)[0][len(WARM_UP) :]
 
 
+def unmerged_latencies(device: str, load: str) -> list[float]:
+    """First come, first served, one at a time."""
+    return latencies(device, load, is_warm=False, order="fifo", max_batch_size=1)
+
+
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_in_order_of_arrival_nobody_is_later_than_without_merging(device: str, load: str) -> None:
-    unmerged = latencies(device, load, **FIRST_COME_UNMERGED)
+    unmerged = unmerged_latencies(device, load)
     served = latencies(device, load, order="fifo")
     assert mean(served) <= HARMLESS * mean(unmerged)
     if device != "half" or load in EQUAL:  # else the long one is the last 5 %, and goes on with the short ones
@@ -51,7 +54,7 @@ def test_in_order_of_arrival_nobody_is_later_than_without_merging(device: str, l
 @pytest.mark.parametrize("load", EQUAL)
 @pytest.mark.parametrize("device", DEVICES)
 def test_equal_requests_are_done_as_soon_by_deadline_as_in_order_of_arrival(device: str, load: str) -> None:
-    unmerged = latencies(device, load, **FIRST_COME_UNMERGED)
+    unmerged = unmerged_latencies(device, load)
     served = latencies(device, load)
     assert mean(served) <= HARMLESS * mean(unmerged)
     assert p95(served) <= HARMLESS * p95(unmerged)
@@ -70,20 +73,20 @@ def test_a_merge_that_gains_nothing_makes_nobody_late(runs_ahead: bool) -> None:
 def test_short_requests_pass_a_long_one_and_no_passenger_makes_them_late() -> None:
     for device in ("linear", "half"):
         served = latencies(device, "long, then two short")
-        assert mean(served) < mean(latencies(device, "long, then two short", **FIRST_COME_UNMERGED)) * 0.9
+        assert mean(served) < mean(unmerged_latencies(device, "long, then two short")) * 0.9
     _, *short = latencies("linear", "long, then two short")
     assert max(short) <= 8 + 2.5, "their own forwards, what the device had already, and the rest of the first one's"
 
 
 def test_where_a_batch_is_free_all_are_done_at_once() -> None:
     assert mean(latencies("free", "four at once")) <= 21
-    assert mean(latencies("half", "four at once")) < mean(latencies("half", "four at once", **FIRST_COME_UNMERGED))
+    assert mean(latencies("half", "four at once")) < mean(unmerged_latencies("half", "four at once"))
 
 
 @pytest.mark.parametrize("load", EQUAL)
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_merge_of_a_structure_makes_nobody_late(device: str, load: str) -> None:
-    unmerged = latencies(device, load, is_warm=False, **FIRST_COME_UNMERGED)
+    unmerged = unmerged_latencies(device, load)
     served = latencies(device, load, is_warm=False)
     assert mean(served) <= HARMLESS * mean(unmerged)
     assert p95(served) <= HARMLESS * p95(unmerged)
