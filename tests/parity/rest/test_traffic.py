@@ -23,10 +23,12 @@ def counted(model: str, folder: Path, *options: str) -> dict[str, Any]:
 @pytest.mark.parametrize("model", MODELS)
 def test_a_step_copies_nothing_and_waits_for_nothing(model: str, checkpoints_root: Path) -> None:
     added = counted(model, checkpoints_root)["per_step"]
-    assert added["copies"] == {}
-    # The experts' boundary is a number that the pipeline itself reads; how a forward ends is the engine's matter.
-    own = {"aten._local_scalar_dense.default", "synchronize"} if model == "wan22" else {"synchronize"}
-    assert {name.split(": ")[1].split(",")[0] for name in added["waits"]} <= own
+    # UniPC sends a few coefficients, and the boundary of two experts is a number that the pipeline itself reads. How a
+    # forward ends is the engine's matter.
+    schedulers_own = {"to the device"} if model == "wan22" else set()
+    pipelines_own = {"aten._local_scalar_dense.default", "copy"} if model == "wan22" else set()
+    assert what(added["copies"]) <= schedulers_own
+    assert what(added["waits"]) <= pipelines_own | {"synchronize"}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -34,9 +36,14 @@ def test_a_checkpoint_leaves_in_another_thread_on_another_stream_with_one_wait(
     model: str, checkpoints_root: Path
 ) -> None:
     added = counted(model, checkpoints_root, "--checkpoint-every", "1")["per_step"]
-    assert added["copies"].keys() == {"sender: to the host, a side stream"}
-    ours = {name: times for name, (times, _) in added["waits"].items() if not name.startswith("engine")}
+    to_the_host = {name for name in added["copies"] if "to the host" in name}
+    assert to_the_host == {"sender: to the host, a side stream"}
+    ours = {name: times for name, (times, _) in added["waits"].items() if name.startswith("sender")}
     assert sum(ours.values()) == 2, "for the copies on the device, and for those to the host"
+
+
+def what(seen: dict[str, Any]) -> set[str]:
+    return {name.split(": ")[1].split(",")[0] for name in seen}
 
 
 @pytest.mark.parametrize("placement", ["three_stage", "one_stage"])
