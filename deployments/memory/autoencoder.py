@@ -168,6 +168,8 @@ class FittingAutoencoder:
         if self._twin is None:
             self._twin = self._make_twin()
         copy_settings(self.module, self._twin)
+        if (dtype := dtype_of(self.module)) != dtype_of(self._twin):  # SDXL's is cast for its decoding
+            self._twin.to(dtype)
         given, named = to_meta(args), to_meta(kwargs)
         held = [*tensors_of(self._twin), *(leaf for leaf in leaves((given, named)) if isinstance(leaf, torch.Tensor))]
         try:
@@ -199,6 +201,10 @@ def batch_of(call: Any) -> int:
     """Pictures in a call that has one tensor; 0 with more of them, of which autoencoders slice only the first."""
     tensors = [leaf for leaf in leaves(call) if isinstance(leaf, torch.Tensor)]
     return tensors[0].shape[0] if len(tensors) == 1 and tensors[0].dim() else 0
+
+
+def dtype_of(module: torch.nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
 
 
 def to_channels_last(module: torch.nn.Module) -> None:

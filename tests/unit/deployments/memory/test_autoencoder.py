@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import pytest
@@ -10,59 +10,24 @@ import torch
 
 from deployments.memory import autoencoder
 from deployments.memory.activations import decode_bytes
-from deployments.memory.args import VAEArgs
-from deployments.memory.autoencoder import MARGIN, prepare
-from deployments.memory.device_memory import Room
-from deployments.memory.stage_memory import StageMemory
-from tests.support.tiny_models.autoencoders import hunyuan_video_autoencoder, kl_autoencoder, wan_autoencoder
-
-
-class Played:
-    def __init__(self, free: int) -> None:
-        self.free = free
-
-    def room(self) -> Room:
-        return Room(self.free, 10**12)
-
-    def give_back(self) -> None:
-        return
-
-
-class Prepared:
-    """An autoencoder whose decoder notes what it was given, on a device with so many bytes free."""
-
-    def __init__(self, make: Callable[[], Any], free: int | None = None, **settings: Any) -> None:
-        self.device = Played(free or 0)
-        self.memory = StageMemory(self.device if free is not None else None)
-        self.vae = make()
-        self.counted = 0
-        self.given: list[tuple[int, ...]] = []
-
-        def twin() -> Any:
-            self.counted += 1
-            return make().to("meta")
-
-        self.line = prepare("vae", self.vae, twin, VAEArgs.model_validate(settings), self.memory)
-        self.vae.tile_overlap_factor = 0  # the library blends overlaps line by line in Python
-        self.vae.decoder.register_forward_pre_hook(lambda _, args: self.given.append(tuple(args[0].shape)))
-
-    def decode(self, *shape: int) -> list[tuple[int, ...]]:
-        """The shapes that the decoder was given."""
-        self.given.clear()
-        with torch.no_grad():
-            self.vae.decode(torch.zeros(shape))
-        return list(self.given)
-
+from deployments.memory.autoencoder import MARGIN
+from tests.support.fitting_autoencoder import Prepared
+from tests.support.tiny_models.autoencoders import kl_autoencoder
 
 PLENTY = 10**11
 SHAPE = (1, 4, 24, 24)  # tiles have 16 by 16
-NEED = decode_bytes(kl_autoencoder().to("meta"), SHAPE, torch.float32)
+
+
+@functools.cache
+def need() -> int:
+    """Bytes that the decoding takes with its margin."""
+    return int(decode_bytes(kl_autoencoder().to("meta"), SHAPE, torch.float32) * MARGIN)
 
 
 def test_what_fits_is_made_whole_and_what_does_not_in_tiles() -> None:
     assert Prepared(kl_autoencoder, PLENTY).decode(*SHAPE) == [SHAPE]
-    assert Prepared(kl_autoencoder, int(NEED * MARGIN) + 1).decode(*SHAPE) == [SHAPE]
-    tiles = Prepared(kl_autoencoder, int(NEED * MARGIN) - 1).decode(*SHAPE)
+    assert Prepared(kl_autoencoder, need() + 1).decode(*SHAPE) == [SHAPE]
+    tiles = Prepared(kl_autoencoder, need() - 1).decode(*SHAPE)
     assert len(tiles) > 1
     assert max(tiles) == (1, 4, 16, 16)
 
@@ -78,9 +43,17 @@ def test_each_request_is_decided_by_what_is_free_then_and_counted_once() -> None
     assert not prepared.vae.use_tiling
 
 
+def test_what_a_request_has_cast_is_counted_in_its_dtype() -> None:
+    prepared = Prepared(kl_autoencoder, need() + 1)
+    prepared.vae.to(torch.float64)
+    with torch.no_grad():
+        prepared.vae.decode(torch.zeros(SHAPE, dtype=torch.float64))
+    assert len(prepared.given) > 1
+
+
 def test_pictures_of_a_batch_come_one_by_one_before_there_are_tiles() -> None:
     three = (3, *SHAPE[1:])
-    assert Prepared(kl_autoencoder, int(NEED * MARGIN * 1.5)).decode(*three) == [SHAPE] * 3
+    assert Prepared(kl_autoencoder, need() * 3 // 2).decode(*three) == [SHAPE] * 3
     assert Prepared(kl_autoencoder, PLENTY).decode(*three) == [three]
     assert Prepared(kl_autoencoder, slicing="on").decode(*three) == [SHAPE] * 3
     assert max(Prepared(kl_autoencoder, 0, slicing="off").decode(*three)) == (3, 4, 16, 16)
@@ -134,21 +107,6 @@ def test_a_call_that_nobody_makes_again_is_made_again_in_tiles_at_once() -> None
 
     prepared.vae.decoder.register_forward_pre_hook(refuse)
     assert len(prepared.decode(*SHAPE)) > 1
-
-
-def test_long_videos_come_in_chunks_of_frames_where_the_autoencoder_can() -> None:
-    """HunyuanVideo's own default; its decoder then never sees all frames."""
-    prepared = Prepared(hunyuan_video_autoencoder, 0)
-    frames = [shape[2] for shape in prepared.decode(1, 4, 17, 4, 4)]
-    assert max(frames) < 17
-
-
-def test_a_video_in_tiles_has_all_its_frames_and_pixels() -> None:
-    sizes = {f"tile_sample_{each}_{axis}": 32 for each in ("min", "stride") for axis in ("height", "width")}
-    whole, tiled = (Prepared(wan_autoencoder, free, tile=sizes).vae for free in (PLENTY, 0))
-    latents = torch.randn(1, 16, 3, 6, 6, generator=torch.manual_seed(0))
-    with torch.no_grad():
-        assert whole.decode(latents).sample.shape == tiled.decode(latents).sample.shape
 
 
 class OnlyInTiles(torch.nn.Module):

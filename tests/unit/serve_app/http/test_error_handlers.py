@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments.errors import (
     CheckpointError,
+    DeviceFullError,
     FeedsBackError,
     GenerationFailedError,
     InvalidRequestError,
@@ -26,6 +27,7 @@ from deployments.errors import (
     NotSupportedError,
     StageUnavailableError,
     StorageError,
+    TooLargeForDeviceError,
 )
 from deployments.messages import GenerationRequest, Media
 from serve_app.errors import ObjectNotFoundError, report_error
@@ -92,6 +94,8 @@ def server() -> Raises:
         (ModelNotFoundError("no"), 404, "invalid_request_error", "model", "model_not_found"),
         (ObjectNotFoundError("no"), 404, "invalid_request_error", "key", "file_not_found"),
         (StageUnavailableError("no"), 503, "server_error", None, "stage_unavailable"),
+        (DeviceFullError("no"), 503, "server_error", None, "device_full"),
+        (TooLargeForDeviceError("no"), 400, "invalid_request_error", "size", "too_large_for_device"),
         (StorageError("no"), 502, "server_error", None, "storage_failed"),
         (GenerationFailedError("no"), 500, "server_error", None, "generation_failed"),
         (FeedsBackError("no"), 500, "server_error", None, "generation_failed"),
@@ -114,6 +118,8 @@ async def test_each_kind_of_error_has_its_status_and_says_its_own_sentence(
         ModelNotFoundError("no"),
         ObjectNotFoundError("no"),
         StorageError("no"),
+        DeviceFullError("no"),
+        TooLargeForDeviceError("no"),
     ],
 )
 def test_errors_survive_the_way_from_one_process_to_another(error):
@@ -143,6 +149,11 @@ async def test_what_ray_raises_is_told_in_our_words(server, error, status, code)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert "try again" in answer.json()["error"]["message"]
     assert SECRET not in answer.text
+
+
+async def test_a_full_device_says_when_to_come_back(server):
+    answer = await server.post(from_replica(DeviceFullError("the device has 1.0 GB free")))
+    assert answer.headers["Retry-After"] == "5"
 
 
 @pytest.mark.parametrize(("retry_after_s", "header"), [(None, "1"), (2.2, "3"), (30, "30")])
