@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deployments.messages import STAGES
-from deployments.plan.budget import Choice, Demand, Levers, Processes, demands, needed, usable
+from deployments.plan.budget import Choice, Demand, Levers, Processes, demands, needed, usable, weight
 from deployments.plan.cards import Card, UnknownCardError, card_of
 from deployments.plan.choose import gb
-from deployments.plan.measured import Measured
+from deployments.plan.measured import Measured, Scheme
 from deployments.plan.process import MeasureOrder, run_measure
 from deployments.replicas.table import REPLICAS
 from env_config.children import environment_of_children
@@ -67,7 +67,9 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
 
 def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], card: Card) -> Iterator[str]:
     """What the config as it is needs, in lines: weights, activations, and the sum on each card."""
-    weights = ", ".join(f"{each.name} {each.loaded / 1e9:.1f}" for each in measured.components)
+    levers = levers_of(args, measured)
+    held = {each.name: weight(each, each.stages, levers) for each in measured.components}
+    weights = ", ".join(f"{name} {num_bytes / 1e9:.1f}" for name, num_bytes in held.items())
     yield f"Weights in GB: {weights}."
     frames = f", {measured.num_frames} frames" if measured.num_frames > 1 else ""
     peaks = ", ".join(f"{stage} {measured.peak(stage) / 1e9:.1f}" for stage in STAGES)
@@ -83,9 +85,24 @@ def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], car
         yield f"{card.name}: {total / 1e9:.1f} of {card.num_bytes / 1e9:.1f} GB{which} ({parts}){more}."
 
 
+def levers_of(args: AppArgs, measured: Measured) -> Levers:
+    """A word for all denoisers, or one for each component that is named; a GGUF file's name tells of how many bits."""
+    asked = args.precision or {}
+    if isinstance(asked, str):
+        asked = {each.name: asked for each in measured.components if each.is_denoiser}
+    precision: dict[str, Scheme] = {name: scheme_of(word) for name, word in asked.items()}
+    return Levers(precision, frozenset(name for name, how in args.offload.items() if how.kind == "group"))
+
+
+def scheme_of(word: str) -> Scheme:
+    if word.endswith(".gguf"):
+        return "gguf_q8" if "q8" in word.lower() else "gguf_q4"
+    return cast(Scheme, word)  # the args allow no other
+
+
 def demanded(measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int) -> tuple[Demand, ...]:
     processes: Processes = tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(PLACEMENTS[args.placement]))
-    choice = Choice(args.placement, Levers(), max_batch_size=merged)
+    choice = Choice(args.placement, levers_of(args, measured), args.vae.tiling == "on", merged)
     return demands(measured, choice, processes, cards_of(processes, application))
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.plan.budget import Levers
 from deployments.plan.measured import Measured
 from deployments.plan.process import MeasureOrder
+from serve_app.app import AppArgs
 from serve_app.tools import check_config, fits, plan
 from tests.support.measured_models import calls, component, flux, wan
 
@@ -169,6 +171,19 @@ def test_a_config_as_it_is_is_told_beside_the_plan(
         "Activations of one request of 1024x1024 in GB: encoder 0.1, denoiser 0.5, vae 1.6.",
         "H100: 37.4 of 85.5 GB (Encoder 10.4, Denoiser 24.8, VAE 2.2), 40.9 with 8 requests merged.",
     ]
+
+
+def test_precision_and_offload_of_a_config_count(walk: Walk, tmp_path: Path) -> None:
+    args = AppArgs(model="m", precision="fp8", offload={"text_encoder_2": "group"})
+    assert fits.levers_of(args, FLUX) == Levers({"transformer": "fp8"}, frozenset({"text_encoder_2"}))
+    named = AppArgs(model="m", precision={"transformer": "o/r/flux1-Q8_0.gguf", "text_encoder_2": "int8"})
+    assert fits.levers_of(named, FLUX).precision == {"transformer": "gguf_q8", "text_encoder_2": "int8"}
+
+
+@pytest.mark.parametrize("measured", [FLUX, wan()], ids=["flux", "wan"])
+@pytest.mark.parametrize("gpu", ["L4", "3090", "A100-40", "32GB"])
+def test_a_config_of_whatever_is_chosen_is_accepted(measured: Measured, gpu: str, walk: Walk, tmp_path: Path) -> None:
+    written(walk, tmp_path, measured, "--gpu", gpu, "--gpus", "2")
 
 
 # --- warnings of check_config ---
