@@ -171,11 +171,11 @@ def write(result: dict[str, Any]) -> None:
         "# Precision",
         "",
         f"`python -m benchmarks.precision`: the transformer of the embedded emoji-flux ({whole['bytes'] / 1e6:.1f} MB "
-        f"in float32) draws {result['prompts']} held-out prompts, {result['steps']} steps, 128 x 128, the same seeds. Bytes "
-        "and times are ratios to float32 without a scheme. `noun`, `background` and `size` are the shares of pictures in "
-        "which the judge of `checkpoints/train` sees what the prompt asked for; `from target` is the mean absolute "
-        "difference from the rendered scene, in [-1, 1]; `from float32` that from the unquantised picture, in values "
-        f"of 0 to 255. One thread of a CPU with {machine['cores']} cores, load average "
+        f"in float32) draws {result['prompts']} held-out prompts, {result['steps']} steps, 128 x 128, the same seeds. "
+        "Bytes and times are ratios to float32 without a scheme. `noun`, `background` and `size` are the shares of "
+        "pictures in which the judge of `checkpoints/train` sees what the prompt asked for; `from target` is the mean "
+        "absolute difference from the rendered scene, in [-1, 1]; `from float32` that from the unquantised picture, in "
+        f"values of 0 to 255. One thread of a CPU with {machine['cores']} cores, load average "
         f"{machine['load_average'][0]:.1f}, torch {machine['torch']}: a GPU has other ratios of time, and the same of "
         "bytes.",
         "",
