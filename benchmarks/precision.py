@@ -1,6 +1,6 @@
 """What each scheme of `precision` costs and gains: the judge's verdict on pictures, bytes, and the time of a forward.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.precision [--prompts N] [--rounds N]
+    OMP_NUM_THREADS=1 python -m benchmarks.precision [--prompts N] [--steps N] [--rounds N]
 
 The embedded emoji-flux draws the held-out prompts once for each scheme, from the same seeds, and the judge of
 checkpoints/train (templates, no model) says of each picture what it shows. Schemes that this machine lacks the hardware
@@ -34,7 +34,7 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from tests.support.gguf_files import write_gguf
 
 MODEL = Path("checkpoints/emoji-flux")
-STEPS, TEXT_TOKENS = 20, 64
+TEXT_TOKENS = 64
 BATCH = 10
 IMAGE_TOKENS = 64  # of a forward that is timed: 128 x 128 pixels
 
@@ -49,6 +49,7 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15, help="forwards that are timed for each scheme")
     options = parser.parse_args()
     wanted = held_out_prompts(options.prompts)
@@ -57,7 +58,7 @@ def main() -> None:
         stages = {row.name: load(row) for row in rows}
         loaded = {name: stage for name, stage in stages.items() if isinstance(stage, StagePipeline)}
         seconds = forward_seconds(loaded, options.rounds)
-        drawn = {name: draw(stage, [prompt for _, prompt in wanted]) for name, stage in loaded.items()}
+        drawn = {name: draw(stage, [prompt for _, prompt in wanted], options.steps) for name, stage in loaded.items()}
     whole = rows[0].name
     found = [
         {
@@ -70,7 +71,9 @@ def main() -> None:
         for name, stage in loaded.items()
     ]
     refused = {name: str(error) for name, error in stages.items() if isinstance(error, CheckpointError)}
-    write({"machine": report.machine(), "rows": found, "refused": refused, "prompts": len(wanted)})
+    write(
+        {"machine": report.machine(), "rows": found, "refused": refused, "prompts": len(wanted), "steps": options.steps}
+    )
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -95,7 +98,7 @@ def load(row: Row) -> StagePipeline | CheckpointError:
         return error
 
 
-def draw(stage: StagePipeline, prompts: Sequence[str]) -> list[Image.Image]:
+def draw(stage: StagePipeline, prompts: Sequence[str], steps: int) -> list[Image.Image]:
     """One picture of 128 x 128 for each prompt; picture i starts from seed i."""
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
@@ -106,7 +109,7 @@ def draw(stage: StagePipeline, prompts: Sequence[str]) -> list[Image.Image]:
                 batch,
                 height=SIDE,
                 width=SIDE,
-                num_inference_steps=STEPS,
+                num_inference_steps=steps,
                 max_sequence_length=TEXT_TOKENS,
                 generator=generators,
             ).images
@@ -168,11 +171,11 @@ def write(result: dict[str, Any]) -> None:
         "# Precision",
         "",
         f"`python -m benchmarks.precision`: the transformer of the embedded emoji-flux ({whole['bytes'] / 1e6:.1f} MB "
-        f"in float32) draws {result['prompts']} held-out prompts, {STEPS} steps, 128 x 128, the same seeds. Bytes and "
-        "times are ratios to float32 without a scheme. `noun`, `background` and `size` are the shares of pictures in "
-        "which the judge of `checkpoints/train` sees what the prompt asked for; `from target` is the mean absolute "
-        "difference from the rendered scene, in [-1, 1]; `from float32` that from the unquantised picture, in values "
-        f"of 0 to 255. One thread of a CPU with {machine['cores']} cores, load average "
+        f"in float32) draws {result['prompts']} held-out prompts, {result['steps']} steps, 128 x 128, the same seeds. "
+        "Bytes and times are ratios to float32 without a scheme. `noun`, `background` and `size` are the shares of "
+        "pictures in which the judge of `checkpoints/train` sees what the prompt asked for; `from target` is the mean "
+        "absolute difference from the rendered scene, in [-1, 1]; `from float32` that from the unquantised picture, in "
+        f"values of 0 to 255. One thread of a CPU with {machine['cores']} cores, load average "
         f"{machine['load_average'][0]:.1f}, torch {machine['torch']}: a GPU has other ratios of time, and the same of "
         "bytes.",
         "",
