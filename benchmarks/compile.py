@@ -179,7 +179,7 @@ def write(result: dict[str, Any], write_page: Callable[..., None] = report.write
         f"`python -m benchmarks.compile`: one forward of {result['model']}'s denoiser on {result['device']}, one CPU "
         f"thread, load average {result['machine']['load_average'][0]:.1f}. As it is and compiled by turns, "
         f"{result['calls']} forwards each, median of {result['rounds']} rounds. Compiling: what a row "
-        "needs beyond those above it, by an empty cache. Deviation: largest difference, divided by the largest value.",
+        "needs beyond those above it, from a warm cache or not. Deviation: relative to the largest value.",
         "",
         *report.table(heads, rows),
     ]

@@ -67,10 +67,12 @@ class CompiledForwards:
         modes = sorted((name, switch.mode) for name, switch in self._switches.items())
         return repr(modes) if modes else ""
 
+    def compiles(self, component: str) -> bool:
+        """Whether its forwards may be compiled, so that `note` is to be told of them."""
+        return component in self._switches
+
     def note(self, request_id: str, component: str, arguments: Mapping[str, Any]) -> None:
         """The request comes to a forward of these arguments."""
-        if component not in self._switches:
-            return
         structure = self._structure(component, arguments)
         if self._is_warming_up or self._seen.setdefault(structure, request_id) != request_id:
             self._common.add(structure)

@@ -207,7 +207,7 @@ class DenoiseRun:
         enter, merge_key = around.enter, around.merge_key
         if self.fiber.deterministic:
             enter, merge_key = self.denoiser.compiled.as_they_are(enter, merge_key)
-        else:
+        elif self.denoiser.compiled.compiles(component):
             self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
         return self.denoiser.engine.run(
             self.fiber, module, component, context, args, kwargs, enter, merge_key, around.by_position
