@@ -9,8 +9,8 @@ import torch
 
 # torch has a class of its own for what its allocator cannot give. What libraries allocate for themselves, and what some
 # devices and the host say, are RuntimeErrors: cuBLAS, cuDNN (its search for an engine ends so where there is no room to
-# work in), cuFFT, cuSOLVER, cuSPARSE, their names on ROCm, torch's CPU allocator, Level Zero. A full device is also what
-# CUBLAS_STATUS_NOT_INITIALIZED tells, of cublasCreate.
+# work in), cuFFT, cuSOLVER, cuSPARSE, their names on ROCm, torch's CPU allocator, Level Zero. CUBLAS_STATUS_NOT_INITIALIZED is
+# what cublasCreate returns on a full device.
 _LACKS_MEMORY = re.compile(
     r"out of memory|out_of_(?:device_|host_)?memory|OutOfMemory"
     r"|(?:STATUS|CUFFT|HIPFFT|ERROR|HOST|DEVICE)_ALLOC(?:ATION)?_FAILED|MEMORY_ALLOCATION_ERROR"

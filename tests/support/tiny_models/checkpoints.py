@@ -71,7 +71,9 @@ FAMILIES = (
 TINY_MODELS: dict[str, TinyModel] = {model.name: model for family in FAMILIES for model in family.MODELS}
 MODULAR_MODELS: dict[str, TinyModel] = {model.name: model for model in modular.MODELS}
 # Those that tests of one mechanism ask for by name; no run goes through all of them.
-BY_NAME: dict[str, TinyModel] = {model.name: model for model in (*rewiring.MODELS, *drawing.MODELS)} | MODULAR_MODELS
+BY_NAME: dict[str, TinyModel] = {
+    model.name: model for model in (*rewiring.MODELS, *drawing.MODELS, wan.ANIMATE)
+} | MODULAR_MODELS
 
 
 def tiny_model(name: str) -> TinyModel:

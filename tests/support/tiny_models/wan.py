@@ -11,6 +11,8 @@ from diffusers import (
     SkyReelsV2Pipeline,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
+    WanAnimatePipeline,
+    WanAnimateTransformer3DModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -125,6 +127,33 @@ def wan_vace() -> PipelineAndRequest:
     return pipeline, request
 
 
+def wan_animate() -> PipelineAndRequest:
+    """The poses and the face of two videos move the person of a picture."""
+    transformer = diffusers_model(
+        WanAnimateTransformer3DModel,
+        **{**TRANSFORMER, "num_layers": 2, **IMAGE_TO_VIDEO_CHANNELS},
+        latent_channels=16,
+        image_dim=4,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    pipeline = WanAnimatePipeline(
+        **_text_and_vae(),
+        transformer=transformer,
+        image_encoder=clip_image_encoder(),
+        image_processor=clip_image_processor(32),
+    )
+    request = {name: value for name, value in REQUEST.items() if name != "num_frames"}
+    given = {"image": noise_image(16), "pose_video": noise_video(9), "face_video": noise_video(9)}
+    return pipeline, {**request, **given, "segment_frame_length": 9, "num_inference_steps": 3}
+
+
 def wan_v2v() -> PipelineAndRequest:
     pipeline = WanVideoToVideoPipeline(**_text_and_vae(), transformer=_transformer())
     request = {**REQUEST, "video": noise_video(9), "strength": 0.8, "num_inference_steps": 8}
@@ -211,6 +240,7 @@ def _skyreels_components() -> dict[str, Any]:
     return _text_and_vae(scheduler=flow_unipc_scheduler(8.0), transformer=transformer)
 
 
+ANIMATE = TinyModel("wan_animate", wan_animate)
 MODELS = (
     TinyModel("wan21", wan21),
     TinyModel("wan22", wan22),
