@@ -8,9 +8,9 @@ import traceback
 import torch
 
 # torch has a class of its own for what its allocator cannot give. What libraries allocate for themselves, and what some
-# devices and the host say, are RuntimeErrors: cuBLAS, cuDNN (its search for an engine ends so where there is no room to
-# work in), cuFFT, cuSOLVER, cuSPARSE, their names on ROCm, torch's CPU allocator, Level Zero. CUBLAS_STATUS_NOT_INITIALIZED is
-# what cublasCreate returns on a full device.
+# devices and the host say, are RuntimeErrors: cuBLAS (NOT_INITIALIZED is what its start says on a full device), cuDNN
+# (its search for an engine ends so where there is no room to work in), cuFFT, cuSOLVER, cuSPARSE, their names on ROCm,
+# torch's CPU allocator, Level Zero.
 _LACKS_MEMORY = re.compile(
     r"out of memory|out_of_(?:device_|host_)?memory|OutOfMemory"
     r"|(?:STATUS|CUFFT|HIPFFT|ERROR|HOST|DEVICE)_ALLOC(?:ATION)?_FAILED|MEMORY_ALLOCATION_ERROR"
