@@ -80,13 +80,13 @@ def rows_of(folder: Path) -> list[Row]:
     files = {kind: write_gguf(MODEL / "transformer", folder / f"emoji-{kind}.gguf", kind) for kind in ("Q8_0", "Q4_0")}
     return [
         Row("none (float32)", None, torch.float32),
-        Row("bf16", "bf16", torch.float32),
+        Row("all in bfloat16", None, torch.bfloat16),
         Row("int8", "int8", torch.float32),
         Row("int8_dynamic", "int8_dynamic", torch.float32),
         Row("fp8", "fp8", torch.float32),
         Row("layerwise", "layerwise", torch.float32),
         *(Row(f"GGUF {kind}", str(file), torch.float32) for kind, file in files.items()),
-        Row("fp8_dynamic", "fp8_dynamic"),
+        Row("fp8_dynamic", "fp8_dynamic", torch.bfloat16),
         Row("nf4", "nf4"),
     ]
 

@@ -103,7 +103,7 @@ def load_stage(
     if unknown := sorted(dtypes.keys() - layout.models.keys()):
         raise CheckpointError(f"component_dtypes names {', '.join(unknown)}; the models are {', '.join(layout.models)}")
     for name, each in chosen.items():
-        dtypes[name] = compute_dtype(name, each, dtypes[name], is_asked=dtype is not None or name in exceptions)
+        dtypes[name] = compute_dtype(name, each, dtypes[name])
 
     def component(name: str, needed: Collection[StageName]) -> Any:
         cls, own, held_in = layout.models[name], folder / name, chosen.get(name)

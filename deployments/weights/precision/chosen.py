@@ -86,21 +86,21 @@ def plain_dtypes(asked: Mapping[str, str], component_dtypes: Mapping[str, torch.
     return found
 
 
-def compute_dtype(name: str, precision: Precision, wanted: torch.dtype | None, is_asked: bool) -> torch.dtype:
+def compute_dtype(name: str, precision: Precision, wanted: torch.dtype | None) -> torch.dtype:
     """In which a component computes; `wanted` is what was asked for, or else how it is stored (None: not known).
 
-    Raises CheckpointError for a dtype that was asked for and cannot be.
+    Raises CheckpointError for a dtype that it cannot compute in. Another is not taken in its place: pipelines hand the
+    encoders' numbers to the denoiser in the encoders' dtype.
     """
     allowed: list[torch.dtype] = [getattr(torch, each) for each in precision.scheme.compute_dtypes]
-    if wanted in allowed:
-        assert wanted is not None
-        return wanted
-    if is_asked:
+    if wanted is None:
+        return allowed[0]
+    if wanted not in allowed:
         raise CheckpointError(
             f"precision: {name} in {precision.scheme.name} computes in {' or '.join(precision.scheme.compute_dtypes)}, "
-            f"and dtype (or component_dtypes) says {_word(wanted)}"
+            f"not in {_word(wanted)}: say `dtype: {precision.scheme.compute_dtypes[0]}`"
         )
-    return allowed[0]
+    return wanted
 
 
 def ready(name: str, precision: Precision, cls: type[torch.nn.Module], device: torch.device) -> Precision:

@@ -27,10 +27,10 @@ class Scheme:
     """One scheme by its name in `precision`; a row costs nothing until a model asks for it.
 
     `says` is for people: which weights, in how many bits. `bits` are those of a weight of a linear layer.
-    `compute_dtypes` are the names of the dtypes in which such a model can compute; the first is taken where none is
-    asked for and the stored one is not among them. `packages` have to be installed. `obstacle` says why the scheme
-    cannot be had on a device, None where it can. `begin` starts an empty model of diffusers, `for_transformers` is the
-    quantization_config for from_pretrained; None: models of that library cannot have it.
+    `compute_dtypes` are the names of the dtypes in which such a model can compute. `packages` have to be installed.
+    `obstacle` says why the scheme cannot be had on a device, None where it can. `begin` starts an empty model of
+    diffusers, `for_transformers` is the quantization_config for from_pretrained; None: models of that library cannot
+    have it.
     """
 
     name: str

@@ -205,7 +205,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a dtype that it cannot compute in": (
         {"precision": "fp8_dynamic", "dtype": torch.float32},
-        r"precision: transformer in fp8_dynamic computes in bfloat16, and dtype \(or component_dtypes\) says float32",
+        r"precision: transformer in fp8_dynamic computes in bfloat16, not in float32: say `dtype: bfloat16`",
     ),
     "a library that cannot": (
         {"precision": {"text_encoder": "layerwise"}},
@@ -216,7 +216,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         r"precision: transformer cannot be in nf4: it needs (a GPU \(cuda, xpu, mps\)|bitsandbytes)",
     ),
     "float8 units that are not there": (
-        {"precision": "fp8_dynamic"},
+        {"precision": "fp8_dynamic", "dtype": torch.bfloat16},
         r"precision: transformer cannot be in fp8_dynamic: (torchao cannot run it on cpu: .*8\.9|it needs torchao)",
     ),
 }
@@ -244,11 +244,12 @@ def test_a_component_that_is_quantised_already_is_refused(folder, tmp_path) -> N
         load_stage(copied, ("denoiser",), precision="layerwise")
 
 
-def test_where_no_dtype_is_asked_for_it_is_the_stored_one_or_one_that_the_scheme_can_compute_in() -> None:
+def test_the_dtype_is_never_replaced_by_another() -> None:
     dynamic, layerwise = Precision(scheme_named("fp8_dynamic")), Precision(scheme_named("layerwise"))
-    assert chosen.compute_dtype("t", layerwise, torch.float16, is_asked=False) == torch.float16
-    assert chosen.compute_dtype("t", dynamic, torch.float32, is_asked=False) == torch.bfloat16
-    assert chosen.compute_dtype("t", dynamic, None, is_asked=False) == torch.bfloat16
+    assert chosen.compute_dtype("t", layerwise, torch.float16) == torch.float16
+    assert chosen.compute_dtype("t", dynamic, None) == torch.bfloat16
+    with pytest.raises(CheckpointError, match="not in float32: say `dtype: bfloat16`"):
+        chosen.compute_dtype("t", dynamic, torch.float32)
 
 
 ADDRESSES = {
