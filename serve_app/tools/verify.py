@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser = parser_of_arguments()
     options = parser.parse_args(arguments)
     try:
-        args, variables = served(options)
+        args, variables = served(options, (*SERVED, "precision"))
         order = CheckOrder(model=model_args(args), processes=processes(args), asked=asked(options))
     except (MisuseError, ValidationError) as error:
         print(told(error), file=sys.stderr)
@@ -68,9 +68,11 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def served(options: argparse.Namespace) -> tuple[AppArgs, dict[str, str]]:
+SERVED = ("model", "dtype", "variant", "config_folder", "placement")  # options that are arguments of the application
+
+
+def served(options: argparse.Namespace, names: Sequence[str] = SERVED) -> tuple[AppArgs, dict[str, str]]:
     """What would be served, and with which variables beside those of this process. Raises MisuseError."""
-    names = ("model", "dtype", "precision", "variant", "config_folder", "placement")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.config is None:
         if options.model is None:

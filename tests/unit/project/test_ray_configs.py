@@ -181,8 +181,7 @@ def test_a_planted_mistake_is_refused_with_what_was_meant(mistake: str, tmp_path
     place[path[-1]] = value
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    [problem] = check_config(file)
-    assert meant in problem
+    assert any(meant in problem for problem in check_config(file))
 
 
 @pytest.mark.parametrize("file", KUBERAY_FILES, ids=file_name)

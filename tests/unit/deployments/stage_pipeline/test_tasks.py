@@ -104,6 +104,7 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "StableDiffusionXLPipeline": ("text_to_image",),
     "StableVideoDiffusionPipeline": ("image_to_video",),
     "TextToVideoZeroSDXLPipeline": ("text_to_image",),
+    "WanAnimatePipeline": ("image_to_video",),
     "WanImageToVideoPipeline": ("image_to_video",),
     "WanPipeline": ("text_to_video",),
     "WanVACEPipeline": ("text_to_video", "video_to_video"),
