@@ -150,9 +150,7 @@ class UpcastsTheVae(Toy):
         return super().decoded(latents)
 
 
-def test_nobody_finds_a_decoder_as_another_request_has_cast_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_finds_a_decoder_as_another_request_has_cast_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = ToyStages(UpcastsTheVae, tmp_path, processes=(STAGES,))
     stages.make()  # shows that the decoder draws no random numbers
     stage, denoiser = stages.stages["vae"], stages.denoiser
