@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.first_look.models import flux_vae, wan_vae
 from benchmarks.first_look.part import Findings, Setting, gb, peak_bytes, seconds
-from deployments.plan.peak import peak_of
+from deployments.memory.activations import peak_of
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a weight
 

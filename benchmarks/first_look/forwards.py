@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.first_look.models import flux_inputs, flux_transformer
 from benchmarks.first_look.part import Findings, Setting, deviations, gb, peak_bytes, seconds
-from deployments.plan.peak import peak_of
+from deployments.memory.activations import peak_of
 
 BATCHES = (1, 2, 4, 8)
 MOST_OVER_PLAN = 1.25  # of what the plan counts

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from deployments.accelerations.compile import Path, Switch
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +238,8 @@ def raise_if_out_of_memory(error: BaseException) -> None:
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "inner_exception", None)
-        for each in (seen, inner):
-            if isinstance(each, torch.OutOfMemoryError):
+        for each in (inner, seen):
+            if each is not None and is_out_of_memory(each):
                 raise each
         seen = seen.__cause__
 

@@ -18,17 +18,21 @@ from torch.utils._pytree import tree_leaves
 
 
 @torch.no_grad()
-def peak_bytes(call: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> int:
-    """The most bytes that tensors made by `call` hold at a time, its result among them.
+def peak_of(call: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> tuple[int, Any]:
+    """The most bytes that tensors made by `call` hold at a time, its result among them; and the result.
 
-    All of them must be on the meta device. `held` are there before: weights and inputs, which do not count. Raises what
+    Counted are those on the meta device. `held` are there before: weights and inputs, which do not count. Raises what
     the call raises, such as where it reads a number.
     """
     counted = _LiveBytes(held)
     with torch.device("meta"), _FusedAttention(), counted:
         result = call()
-    del result
-    return counted.peak
+    return counted.peak, result
+
+
+def peak_bytes(call: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> int:
+    """The same without the result."""
+    return peak_of(call, held)[0]
 
 
 def decode_bytes(autoencoder: Any, latents: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -55,9 +59,11 @@ class _LiveBytes(TorchDispatchMode):
         self._live: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+            return False  # a mask is asked whether it may be left out: it is counted
         output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
+        for leaf in (output,) if isinstance(output, torch.Tensor) else tree_leaves(output):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self._note(leaf)
         return output
 

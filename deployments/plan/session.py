@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from deployments.memory.activations import peak_of
 from deployments.plan.measured import Call
-from deployments.plan.peak import peak_of
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.component import function_of
 from deployments.stage_pipeline.sessions.denoise import stage_of_call

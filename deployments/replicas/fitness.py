@@ -17,6 +17,7 @@ from deployments.errors import PipelineFailedError, ReplicaRefusedError, Replica
 from deployments.media.pool import MediaWorkerError
 from deployments.messages import Envelope
 from deployments.model import WatchdogArgs
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,9 @@ class Fitness:
             await asyncio.wait_for(asyncio.wrap_future(answer), self._timeout_s)
         except TimeoutError:
             return f"the device has not done a tiny operation within {self._timeout_s:g} s"
-        except torch.OutOfMemoryError:
-            return None  # it is full, and it answers
         except Exception as error:  # noqa: BLE001  (whatever it is, the device did not do it)
+            if is_out_of_memory(error):
+                return None  # it is full, and it answers
             return f"the device fails in a tiny operation: {error}"
         return None
 
@@ -142,6 +143,7 @@ class Trial:
 
 def may_come_from_the_device(error: BaseException) -> bool:
     """Not where the device was asked for more memory than it has, nor where we raised it for a reason of ours."""
+    # What libraries say of too little memory may mean more: the device is asked, which costs next to nothing.
     # A PipelineFailedError has a cause too: one that arguments can have, told from those of devices already.
     if isinstance(error, torch.OutOfMemoryError | RayError | PipelineFailedError):
         return False

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import torch
-
 from deployments.errors import CheckpointError, TriptychError
 from deployments.media.pool import MediaPool
 from deployments.messages import Conditioning, GenerationRequest
@@ -18,6 +16,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
 from deployments.stages.warm_up import warm_denoiser, warm_vae
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,9 @@ def warm_up(replica: WarmReplica, requests: Sequence[GenerationRequest], ask_enc
                 # Not in the event loop's thread, where nobody may wait for another replica.
                 with ThreadPoolExecutor(1, thread_name_prefix="warm-up") as thread:
                     thread.submit(_make, replica, request, ask_encoder, tell_of).result()
-            except (TriptychError, torch.OutOfMemoryError) as error:
+            except Exception as error:
+                if not isinstance(error, TriptychError) and not is_out_of_memory(error):
+                    raise
                 raise CheckpointError(f"warm_up[{index}]: {error}") from error
     finally:
         tell("")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from deployments.errors import CheckpointError
-from deployments.messages import Conditioning, DenoisingProgress, GenerationRequest, StageDescription
+from deployments.messages import Conditioning, DecodeInputs, DenoisingProgress, GenerationRequest, StageDescription
 from deployments.model import ModelArgs
 from deployments.needed_inputs import OUTPUTS, needed_inputs
 from deployments.stage_pipeline.argument_types import as_taken, fits
@@ -30,6 +30,7 @@ from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoisingFollower
 from deployments.stages.effects import in_json_words
 from deployments.stages.encode import call_arguments, unpack_conditioning
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -107,18 +108,25 @@ def warm_vae(stage: StagePipeline, request: GenerationRequest, conditioning: Con
     """The pipeline's own loop with drawn numbers in place of what its denoisers return, and its real decoders.
 
     Returns the files that are to be written, or None for a pipeline whose loop cannot be played so, which is told.
+    Raises DeviceFullError or TooLargeForDeviceError.
     """
 
     def played(module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         return drawn_output(stage, component, args, kwargs)
 
-    calls = unpack_conditioning(conditioning, stage)
-    session = DenoiseSession(stage, call_arguments(stage, request), request.seed, calls, run_denoiser=played)
-    try:
-        outcome = session.run()
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:  # noqa: BLE001  (of a loop that is only played: it says nothing of true requests)
-        logger.warning("warm-up: the VAE stage is not warmed up by %s: %s", request.request_id, error)
-        return None
-    return decode(stage, request, pack_outcome(outcome, session.steps_done))
+    def made() -> DecodeInputs | None:
+        calls = unpack_conditioning(conditioning, stage)
+        session = DenoiseSession(stage, call_arguments(stage, request), request.seed, calls, run_denoiser=played)
+        try:
+            return pack_outcome(session.run(), session.steps_done)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # Of a loop that is only played: it says nothing of true requests.
+            logger.warning("warm-up: the VAE stage is not warmed up by %s: %s", request.request_id, error)
+            return None
+
+    inputs = stage.memory.run(made, is_steady=request.deterministic)  # its decoders are called in it
+    return None if inputs is None else decode(stage, request, inputs)

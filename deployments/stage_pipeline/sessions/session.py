@@ -139,7 +139,13 @@ class Session:
             COMPONENT_CALL.release()
 
     def call_beside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
-        """The same while the code of other requests runs, for what draws no random numbers but from a generator."""
+        """The same while the code of other requests runs, for what draws no random numbers but from a generator.
+
+        Not of a component that the request has changed: others would read its dtypes and switches meanwhile.
+        """
+        own = self.own_modules.get(component)
+        if own is not None and own.changes():
+            return self.call_inside(component, function, args, kwargs)
         with self.waiting(), COMPONENT_CALL:
             return self._called(component, function, args, kwargs)
 

@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from deployments.errors import CheckpointError
+from deployments.memory.activations import peak_of
 from deployments.messages import STAGES, StageName
 from deployments.plan.budget import Levers, weight
 from deployments.plan.measured import Measured
-from deployments.plan.peak import peak_of
 from deployments.plan.session import counted, peak_in_tiles
 from deployments.stage_pipeline.loading import load_stage
 from tests.support.tiny_models import checkpoint

@@ -18,6 +18,7 @@ from deployments.errors import CheckpointError
 from deployments.messages import STAGES, GenerationRequest, OutputFormat
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stages.encode import encode
+from deployments.stages.warm_up import warm_vae
 from tests.support.whole_replica import MakeReplica, make_replica
 
 __all__ = ["make_replica"]
@@ -76,6 +77,27 @@ def test_a_replica_of_one_stage_warms_up_that_stage(
     assert vae.replica.media_pool is not None
     assert vae.replica.media_pool.describe() is not None
     assert ("app", "vae", "warming up, request 1 of 1: decoding") in told
+
+
+def test_a_vae_stage_that_lacks_memory_warms_up_by_another_try(
+    flux_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, stage = load_stage(flux_checkpoint, ("encoder",)), load_stage(flux_checkpoint, ("vae",))
+    real, tries = stage.pipeline.vae.decode, [0]
+
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(stage.pipeline.vae, "decode", decode)
+    arguments = {"prompt": "a boat", "height": 32, "width": 32, "num_inference_steps": 2}
+    request = GenerationRequest("warm-up-1", "flux", arguments, 0, OutputFormat("image", "png"))
+    decoded = warm_vae(stage, request, encode(encoder, request))
+    assert decoded is not None
+    assert decoded.files
+    assert tries == [2]
 
 
 @pytest.mark.parametrize(

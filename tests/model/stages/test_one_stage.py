@@ -138,3 +138,38 @@ def test_a_decoder_that_the_loop_needs_is_called_at_once(tmp_path: Path) -> None
     assert same(made.output, stages.truth())
     assert made.is_remote
     stages.close()
+
+
+class UpcastsTheVae(Toy):
+    """As Stable Diffusion XL: what the decoder is handed hangs on the dtype in which the pipeline finds it."""
+
+    def decoded(self, latents: torch.Tensor) -> Any:
+        if self.vae.dtype == torch.float32:
+            self.vae.to(dtype=torch.float64)
+            latents = latents.to(next(iter(self.vae.parameters())).dtype)
+        return super().decoded(latents)
+
+
+def test_nobody_finds_a_decoder_as_another_request_has_cast_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ToyStages(UpcastsTheVae, tmp_path, processes=(STAGES,))
+    stages.make()  # shows that the decoder draws no random numbers
+    stage, denoiser = stages.stages["vae"], stages.denoiser
+    request = GenerationRequest("r", "toy", {}, 0, OutputFormat("image", "png"))
+    conditioning = encode(stage, request)
+    truth, _ = denoiser.denoise(request, conditioning)
+    real, is_decoding, may_go_on = stage.pipeline.vae.decode, threading.Event(), threading.Event()
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        is_decoding.set()
+        may_go_on.wait(0.3)  # nobody sets it while pipelines' code waits for this one
+        return real(latents)
+
+    monkeypatch.setattr(stage.pipeline.vae, "decode", decode)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(decode_output, stage, request, truth)
+        assert is_decoding.wait(60)
+        other, _ = denoiser.denoise(request, conditioning)
+        may_go_on.set()
+        decoding.result()
+    assert [each.tobytes() for each in other.content.buffers] == [each.tobytes() for each in truth.content.buffers]
+    stages.close()

@@ -50,6 +50,7 @@ DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MEMORY = room("deployments.memory")  # how a process fits on its device
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
+OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
@@ -153,6 +154,7 @@ RULES = (
             *STAGES,
             *STAGE_PIPELINE,
             *WEIGHTS,
+            "deployments.memory.activations",
             *TENSORS,
             "deployments.observability.logging_setup",
             *ARGUMENTS,
@@ -193,6 +195,7 @@ RULES = (
             *ACCELERATIONS,
             *OBSERVABILITY,
             *WEIGHTS,
+            *OUT_OF_MEMORY,
             *MEDIA,
             *DEVICES,
             *ACCELERATORS,
@@ -247,7 +250,7 @@ RULES = (
     Rule(MEMORY, (*MEMORY, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(
         ACCELERATIONS,
-        (*ACCELERATIONS, *WEIGHTS, *MODULES, *DEVICES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
+        (*ACCELERATIONS, *WEIGHTS, *OUT_OF_MEMORY, *MODULES, *DEVICES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),

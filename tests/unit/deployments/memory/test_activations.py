@@ -38,6 +38,11 @@ def test_attention_counts_as_a_fused_kernel() -> None:
     assert counted == 2 * 1000 * 8 * 4
 
 
+def test_a_mask_is_asked_whether_it_may_be_left_out_and_counts() -> None:
+    mask = torch.empty(8, dtype=torch.bool, device="meta")
+    assert peak_bytes(lambda: None if mask.all() else mask.float(), [mask]) >= 8 * 4
+
+
 def test_a_decoding_by_tiles_needs_less_and_four_times_the_pixels_four_times_as_much() -> None:
     vae = kl_autoencoder().to("meta")
     small, large = (decode_bytes(vae, (1, 4, size, size), torch.float32) for size in (16, 32))

@@ -84,8 +84,12 @@ async def test_a_device_that_does_not_answer_is_dead() -> None:
     assert "within 0.05 s" in str(seen)
 
 
-async def test_a_device_that_is_full_is_alive() -> None:
-    fitness = Fitness(Device(torch.OutOfMemoryError("full")), ())
+FULL = [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")]
+
+
+@pytest.mark.parametrize("full", FULL, ids=repr)
+async def test_a_device_that_is_full_is_alive(full: Exception) -> None:
+    fitness = Fitness(Device(full), ())
     error = RuntimeError("something")
     assert await fails_with(fitness, error) is error
 
