@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -95,6 +95,16 @@ class Engine:
     def end(self, fiber: Fiber) -> None:
         with self._changed:
             self._fibers.remove(fiber)
+
+    @contextmanager
+    def merging_always(self) -> Iterator[None]:
+        """Forwards share batches wherever that is right: afterwards it is known what batches cost."""
+        joining = self.batches.joining
+        before, joining.always = joining.always, True
+        try:
+            yield
+        finally:
+            joining.always = before
 
     def call(self, fiber: Fiber, work: Callable[[], T]) -> T:
         """Runs a fiber's work in the engine's thread, by turns with that of others; returns or raises what it does.

@@ -100,7 +100,7 @@ def warm_denoiser(denoiser: DenoiserStage, request: GenerationRequest, condition
             replace(request, request_id=f"{request.request_id}-{name}", seed=seed) for seed, name in enumerate("ab")
         ]
         tell("two at once")
-        with ThreadPoolExecutor(len(both)) as threads:
+        with denoiser.engine.merging_always(), ThreadPoolExecutor(len(both)) as threads:
             list(threads.map(lambda each: denoiser.denoise(each, conditioning, follower=follower), both))
 
 

@@ -172,7 +172,7 @@ def remote_call_is_alike() -> bool:
         mine = generator()
         args, kwargs = (torch.zeros(1, 4, device=DEVICE), mine), {}
         if is_remote:
-            call = component_call("vae", "encode", args, kwargs, stage.device)
+            call = component_call(DenoiseSession(stage, {}, 3, None), "vae", "encode", args, kwargs)
             torch.manual_seed(99)  # another process
             output = apply_answer(answer_call(stage, call), args, kwargs, stage.device)
         else:

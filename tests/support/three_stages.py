@@ -26,6 +26,7 @@ class ThreeStages:
         tiny_patches()
         parts = [(stage,) for stage in STAGES] if not in_one else [STAGES]
         self.held = {name: stage for part in parts for stage in [load_stage(folder, part)] for name in part}
+        self.asked: list[StageName] = []  # the stages that were asked to make a component call
         args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1, merging="always")
         self.denoiser = DenoiserStage(
             self.held["denoiser"], args, self._ask, lambda request: encode(self.held["encoder"], request)
@@ -53,4 +54,5 @@ class ThreeStages:
         self.denoiser.engine.close()
 
     def _ask(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
+        self.asked.append(stage)
         return answer_call(self.held[stage], call)

@@ -35,12 +35,12 @@ class Joining:
 
     def __init__(self, costs: StepCosts, merging: Merging = "auto") -> None:
         self._costs = costs
-        self._always = merging == "always"
+        self.always = merging == "always"
         self._trials: dict[Hashable, _Trials] = {}
 
     def size(self, alike: Sequence[Forward], num_waiting: int, now: float) -> int:
         """How many of the first of `alike`, whose merge is verified; `num_waiting` would like to."""
-        if self._always:
+        if self.always:
             return len(alike)
         seconds = self._seconds(alike)
         if seconds is None:
@@ -71,7 +71,7 @@ class Joining:
 
     def size_of_trial(self, alike: Sequence[Forward]) -> int:
         """How many of `alike`, whose merge is not verified, run in the turn that tries it; 1: it is not tried now."""
-        if self._always:
+        if self.always:
             return len(alike)
         return 2 if self._may_explore(alike) else 1
 
@@ -86,7 +86,7 @@ class Joining:
         return cost <= EXPLORING_SHARE * (trials.seconds + (0.0 if trials.failures else to_come))
 
     def pays(self, together_s: float, alone_s: float) -> bool:
-        return self._always or together_s <= WORTH_IT * alone_s
+        return self.always or together_s <= WORTH_IT * alone_s
 
     def is_suspicious(self, together_s: float, alone_s: float) -> bool:
         """Whether a first measurement may be of something else than the forward."""

@@ -41,7 +41,7 @@ def test_in_one_process_nothing_is_asked_of_another_stage(checkpoints_root: Path
     asked = [request("sd15_sag", index) for index in range(2)]
     for made, each in zip(stages.make_together(asked), asked, strict=True):
         assert_same(made, truth(each, checkpoints_root))
-    assert not stages.denoiser.needs_remote_calls
+    assert stages.asked == []
     stages.close()
 
 

@@ -35,7 +35,7 @@ class OneProcess:
         self.name = name
         model = ModelArgs.model_validate({"path": str(checkpoint(name, root)), "name": name, "offload": offload})
         self.stage = build_stage(model, STAGES, EnvConfig(), CPU)
-        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1)
+        args = DenoisingArgs(max_wait_s=1.0, checkpoint_every=1, merging="always")
         self.denoiser = DenoiserStage(self.stage, args, encode=lambda request: encode(self.stage, request))
 
     def request(self, seed: int = 0, deterministic: bool = True) -> GenerationRequest:
