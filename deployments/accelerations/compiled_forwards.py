@@ -141,12 +141,12 @@ class CompiledForwards:
     @contextmanager
     def _first(self, component: str, kind: Hashable) -> Iterator[None]:
         """Around the first forward of a kind, which may compile for minutes."""
-        before = graph_breaks()
+        started, before = time.monotonic(), graph_breaks()
         with self._watch(("compile", kind)), compilation_timed() as seconds:
             try:
                 yield
-            finally:
-                self.compilation_s += seconds[0]
+            finally:  # all of it: the compiler is imported then, too
+                self.compilation_s += time.monotonic() - started if seconds[0] else 0.0
         if not seconds[0]:
             return
         logger.info("compile: %s was compiled in %.1f s", component, seconds[0])

@@ -385,6 +385,7 @@ class Engine:
             begun = ended = HostMark(self.clock.now)
             for forward in batch:
                 forward.error = forward.error or error
+        compiled_s = self.compilation_s() - compiled_s
         failed = any(f.error is not None for f in batch)
         is_merged = len(batch) > 1 and self.batches.is_known(first.structure) and self.batches.may_share(first)
         turn = turn_of(
@@ -395,8 +396,8 @@ class Engine:
             max((each.ends for each in tuple(self._in_flight)), default=started),
             self.costs.at_least(first.structure, samples),
             is_merged,
-            teaches_costs=not (first.structure.is_alone or is_trial or failed),
-            compiled_s=self.compilation_s() - compiled_s,
+            teaches_costs=not (first.structure.is_alone or is_trial or failed or compiled_s),
+            compiled_s=compiled_s,
         )
         self._count(batch, is_merged)
         with self._changed:

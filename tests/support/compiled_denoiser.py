@@ -123,7 +123,7 @@ def check_under_fibers(compiler: Any) -> None:
 
 def engine_of(served: Served, **settings: Any) -> Engine:
     executor, forwards = LocalExecutor(served.forwards), served.forwards
-    return Engine(executor=executor, compilation_s=lambda: forwards.compilation_s, **settings)
+    return Engine(executor=executor, merging="always", compilation_s=lambda: forwards.compilation_s, **settings)
 
 
 def make_request(engine: Engine, served: Served, index: int) -> torch.Tensor:
