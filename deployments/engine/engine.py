@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -180,6 +180,15 @@ class Engine:
         """What was learned of a module; what is known of an argument already stays."""
         known = self.batches.axes.get(component, BatchAxes({}, {}))
         self.batches.axes[component] = BatchAxes(axes.arguments | known.arguments, axes.outputs | known.outputs)
+
+    @contextmanager
+    def exploring(self) -> Iterator[None]:
+        """Merges are tried whatever the trial costs: before anybody waits for the device."""
+        self.batches.joining.is_free = True
+        try:
+            yield
+        finally:
+            self.batches.joining.is_free = False
 
     def remaining_s(self) -> list[float]:
         """Device seconds that each fiber still needs, predicted from its own forwards; none before its first."""
