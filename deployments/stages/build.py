@@ -14,6 +14,7 @@ from deployments.accelerations.compile import modes_of
 from deployments.devices import Device
 from deployments.errors import CheckpointError
 from deployments.features import install_features
+from deployments.memory.args import OffloadArgs
 from deployments.memory.autoencoder import prepare, refuse_switches
 from deployments.memory.device_memory import TorchMemory
 from deployments.memory.offload import install_offload, refuse_offload
@@ -21,7 +22,7 @@ from deployments.memory.stage_memory import StageMemory
 from deployments.memory.turns import Turns
 from deployments.messages import StageName
 from deployments.model import CompileMode, ModelArgs
-from deployments.modules import Kernel, StageModules, unwrapped
+from deployments.modules import AccelerationError, Kernel, StageModules, unwrapped
 from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
@@ -62,17 +63,29 @@ def build_stage(
     check_default_arguments(model, stage)
     refuse_switches({name: stage.layout.models[name] for name in stage.layout.autoencoders}, model.vae)
     refuse_offload(model.offload, stage.layout.models)
+    modes = modes_of(model.compile, stage.layout.denoisers)
+    refuse_whole_with_offload(modes, model.offload)
     if held is not None:
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
-    modules = stage_modules(stage, device, wrap_kernel, modes_of(model.compile, stage.layout.denoisers))
+    modules = stage_modules(stage, device, wrap_kernel, modes)
     stage, lines = fitted(stage, modules, model)
     lines += [f"precision: {name} is held as {each}" for name, each in stage.precisions.items()]
     # Features come last: Cache-DiT keeps the forwards that it finds.
     for line in (*lines, *install_all(modules, env), *install_features(modules, env)):
         logger.info("%s", line)
     return stage
+
+
+def refuse_whole_with_offload(modes: Mapping[str, CompileMode], offload: Mapping[str, OffloadArgs]) -> None:
+    """Raises AccelerationError: Dynamo cannot trace how weights come and go inside of the forward that it compiles."""
+    for name, mode in modes.items():
+        if mode == "whole" and name in offload and offload[name].kind == "model":
+            raise AccelerationError(
+                f"compile: {name}: whole is not possible with kind: model of offload.{name}; "
+                "regional is allowed, or kind: group"
+            )
 
 
 def autoencoder_dtypes(model: ModelArgs, layout: PipelineLayout) -> dict[str, torch.dtype]:

@@ -141,3 +141,10 @@ def test_the_experts_of_wan22_change_places_once_a_request(checkpoints_root: Pat
 def test_a_component_that_the_model_lacks_is_refused_by_name(checkpoints_root: Path) -> None:
     with pytest.raises(AccelerationError, match="offload names transformer_2; the models are"):
         OneProcess("flux", checkpoints_root, {"transformer_2": "model"})
+
+
+def test_a_whole_forward_whose_weights_come_and_go_in_it_is_not_compiled(checkpoints_root: Path) -> None:
+    given = {"compile": "whole", "offload": {"transformer": "model"}}
+    model = ModelArgs.model_validate({"path": str(checkpoint("flux", checkpoints_root)), "name": "flux", **given})
+    with pytest.raises(AccelerationError, match=r"compile: transformer: whole .* regional is allowed"):
+        build_stage(model, ("denoiser",), EnvConfig(), CPU)
