@@ -191,15 +191,6 @@ class Engine:
         known = self.batches.axes.get(component, BatchAxes({}, {}))
         self.batches.axes[component] = BatchAxes(axes.arguments | known.arguments, axes.outputs | known.outputs)
 
-    @contextmanager
-    def exploring(self) -> Iterator[None]:
-        """Merges are tried whatever the trial costs: before anybody waits for the device."""
-        self.batches.joining.is_free = True
-        try:
-            yield
-        finally:
-            self.batches.joining.is_free = False
-
     def remaining_s(self) -> list[float]:
         """Device seconds that each fiber still needs, predicted from its own forwards; none before its first."""
         begun = [fiber for fiber in tuple(self._fibers) if fiber.timed_forwards]

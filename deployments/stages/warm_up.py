@@ -92,7 +92,7 @@ def warm_denoiser(denoiser: DenoiserStage, request: GenerationRequest, condition
         tell(f"step {step.step} of {step.num_steps}")
 
     follower = DenoisingFollower(progress=progress)
-    with denoiser.compiled.warming_up(), denoiser.engine.exploring():
+    with denoiser.compiled.warming_up():
         denoiser.denoise(request, conditioning, follower=follower)
         if denoiser.args.max_batch_size == 1 or denoiser.args.deterministic or request.deterministic:
             return

@@ -109,7 +109,7 @@ def assert_compiles_under_fibers(backend: str) -> None:
 def check_under_fibers(compiler: Any) -> None:
     """Requests whose fibers raise errors of torch at many depths while their forwards are compiled."""
     served, plain = Served("whole", compiler), Denoiser()
-    engine = engine_of(served, max_wait_s=0.05, merging="always")
+    engine = engine_of(served, max_wait_s=0.05)
     with ThreadPoolExecutor(NUM_REQUESTS) as threads:
         outputs = list(threads.map(partial(make_request, engine, served), range(NUM_REQUESTS)))
     assert engine.statistics.merged > 0

@@ -37,7 +37,6 @@ class Joining:
         self._costs = costs
         self.always = merging == "always"
         self._trials: dict[Hashable, _Trials] = {}
-        self.is_free = False  # trials hold nobody up: before a replica takes requests
 
     def size(self, alike: Sequence[Forward], num_waiting: int, now: float) -> int:
         """How many of the first of `alike`, whose merge is verified; `num_waiting` would like to."""
@@ -82,8 +81,6 @@ class Joining:
         if seconds is None:
             return False
         trials = self._trials.get(alike[0].structure, _Trials())
-        if self.is_free and not trials.failures:
-            return True
         to_come = sum(each.fiber.remaining_forwards() * seconds(each.num_samples) for each in alike)
         cost = sum(seconds(each.num_samples) for each in alike[:2]) * 2.0**trials.failures
         return cost <= EXPLORING_SHARE * (trials.seconds + (0.0 if trials.failures else to_come))
