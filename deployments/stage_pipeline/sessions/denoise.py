@@ -15,13 +15,21 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.errors import FeedsBackError, HandOffError, NotNumbersError, NotSupportedError, PipelineFailedError
+from deployments.errors import (
+    FeedsBackError,
+    HandOffError,
+    NotNumbersError,
+    NotSupportedError,
+    PipelineFailedError,
+    TriptychError,
+)
 from deployments.messages import StageName
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import NO_STEP, EncoderCall
 from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopStage
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.draws import draws_of_call, without_draws
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.tensors.values import (
     copied,
     describe,
@@ -131,7 +139,10 @@ class DenoiseSession(Session):
             return self._finished_hand_off()
         except (HandOffError, NotNumbersError):
             raise
-        except Exception:
+        except Exception as error:
+            is_on_purpose = isinstance(error, TriptychError) and not isinstance(error, PipelineFailedError)
+            if is_on_purpose or isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+                raise  # of the engine or the device, in a later round
             # After a deferred decoder call the rest is post-processing of a tensor without numbers, which
             # may fail. The VAE stage checks that nothing was cut off.
             if not self.hand_off.decoder_calls:

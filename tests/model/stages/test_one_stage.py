@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.messages import STAGES, DecodeInputs, GenerationRequest, OutputFormat
+from deployments.errors import DeviceFullError, ReplicaUnfitError
+from deployments.messages import STAGES, DecodeInputs, Envelope, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.outputs import media_kind
@@ -172,4 +173,17 @@ def test_nobody_finds_a_decoder_as_another_request_has_cast_it(tmp_path: Path, m
         may_go_on.set()
         decoding.result()
     assert [each.tobytes() for each in other.content.buffers] == [each.tobytes() for each in truth.content.buffers]
+    stages.close()
+
+
+@pytest.mark.parametrize("error", [ReplicaUnfitError("the device failed"), torch.OutOfMemoryError("full")], ids=repr)
+def test_a_round_that_fails_after_a_decoding_was_noted_fails_the_request(error: Exception, tmp_path: Path) -> None:
+    class FailsLater(Toy):
+        def decoded(self, latents: torch.Tensor) -> Any:
+            self.vae.decode(latents)
+            raise error
+
+    stages = ToyStages(FailsLater, tmp_path)
+    with pytest.raises((ReplicaUnfitError, DeviceFullError)):
+        stages.make(envelope=Envelope(complete_hand_off=True))
     stages.close()
