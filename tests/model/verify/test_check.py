@@ -58,7 +58,6 @@ def outcomes(report: Report) -> dict[str, Outcome]:
         ("flux", "two_stage"),
         ("sd15_inpaint", "three_stage"),  # needs a picture and a mask
         ("wan21", "one_stage"),  # a video
-        ("sd15_pag", "three_stage"),  # exchanges attention processors
     ],
 )
 def test_a_pipeline_that_is_split_rightly_passes(name: str, placement: str, checkpoints_root: Path) -> None:
