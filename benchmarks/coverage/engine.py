@@ -173,7 +173,8 @@ class EngineWorker:
 def _other_prompt(value: Any) -> Any:
     if isinstance(value, list):
         return [_other_prompt(each) for each in value]
-    return OTHER_PROMPT if isinstance(value, str) else value
+    is_text = isinstance(value, str) and not value.lstrip().startswith("{")  # JSON stays: the seeds differ
+    return OTHER_PROMPT if is_text else value
 
 
 def _same(numbers: Numbers, truth: Numbers) -> bool:
