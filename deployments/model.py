@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from deployments.adapters.args import Adapter, AdapterCacheArgs
 from deployments.memory.args import Offload, VAEArgs
 
 Order = Literal["slack", "fifo"]
@@ -241,4 +242,8 @@ class ModelArgs(BaseModel):
     vae: VAEArgs = Field(default_factory=VAEArgs, description="how autoencoders are held and called")
     offload: dict[str, Offload] = Field(
         default_factory=dict, description="components whose weights are on the host while they are not used"
+    )
+    adapters: dict[str, Adapter] = Field(default_factory=dict, description="LoRAs that requests may name")
+    adapter_cache: AdapterCacheArgs = Field(
+        default_factory=AdapterCacheArgs, description="how many adapters a process keeps"
     )

@@ -44,7 +44,9 @@ def room(name: str) -> tuple[str, ...]:
 
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
-ARGUMENTS = ("deployments.model", "deployments.memory.args")  # what a stage is built from; no library but pydantic
+# What a stage is built from, and what a request says of a LoRA; no library but pydantic.
+ARGUMENTS = ("deployments.model", "deployments.memory.args", "deployments.adapters.args", "deployments.adapters.use")
+ADAPTERS = room("deployments.adapters")  # LoRAs: fetched, in memory, in a forward
 STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
@@ -188,6 +190,7 @@ RULES = (
             *STARTING,
             *ASK_FOR_A_CHECK,
             *STAGES,
+            *ADAPTERS,
             *STAGE_PIPELINE,
             *ENGINE,
             *DENOISING,
@@ -210,6 +213,7 @@ RULES = (
         STAGES,
         (
             *STAGES,
+            *ADAPTERS,
             *STAGE_PIPELINE,
             *ENGINE,
             *DENOISING,
@@ -234,7 +238,7 @@ RULES = (
     ),
     Rule(
         FEATURES,
-        (*FEATURES, *DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MODULES, *MESSAGES, *ENV_CONFIG),
+        (*FEATURES, *ADAPTERS, *DENOISING, *STAGE_PIPELINE, *ENGINE, *TENSORS, *MODULES, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(
@@ -245,6 +249,11 @@ RULES = (
     Rule(
         STAGE_PIPELINE,
         (*STAGE_PIPELINE, *WEIGHTS, *MEMORY, *TENSORS, "deployments.media.fields", *MESSAGES),
+        never=("ray", *HTTP),
+    ),
+    Rule(
+        ADAPTERS,
+        (*ADAPTERS, *STAGE_PIPELINE, *WEIGHTS, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(MEMORY, (*MEMORY, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
