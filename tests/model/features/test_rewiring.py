@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deployments.errors import CannotResumeError
+from tests.support.further import further
 from tests.support.rewired import OpenStages, check_bytes, check_resume, opened_stages, request, truth
 from tests.support.stage_parity import assert_same
 from tests.support.three_stages import ThreeStages
@@ -25,7 +26,7 @@ def stages_of(checkpoints_root: Path) -> Iterator[OpenStages]:
         yield open_stages
 
 
-@pytest.mark.parametrize("name", ["sd15_pag", "sd15_sag"])
+@pytest.mark.parametrize("name", ["sd15_pag", further("sd15_sag")])
 def test_it_makes_the_bytes_of_the_unsplit_pipeline_and_leaves_the_denoiser_as_it_was(
     name: str, stages_of: OpenStages, checkpoints_root: Path
 ) -> None:

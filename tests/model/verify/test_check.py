@@ -30,6 +30,7 @@ from deployments.verify.verdict import Outcome, Report
 from deployments.verify.whole import Whole, load_whole
 from env_config.variables import EnvConfig
 from serve_app.app import PLACEMENTS
+from tests.support.further import further
 from tests.support.tiny_models import checkpoint, tiny_patches
 
 CPU = select_device("cpu")
@@ -56,8 +57,8 @@ def outcomes(report: Report) -> dict[str, Outcome]:
     ("name", "placement"),
     [
         ("flux", "two_stage"),
-        ("sd15_inpaint", "three_stage"),  # needs a picture and a mask
-        ("wan21", "one_stage"),  # a video
+        further("sd15_inpaint", "three_stage"),  # needs a picture and a mask
+        further("wan21", "one_stage"),  # a video
     ],
 )
 def test_a_pipeline_that_is_split_rightly_passes(name: str, placement: str, checkpoints_root: Path) -> None:
@@ -110,9 +111,9 @@ def answering_wrongly(module: Any, method: str, change: Callable[[Any], Any] = o
 @pytest.mark.parametrize(
     ("stage", "component", "method", "place"),
     [
-        ("encoder", "text_encoder_2", "forward", "pipeline.encode_prompt[0]"),
+        further("encoder", "text_encoder_2", "forward", "pipeline.encode_prompt[0]"),
         ("denoiser", "transformer", "forward", "vae.decode was given[0][0]"),
-        ("vae", "vae", "decode", "output.images"),
+        further("vae", "vae", "decode", "output.images"),
     ],
 )
 def test_a_component_that_answers_wrongly_in_a_stage_is_found_there(
@@ -151,6 +152,7 @@ class ByReference(EncodeSession):
         return output
 
 
+@pytest.mark.rest
 def test_a_record_that_the_pipeline_changes_afterwards_is_found(
     checkpoints_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
