@@ -5,12 +5,12 @@ from itertools import product
 from tests.support.tiny_models import TINY_MODELS
 
 # For each mechanism two models of different families where two have it: the first is for every run.
-OF_BOTH = {
+OF_BOTH: dict[str, tuple[str, ...]] = {
     "calls of text encoders are recorded and replayed in the loop": ("flux", "sd3"),
     "two denoisers take turns": ("wan22", "stable_cascade"),
     "a pipeline holds another one, with a loop of its own": ("kandinsky22", "stable_cascade"),
 }
-OF_THE_SPLIT = {
+OF_THE_SPLIT: dict[str, tuple[str, ...]] = {
     "a UNet denoises, and a checker stands behind the autoencoder": ("sdxl", "sd15_safety"),
     "a given picture goes through the autoencoder, with a mask too": ("flux_kontext", "sdxl_inpaint"),
     "an image encoder stands beside the text or in its place": ("wan21_i2v", "svd"),
@@ -19,7 +19,7 @@ OF_THE_SPLIT = {
     "sound is decoded, beside the video or alone": ("ltx2", "stable_audio"),
     "no autoencoder": ("prx_pixel",),
 }
-OF_THE_ENGINE = {
+OF_THE_ENGINE: dict[str, tuple[str, ...]] = {
     "a forward takes lists of tensors": ("zimage", "bria_fibo"),
     "a forward belongs to its request and never shares a batch": ("klein_kv", "bria_fibo"),
     "a second module stands beside the denoiser": ("flux_controlnet", "sd15_controlnet"),
