@@ -73,6 +73,7 @@ def test_forwards_that_are_rewired_alike_share_batches_and_plain_ones_are_beside
     assert statistics.refused_structures == refused == 0
 
 
+@pytest.mark.rest
 def test_a_pipeline_without_a_denoiser_is_split_at_what_works_on_its_latents(
     stages_of: OpenStages, checkpoints_root: Path
 ) -> None:
