@@ -46,8 +46,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_all_folders_must_pass_at_the_latest_in_their_second_try(
     one: str, other: str, ends_well: bool, tmp_path: Path
 ) -> None:
-    folders = ("one", "other", "third")
-    for name, code in zip(folders, (one, other, PASSES), strict=True):
+    folders = ("one", "other", "third") if ends_well else ("one", "other")
+    for name, code in zip(folders, (one, other, PASSES), strict=False):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"test_{name}.py").write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")

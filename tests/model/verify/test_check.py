@@ -198,6 +198,7 @@ def test_a_merge_that_mixes_the_requests_up_is_found(flux: Whole, monkeypatch: p
     assert "bound 1e-03" in report.conclusion
 
 
+@pytest.mark.rest
 def test_a_resume_from_other_numbers_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     def unpacked(*args: Any) -> Any:
         saved = unpack(*args)
@@ -209,6 +210,7 @@ def test_a_resume_from_other_numbers_is_found(flux: Whole, monkeypatch: pytest.M
     assert "from step 1 of 2" in report.conclusion
 
 
+@pytest.mark.rest
 def test_a_stage_that_changes_shared_weights_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = flux.unsplit.pipeline.vae.decoder.conv_out.weight
     before = weight.detach().clone()
@@ -224,6 +226,7 @@ def test_a_stage_that_changes_shared_weights_is_found(flux: Whole, monkeypatch: 
     assert [verdict.part for verdict in report.mismatches] == ["left"]
 
 
+@pytest.mark.rest
 def test_what_two_unsplit_calls_deviate_is_measured_and_taken_for_the_same(
     flux: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +247,7 @@ def test_what_two_unsplit_calls_deviate_is_measured_and_taken_for_the_same(
     assert "two calls differ" in str(report.verdicts[0])
 
 
+@pytest.mark.rest
 def test_settings_that_never_merge_are_told(flux: Whole) -> None:
     told = {str(checked(flux, **setting).verdicts[5]) for setting in ({"deterministic": True}, {"max_batch_size": 1})}
     assert told == {
@@ -252,6 +256,7 @@ def test_settings_that_never_merge_are_told(flux: Whole) -> None:
     }
 
 
+@pytest.mark.rest
 def test_the_request_is_as_it_was_asked_for(checkpoints_root: Path, tmp_path: Path) -> None:
     asked = Asked(prompt="dance", width=32, height=16, steps=2, arguments={"guidance_scale": 2.0})
     report = verified(checkpoint("flux", checkpoints_root), asked=asked, default_arguments={"num_inference_steps": 28})
