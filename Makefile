@@ -1,18 +1,19 @@
 # make serve [CONFIG=ray_configs/...yaml]   set up, then serve on this machine until Ctrl-C
-# make test  [TESTS=quick|all|parity|stress|fuzz]
+# make test  [TESTS=quick|all|rest|parity|stress|fuzz]
 #                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
-#                                           every model against its unsplit pipeline; kills and outages for minutes;
-#                                           10,000 hostile requests
+#                                           the further cases that CI leaves out; every model against its unsplit
+#                                           pipeline; kills and outages for minutes; 10,000 hostile requests
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
 TESTS_quick := tests.side_by_side quick
 TESTS_all := tests.side_by_side all
+TESTS_rest := tests.side_by_side rest
 TESTS_parity := pytest tests/parity
 TESTS_stress := pytest tests/stress
 TESTS_fuzz := pytest -rP tests/fuzz
-ifeq ($(filter quick all parity stress fuzz,$(TESTS)),)
-$(error TESTS must be quick, all, parity, stress or fuzz, got $(TESTS))
+ifeq ($(filter quick all rest parity stress fuzz,$(TESTS)),)
+$(error TESTS must be quick, all, rest, parity, stress or fuzz, got $(TESTS))
 endif
 
 VENV := .venv

@@ -6,10 +6,10 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 
-from env_config.effective import effective_values
-from env_config.reference import reference, write_reference
 from env_config.section import EnvConfigError
 from env_config.serve_config import check_serve_config
+from env_config.told.effective import effective_values
+from env_config.told.reference import reference, write_reference
 from env_config.variables import EnvConfig
 
 

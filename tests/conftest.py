@@ -20,16 +20,18 @@ from env_config.children import without_proxy
 
 os.environ.update(without_proxy())  # the servers of the tests are on this machine, wherever a proxy is
 
+gc.disable()  # until the tests are collected, see below
+
 # What a change breaks shows in every run of CI, and chance finds new cases elsewhere. A busy machine is no failure.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30)
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector would go through it again and again, a sixth of the time."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

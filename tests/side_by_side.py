@@ -1,6 +1,8 @@
-"""Tests of several folders, two folders at a time; `make test` and `make test TESTS=all`.
+"""Tests of several folders, two folders at a time; `make test`, `make test TESTS=all` and `make test TESTS=rest`.
 
-    python -m tests.side_by_side quick | all
+    python -m tests.side_by_side quick | all | rest
+
+Tests that are marked `rest` are further cases of what others show: the run `rest` makes them, no other run does.
 
 Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
@@ -14,17 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The longest first, and the two that start Ray far from each other. A folder inside another is run on its own only.
-UNIT = tuple(
-    f"tests/unit/{name}"
-    for name in ("serve_app/http", "deployments", "serve_app", "benchmarks", "project", "env_config")
-)
-RUNS = {
-    "quick": UNIT,
-    "all": ("tests/served", "tests/model", *UNIT, "tests/variables", "tests/services", "tests/parity/core"),
-}
+# The longest first, so that both lanes end together. A folder inside another is run on its own only.
+UNIT = ("tests/unit", "tests/unit/deployments", "tests/unit/serve_app/http")
+ALL = ("tests/served", "tests/model", "tests/parity/core", *UNIT, "tests/services", "tests/variables")
+RUNS = {"quick": UNIT, "all": ALL, "rest": ALL}
+MARKED = {"quick": "not rest", "all": "not rest", "rest": "rest"}  # the tests of a run, as pytest's -m takes them
 AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
+NO_TESTS = 5  # of the marked ones there need not be any
 REPORT_EVERY_S = 30.0
 
 
@@ -43,21 +42,24 @@ class Run:
 
 
 def main(name: str) -> int:
-    return run(RUNS[name], ROOT)
+    return run(RUNS[name], ROOT, MARKED[name])
 
 
-def run(folders: Sequence[str], root: Path) -> int:
-    """The exit code: 0 if every test of every folder passed, at the latest in its second try."""
-    codes = run_all(folders, root)
+def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
+    """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try."""
+    codes = run_all(folders, root, marked)
     for folder, code in codes.items():
         if code == TESTS_FAILED:
             print(f"== {folder}: once more, what failed", flush=True)
             again = ("--last-failed", "--last-failed-no-failures", "none")
-            codes[folder] = subprocess.run([*pytest_command(folder, folders, root), *again], cwd=root).returncode
+            command = [*pytest_command(folder, folders, root, marked), *again]
+            codes[folder] = subprocess.run(command, cwd=root).returncode
+        if code == NO_TESTS and marked == MARKED["rest"]:
+            codes[folder] = 0
     return max(codes.values())
 
 
-def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
+def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
     """pytest's exit code by folder; prints what a run printed when it ends, and meanwhile how far they are."""
     began = time.monotonic()
     waiting, running = list(folders), list[Run]()
@@ -65,7 +67,7 @@ def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
     next_report_at = began + REPORT_EVERY_S
     while waiting or running:
         while waiting and len(running) < AT_A_TIME:
-            running.append(start(waiting.pop(0), folders, root))
+            running.append(start(waiting.pop(0), folders, root, marked))
         time.sleep(0.2)
         seconds = time.monotonic() - began
         for each in [run for run in running if run.process.poll() is not None]:
@@ -78,19 +80,19 @@ def run_all(folders: Sequence[str], root: Path) -> dict[str, int]:
     return codes
 
 
-def start(folder: str, folders: Sequence[str], root: Path) -> Run:
+def start(folder: str, folders: Sequence[str], root: Path, marked: str) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        command = pytest_command(folder, folders, root)
+        command = pytest_command(folder, folders, root, marked)
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
     return Run(folder, process, log)
 
 
-def pytest_command(folder: str, folders: Sequence[str], root: Path) -> list[str]:
+def pytest_command(folder: str, folders: Sequence[str], root: Path, marked: str) -> list[str]:
     """With a cache of its own, in which pytest keeps what failed; without the other folders inside this one."""
     inside = [f"--ignore={other}" for other in folders if other.startswith(f"{folder}/")]
-    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
+    return [sys.executable, "-m", "pytest", "-m", marked, "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
 
 
 def cache(folder: str, root: Path) -> Path:

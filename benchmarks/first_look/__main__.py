@@ -19,7 +19,7 @@ def main() -> None:
     name, device, size = sys.argv[1:]
     setting = Setting(torch.device(device), size == "small")
     torch.set_num_threads(1 if setting.is_small else torch.get_num_threads())
-    findings: Findings = importlib.import_module(f"benchmarks.first_look.{name}").look(setting)
+    findings: Findings = importlib.import_module(f"benchmarks.first_look.parts.{name}").look(setting)
     answer.write(json.dumps(asdict(findings)))
     answer.flush()
 

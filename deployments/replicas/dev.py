@@ -22,7 +22,7 @@ from deployments.messages import StageDescription
 from deployments.observability.observer import Observers
 from deployments.observability.torch_profiler import ProfilerBusyError, TorchProfiler
 from deployments.stages.denoise import DenoiserStage
-from env_config.effective import effective_values
+from env_config.told.effective import effective_values
 from env_config.variables import EnvConfig
 
 

@@ -27,7 +27,7 @@ class ReplicaKind:
 
 
 # By its path, which Serve imports in the replica: what builds an application then loads no torch.
-STAGE_REPLICA = "deployments.replicas.replica.StageReplica"
+STAGE_REPLICA = "deployments.stage_replica.StageReplica"
 
 ONE_AT_A_TIME = {"max_ongoing_requests": 32, "health_check_period_s": 2}  # the others wait in the replica
 # Draining a denoiser is a bounded wait: what is not done by then goes on elsewhere from its last checkpoint.

@@ -23,7 +23,7 @@ from deployments.stage_pipeline.description import OWN_PARAMETERS, size_multiple
 from deployments.stage_pipeline.inputs.fields import argument_fields
 from deployments.stage_pipeline.inputs.values import Waveform, as_pipeline_takes
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.stage_pipeline.sessions.play import Played, PlaySession
+from deployments.stage_pipeline.sessions.plays.play import Played, PlaySession
 from deployments.stages.encode import call_arguments
 
 logger = logging.getLogger(__name__)

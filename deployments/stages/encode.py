@@ -19,7 +19,7 @@ from deployments.stage_pipeline.inputs.values import (
 )
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
-from deployments.stage_pipeline.sessions.unread import without_unread
+from deployments.stage_pipeline.sessions.plays.unread import without_unread
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 

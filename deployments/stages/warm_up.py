@@ -24,7 +24,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome
 from deployments.stage_pipeline.inputs.fields import argument_fields
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession
-from deployments.stage_pipeline.sessions.play import drawn_output
+from deployments.stage_pipeline.sessions.plays.play import drawn_output
 from deployments.stages.decode import Decoded, decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoisingFollower

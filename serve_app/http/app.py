@@ -131,5 +131,5 @@ def http_app(
     describe_truly(app, service)
     for row in routers:
         if (router := row(service)) is not None:
-            app.include_router(router)
+            app.router.routes.extend(router.routes)  # as they are: `include_router` makes each of them once more
     return PlainASGI(app)

@@ -55,10 +55,12 @@ def openapi_content(body_type: type[BaseModel], files: tuple[str, ...]) -> dict[
 
     serve_app.http.openapi moves the `$defs` of the schemas into the components.
     """
-    schema, form = json.loads(_schema(body_type)), json.loads(_schema(body_type))
-    for name in files:
-        description = form["properties"][name].get("description", "")
-        form["properties"][name] = {"type": "string", "format": "binary", "description": description}
+    schema = json.loads(_schema(body_type))
+    uploads = {
+        name: {"type": "string", "format": "binary", "description": schema["properties"][name].get("description", "")}
+        for name in files
+    }
+    form = {**schema, "properties": schema["properties"] | uploads}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 

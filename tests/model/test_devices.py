@@ -80,6 +80,7 @@ def test_a_plugin_that_fails_to_load_its_own_libraries_is_an_absent_device(
     assert str(error) in str(refusal.value)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", ["npu"])
 def test_a_pipeline_runs_wholly_on_the_selected_device(name: str) -> None:
     """A simulated device: tensors of two devices cannot mix there, so one left on the CPU would raise."""

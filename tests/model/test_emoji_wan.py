@@ -29,6 +29,7 @@ def pipeline() -> WanPipeline:
     return loaded
 
 
+@pytest.mark.rest
 def test_it_draws_what_held_out_prompts_ask_for(pipeline: WanPipeline) -> None:
     wanted = held_out_prompts(6)
     videos = generate(pipeline, [prompt for _, prompt in wanted], steps=12, batch_size=6)
@@ -37,6 +38,7 @@ def test_it_draws_what_held_out_prompts_ask_for(pipeline: WanPipeline) -> None:
     assert right >= 5, [(saw, clip) for saw, (clip, _) in zip(seen, wanted, strict=True) if saw != clip]
 
 
+@pytest.mark.rest
 def test_it_has_wan22s_two_transformers_and_both_run(pipeline: WanPipeline) -> None:
     calls = []
     for name in ("transformer", "transformer_2"):
@@ -83,12 +85,14 @@ def test_every_word_of_a_prompt_is_one_token() -> None:
     assert len(parts.tokenizer(" ".join(words())).input_ids) == len(words()) + 1  # and the end
 
 
+@pytest.mark.rest
 def test_a_latent_frame_holds_the_cells_of_the_one_before_at_the_next_place() -> None:
     latents = clip_latents([Clip("robot", "down", "yellow")])[0, :12]
     for frame in range(4):
         assert_close(latents[:, frame + 1, 1:], latents[:, frame, :-1])
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("direction", ["left", "down"])
 def test_the_decoder_that_was_worked_out_moves_the_emoji_without_any_training(direction: str) -> None:
     clip = Clip("robot", direction, "orange")
@@ -101,6 +105,7 @@ def test_the_decoder_that_was_worked_out_moves_the_emoji_without_any_training(di
     assert difference_from_target_clip(frames, clip) < 0.06  # 12 of 192 principal components: soft
 
 
+@pytest.mark.rest
 def test_training_runs_the_decoders_first_level_as_the_vae_does() -> None:
     vae = build_vae()
     set_decoder(vae)
@@ -114,12 +119,14 @@ def test_training_runs_the_decoders_first_level_as_the_vae_does() -> None:
         assert_close(run_first_level(vae, latents[0].transpose(0, 1)), torch.cat(seen)[:, :, 0], atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.rest
 def test_training_encodes_as_the_vae_does() -> None:
     vae, video = build_vae(), clip_videos([Clip("bee", "up", "white")])
     with torch.no_grad():
         assert_close(encode(vae, video)[0], vae.encode(video).latent_dist.mean)
 
 
+@pytest.mark.rest
 def test_training_encodes_and_denoises_as_the_pipeline_does() -> None:
     """One padding token with a bias stands for all; attention in float32; the same numbers as WanPipeline's way."""
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ def test_the_page_has_a_row_for_every_tiny_model() -> None:
     assert {name for name, row in rows.items() if not row.is_previewed} == set(NO_PREVIEWS)
 
 
+@pytest.mark.rest
 def test_a_row_says_what_the_tiny_model_does() -> None:
     rows = rows_of_the_page()
     assert [rows[name] for name in BUILT] == [row_of(name) for name in BUILT]

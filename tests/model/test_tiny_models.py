@@ -15,6 +15,7 @@ from tests.support.tiny_models.checkpoints import call
 COMPARED = ("flux", "ltx2", "wan21_i2v")  # a picture, a video with sound, a video from a picture
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", COMPARED)
 def test_a_reloaded_checkpoint_gives_the_same_bytes_as_the_pipeline_in_memory(
     name: str, checkpoints_root: Path
@@ -28,6 +29,7 @@ def test_a_reloaded_checkpoint_gives_the_same_bytes_as_the_pipeline_in_memory(
     assert all(torch.equal(*pair) for pair in zip(in_memory, reloaded, strict=True))
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", COMPARED)
 def test_the_output_depends_on_prompt_and_seed_and_is_no_constant(name: str, checkpoints_root: Path) -> None:
     folder = checkpoint(name, checkpoints_root)
@@ -66,6 +68,7 @@ def test_a_failed_build_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.rest
 def test_an_adapter_is_loaded_only_into_the_components_that_are_real(checkpoints_root: Path) -> None:
     folder = checkpoint("flux_lora", checkpoints_root)
     with torch.device("meta"):
@@ -77,6 +80,7 @@ def test_an_adapter_is_loaded_only_into_the_components_that_are_real(checkpoints
     assert not any("lora" in name for name, _ in pipeline.transformer.named_parameters())
 
 
+@pytest.mark.rest
 def test_an_adapter_changes_the_picture(checkpoints_root: Path) -> None:
     request = request_arguments("flux")
     plain = run_unsplit(checkpoint("flux", checkpoints_root), request, seed=0)[0]

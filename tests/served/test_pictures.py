@@ -240,6 +240,7 @@ def test_what_is_not_there_is_a_404_in_openais_shape(path: str, served: ServedAp
 # --- replicas that die ---
 
 
+@pytest.mark.rest
 def test_a_request_after_the_death_of_both_ends_is_answered_with_the_same_picture(
     served: ServedApplication, flux_checkpoint: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_request_after_the_death_of_both_ends_is_answered_with_the_same_pictur
         assert served.process_of(deployment).pid != process.pid
 
 
+@pytest.mark.rest
 def test_a_replica_that_dies_while_it_denoises_costs_no_request(
     served: ServedApplication, flux_checkpoint: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_the_death_of_serve_run_ends_it_and_all_it_started(tmp_path: Path) -> No
     assert "`serve run` ended" in output(tmp_path)
 
 
+@pytest.mark.rest
 def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -69,6 +70,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> Non
     assert "Starting Ray" not in text
 
 
+@pytest.mark.rest
 def test_a_config_with_a_mistake_is_refused_by_name_and_nothing_starts(tmp_path: Path) -> None:
     with launched(config_file(tmp_path, free_port(), lod_s=3), tmp_path) as launcher:
         assert launcher.wait(90) == 1

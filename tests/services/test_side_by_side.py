@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.side_by_side import RUNS, run
+from tests.side_by_side import MARKED, RUNS, run
 
 PASSES = "def test_it():\n    pass\n"
 FAILS = "def test_it():\n    assert False\n"
@@ -24,6 +24,16 @@ def test_it():
     with Path("runs").open("a") as file:
         file.write(f"{Path(__file__).parent.name} ")
 """
+MARKS = """
+from pathlib import Path
+
+import pytest
+
+@pytest.mark.parametrize("case", ["first", pytest.param("further", marks=pytest.mark.rest)])
+def test_it(case):
+    with Path("runs").open("a") as file:
+        file.write(f"{case} ")
+"""
 CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,12 +46,23 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_all_folders_must_pass_at_the_latest_in_their_second_try(
     one: str, other: str, ends_well: bool, tmp_path: Path
 ) -> None:
-    folders = ("one", "other", "third")
-    for name, code in zip(folders, (one, other, PASSES), strict=True):
+    folders = ("one", "other", "third") if ends_well else ("one", "other")
+    for name, code in zip(folders, (one, other, PASSES), strict=False):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"test_{name}.py").write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
     assert (run(folders, tmp_path) == 0) == ends_well
+
+
+def test_the_run_of_further_cases_makes_those_and_no_other_run_does(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = rest\naddopts = -p no:schemathesis\n")
+    for name, code in {"both": MARKS, "other": COUNTS}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"test_{name}.py").write_text(code)
+    assert run(("both", "other"), tmp_path, MARKED["rest"]) == 0, "a folder without any is no failure"
+    assert (tmp_path / "runs").read_text().split() == ["further"]
+    assert run(("both",), tmp_path) == 0
+    assert (tmp_path / "runs").read_text().split() == ["further", "first"]
 
 
 def test_every_folder_of_tests_is_in_every_run_or_in_one_of_its_own() -> None:

@@ -33,6 +33,7 @@ async def until_empty(uploads: SpoolUploads) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.rest
 async def test_a_killed_s3_server_has_the_object_and_its_checksum_when_it_is_back(s3: S3Server, tmp_path: Path) -> None:
     with closing(S3Storage(s3.cloud_storage("outputs"), attempts=1)) as backend:
         storage = SpooledStorage(backend, tmp_path)

@@ -49,17 +49,17 @@ def test_a_job_is_read_back_by_another_process_as_it_was_stored(make_store: Make
     assert other.input_images("video_1") == [b"png", b"jpeg"]
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str, tmp_path: Path) -> None:
-    engine = open_database(database_url, tmp_path)
+def test_the_migrations_make_the_tables_that_the_code_knows(new_database_url: str, tmp_path: Path) -> None:
+    engine = open_database(new_database_url, tmp_path)
     with engine.connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), tables.metadata)
     engine.dispose()
     assert differences == []
 
 
-def test_processes_that_open_a_new_database_together_make_its_tables_once(make_store: MakeStore) -> None:
+def test_processes_that_open_a_new_database_together_make_its_tables_once(make_new_store: MakeStore) -> None:
     with ThreadPoolExecutor(4) as threads:
-        stores = list(threads.map(lambda _: make_store(), range(4)))
+        stores = list(threads.map(lambda _: make_new_store(), range(4)))
     stores[0].add(new_job("video_1"))
     assert [store.get("video_1").id for store in stores] == ["video_1"] * 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,8 @@ from tests.support.postgresql import PostgreSQL
 
 
 @pytest.fixture
-def store(postgresql: PostgreSQL, tmp_path: Path) -> Iterator[JobStore]:
-    made = JobStore(open_database(postgresql.create_database(f"away_{os.urandom(6).hex()}"), tmp_path))
+def store(emptied_database: str, tmp_path: Path) -> Iterator[JobStore]:
+    made = JobStore(open_database(emptied_database, tmp_path))
     yield made
     made.close()
 

@@ -2,7 +2,7 @@
 
     python -m tests.support.measured_published [NAME ...]    measures them again
 
-tests/parity/rest/test_plan.py holds them against what is measured today.
+tests/parity/rest/devices/test_plan.py holds them against what is measured today.
 """
 
 from __future__ import annotations

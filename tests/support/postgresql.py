@@ -43,8 +43,8 @@ class PostgreSQL:
         self.ask(f"create database {name}")
         return f"{self.url}/{name}"
 
-    def ask(self, sql: str) -> None:
-        subprocess.run(["psql", "-q", f"{self.url}/postgres", "-c", sql], check=True, capture_output=True)
+    def ask(self, sql: str, database: str = "postgres") -> None:
+        subprocess.run(["psql", "-q", f"{self.url}/{database}", "-c", sql], check=True, capture_output=True)
 
     def processes(self) -> list[psutil.Process]:
         pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from env_config.reference import default_of, write_between
+from env_config.told.reference import default_of, write_between
 from env_config.variables import DECLARATIONS
 
 FOLDER = "tests/variables"

@@ -22,6 +22,7 @@ from deployments.weights.quantization.convert_to_nvfp4 import convert_checkpoint
 from deployments.weights.quantization.nvfp4 import NVFP4Linear
 from tests.support.aiter_stand_in import StandInGroupNorm
 from tests.support.flashinfer_stand_in import StandInFlashInfer
+from tests.support.further import further
 from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica, WholeReplica, pretend
 
@@ -105,7 +106,7 @@ def nvfp4_checkpoint(flux_checkpoint: Path, tmp_path: Path) -> Iterator[Path]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("backend", ["cutlass", "cudnn", "trtllm", "auto"])
+@pytest.mark.parametrize("backend", [further("cutlass"), further("cudnn"), "trtllm", further("auto")])
 @proof("stand-in kernel")
 def test_sglang_diffusion_flashinfer_fp4_gemm_backend_multiplies_in_the_nvfp4_layers(
     backend: str, make_replica: MakeReplica, nvfp4_checkpoint: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,7 @@ from env_config.variables import EnvConfig
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.routes.dev import dev_routes
 from serve_app.making.layers.request_log import RequestLog
+from tests.support.further import further
 from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica
 
@@ -52,7 +53,7 @@ def test_sglang_diffusion_target_device_is_where_the_replica_runs(
         make_replica(flux_checkpoint, SGLANG_DIFFUSION_TARGET_DEVICE="musa")
 
 
-@pytest.mark.parametrize("name", ["npu", "musa"])
+@pytest.mark.parametrize("name", ["npu", further("musa")])
 @proof("simulated device (npu, musa); CPU")
 def test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device(
     name: str, flux_checkpoint: Path, tmp_path: Path

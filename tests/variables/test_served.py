@@ -19,7 +19,7 @@ import pytest
 from tests.support.s3_server import s3_server
 from tests.support.serve_on_two_nodes import OVERRIDES
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("Encoder", "Denoiser", "VAE")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from fastapi.routing import APIRoute
 
-from env_config.effective import effective_values
+from env_config.told.effective import effective_values
 from serve_app.making.stages import Stages
 from serve_app.service import Service
 

@@ -22,6 +22,7 @@ from deployments.accelerations.attention_rules import (
 )
 from deployments.modules import AccelerationError, StageModules
 from env_config.variables import EnvConfig
+from tests.support.further import all_but, further
 from tests.support.stage_modules import CPU, KernelWatcher, denoiser_stage, env, vae_stage
 from tests.support.tiny_models import TINY_MODELS, tiny_patches
 from tests.support.tiny_models.checkpoints import call
@@ -95,11 +96,12 @@ def test_attention_backend_is_off_unless_a_variable_asks_for_it() -> None:
     assert ATTENTION.is_on(env(KERNEL_API_LOGLEVEL="1"))
 
 
-# One model of every way in which models attend: through the dispatcher (flux, qwenimage, wan22, cosmos2_t2i),
-# in processors of their own (sd3, pixart, cogvideox, lumina2), in a UNet (sd15).
-@pytest.mark.parametrize(
-    "model", ["flux", "qwenimage", "wan22", "cosmos2_t2i", "sd3", "pixart", "cogvideox", "lumina2", "sd15"]
-)
+# Every way in which models attend: through the dispatcher (flux, qwenimage, wan22, cosmos2_t2i), in processors of their
+# own (sd3, pixart, cogvideox, lumina2), in a UNet (sd15).
+ATTENDING = ("flux", "qwenimage", "wan22", "cosmos2_t2i", "sd3", "pixart", "cogvideox", "lumina2", "sd15")
+
+
+@pytest.mark.parametrize("model", all_but(["flux", "sd3", "sd15"], ATTENDING))
 def test_attention_backend_reaches_every_attention_of_the_denoisers_of(model: str, math_calls: Calls) -> None:
     tiny_patches()
     pipeline, arguments = TINY_MODELS[model].build()
@@ -340,7 +342,7 @@ def stand_in_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     refusal_of.cache_clear()
 
 
-@pytest.mark.parametrize("model", ["flux", "sd3"])
+@pytest.mark.parametrize("model", ["flux", further("sd3")])
 @pytest.mark.usefixtures("stand_in_flash")
 def test_attention_backend_fa_calls_flash_attn_in_its_own_layout(model: str) -> None:
     pipeline, arguments = TINY_MODELS[model].build()

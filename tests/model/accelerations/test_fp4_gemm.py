@@ -160,6 +160,7 @@ def test_a_checkpoint_that_already_has_modelopts_tensors_keeps_them(folders: tup
     assert counts["transformer"] > 20
 
 
+@pytest.mark.rest
 def test_the_converter_is_a_command_that_says_what_it_did(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.support.precision_parity import check_precision
 
 TORCHAO = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
-SCHEMES = ["layerwise", pytest.param("int8", marks=TORCHAO)]
+SCHEMES = ["layerwise", pytest.param("int8", marks=[TORCHAO, pytest.mark.rest])]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -36,6 +36,7 @@ from deployments.modules import AccelerationError
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import tensors
 from env_config.variables import EnvConfig
+from tests.support.further import further
 from tests.support.stage_modules import denoiser_stage, env, vae_stage
 from tests.support.tiny_models.flux import TRANSFORMER
 from tests.support.tiny_models.random_weights import diffusers_model
@@ -197,7 +198,7 @@ def test_two_guidance_passes_equal_cache_dits_own_separate_guidance_bit_for_bit(
 
 
 @pytest.mark.parametrize("overrides", [DYNAMIC, STATIC, TAYLOR], ids=["dynamic", "static", "taylorseer"])
-@pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), (wan_transformer, 2)])
+@pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), further(wan_transformer, 2)])
 def test_interleaved_requests_equal_running_alone_bit_for_bit(
     build: Callable[[], torch.nn.Module], num_passes: int, overrides: dict[str, Any]
 ) -> None:
@@ -270,7 +271,7 @@ def test_more_steps_than_planned_are_computed(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(("preset", "computed"), [("slow", 10), ("medium", 8), ("fast", 7), ("ultra", 6)])
-@pytest.mark.parametrize("build", [flux_transformer, wan_transformer])
+@pytest.mark.parametrize("build", [flux_transformer, further(wan_transformer)])
 def test_a_static_mask_computes_exactly_the_steps_that_it_marks(
     build: Callable[[], torch.nn.Module], preset: str, computed: int
 ) -> None:
@@ -319,7 +320,7 @@ def test_first_and_last_blocks_are_always_computed() -> None:
 
 
 @pytest.mark.parametrize("overrides", [DYNAMIC, STATIC, TAYLOR], ids=["dynamic", "static", "taylorseer"])
-@pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), (wan_transformer, 2)])
+@pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), further(wan_transformer, 2)])
 def test_a_snapshot_continues_on_another_transformer_with_the_same_bytes(
     build: Callable[[], torch.nn.Module], num_passes: int, overrides: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deployments.errors import CannotResumeError
+from tests.support.further import further
 from tests.support.rewired import OpenStages, check_bytes, check_resume, opened_stages, request, truth
 from tests.support.stage_parity import assert_same
 from tests.support.three_stages import ThreeStages
@@ -25,7 +26,7 @@ def stages_of(checkpoints_root: Path) -> Iterator[OpenStages]:
         yield open_stages
 
 
-@pytest.mark.parametrize("name", ["sd15_pag", "sd15_sag"])
+@pytest.mark.parametrize("name", ["sd15_pag", further("sd15_sag")])
 def test_it_makes_the_bytes_of_the_unsplit_pipeline_and_leaves_the_denoiser_as_it_was(
     name: str, stages_of: OpenStages, checkpoints_root: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_forwards_that_are_rewired_alike_share_batches_and_plain_ones_are_beside
     assert statistics.refused_structures == refused == 0
 
 
+@pytest.mark.rest
 def test_a_pipeline_without_a_denoiser_is_split_at_what_works_on_its_latents(
     stages_of: OpenStages, checkpoints_root: Path
 ) -> None:

@@ -21,6 +21,7 @@ from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
 from deployments.stages.encode import encode
 from env_config.variables import EnvConfig
+from tests.support.further import all_but
 from tests.support.tiny_models import checkpoint, request_arguments, tiny_patches
 
 CPU = select_device("cpu")
@@ -81,7 +82,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", all_but(["group", "model"], KINDS))
 def test_offloaded_stages_make_the_same_bytes_merged_resumed_and_after_a_cancelled_one(
     kind: str, whole: OneProcess, checkpoints_root: Path
 ) -> None:

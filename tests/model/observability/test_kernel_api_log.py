@@ -238,6 +238,7 @@ def test_after_a_segmentation_fault_the_last_line_names_the_kernel_and_its_input
     assert torch.equal(saved["arg_0"], torch.arange(3))
 
 
+@pytest.mark.rest
 def test_a_compiled_graph_runs_without_the_log(tmp_path):
     logged = kernel_log(tmp_path, 10).wrap_kernel("test.neg", torch.neg)
     compiled = torch.compile(lambda x: logged(x) + 1, backend="eager", fullgraph=True)

@@ -11,6 +11,7 @@ import pytest
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, OutputFormat
+from tests.support.further import all_but
 from tests.support.hostile_requests import attack, data_url
 from tests.support.model_in_process import ModelServer, model_served
 from tests.support.tiny_models import checkpoint
@@ -48,7 +49,7 @@ FAULTS: dict[str, list[tuple[dict[str, Any], str | None]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=PLACEMENT)
+@pytest.fixture(scope="module", params=all_but(["flux"], PLACEMENT))
 def server(
     request: pytest.FixtureRequest, checkpoints_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ModelServer]:

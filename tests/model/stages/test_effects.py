@@ -17,6 +17,7 @@ from PIL import Image
 from deployments.messages import Effects, GenerationRequest, InputImage, OutputFormat
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stages.effects import arguments_of, effects_of
+from tests.support.further import further
 from tests.support.tiny_models import checkpoint
 
 STAGES: dict[str, StagePipeline] = {}
@@ -50,14 +51,16 @@ def picture() -> InputImage:
     ("name", "arguments", "without"),
     [
         ("sd15", {"negative_prompt": "rain", "guidance_scale": 1.0}, {"negative_prompt": "guidance_scale=5"}),
-        ("sd15", {"negative_prompt": "rain", "guidance_scale": 5.0}, {}),
-        ("sd15", {"guidance_scale": 1.0, "guidance_rescale": 0.5}, {"guidance_rescale": "guidance_scale=5"}),
-        ("sd15", {"clip_skip": 1, "width": 64, "height": 64}, {}),
+        further("sd15", {"negative_prompt": "rain", "guidance_scale": 5.0}, {}),
+        further("sd15", {"guidance_scale": 1.0, "guidance_rescale": 0.5}, {"guidance_rescale": "guidance_scale=5"}),
+        further("sd15", {"clip_skip": 1, "width": 64, "height": 64}, {}),
         ("sd15_img2img", {"image": picture(), "strength": 0.5, "guidance_scale": 3.0}, {}),
-        ("flux", {"guidance_scale": 3.5, "max_sequence_length": 16}, {}),
+        further("flux", {"guidance_scale": 3.5, "max_sequence_length": 16}, {}),
         ("flux", {"true_cfg_scale": 3.0}, {"true_cfg_scale": "with negative_prompt"}),
-        ("flux", {"negative_prompt": "rain"}, {"negative_prompt": "with true_cfg_scale=5"}),
-        ("flux", {"negative_prompt_2": "rain"}, {"negative_prompt_2": "negative_prompt and with true_cfg_scale=5"}),
+        further("flux", {"negative_prompt": "rain"}, {"negative_prompt": "with true_cfg_scale=5"}),
+        further(
+            "flux", {"negative_prompt_2": "rain"}, {"negative_prompt_2": "negative_prompt and with true_cfg_scale=5"}
+        ),
         ("flux", {"sigmas": [1.0, 0.5]}, {"num_inference_steps": "without sigmas"}),
     ],
 )
@@ -93,10 +96,10 @@ def test_eta_matters_with_the_schedulers_that_take_it(checkpoints_root: Path) ->
 @pytest.mark.parametrize(
     ("name", "arguments", "steps"),
     [
-        ("sd15", {}, 6),
+        further("sd15", {}, 6),
         ("sd15_img2img", {"image": picture(), "strength": 0.5}, 3),
         ("flux", {"sigmas": [1.0, 0.7, 0.2]}, 3),
-        ("flux", {"num_inference_steps": 9}, 9),
+        further("flux", {"num_inference_steps": 9}, 9),
     ],
 )
 def test_the_steps_are_those_that_the_pipeline_makes(

@@ -40,6 +40,7 @@ def test_a_picture_from_words_has_the_pixels_of_the_unsplit_pipeline(
     assert np.array_equal(pixels(answer.json()), unsplit(checkpoints_root, height=32, width=32))
 
 
+@pytest.mark.rest
 def test_a_picture_from_a_picture_has_the_pixels_of_the_unsplit_pipeline(
     server: ModelServer, checkpoints_root: Path
 ) -> None:

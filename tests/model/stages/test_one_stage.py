@@ -19,6 +19,7 @@ from deployments.stage_pipeline.outputs import media_kind
 from deployments.stages.decode import decode_output
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode
+from tests.support.further import further
 from tests.support.tiny_models import checkpoint, request_arguments, run_unsplit, tiny_patches
 from tests.support.toy_pipelines import Toy, ToyStages, same
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 # Outputs with fields that are None and asked for, with all of their fields, and of videos.
-@pytest.mark.parametrize("name", ["sd15", "kandinsky22", "flux", "wan21", "ltx2"])
+@pytest.mark.parametrize("name", ["sd15", "kandinsky22", further("flux"), further("wan21"), further("ltx2")])
 def test_one_process_makes_the_numbers_of_the_unsplit_pipeline(name: str, checkpoints_root: Path) -> None:
     tiny_patches()
     folder, arguments = checkpoint(name, checkpoints_root), request_arguments(name)

@@ -57,6 +57,7 @@ def test_conditions_of_pictures_and_videos_reach_the_pipeline_as_its_own_objects
     assert frames == unsplit(name, folder, {**changes, "conditions": taken})
 
 
+@pytest.mark.rest
 def test_a_video_a_mask_and_three_reference_pictures_steer_as_in_the_unsplit_call(
     checkpoints_root: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoisingFollower
 from deployments.stages.effects import effects_of
 from deployments.stages.encode import encode
+from tests.support.further import further
 from tests.support.tiny_models import checkpoint
 
 
@@ -31,7 +32,7 @@ def picture() -> InputImage:
     ("name", "arguments"),
     [
         ("sd15_img2img", {"image": picture(), "strength": 0.5, "num_inference_steps": 8}),
-        ("flux", {"sigmas": [1.0, 0.6, 0.3], "num_inference_steps": 28, "height": 32, "width": 32}),
+        further("flux", {"sigmas": [1.0, 0.6, 0.3], "num_inference_steps": 28, "height": 32, "width": 32}),
     ],
 )
 def test_progress_ends_at_the_steps_that_were_made_and_the_file_says_them(

@@ -10,7 +10,7 @@ import torch
 from deployments.messages import GenerationRequest, OutputFormat
 from deployments.stage_pipeline.loading import load_stage
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
-from deployments.stage_pipeline.sessions.unread import unread_outputs
+from deployments.stage_pipeline.sessions.plays.unread import unread_outputs
 from deployments.stages.encode import call_arguments, encode, pack_conditioning, unpack_conditioning
 from deployments.tensors.values import MissingTensor, leaves
 from tests.support.tiny_models import checkpoint, request_arguments, tiny_patches

@@ -24,6 +24,7 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load
 
+from tests.support.further import all_but
 from tests.support.model_in_process import PLACEMENTS, ModelServer, model_served
 from tests.support.tiny_models import checkpoint, request_arguments
 from tests.support.tiny_models.autoencoders import kl_autoencoder
@@ -66,7 +67,7 @@ def sixteen_bits(waves: Any) -> np.ndarray:
     return np.rint(np.clip(np.asarray(waves, np.float32), -1, 1) * 32767).astype(np.int16)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", all_but(["three_stage"], PLACEMENTS))
 def test_a_served_sound_has_the_samples_of_the_unsplit_call(
     placement: str, checkpoints_root: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_served_sound_has_the_samples_of_the_unsplit_call(
     assert (told["sample_rate"], told["channels"], told["seconds"]) == (4, 2, waves.shape[1] / 4)
 
 
+@pytest.mark.rest
 def test_a_sound_without_words_is_what_its_denoiser_leaves(tmp_path: Path) -> None:
     unet = diffusers_model(
         UNet1DModel,
@@ -105,6 +107,7 @@ def test_a_sound_without_words_is_what_its_denoiser_leaves(tmp_path: Path) -> No
     assert (told["sample_rate"], told["channels"]) == (16_000, 2)
 
 
+@pytest.mark.rest
 def test_a_depth_map_is_served_as_a_picture_of_16_bits(tmp_path: Path) -> None:
     pipeline = MarigoldDepthPipeline(
         unet=diffusers_model(UNet2DConditionModel, **SD15_UNET | UNET_DECODER | {"in_channels": 8}),

@@ -30,6 +30,7 @@ from deployments.verify.verdict import Outcome, Report
 from deployments.verify.whole import Whole, load_whole
 from env_config.variables import EnvConfig
 from serve_app.app import PLACEMENTS
+from tests.support.further import further
 from tests.support.tiny_models import checkpoint, tiny_patches
 
 CPU = select_device("cpu")
@@ -56,8 +57,8 @@ def outcomes(report: Report) -> dict[str, Outcome]:
     ("name", "placement"),
     [
         ("flux", "two_stage"),
-        ("sd15_inpaint", "three_stage"),  # needs a picture and a mask
-        ("wan21", "one_stage"),  # a video
+        further("sd15_inpaint", "three_stage"),  # needs a picture and a mask
+        further("wan21", "one_stage"),  # a video
     ],
 )
 def test_a_pipeline_that_is_split_rightly_passes(name: str, placement: str, checkpoints_root: Path) -> None:
@@ -110,9 +111,9 @@ def answering_wrongly(module: Any, method: str, change: Callable[[Any], Any] = o
 @pytest.mark.parametrize(
     ("stage", "component", "method", "place"),
     [
-        ("encoder", "text_encoder_2", "forward", "pipeline.encode_prompt[0]"),
+        further("encoder", "text_encoder_2", "forward", "pipeline.encode_prompt[0]"),
         ("denoiser", "transformer", "forward", "vae.decode was given[0][0]"),
-        ("vae", "vae", "decode", "output.images"),
+        further("vae", "vae", "decode", "output.images"),
     ],
 )
 def test_a_component_that_answers_wrongly_in_a_stage_is_found_there(
@@ -151,6 +152,7 @@ class ByReference(EncodeSession):
         return output
 
 
+@pytest.mark.rest
 def test_a_record_that_the_pipeline_changes_afterwards_is_found(
     checkpoints_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_merge_that_mixes_the_requests_up_is_found(flux: Whole, monkeypatch: p
     assert "bound 1e-03" in report.conclusion
 
 
+@pytest.mark.rest
 def test_a_resume_from_other_numbers_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     def unpacked(*args: Any) -> Any:
         saved = unpack(*args)
@@ -207,6 +210,7 @@ def test_a_resume_from_other_numbers_is_found(flux: Whole, monkeypatch: pytest.M
     assert "from step 1 of 2" in report.conclusion
 
 
+@pytest.mark.rest
 def test_a_stage_that_changes_shared_weights_is_found(flux: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = flux.unsplit.pipeline.vae.decoder.conv_out.weight
     before = weight.detach().clone()
@@ -222,6 +226,7 @@ def test_a_stage_that_changes_shared_weights_is_found(flux: Whole, monkeypatch: 
     assert [verdict.part for verdict in report.mismatches] == ["left"]
 
 
+@pytest.mark.rest
 def test_what_two_unsplit_calls_deviate_is_measured_and_taken_for_the_same(
     flux: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +247,7 @@ def test_what_two_unsplit_calls_deviate_is_measured_and_taken_for_the_same(
     assert "two calls differ" in str(report.verdicts[0])
 
 
+@pytest.mark.rest
 def test_settings_that_never_merge_are_told(flux: Whole) -> None:
     told = {str(checked(flux, **setting).verdicts[5]) for setting in ({"deterministic": True}, {"max_batch_size": 1})}
     assert told == {
@@ -250,6 +256,7 @@ def test_settings_that_never_merge_are_told(flux: Whole) -> None:
     }
 
 
+@pytest.mark.rest
 def test_the_request_is_as_it_was_asked_for(checkpoints_root: Path, tmp_path: Path) -> None:
     asked = Asked(prompt="dance", width=32, height=16, steps=2, arguments={"guidance_scale": 2.0})
     report = verified(checkpoint("flux", checkpoints_root), asked=asked, default_arguments={"num_inference_steps": 28})

@@ -74,6 +74,7 @@ def split(model: ModelArgs, cache_root: Path, **options: Any) -> Iterator[Stages
         stages.close()
 
 
+@pytest.mark.rest
 def test_several_controlnets_beside_a_checkpoint_control_it(
     sd15: Path, controlnets: list[Path], tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_several_controlnets_beside_a_checkpoint_control_it(
         assert_same(stages.generate(arguments), call(whole, arguments, SEED))
 
 
+@pytest.mark.rest
 def test_two_ip_adapters_of_which_torch_save_wrote_one_are_loaded_in_order(sd15: Path, tmp_path: Path) -> None:
     whole: Any = quiet(StableDiffusionPipeline.from_pretrained(sd15))
     names = ["one.bin", "two.safetensors"]

@@ -15,6 +15,7 @@ from deployments.errors import CheckpointError
 from deployments.stage_pipeline.roles import read_layout
 from deployments.weights.load import load_component
 from deployments.weights.locate import resolve_checkpoint
+from tests.support.further import further
 from tests.support.original_names import single_file
 from tests.support.tiny_models.random_weights import diffusers_model_like, transformers_model
 from tests.support.tiny_models.stable_diffusion import sd15, sdxl
@@ -59,7 +60,7 @@ def wide_sdxl() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("build", [lambda: sd15()[0], wide_sdxl], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize("build", [lambda: sd15()[0], further(wide_sdxl)], ids=["sd15", "sdxl"])
 def test_a_file_with_the_names_of_the_first_stable_diffusion_holds_the_whole_pipeline(build: Any, tmp_path: Path):
     pipeline = build()
     pipeline.save_pretrained(tmp_path / "settings")

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine_parity import check_cached_resume, check_engine
-from tests.support.parity_models import CACHED_CORE, CORE
+from tests.support.parity_models import CACHED_CORE, ENGINE_CORE
 from tests.support.resuming_process import ResumingProcess
 
 # Pipelines use what diffusers and torch have deprecated.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", ENGINE_CORE)
 def test_the_engine_changes_no_bit_alone_little_merged_and_none_by_a_resume_elsewhere(
     name: str, checkpoints_root: Path, other_process: ResumingProcess
 ) -> None:

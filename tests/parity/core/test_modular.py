@@ -21,6 +21,7 @@ def test_three_stages_make_the_bytes_of_the_unsplit_modular_pipeline(
     check_stages(NAME, stages, checkpoints_root)
 
 
+@pytest.mark.rest
 def test_the_engine_changes_no_bit_alone_little_merged_and_none_by_a_resume_elsewhere(
     checkpoints_root: Path, other_process: ResumingProcess
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.parity_models import REST
+from tests.support.parity_models import SPLIT_REST
 from tests.support.stage_parity import check_bfloat16, check_stages
 from tests.support.stage_processes import StageProcesses
 
@@ -12,7 +12,7 @@ from tests.support.stage_processes import StageProcesses
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("name", SPLIT_REST)
 def test_three_stages_make_the_bytes_of_the_unsplit_pipeline(
     name: str, stages: StageProcesses, checkpoints_root: Path
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from serve_app.tools.launch import LaunchError, deployment_messages
 from tests.support.served_application import ServedApplication
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from benchmarks.open_loop import Timed
 from benchmarks.overload import WATCHED, Outcome, Watch, capacity, overload, processes_of
 from tests.support.served_application import ServedApplication, picture_of
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 BODY = {"size": "32x32", "num_inference_steps": 60}
 CONCURRENCY = 8

@@ -13,7 +13,7 @@ from tests.support.served_application import ONE_STAGE, TWO_STAGE, ServedApplica
 from tests.support.served_fixtures import BUCKET
 from tests.support.unsplit import unsplit_picture
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 PROMPT = "a small cat"
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.served_application import ServedApplication
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 
 def test_work_for_the_denoiser_starts_a_second_one_which_goes_again_and_no_request_is_lost(

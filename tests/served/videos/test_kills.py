@@ -36,6 +36,7 @@ def applications() -> list[Application]:
     return [Application("flux", stages_of("triptych")), Application("wan22", stages_of("wan"))]
 
 
+@pytest.mark.rest
 def test_a_denoising_ends_when_the_actor_that_asked_for_it_dies(served: ServedApplication, metrics_port: int) -> None:
     application = Application("flux", stages_of("triptych"))
     caller = Caller.options(name="caller", namespace="serve", num_cpus=0).remote()  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.cluster_simulation import Arrival, Outcome, RequestKind, Stage, View, simulate
 from benchmarks.scaling_policies import Fixed
+from tests.support.further import further
 
 ARRIVALS = 40_000
 UNIT_S = 0.05  # of time in the theory's formulas; the controller acts every second
@@ -39,19 +40,19 @@ def erlang_c(servers: int, load: float) -> float:
     return waiting / (sum(load**k / factorial(k) for k in range(servers)) + waiting)
 
 
-@pytest.mark.parametrize("load", [0.3, 0.7])
+@pytest.mark.parametrize("load", [further(0.3), 0.7])
 def test_one_replica_with_exponential_work_is_the_m_m_1_queue(load: float) -> None:
     latency_s = mean_latency(Stage("stage", max_ongoing_requests=1), poisson(load, None))
     assert latency_s == pytest.approx(1 / (1 - load), rel=0.05)
 
 
-@pytest.mark.parametrize("load", [0.3, 0.7])
+@pytest.mark.parametrize("load", [further(0.3), 0.7])
 def test_one_replica_with_equal_work_waits_as_pollaczek_and_khinchine_say(load: float) -> None:
     latency_s = mean_latency(Stage("stage", max_ongoing_requests=1), poisson(load, 1.0))
     assert latency_s == pytest.approx(1 + load / (2 * (1 - load)), rel=0.03)
 
 
-@pytest.mark.parametrize(("replicas", "load"), [(2, 1.4), (8, 6.0)])
+@pytest.mark.parametrize(("replicas", "load"), [(2, 1.4), further(8, 6.0)])
 def test_several_replicas_with_exponential_work_wait_as_erlang_says(replicas: int, load: float) -> None:
     latency_s = mean_latency(Stage("stage", max_ongoing_requests=1), poisson(load, None), replicas)
     assert latency_s == pytest.approx(1 + erlang_c(replicas, load) / (replicas - load), rel=0.05)
@@ -67,7 +68,7 @@ def test_several_replicas_with_equal_work_wait_about_half_as_long_as_with_expone
     assert latency_s == pytest.approx(1 + waiting_s, rel=0.03)
 
 
-@pytest.mark.parametrize("units", [None, 1.0])
+@pytest.mark.parametrize("units", [further(None), 1.0])
 def test_a_batch_that_gains_nothing_is_processor_sharing_whatever_the_distribution(units: float | None) -> None:
     stage = Stage("stage", max_ongoing_requests=10_000, batch=10_000, marginal_cost=1.0)
     assert mean_latency(stage, poisson(0.6, units)) == pytest.approx(1 / (1 - 0.6), rel=0.05)

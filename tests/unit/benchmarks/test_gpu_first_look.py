@@ -27,7 +27,7 @@ def part(name: str = "toy", box_s: float = 20) -> Part:
 
 
 def test_every_row_has_its_module_and_all_boxes_together_are_known() -> None:
-    assert all(find_spec(f"benchmarks.first_look.{each.name}") for each in PARTS)
+    assert all(find_spec(f"benchmarks.first_look.parts.{each.name}") for each in PARTS)
     assert all(0 < each.box_s <= 120 for each in PARTS)
     assert ALL_S < 600
 

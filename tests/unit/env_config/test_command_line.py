@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from env_config.reference import reference
+from env_config.told.reference import reference
 from tests.support.documented import DOCUMENTED
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,7 @@ def test_check_exits_with_1_and_prints_each_file_with_its_errors(tmp_path: Path)
 
 def test_the_package_imports_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, env_config.variables, env_config.effective, env_config.__main__; "
+        "import sys, env_config.variables, env_config.told.effective, env_config.__main__; "
         "print([name for name in ('torch', 'ray', 'diffusers', 'boto3') if name in sys.modules])"
     )
     done = subprocess.run(

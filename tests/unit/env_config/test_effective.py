@@ -1,6 +1,6 @@
 """The effective values: what they are and where they come from."""
 
-from env_config.effective import effective_values
+from env_config.told.effective import effective_values
 from env_config.variables import EnvConfig
 from tests.support.documented import DOCUMENTED
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from env_config.reference import BEGIN, END, reference, write_reference
+from env_config.told.reference import BEGIN, END, reference, write_reference
 from tests.support import proofs
 from tests.support.documented import DOCUMENT, DOCUMENTED, DocumentedVariable
 

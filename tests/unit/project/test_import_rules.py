@@ -183,6 +183,7 @@ RULES = (
         ),
         never=("ray", *HTTP),
     ),
+    Rule(("deployments.stage_replica",), ("deployments.replicas.replica",), never=HTTP),  # Serve imports it
     Rule(
         REPLICAS,
         (

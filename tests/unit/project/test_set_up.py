@@ -274,6 +274,7 @@ def test_an_unfit_python_is_passed_over_for_a_fit_one(clone: Path) -> None:
 RUNS = {
     "quick": "tests.side_by_side quick",
     "all": "tests.side_by_side all",
+    "rest": "tests.side_by_side rest",
     "parity": "pytest tests/parity",
     "stress": "pytest tests/stress",
     "fuzz": "pytest -rP tests/fuzz",
@@ -313,4 +314,4 @@ def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:
     failed = run(clone, "make", "test", "TESTS=some")
     assert failed.returncode != 0
-    assert "TESTS must be quick, all, parity, stress or fuzz, got some" in failed.stdout
+    assert "TESTS must be quick, all, rest, parity, stress or fuzz, got some" in failed.stdout

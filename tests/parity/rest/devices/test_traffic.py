@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 MODELS = ("flux", "wan22")  # one expert and two; a scheduler that keeps nothing and one that keeps what it has seen
 
 

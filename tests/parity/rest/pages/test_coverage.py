@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.coverage.rows import read_rows
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 PAGE = "".join(
     f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("coverage", "families", "pipelines", "modular pipelines")
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.tiny_models import checkpoint
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 ALL = ("text_encoder", "text_encoder_2", "transformer", "vae")
 
 

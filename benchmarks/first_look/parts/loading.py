@@ -34,7 +34,7 @@ def look(setting: Setting) -> Findings:
         if find_spec("runai_model_streamer"):
             ways += [(f"streamed, {gb(limit)}", {"RUNAI_STREAMER_MEMORY_LIMIT": str(limit)}) for limit in LIMITS]
         for way, variables in ways:
-            command = [sys.executable, "-m", "benchmarks.first_look.loading", way, setting.device.type, *files]
+            command = [sys.executable, "-m", "benchmarks.first_look.parts.loading", way, setting.device.type, *files]
             ended = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
             if ended.returncode:
                 findings.refuse_unless(False, f"loading {way} ended with {ended.returncode}: {ended.stderr[-300:]}")

@@ -14,7 +14,7 @@ import torch
 
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall
-from deployments.stage_pipeline.sessions.play import PlaySession
+from deployments.stage_pipeline.sessions.plays.play import PlaySession
 from deployments.tensors.values import PLAIN, copied, describe, has_nan, tensors, with_nan
 
 FEW_STEPS = 8  # of the play: none of them computes a forward

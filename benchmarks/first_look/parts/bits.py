@@ -21,7 +21,8 @@ def look(setting: Setting) -> Findings:
     findings = Findings()
     first, second = digest_of(setting), digest_of(setting)
     findings.refuse_unless(first == second, "the same request twice in one process makes other bits")
-    command = [sys.executable, "-m", "benchmarks.first_look.bits", setting.device.type, str(int(setting.is_small))]
+    module = "benchmarks.first_look.parts.bits"
+    command = [sys.executable, "-m", module, setting.device.type, str(int(setting.is_small))]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode:
         findings.refuse_unless(False, f"the second process ended with {asked.returncode}: {asked.stderr[-400:]}")

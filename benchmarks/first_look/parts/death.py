@@ -20,7 +20,7 @@ WITH_STACKS = {"TORCH_SHOW_CPP_STACKTRACES": "1"}  # torch then walks the C stac
 
 def look(setting: Setting) -> Findings:
     findings = Findings()
-    command = [sys.executable, "-m", "benchmarks.first_look.death", setting.device.type]
+    command = [sys.executable, "-m", "benchmarks.first_look.parts.death", setting.device.type]
     for name, environment in {"errors": {}, "errors_with_stacks": WITH_STACKS}.items():
         ended = subprocess.run([*command, "errors"], env={**os.environ, **environment}, capture_output=True, text=True)
         told = f"errors at depths {DEPTHS} {environment or ''}: status {ended.returncode}"
