@@ -73,7 +73,15 @@ DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
     Rule(
-        ("serve_app.app",), ("serve_app.ingress", "serve_app.service", *DOOR, "deployments.replicas.table", *ARGUMENTS)
+        ("serve_app.app",),
+        (
+            "serve_app.ingress",
+            "serve_app.service",
+            "serve_app.adapters.places",
+            *DOOR,
+            "deployments.replicas.table",
+            *ARGUMENTS,
+        ),
     ),
     Rule(
         ("serve_app.tools.verify",),

@@ -17,6 +17,7 @@ from serve_app.tools.check_config import check_config
 
 def problems_of(tmp_path: Path, **args: Any) -> list[str]:
     application = {"name": "a", "import_path": "serve_app.app:build_app", "args": {"model": "owner/flux", **args}}
+    application["runtime_env"] = {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}}
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": [application]}))
     return [problem.removeprefix(f"{file}: applications[a].args") for problem in check_config(file)]
