@@ -3,6 +3,7 @@
 TriptychError
 ├── InvalidRequestError       the caller's fault: a parameter that the model or a limit does not allow   (400)
 │   ├── DeadlineExceededError  what was asked was not done by its deadline                                (400)
+│   ├── AdapterReplacedError  the file of a LoRA is another one than the request was accepted with        (400)
 │   └── TooLargeForDeviceError  the request alone needs more memory than the device has                   (400)
 ├── NotSupportedError         the model cannot do what was asked                                          (400)
 ├── ModelNotFoundError        no such model is served                                                     (404)
@@ -54,6 +55,13 @@ class DeadlineExceededError(InvalidRequestError):
     """The deadline that the caller set has passed before the work was done."""
 
     def __init__(self, message: str, param: str | None = "deadline_s", code: str = "deadline_exceeded") -> None:
+        super().__init__(message, param, code)
+
+
+class AdapterReplacedError(InvalidRequestError):
+    """The file of a LoRA has another digest than the request says: the application asks again without one."""
+
+    def __init__(self, message: str, param: str | None = "loras", code: str = "lora_replaced") -> None:
         super().__init__(message, param, code)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
+from deployments.adapters.args import AdapterArgs, AdapterCacheArgs
 from deployments.memory.args import Offload, VAEArgs
 from deployments.model import (
     GGUF_SUFFIX,
@@ -24,6 +25,7 @@ from deployments.model import (
 from deployments.replicas.table import bind_stages
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
+from serve_app.adapters.places import HERE
 from serve_app.ingress import Ingress, draining_s
 from serve_app.service import ServiceArgs
 
@@ -83,6 +85,10 @@ class AppArgs(ServiceArgs):
         description="requests that every replica makes before it takes any, each as arguments of the pipeline's call "
         "such as `{width: 1024, height: 1024, num_inference_steps: 4}`",
     )
+    adapter_cache: AdapterCacheArgs = Field(
+        default_factory=AdapterCacheArgs,
+        description="bytes of LoRAs that a process keeps on its device, on its host and on its disk",
+    )
     fence_device_memory: bool = Field(
         False,
         description="a replica with num_gpus below 1 takes at most that share of its GPU's memory; false: num_gpus is "
@@ -132,9 +138,12 @@ class AppArgs(ServiceArgs):
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     model = model_args(args)
-    service = ServiceArgs(
-        **{name: getattr(args, name) for name in ServiceArgs.model_fields} | {"model_name": model.name}
-    )
+    changes = {
+        "model_name": model.name,
+        "adapters": model.adapters,
+        "adapter_places": tuple(map(located_place, args.adapter_places)),
+    }
+    service = ServiceArgs(**{name: getattr(args, name) for name in ServiceArgs.model_fields} | changes)
     ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service))
     return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement], verify=args.verify))
 
@@ -156,10 +165,12 @@ def model_args(args: AppArgs) -> ModelArgs:
         denoising=args.denoising,
         watchdog=args.watchdog,
         compile=args.compile,
+        adapter_cache=args.adapter_cache,
         warm_up=args.warm_up,
         fence_device_memory=args.fence_device_memory,
         vae=args.vae,
         offload=args.offload,
+        adapters={name: located_adapter(each) for name, each in args.adapters.items()},
     )
 
 
@@ -180,6 +191,16 @@ def located(components: ComponentsArgs) -> ComponentsArgs:
         )
     parts = {name: given and tuple(map(part, given)) for name, given in components.parts.items()}
     return ComponentsArgs(ip_adapter=adapter, **parts)
+
+
+def located_adapter(adapter: AdapterArgs) -> AdapterArgs:
+    """With the absolute path of a file or folder that is here."""
+    return adapter.model_copy(update={"path": locate(adapter.path, (adapter.weight_name or "",))})
+
+
+def located_place(place: str) -> str:
+    """With the absolute path of ./folder, where it is here."""
+    return locate(place, ("",)) if place.startswith(HERE) else place
 
 
 def with_absolute_files(precision: Precision | None) -> Precision | None:

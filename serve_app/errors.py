@@ -5,7 +5,9 @@ They stand under deployments.errors, whose tree goes on here:
 InvalidRequestError
 ├── NotFoundError
 │   ├── ObjectNotFoundError   no stored file has this key                                                 (404)
-│   └── JobNotFoundError      there is no such job, or it is somebody else's                              (404)
+│   ├── JobNotFoundError      there is no such job, or it is somebody else's                              (404)
+│   └── AdapterNotFoundError  no LoRA has this name                                                       (404)
+├── NotAllowedError           the caller's API key may not do this                                        (403)
 └── ConflictError             what was asked does not fit what is there                                   (409)
 TriptychError
 ├── OverloadedError           the queue is full                                                           (429)
@@ -63,6 +65,20 @@ class JobNotFoundError(NotFoundError):
     """There is no such job, or it is somebody else's."""
 
     def __init__(self, message: str, param: str | None = "id", code: str = "job_not_found") -> None:
+        super().__init__(message, param, code)
+
+
+class AdapterNotFoundError(NotFoundError):
+    """No LoRA has this name."""
+
+    def __init__(self, message: str, param: str | None = "loras", code: str = "lora_not_found") -> None:
+        super().__init__(message, param, code)
+
+
+class NotAllowedError(InvalidRequestError):
+    """The caller's API key may not do this."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "not_allowed") -> None:
         super().__init__(message, param, code)
 
 
@@ -145,6 +161,7 @@ class ErrorKind:
 ERROR_KINDS = (
     ErrorKind(NotFoundError, 404, "invalid_request_error"),
     ErrorKind(ModelNotFoundError, 404, "invalid_request_error"),
+    ErrorKind(NotAllowedError, 403, "invalid_request_error"),
     ErrorKind(ConflictError, 409, "invalid_request_error"),
     ErrorKind(InvalidRequestError, 400, "invalid_request_error"),
     ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from deployments.messages import GenerationRequest
+from deployments.adapters.args import Adapter
+from deployments.adapters.use import FEATURE, use_of
+from deployments.errors import ModelNotFoundError, NotSupportedError
+from deployments.messages import GenerationRequest, StageDescription
 from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
+from serve_app.adapters.adapters import Adapters
+from serve_app.adapters.configured import check_arguments, check_configured
+from serve_app.adapters.names import AdapterName, adapter_in
+from serve_app.adapters.places import AdapterPlace
+from serve_app.adapters.records import ServedAdapter
+from serve_app.adapters.store import AdapterStore
 from serve_app.api_keys import ApiKeys
 from serve_app.deadlines import NO_LIMITS, TimeLimits
-from serve_app.errors import ConflictError, JobNotFoundError, ObjectNotFoundError
+from serve_app.errors import AdapterNotFoundError, ConflictError, JobNotFoundError, ObjectNotFoundError
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
@@ -32,6 +41,7 @@ from serve_app.requests.given.references import EarlierOutput
 from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
+from serve_app.requests.loras import AskedAdapter, asked_adapters
 from serve_app.requests.parse import parse
 from serve_app.storage.base import StorageBackend, URLStyle
 from serve_app.storage.guarded import GuardedStorage
@@ -55,6 +65,18 @@ class ServiceArgs(BaseModel):
     quality: dict[str, dict[str, JsonValue]] = Field(
         default_factory=dict,
         description="levels of OpenAI's `quality` and the arguments of each, such as `low: {num_inference_steps: 4}`",
+    )
+    adapters: dict[AdapterName, Adapter] = Field(
+        default_factory=dict,
+        description="LoRAs that requests may name: a path, or `{path, weight_name, scale, preload}`, by name",
+    )
+    adapter_places: tuple[AdapterPlace, ...] = Field(
+        (),
+        description="where POST /v1/loras may load from: folders, s3://bucket/prefix, owners or repositories of the "
+        "hub; none by default",
+    )
+    adapter_keys: tuple[str, ...] = Field(
+        (), description="labels of api_keys_file whose keys may add and delete LoRAs; empty: all"
     )
     limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
     output_directory: Path | None = Field(
@@ -97,6 +119,17 @@ class ServiceArgs(BaseModel):
     jobs: JobArgs = Field(default_factory=JobArgs, description="how jobs (videos, requests in the background) are kept")
 
     @model_validator(mode="after")
+    def check_adapters(self) -> Self:
+        """Raises ValueError."""
+        if self.adapter_keys and self.api_keys_file is None:
+            raise ValueError("adapter_keys is of no effect without api_keys_file")
+        names = [name for name in (self.model_name, *self.model_aliases) if name]
+        check_configured(self.adapters, names, self.limits)
+        levels = [(f"quality.{level}", arguments) for level, arguments in self.quality.items()]
+        check_arguments([("default_arguments", self.default_arguments), *levels])
+        return self
+
+    @model_validator(mode="after")
     def check_that_urls_have_the_endpoint(self) -> Self:
         """Raises ValueError for a public endpoint that no URL would have."""
         if self.s3.public_endpoint is not None and self.url_style == "path":
@@ -115,6 +148,7 @@ class Service:
     admission: Admission
     at_once: MakeAtOnce
     jobs: Jobs
+    adapters: Adapters
     storage: StorageBackend
     pictures: PictureRules
     effects: KnownEffects
@@ -129,9 +163,10 @@ class Service:
         limits: TimeLimits = NO_LIMITS,
     ) -> list[GenerationRequest]:
         """The requests that a body of `caller` stands for. Raises InvalidRequestError that names the field at fault."""
-        self.model.check_name(body.model)
-        body = body.model_copy(update={"model": None})  # an alias is no other model
+        of_model = await self.adapter_in(body.model)
         description = await self.model.describe()
+        loras = await self._loras(body, of_model, description)
+        body = body.model_copy(update={"model": None})  # an alias is no other model
         return await parse(
             body,
             description,
@@ -142,7 +177,36 @@ class Service:
             self.effects,
             request_id,
             limits.shortest_s,
+            loras,
         )
+
+    async def adapter_in(self, model: str | None) -> ServedAdapter | None:
+        """The LoRA of MODEL:LORA; None where the model alone is meant. Raises ModelNotFoundError."""
+        name = adapter_in(model, self.model.names)
+        if name is None:
+            self.model.check_name(model)
+            return None
+        try:
+            return await self.adapters.get(name, "model")
+        except AdapterNotFoundError as error:
+            raise ModelNotFoundError(error.message) from error
+
+    async def _loras(
+        self, body: MediaBody, of_model: ServedAdapter | None, description: StageDescription
+    ) -> list[dict[str, Any]]:
+        """What the stages are told of the LoRAs that a body names. Raises InvalidRequestError, NotFoundError."""
+        if body.loras and not description.takes_adapters:
+            body.refuse(NotSupportedError(f"loras is not supported: {description.pipeline_class} takes none", "loras"))
+        asked = asked_adapters(body, of_model.name if of_model else None, self.args.limits)
+        return await self.adapters.uses(asked)
+
+    async def renewed(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with its LoRAs as their names stand today. Raises AdapterNotFoundError for one that is gone."""
+        earlier = [use_of(plain) for plain in request.features.get(FEATURE, ())]
+        if not earlier:
+            return request
+        uses = await self.adapters.uses([AskedAdapter(use.name, use.scale) for use in earlier])
+        return replace(request, features=request.features | {FEATURE: uses})
 
     async def _read_earlier(self, earlier: EarlierOutput, caller: str, field: str) -> bytes:
         """The file that `field` names. Raises NotFoundError, ConflictError, StorageError."""
@@ -174,6 +238,7 @@ class Service:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
         for task in self._uploads:
             task.cancel()
+        self.adapters.close()
         self.jobs.close()
 
 
@@ -208,6 +273,13 @@ async def open_service(
         webhooks,
         model.name,
     )
+    adapters = Adapters(
+        args.adapters,
+        args.adapter_places,
+        AdapterStore(jobs.database, application, model.name),
+        stages,
+        args.limits,
+    )
     return Service(
         args=args,
         env=env,
@@ -216,6 +288,7 @@ async def open_service(
         admission=admission,
         at_once=MakeAtOnce(make, admission, model),
         jobs=jobs,
+        adapters=adapters,
         storage=storage,
         effects=KnownEffects(model.effects),
         pictures=PictureRules(args.limits, args.remote_images, args.private_targets),

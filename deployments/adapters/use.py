@@ -19,6 +19,7 @@ class AdapterUse:
     path: str
     weight_name: str | None = None
     scale: Scale = 1.0
+    component: str | None = None  # into which it goes, where its loader can be told to (AdapterArgs.component)
     digest: str = ""  # SHA-256 of the weights' file, where it is known; another one is refused
 
     def scale_in(self, component: str) -> float:
@@ -28,6 +29,11 @@ class AdapterUse:
     def plain(self) -> dict[str, Any]:
         """For a message; `use_of` reads it."""
         return asdict(self)
+
+
+def named(features: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The LoRAs of a request as files, manifests and logs name them: without their places."""
+    return [{name: plain[name] for name in ("name", "scale", "digest")} for plain in features.get(FEATURE, ())]
 
 
 def use_of(plain: Mapping[str, Any]) -> AdapterUse:

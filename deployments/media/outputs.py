@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deployments.adapters.use import named
 from deployments.errors import GenerationFailedError, InvalidRequestError, NotNumbersError, NotSupportedError
 from deployments.media.fields import FIELDS_OF, MAPS, TEXTS
 from deployments.media.files import FileToWrite, Pixels, Samples, TensorToWrite, laid_on_white, on_white
@@ -219,6 +220,7 @@ def _metadata(request: GenerationRequest, size: str | None = None) -> dict[str, 
         "prompt": request.arguments.get("prompt"),
         **seen,
         "parameters": parameters,
+        **({"loras": loras} if (loras := named(request.features)) else {}),
     }
 
 

@@ -11,6 +11,7 @@ from ray.serve import Application
 
 from deployments.messages import STAGES, StageName
 from deployments.model import ModelArgs
+from deployments.replicas.adapter_routing import holders_first
 
 Bound = tuple[Application, Application, Application]  # the encoder, the denoiser, the VAE
 
@@ -31,7 +32,12 @@ STAGE_REPLICA = "deployments.stage_replica.StageReplica"
 
 ONE_AT_A_TIME = {"max_ongoing_requests": 32, "health_check_period_s": 2}  # the others wait in the replica
 # Draining a denoiser is a bounded wait: what is not done by then goes on elsewhere from its last checkpoint.
-DENOISING = {"max_ongoing_requests": 16, "health_check_period_s": 2, "graceful_shutdown_timeout_s": 10}
+DENOISING = {
+    "max_ongoing_requests": 16,
+    "health_check_period_s": 2,
+    "graceful_shutdown_timeout_s": 10,
+    "request_router_config": holders_first(),
+}
 
 REPLICAS = {
     kind.name: kind

@@ -127,6 +127,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int  # Unix time in seconds
     owned_by: str = "triptych"
+    parent: str | None = Field(None, description="of a LoRA: the model that it changes")
 
 
 class ModelList(BaseModel):

@@ -25,6 +25,7 @@ from serve_app.http.routes.dev import dev_routes
 from serve_app.http.routes.files import file_routes
 from serve_app.http.routes.images import image_routes
 from serve_app.http.routes.jobs import job_routes
+from serve_app.http.routes.loras import lora_routes
 from serve_app.http.routes.models import model_routes
 from serve_app.http.routes.tensors import tensor_routes
 from serve_app.http.routes.video_edits import video_edit_routes
@@ -95,6 +96,7 @@ ROUTERS: tuple[MakeRoutes, ...] = (
     tensor_routes,
     job_routes,
     model_routes,
+    lora_routes,
     file_routes,
     dev_routes,
 )

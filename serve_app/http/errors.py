@@ -116,7 +116,7 @@ def _problem_text(problem: dict[str, Any]) -> str:
         return f"{field} is required"
     if kind in ("unknown_field", "extra_body"):
         return str(problem["msg"])
-    text = f"{field}: {problem['msg']}"
+    text = f"{field}: {problem['msg'].removeprefix('Value error, ')}"
     if kind != "input_image" and isinstance(problem["input"], str | int | float):
         text += f", got {_shown(problem['input'])}"
     return text

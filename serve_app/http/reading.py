@@ -101,17 +101,24 @@ async def _read_json(request: Request) -> Any:
 async def _read_form(request: Request) -> dict[str, Any]:
     """A form's fields: `a`, repeated `a`, `a[]` or `a[0]` (a list), `a[key]` (an object), files as bytes.
 
+    `a[][key]` is of a list of objects.
     Names of files are read nowhere: they are the caller's, and say nothing that the bytes do not.
     """
     values: dict[str, Any] = {}
+    columns: dict[str, dict[tuple[str, ...], list[Any]]] = {}
     async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_BODY_BYTES_AT_ONCE) as form:
         for given_name, field in form.multi_items():
             name, *keys = [part.removesuffix("]") for part in given_name.split("[")]
             if _is_null(name, field):
                 continue
             value = await field.read() if isinstance(field, UploadFile) else field
+            is_of_a_list = keys[:1] == [""]
             if keys := [key for key in keys if key]:
-                _put(values, [name, *keys], value if isinstance(value, bytes) else _plain_value(value))
+                member = value if isinstance(value, bytes) else _plain_value(value)
+                if is_of_a_list:
+                    columns.setdefault(name, {}).setdefault(tuple(keys), []).append(member)
+                else:
+                    _put(values, [name, *keys], member)
             elif name in values:
                 several = values[name] if isinstance(values[name], list) else [values[name]]
                 values[name] = [*several, value]
@@ -119,6 +126,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
                 values[name] = _plain_value(value)
             else:
                 values[name] = value
+    for name, columns_of in columns.items():
+        _put_rows(values, name, columns_of)
     return {name: _with_lists(value) for name, value in values.items()}
 
 
@@ -127,6 +136,19 @@ def _is_null(name: str, field: UploadFile | str) -> bool:
     if isinstance(field, UploadFile):
         return not field.filename and not field.size
     return name not in TEXT_FIELDS and field.strip() in ("", "null")
+
+
+def _put_rows(values: dict[str, Any], name: str, columns: dict[tuple[str, ...], list[Any]]) -> None:
+    """`name[][path]`: OpenAI's clients send all values of one path before those of the next.
+
+    So the n-th value of each belongs to the n-th object. Where they are not equally many, nobody knows whose they are.
+    """
+    if len({len(column) for column in columns.values()}) > 1:
+        way_out = f"give each the same keys, or send {name} as JSON text"
+        raise HTTPException(400, f"the form does not say which values of {name}[] belong together: {way_out}")
+    for path, column in columns.items():
+        for row, value in enumerate(column):
+            _put(values, [name, str(row), *path], value)
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

@@ -92,7 +92,8 @@ class Jobs:
         Raises JobStoreError, and SecretError for a secret that cannot be read.
         """
         self.args = args
-        self.store = JobStore(open_database(args.store_url, cache_root), application, args.lifetime_s, model=model)
+        self.database = open_database(args.store_url, cache_root)
+        self.store = JobStore(self.database, application, args.lifetime_s, model=model)
         self.threads = StoreThreads("job-store")
         self.leases = StoreThreads("job-leases", max_threads=2)
         self.following = StoreThreads("job-followers", max_threads=2)

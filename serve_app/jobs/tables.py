@@ -109,3 +109,18 @@ idempotency_keys = sa.Table(
     sa.Column("body_digest", sa.String(64), nullable=False),
     sa.Column("job_id", sa.String(96), sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
 )
+
+# LoRAs that were added while running: see serve_app.adapters.
+adapters = sa.Table(
+    "adapters",
+    metadata,
+    sa.Column("application", sa.String(255), primary_key=True),
+    sa.Column("model", sa.String(255), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("weight_name", sa.String(255)),
+    sa.Column("component", sa.String(255)),
+    sa.Column("scale", Json, nullable=False),  # of requests that give none
+    sa.Column("facts", Json, nullable=False),  # what a stage has read in the file
+    sa.Column("created_at", Seconds, nullable=False),
+)

@@ -65,7 +65,12 @@ class ServedModel:
         answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.default_arguments)
         return answer
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that callers may use, the first its own."""
+        return self.name, *self.aliases
+
     def check_name(self, name: str | None) -> None:
         """Raises ModelNotFoundError for another name; None stands for this model."""
-        if name is not None and name != self.name and name not in self.aliases:
+        if name is not None and name not in self.names:
             raise ModelNotFoundError(f"The model {name[:80]!r} is not served here; this server has {self.name!r}")

@@ -16,6 +16,7 @@ from deployments.errors import InvalidRequestError
 from deployments.messages import PICTURE_FILE, InputImage, MediaKind, RequestWarning
 from env_config.closest import did_you_mean
 from serve_app.requests.given.references import HOW_GIVEN, EarlierOutput, RemoteFile, reference_of
+from serve_app.requests.loras import FIELD, OTHER_NAMES, LoRAs
 from serve_app.requests.plain_values import given_value, read_value
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ FIELD_INSTEAD = {
     "num_videos_per_prompt": "n",
     "num_waveforms_per_prompt": "n",
     "frame_rate": "fps",
+    **dict.fromkeys(OTHER_NAMES, FIELD),
 }
 MAX_PICTURE_DEPTH = 3
 _ARGUMENT = re.compile(r"[A-Za-z_]\w{0,79}", re.ASCII)  # what an argument of a pipeline can be called
@@ -156,7 +158,7 @@ class GenerationBody(BaseModel):
     media_kind: ClassVar[MediaKind]
 
     prompt: Text | None = Field(None, description="what to make; required by every model that reads text")
-    model: str | None = Field(None, description="the served model's name, see /v1/models")
+    model: str | None = Field(None, description="the served model's name, or NAME:LORA, see /v1/models")
     n: int = Field(
         1,
         ge=1,
@@ -183,6 +185,7 @@ class GenerationBody(BaseModel):
         description="transparent where `image` is to be repainted; of a mask without alpha, what is white. Without a "
         "mask the alpha of `image` is one",
     )
+    loras: LoRAs | None = Field(None, description="LoRAs for this request, each with its `scale`; /v1/loras lists them")
     cache_dit: dict[str, JsonValue] | None = Field(
         None, description="Cache-DiT for this request: `enable`, and knobs such as `residual_diff_threshold`"
     )

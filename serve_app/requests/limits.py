@@ -26,5 +26,8 @@ class RequestLimits(BaseModel):
         le=1_000_000_000,
         description="bytes of a whole body; base64 makes pictures a third larger",
     )
+    max_loras: int = Field(8, ge=0, description="LoRAs of one request; 0: none")
+    max_lora_scale: float = Field(10, gt=0, le=1_000, description="of a LoRA's scale, either side of 0")
+    max_added_loras: int = Field(1_000, ge=0, description="LoRAs that POST /v1/loras has added and not deleted")
     max_sound_s: float = Field(600.0, gt=0, le=3_600, description="seconds of the sounds sent along in one field")
     max_input_pixels: int = Field(16_777_216, ge=1, le=50_000_000, description="width x height of such a picture")

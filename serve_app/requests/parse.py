@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from deployments.messages import GenerationRequest, StageDescription
@@ -25,10 +26,12 @@ async def parse(
     effects: KnownEffects,
     request_id: str | None = None,
     patience_s: float | None = None,
+    loras: Sequence[dict[str, Any]] = (),
 ) -> list[GenerationRequest]:
     """The requests of a body, their files at hand; raises InvalidRequestError that names the field at fault.
 
     `patience_s`: how long it may take at most to learn which arguments have an effect; None: as long as for any.
+    `loras`: those that the body names, as the stages read them.
     """
     limits = files.rules.limits
     body = with_pipelines_names(body, description)
@@ -36,5 +39,7 @@ async def parse(
     body = await with_markup(body, limits)
     body = await with_own_files(body, description, files)
     request_id = request_id or uuid.uuid4().hex
-    requests = to_generation_requests(body, description, limits, request_id, model_name, default_arguments, quality)
+    requests = to_generation_requests(
+        body, description, limits, request_id, model_name, default_arguments, quality, loras
+    )
     return await with_effects(requests, body, description, effects, patience_s)

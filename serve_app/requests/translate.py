@@ -7,6 +7,7 @@ fields of OpenAI's that mean nothing to a diffusion model are accepted, and name
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
@@ -23,6 +24,7 @@ from serve_app.requests.bodies import (
 )
 from serve_app.requests.given.references import EarlierOutput, RemoteFile
 from serve_app.requests.limits import RequestLimits
+from serve_app.requests.loras import FIELD, refuse_scale_of_all
 from serve_app.requests.outputs import animation_output, asks_for_frames, check_kind, picture_output, video_output
 
 DEFAULT_FPS = 16.0  # turns `seconds` into frames where neither the caller nor the pipeline has a rate
@@ -79,11 +81,13 @@ def to_generation_requests(
     model_name: str,
     default_arguments: dict[str, Any] | None = None,
     quality: Levels | None = None,
+    loras: Sequence[dict[str, Any]] = (),
 ) -> list[GenerationRequest]:
     """The `n` requests that a body stands for, with the seeds seed, seed + 1 ...
 
     Arguments are those of the body over those of its level of `quality` over `default_arguments`; what none says is
-    left to the pipeline's own defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ...
+    left to the pipeline's own defaults. With n > 1 the ids are `request_id`-0, `request_id`-1 ... `loras`: those that
+    the body names, as the stages read them.
     Raises ModelNotFoundError, NotSupportedError or InvalidRequestError, with the field in `param`.
     """
     if body.model not in (None, model_name):
@@ -97,6 +101,7 @@ def to_generation_requests(
             field,
         )
     check_kind("video" if is_animation else body.media_kind, description)
+    refuse_scale_of_all(body.own_arguments | body.extra_args)
     _refuse_requests_without_effect(body)
     _name_what_means_nothing(body)
     if body.n > limits.max_images:
@@ -122,7 +127,7 @@ def to_generation_requests(
     _check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
-    features = _features(body, description)
+    features = _features(body, description) | ({FIELD: list(loras)} if loras else {})
     return [
         GenerationRequest(
             id,
@@ -220,7 +225,8 @@ def _features(body: GenerationBody, description: StageDescription) -> dict[str, 
     A feature that has no field of its own is asked for by its name, or in `extra_args`.
     """
     asked = body.extra_args | body.own_arguments
-    features = {name: value for name, value in asked.items() if name in description.features}
+    own_fields = body.field_names()
+    features = {name: value for name, value in asked.items() if name in description.features and name not in own_fields}
     cache_dit = _cache_dit(body)
     return features if cache_dit is None else {**features, "cache_dit": cache_dit}
 

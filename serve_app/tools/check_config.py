@@ -22,7 +22,7 @@ from env_config.secret import SecretReference
 from env_config.section import EnvConfigError, read_environ
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from env_config.variables import EnvConfig
-from serve_app.app import PLACEMENTS, AppArgs
+from serve_app.app import PLACEMENTS, AppArgs, located_place, model_args
 from serve_app.autoscaling import ReplicaRatio
 from serve_app.tools.fits import cannot_fit, gpu
 
@@ -102,9 +102,28 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     ]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
+    problems += check_adapters(values, f"{where}.args")
     problems += check_secrets(values, application, deployments, f"{where}.args")
     problems += check_accelerators(values, application, deployments, where)
     return problems + check_autoscaling(application, deployments, where)
+
+
+def check_adapters(args: BaseModel, where: str) -> list[str]:
+    """LoRAs, and places for them, that are not there; absolute ones are looked for where the folder around them is."""
+    if not isinstance(args, AppArgs):
+        return []
+    paths = [(f"{where}.adapters.{name}.path", each.path) for name, each in model_args(args).adapters.items()]
+    paths += [(f"{where}.adapter_places", located_place(place)) for place in args.adapter_places]
+    return [f"{place}: there is no file or folder {path!r} here" for place, path in paths if is_missing(path)]
+
+
+def is_missing(path: str) -> bool:
+    file = Path(path).expanduser()
+    return is_local(path) and not file.exists() and (not file.is_absolute() or file.parent.exists())
+
+
+def is_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or (path.endswith(".safetensors") and not path.startswith("s3://"))
 
 
 def check_accelerators(

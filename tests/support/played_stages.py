@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
@@ -62,6 +63,37 @@ class Method:
         self.remote = function
 
 
+class Broadcast:
+    """What a call of every replica answers: of one replica."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    async def results_async(self, timeout_s: float | None = None) -> list[Any]:
+        return [self._answer]
+
+
+class PlayedAdapters:
+    """The files of LoRAs as the stages would find them; a file that is not named here fits and has a digest of its own.
+
+    `found`: what is said of a file, by its path, or what reading it raises.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, Any] | Exception] = {}
+        self.read: list[dict[str, Any]] = []  # what was asked for
+        self.held: tuple[str, ...] = ()
+        self.forgotten: list[str] = []
+
+    async def inspect(self, use: dict[str, Any]) -> dict[str, Any]:
+        self.read.append(use)
+        digest = hashlib.sha256(use["path"].encode()).hexdigest()
+        found = self.found.get(use["path"], {})
+        if isinstance(found, Exception):
+            raise found
+        return {"digest": digest, "components": ("transformer", "text_encoder"), "rank": 4, "num_bytes": 900} | found
+
+
 class PlayedHandle:
     """The handle of every stage; `make` makes the media of a request, `preview` that of each preview."""
 
@@ -85,12 +117,19 @@ class PlayedHandle:
         self.decode = Method(self._decode)
         self.effects = Method(self._effects)
         self.arguments = Method(self._arguments)
+        self.adapters = PlayedAdapters()
+        self.inspect_adapter = Method(self.adapters.inspect)
         self.known_effects = Effects()  # the answer to every question about a request's arguments
         self.questions: list[tuple[str, ...]] = []
         self._preview_is_decoded = asyncio.Event()
 
     def options(self, **_: Any) -> PlayedHandle:
         return self
+
+    def broadcast(self, method: str, *arguments: Any) -> Broadcast:
+        if method == "forget_adapter":
+            self.adapters.forgotten += arguments
+        return Broadcast(self.adapters.held if method == "adapters_held" else None)
 
     async def _describe(self) -> StageDescription:
         return self.describing

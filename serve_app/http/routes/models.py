@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from deployments.errors import StageUnavailableError
 from deployments.messages import MediaKind
+from serve_app.adapters.names import name_in_model
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.making.health import read_health
 from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
@@ -81,15 +82,26 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        names = (served.name, *served.aliases)
-        return ModelList(data=[ModelCard(id=name, created=served.created) for name in names])
+        models = [ModelCard(id=name, created=served.created) for name in served.names]
+        adapters = [
+            ModelCard(id=name_in_model(served.name, each.name), created=int(each.created), parent=served.name)
+            for each in await service.adapters.all()
+        ]
+        return ModelList(data=[*models, *adapters])
 
     @router.get("/v1/models/{model:path}")
     async def read_model(model: str) -> ModelDetails:
         """The model, and the arguments that its checkpoint reads. Its id may have slashes, as those of the hub do."""
-        served.check_name(model)
+        adapter = await service.adapter_in(model)
+        created = served.created if adapter is None else int(adapter.created)
         arguments = await read_arguments(service)
-        return ModelDetails(id=model, created=served.created, arguments=arguments, quality=sorted(served.quality))
+        return ModelDetails(
+            id=model,
+            created=created,
+            parent=None if adapter is None else served.name,
+            arguments=arguments,
+            quality=sorted(served.quality),
+        )
 
     @router.get("/model_info", include_in_schema=False)
     @router.get("/v1/model_info")

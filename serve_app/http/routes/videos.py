@@ -148,7 +148,7 @@ def video_routes(service: Service) -> APIRouter:
             raise InvalidRequestError("prompt must not be empty", "prompt", "missing_required_parameter")
         job_id = new_job_id("video")
         requests = [
-            _remixed(each, service.model.name, body.prompt, job_id, number)
+            await service.renewed(_remixed(each, service.model.name, body.prompt, job_id, number))
             for number, each in enumerate(await service.jobs.requests_of(original))
         ]
         shown = shown_of_video(requests[0], description) | {

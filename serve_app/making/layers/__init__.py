@@ -3,12 +3,13 @@
 from serve_app.making.follower import Make
 from serve_app.making.layers.callers_faults import CALLERS_FAULTS
 from serve_app.making.layers.layer import Layer, LayerContext
+from serve_app.making.layers.replaced_adapters import REPLACED_ADAPTERS
 from serve_app.making.layers.request_log import REQUEST_LOG
 from serve_app.making.layers.sharing import SHARING
 from serve_app.making.layers.signing import SIGNING
 from serve_app.making.layers.time_limits import TIME_LIMITS
 
-LAYERS: tuple[Layer, ...] = (CALLERS_FAULTS, REQUEST_LOG, SIGNING, SHARING, TIME_LIMITS)
+LAYERS: tuple[Layer, ...] = (REPLACED_ADAPTERS, CALLERS_FAULTS, REQUEST_LOG, SIGNING, SHARING, TIME_LIMITS)
 
 
 def wrapped(make: Make, context: LayerContext, layers: tuple[Layer, ...] = LAYERS) -> Make:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deployments.adapters.use import named
 from deployments.messages import STAGES, GenerationRequest, Media
 from serve_app.errors import original_error
 from serve_app.making.follower import Follower, Make
@@ -82,6 +83,7 @@ def describe(record: RequestRecord, ended: float, timings: list[dict[str, Any]],
         "request_id": request.request_id,
         "model": request.model,
         "started_at": datetime.fromtimestamp(record.started, UTC).isoformat(timespec="milliseconds"),
+        "loras": named(request.features),
         "outcome": record.outcome,
         "total_s": ended - record.started,
         "in_stages_s": sum(timing[name] for timing in timings for name in SECONDS),

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from PIL import Image
 
+from deployments.adapters.use import named
 from deployments.messages import GenerationRequest, Media, MediaFile, OutputFormat
 from serve_app.making.follower import Follower, Make
 from serve_app.making.layers.layer import Layer, LayerContext
@@ -78,6 +79,7 @@ class ManifestSigner:
 def _parameters(file: MediaFile, request: GenerationRequest, num_steps: int | None) -> dict[str, str]:
     """What was made, and of what; the values of a C2PA action are texts."""
     made: dict[str, Any] = {"seed": request.seed, "request_id": request.request_id}
+    made |= {"loras": json.dumps(loras)} if (loras := named(request.features)) else {}
     made |= {"size": f"{file.width}x{file.height}" if file.width else None, "steps": num_steps}
     if file.fps:
         made |= {"num_frames": file.num_frames, "fps": file.fps}

@@ -64,14 +64,24 @@ ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measu
 ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "deployments.verify.verdict")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
+LORA_ROOM = room("serve_app.adapters")  # those of the configuration, and those that were added while running
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
 # What every room of the application may ask.
-DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *ENV_CONFIG)
+LORAS = ("deployments.adapters.args", "deployments.adapters.use")
+DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *LORAS, *ENV_CONFIG)
 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
     Rule(
-        ("serve_app.app",), ("serve_app.ingress", "serve_app.service", *DOOR, "deployments.replicas.table", *ARGUMENTS)
+        ("serve_app.app",),
+        (
+            "serve_app.ingress",
+            "serve_app.service",
+            "serve_app.adapters.places",
+            *DOOR,
+            "deployments.replicas.table",
+            *ARGUMENTS,
+        ),
     ),
     Rule(
         ("serve_app.tools.verify",),
@@ -105,6 +115,7 @@ RULES = (
             "serve_app.api_keys",
             "serve_app.public_address",
             *JOBS,
+            *LORA_ROOM,
             *MAKING,
             *REQUESTS,
             *STORAGE,
@@ -113,7 +124,21 @@ RULES = (
     ),
     Rule(
         ("serve_app.service",),
-        ("serve_app.api_keys", "serve_app.public_address", *JOBS, *MAKING, *REQUESTS, *STORAGE, *DOOR),
+        ("serve_app.api_keys", "serve_app.public_address", *JOBS, *LORA_ROOM, *MAKING, *REQUESTS, *STORAGE, *DOOR),
+    ),
+    Rule(
+        LORA_ROOM,
+        (
+            *LORA_ROOM,
+            "serve_app.jobs.database",
+            "serve_app.jobs.tables",
+            "serve_app.jobs.threads",
+            "serve_app.making.stages",
+            "serve_app.requests.limits",
+            "serve_app.requests.loras",
+            *DOOR,
+        ),
+        never=HTTP,
     ),
     Rule(JOBS, (*JOBS, *MAKING, *REQUESTS, *STORAGE, "serve_app.outbound", *DOOR), never=HTTP),
     Rule(MAKING, (*MAKING, *STARTING, *DOOR), never=HTTP),
@@ -266,7 +291,7 @@ RULES = (
     Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(
         ("deployments.media.outputs", "deployments.media.pixels", "deployments.media.samples"),
-        (*MEDIA, *MESSAGES, *ENV_CONFIG),
+        (*MEDIA, *LORAS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
     Rule(
@@ -304,7 +329,7 @@ WRAPPED_BY = {
     "mlx": ("deployments.accelerations.*",),
     "gguf": ("deployments.weights.*",),
     "runai_model_streamer": ("deployments.weights.*",),
-    "sqlalchemy": ("serve_app.jobs.*",),
+    "sqlalchemy": ("serve_app.jobs.*", "serve_app.adapters.store"),
     "torch_musa": ("deployments.devices",),
     "torch_npu": ("deployments.devices",),
     "torchao": ("deployments.weights.*",),
