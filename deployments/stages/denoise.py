@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
 from deployments.stage_pipeline.sessions.own_modules import is_rewired
+from deployments.stages.adapters import uses_of
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -158,7 +160,7 @@ class DenoiserStage:
                 self.needs_remote_calls = True
         if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
-        return run.run(self._call_remotely, resume_from), run
+        return run.run(partial(self._call_remotely, request), resume_from), run
 
     def fingerprint_for(self, request: GenerationRequest) -> str:
         """That of the model, and for a request whose forwards may be compiled how they are."""
@@ -211,11 +213,21 @@ class DenoiserStage:
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(
-        self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
+        self,
+        request: GenerationRequest,
+        session: DenoiseSession,
+        stage: StageName,
+        component: str,
+        method: str,
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         ask_stage = self.ask_stage
         assert ask_stage is not None
-        call = component_call(session, component, method, args, kwargs)
+        call = replace(
+            component_call(session, component, method, args, kwargs),
+            adapters=tuple(use.plain() for use in uses_of(request)),
+        )
         with session.waiting():
             answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)
@@ -234,4 +246,4 @@ def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]
 
 
 def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0, "features": {}})
