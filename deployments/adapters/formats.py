@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from deployments.adapters.fetch import refusal
@@ -36,7 +37,7 @@ UNSUPPORTED = (
     Unsupported("SAI's Control LoRA", ("lora_controlnet",), "it replaces layers of the model"),
 )
 
-# Of PEFT's LoraConfig: those of other names must be off, as they change more than a layer's two factors.
+# Of PEFT's LoraConfig: all others must be off or as PEFT has them, for they change more than a layer's two factors.
 SETTINGS = frozenset(
     {
         "alpha_pattern", "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode",
@@ -76,10 +77,11 @@ def refuse_unsupported(use: AdapterUse, names: Iterable[str]) -> None:
 
 def refuse_settings(use: AdapterUse, settings: Mapping[str, Any]) -> None:
     """Raises InvalidRequestError for settings of PEFT's LoraConfig with which more than a LoRA is put in."""
+    usual = vars(LoraConfig())
     for name, value in settings.items():
         if name == "use_dora" and value:
             raise refusal(use, f"it is a DoRA (use_dora in its metadata): {ALONE}; plain LoRAs are supported")
-        if name in SETTINGS or (name not in PLAIN_VALUES and not value):
+        if name in SETTINGS or (name not in PLAIN_VALUES and (not value or value == usual.get(name))):
             continue
         allowed = PLAIN_VALUES.get(name)
         if allowed is None or value not in allowed:

@@ -66,10 +66,10 @@ def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundC
     They are fetched at once. A component is called by one thread at a time (COMPONENT_CALL), in which its layers are
     also put in. Raises as `AdapterLibrary.fetched`.
     """
-    if not uses:
-        return nothing_around
     library: AdapterLibrary | None = stage.adapters
-    if library is None or not library.loadable:
+    if not uses or library is None:
+        return nothing_around
+    if not library.loadable:
         raise NotSupportedError(f"{type(stage.pipeline).__name__} takes no LoRA", FEATURE)
     encoders = (frozenset(library.loadable) & stage.components.keys()) - frozenset(stage.layout.denoisers)
     if not encoders:
