@@ -239,6 +239,7 @@ class ComponentCall:
     component: str
     method: str
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
+    adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from deployments.accelerations import ACCELERATIONS
 from deployments.accelerations.compiled_forwards import CompiledForwards
+from deployments.adapters.forward import num_layers
+from deployments.adapters.held import Adapters
 from deployments.denoising.checkpoint import check_checkpoint
 from deployments.denoising.fingerprint import model_fingerprint, request_fingerprint
 from deployments.denoising.measurements import Measure
@@ -27,7 +30,7 @@ from deployments.engine.statistics import ignore
 from deployments.errors import FeedsBackError, NotSupportedError
 from deployments.features import FEATURES
 from deployments.features.feature import Feature
-from deployments.features.in_use import wanted_features
+from deployments.features.in_use import fetch_features, wanted_features
 from deployments.messages import (
     STAGES,
     UNFOLLOWED,
@@ -46,6 +49,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
 from deployments.stage_pipeline.sessions.own_modules import is_rewired
+from deployments.stages.adapters import uses_of
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -65,7 +69,7 @@ class DenoiserStage:
     `ask_stage` makes a component call in the stage that holds the component. It serves pipelines whose
     decoded or encoded data flows back into the loop, which show themselves at their first request.
     `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
-    `features` are what requests may ask for.
+    `features` are what requests may ask for, `adapters` the LoRAs of this process, where not those of `stage`.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class DenoiserStage:
         env: EnvConfig | None = None,
         measure: Measure = ignore,
         features: tuple[Feature, ...] = FEATURES,
+        adapters: Adapters | None = None,
     ) -> None:
         self.args = args or DenoisingArgs()
         self.env = env or EnvConfig()
@@ -84,9 +89,15 @@ class DenoiserStage:
         self.ask_stage = ask_stage
         self.encode = encode
         self.features = features
+        self.adapters: Adapters | None = adapters or stage.adapters
         self.needs_remote_calls = False
         self.compiled = CompiledForwards(
-            stage.switches, call_directly, self._batch_axes, is_rewired, lambda kind: self.engine.under_way.work(kind)
+            stage.switches,
+            call_directly,
+            self._batch_axes,
+            is_rewired,
+            lambda kind: self.engine.under_way.work(kind),
+            num_layers,
         )
         self.engine = Engine(
             self.args.max_batch_size,
@@ -142,9 +153,9 @@ class DenoiserStage:
         envelope: Envelope,
         follower: DenoisingFollower,
     ) -> tuple[DecodeInputs, DenoiseRun]:
-        wanted = wanted_features(self.features, self.env, request)
+        wanted, contents = fetch_features(wanted_features(self.features, self.env, request), self.adapters)
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self.fingerprint_for(request), request)
+        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
@@ -158,7 +169,7 @@ class DenoiserStage:
                 self.needs_remote_calls = True
         if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
-        return run.run(self._call_remotely, resume_from), run
+        return run.run(partial(self._call_remotely, request), resume_from), run
 
     def fingerprint_for(self, request: GenerationRequest) -> str:
         """That of the model, and for a request whose forwards may be compiled how they are."""
@@ -211,11 +222,21 @@ class DenoiserStage:
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(
-        self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
+        self,
+        request: GenerationRequest,
+        session: DenoiseSession,
+        stage: StageName,
+        component: str,
+        method: str,
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         ask_stage = self.ask_stage
         assert ask_stage is not None
-        call = component_call(session, component, method, args, kwargs)
+        call = replace(
+            component_call(session, component, method, args, kwargs),
+            adapters=tuple(use.plain() for use in uses_of(request)),
+        )
         with session.waiting():
             answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)
@@ -234,4 +255,4 @@ def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]
 
 
 def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0, "features": {}})

@@ -46,6 +46,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
+from deployments.stages.adapters import adapters_around, uses_of
 from deployments.stages.encode import call_arguments, unpack_conditioning
 from deployments.tensors.copies import Moment, beside_forwards, queued_so_far
 from deployments.tensors.out_of_memory import is_out_of_memory
@@ -185,7 +186,14 @@ class DenoiseRun:
             previews=self._previews() if call_remotely is None else None,
             num_steps=self.request.num_steps,
         )
+        self.session.around_component = adapters_around(self.denoiser.stage, uses_of(self.request))
         self.features = begin_features(self.wanted, self.session)
+        try:
+            return self._run_with_features(resume_from)
+        finally:
+            self.features.end()
+
+    def _run_with_features(self, resume_from: Packed | None) -> tuple[HandOff | Result, Moment]:
         if resume_from is not None:
             self.denoiser.measure(Resumed(self.session.resumed_at))
         if self.follower.started:
@@ -209,9 +217,8 @@ class DenoiseRun:
             enter, merge_key = self.denoiser.compiled.as_they_are(enter, merge_key)
         elif self.denoiser.compiled.compiles(component):
             self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
-        return self.denoiser.engine.run(
-            self.fiber, module, component, context, args, kwargs, enter, merge_key, around.by_position
-        )
+        settings = enter, merge_key, around.by_position, around.per_sample
+        return self.denoiser.engine.run(self.fiber, module, component, context, args, kwargs, *settings)
 
     def remaining_forwards(self) -> int:
         """By the forwards that a step has taken so far; 0 after the last."""
