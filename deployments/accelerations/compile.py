@@ -1,8 +1,8 @@
 """torch.compile for the denoisers of a stage: their repeated blocks (diffusers' regional compilation), or all of a
 forward. Nothing is compiled here: `compiled_forwards` says which forwards are.
 
-Adapters that are exchanged while a replica runs must be made ready (diffusers' `enable_lora_hotswap`) before: their
-row belongs above this one in ACCELERATIONS.
+LoRAs come and go as they like: a layer with room for them calls one operator (`deployments.adapters.forward`), and what
+is compiled knows nothing of them but the layers, which are there from the first LoRA on that is for them.
 """
 
 from __future__ import annotations

@@ -45,17 +45,22 @@ class CompiledForwards:
         axes: Callable[[str], Axes | None] = lambda component: None,
         is_rewired: Callable[[Any], bool] = lambda module: False,
         watch: Watch = lambda kind: nullcontext(),
+        layers: Callable[[Any], int] = lambda module: 0,
     ) -> None:
-        """`call` makes a forward, `axes` are the learned ones of a component, `watch` is entered around a first one."""
+        """`call` makes a forward, `axes` are the learned ones of a component, `watch` is entered around a first one.
+
+        `layers`: of a module those that were put in since its start; it is compiled again when there are more.
+        """
         self._switches = switches
         self._call = call
         self._axes = axes
         self._is_rewired = is_rewired
         self._watch = watch
+        self._layers = layers
         self._seen: dict[Hashable, str] = {}  # structures, and the first request that showed each
         self._common: set[Hashable] = set()
         self._refused: set[Hashable] = set()  # structures that cannot be compiled
-        self._made: set[Hashable] = set()  # structures with their number of samples
+        self._made: set[Hashable] = set()  # structures with their number of samples and of layers
         self._is_warming_up = False
         self._as_they_are = False
         self.compilation_s = 0.0  # so far: no measure of a forward
@@ -119,7 +124,7 @@ class CompiledForwards:
         if structure not in self._common or structure in self._refused:
             return self._call(module, component, context, args, kwargs)
         num_samples, axes = num_samples_of(kwargs, self._axes(component)), self._axes(component)
-        kind = (structure, num_samples)
+        kind = (structure, num_samples, self._layers(module))
         first = nullcontext() if kind in self._made else self._first(component, kind)
         try:
             with first, switched_on(switch, num_samples, axes):

@@ -33,7 +33,7 @@ from deployments.engine.batching.joining import Merging
 from deployments.engine.clock import Clock, HostClock
 from deployments.engine.executor import CacheContext, Executor, LocalExecutor
 from deployments.engine.fiber import CancelledStage, Fiber
-from deployments.engine.forward import Forward, Surround, bind
+from deployments.engine.forward import Forward, PerSample, Surround, bind
 from deployments.engine.marks import HostMark
 from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
@@ -214,23 +214,32 @@ class Engine:
         surround: Surround | None = None,
         merge_key: Hashable | None = (),
         by_position: bool = False,
+        per_sample: PerSample | None = None,
     ) -> Any:
         """The forward's output; other fibers go on until it is there.
 
         `surround` makes the context manager to be entered around the forward. Forwards of one `merge_key` may share
         a batch, which runs in the surrounding of its first; `by_position`: their samples lie in it as a pipeline's own
         do (Merger). None, or a surrounding without a key, or gradients that the pipeline asks for: this one runs alone.
+        `per_sample` is entered inside of it, once for the samples of all forwards of a batch, and separates none.
         Raises what the module raised, CancelledStage, DeadlineExceededError when the fiber has expired, or
         ReplicaUnfitError where an earlier forward of the fiber failed after it had gone on.
         """
         if threading.current_thread() is not self._thread:
-            return self.call(
-                fiber,
-                lambda: self.run(fiber, module, component, context, args, kwargs, surround, merge_key, by_position),
-            )
+            settings = surround, merge_key, by_position, per_sample
+            return self.call(fiber, lambda: self.run(fiber, module, component, context, args, kwargs, *settings))
         arguments = bind(module, args, kwargs)
         forward = Forward(
-            fiber, module, component, context, arguments, surround, merge_key, by_position, has_gradients(arguments)
+            fiber,
+            module,
+            component,
+            context,
+            arguments,
+            surround,
+            merge_key,
+            by_position,
+            has_gradients(arguments),
+            per_sample,
         )
         forward.arrived = self.clock.now()
         self.batches.classify(forward)
@@ -375,7 +384,7 @@ class Engine:
     @torch.no_grad()
     def _launch(self, batch: list[Forward]) -> None:
         first, samples = batch[0], sum(f.num_samples for f in batch)
-        is_trial = len(batch) > 1 and not self.batches.is_known(first.structure)
+        is_trial = len(batch) > 1 and not self.batches.is_verified(batch)
         started, compiled_s = self.clock.now(), self.compilation_s()
         try:
             begun = self.executor.mark()
@@ -387,7 +396,7 @@ class Engine:
                 forward.error = forward.error or error
         compiled_s = self.compilation_s() - compiled_s
         failed = any(f.error is not None for f in batch)
-        is_merged = len(batch) > 1 and self.batches.is_known(first.structure) and self.batches.may_share(first)
+        is_merged = len(batch) > 1 and self.batches.is_verified(batch) and self.batches.may_share(first)
         turn = turn_of(
             batch,
             begun,

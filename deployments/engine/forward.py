@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,21 @@ from deployments.engine.executor import CacheContext
 from deployments.engine.fiber import Fiber
 
 Surround = Callable[[], AbstractContextManager[None]]  # what is entered around a forward, made anew each time
+# What is entered around a batch: for the samples in the order of their rows each value, and how many samples have it
+# (None: samples of a forward with nothing of the kind); whether each sample has as many rows in every argument.
+SurroundBatch = Callable[[Sequence[tuple[Any, int]], bool], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A surrounding that tells the samples of a batch apart: forwards share a batch whatever values they have.
+
+    `enter` is the same for all forwards of a module, and may raise CannotMergeError in a batch of different values.
+    """
+
+    enter: SurroundBatch
+    value: Hashable  # forwards of equal values are surrounded alike
+    kind: Hashable  # of values: a batch of different ones is trusted when a first one of each kind was seen to be right
 
 
 @dataclass(eq=False)
@@ -45,6 +60,7 @@ class Forward:
     merge_key: Hashable | None = ()  # None: it runs alone; so does a surrounded forward without a key of its own
     by_position: bool = False  # what surrounds it tells the samples of a batch by their place in it
     with_gradients: bool = False  # the pipeline differentiates through it
+    per_sample: PerSample | None = None
     structure: Structure = field(default_factory=lambda: Structure(None, ""))
     num_samples: int = 1
     merger: Merger | None = None
@@ -52,6 +68,11 @@ class Forward:
     caller: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
+
+    @property
+    def value(self) -> Hashable:
+        """Of what surrounds its samples; None where nothing does."""
+        return None if self.per_sample is None else self.per_sample.value
 
     @property
     def is_alone(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deployments.adapters.held import Adapters
 from deployments.denoising.checkpoint import ResumableSession
 from deployments.engine.forward import Surround
 from deployments.errors import InvalidRequestError
@@ -31,6 +32,13 @@ def wanted_features(features: Sequence[Feature], env: EnvConfig, request: Genera
             raise InvalidRequestError(f"unknown feature {name!r}; {known}", param=name)
     asked = [(feature, feature.wanted(env, request.features.get(feature.name))) for feature in features]
     return [(feature, options) for feature, options in asked if options is not None]
+
+
+def fetch_features(wanted: Wanted, adapters: Adapters | None) -> tuple[Wanted, str]:
+    """What `begin_features` gets, and what of it belongs into the request's fingerprint; raises what a feature does."""
+    fetched = [(feature, feature.fetch(adapters, options)) for feature, options in wanted]
+    fingerprints = [f"{feature.name}:{each.fingerprint}" for feature, each in fetched if each.fingerprint]
+    return [(feature, each.options) for feature, each in fetched], "|".join(fingerprints)
 
 
 LEFT_OUT = "left out"  # in place of a cache that was too large for a checkpoint
@@ -57,11 +65,15 @@ class FeaturesInUse:
         if not self.in_use:
             return NOTHING
         each = [(name, feature.surround(component, module)) for name, feature in self.in_use.items()]
-        keys = tuple((name, around.merge_key) for name, around in each if around != NOTHING)
+        keys = tuple((name, a.merge_key) for name, a in each if a.enter is not None or a.merge_key != NOTHING.merge_key)
         merge_key = None if any(key is None for _, key in keys) else keys
         entered = [around.enter for _, around in each if around.enter is not None]
         by_position = any(around.by_position for _, around in each)
-        return Surrounding(_entered_in_turn(entered), merge_key, by_position)
+        per_sample = [around.per_sample for _, around in each if around.per_sample is not None]
+        if len(per_sample) > 1:
+            names = [name for name, around in each if around.per_sample is not None]
+            raise ValueError(f"only one feature may tell the samples of a batch apart, not {', '.join(names)}")
+        return Surrounding(_entered_in_turn(entered), merge_key, by_position, per_sample[0] if per_sample else None)
 
     def snapshot(self, max_cache_bytes: int | None = None, must_be_whole: bool = False) -> dict[str, Any] | None:
         """By feature, without those that have nothing to keep; LEFT_OUT for caches of more than `max_cache_bytes`
@@ -77,6 +89,12 @@ class FeaturesInUse:
                     return None
                 kept[name] = LEFT_OUT
         return kept
+
+    def end(self) -> None:
+        """The request has ended; each lets go of what it holds, whatever another one raises."""
+        with ExitStack() as stack:
+            for feature in self.in_use.values():
+                stack.callback(feature.end)
 
     def summaries(self) -> dict[str, Summary]:
         """By feature, without those that have nothing to say, or fail to: the request has ended anyway."""
@@ -98,11 +116,18 @@ def begin_features(wanted: Wanted, session: ResumableSession) -> FeaturesInUse:
     lost = [name for name, state in saved.items() if isinstance(state, str) and state == LEFT_OUT]
     for name in lost:
         del saved[name]
-    return FeaturesInUse(
-        {feature.name: feature.begin(options, session, saved.get(feature.name)) for feature, options in wanted},
+    in_use = FeaturesInUse(
+        {},
         caches={feature.name for feature, _ in wanted if feature.is_a_cache},
         warnings=tuple(_warmed_up_again(name, session.resumed_at) for name in lost),
     )
+    try:
+        for feature, options in wanted:
+            in_use.in_use[feature.name] = feature.begin(options, session, saved.get(feature.name))
+    except BaseException:
+        in_use.end()
+        raise
+    return in_use
 
 
 def _warmed_up_again(name: str, step: int) -> RequestWarning:

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
-from deployments.features import FEATURES
+from deployments.features import fields_of_features
 from deployments.media.pool import MediaPool, workers_for
 from deployments.messages import (
     UNFOLLOWED,
@@ -106,7 +106,7 @@ class StageReplica:
         self.observers.install(self.stage.components)
         self.description = replace(
             describe_stage(self.stage),
-            features=tuple(feature.name for feature in FEATURES if feature.is_asked_for),
+            features=fields_of_features(),
             node_id=ray.get_runtime_context().get_node_id(),
         )
         self.threads = StageThreads(self.stage, self.observers)

@@ -14,6 +14,8 @@ from typing import Any
 
 from deployments.accelerations import ACCELERATIONS
 from deployments.accelerations.compiled_forwards import CompiledForwards
+from deployments.adapters.forward import num_layers
+from deployments.adapters.held import Adapters
 from deployments.denoising.checkpoint import check_checkpoint
 from deployments.denoising.fingerprint import model_fingerprint, request_fingerprint
 from deployments.denoising.measurements import Measure
@@ -27,7 +29,7 @@ from deployments.engine.statistics import ignore
 from deployments.errors import FeedsBackError, NotSupportedError
 from deployments.features import FEATURES
 from deployments.features.feature import Feature
-from deployments.features.in_use import wanted_features
+from deployments.features.in_use import fetch_features, wanted_features
 from deployments.messages import (
     STAGES,
     UNFOLLOWED,
@@ -65,7 +67,7 @@ class DenoiserStage:
     `ask_stage` makes a component call in the stage that holds the component. It serves pipelines whose
     decoded or encoded data flows back into the loop, which show themselves at their first request.
     `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
-    `features` are what requests may ask for.
+    `features` are what requests may ask for, `adapters` the LoRAs of this process.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class DenoiserStage:
         env: EnvConfig | None = None,
         measure: Measure = ignore,
         features: tuple[Feature, ...] = FEATURES,
+        adapters: Adapters | None = None,
     ) -> None:
         self.args = args or DenoisingArgs()
         self.env = env or EnvConfig()
@@ -84,9 +87,15 @@ class DenoiserStage:
         self.ask_stage = ask_stage
         self.encode = encode
         self.features = features
+        self.adapters = adapters
         self.needs_remote_calls = False
         self.compiled = CompiledForwards(
-            stage.switches, call_directly, self._batch_axes, is_rewired, lambda kind: self.engine.under_way.work(kind)
+            stage.switches,
+            call_directly,
+            self._batch_axes,
+            is_rewired,
+            lambda kind: self.engine.under_way.work(kind),
+            num_layers,
         )
         self.engine = Engine(
             self.args.max_batch_size,
@@ -142,9 +151,9 @@ class DenoiserStage:
         envelope: Envelope,
         follower: DenoisingFollower,
     ) -> tuple[DecodeInputs, DenoiseRun]:
-        wanted = wanted_features(self.features, self.env, request)
+        wanted, contents = fetch_features(wanted_features(self.features, self.env, request), self.adapters)
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self.fingerprint_for(request), request)
+        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, request)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None

@@ -186,6 +186,12 @@ class DenoiseRun:
             num_steps=self.request.num_steps,
         )
         self.features = begin_features(self.wanted, self.session)
+        try:
+            return self._run_with_features(resume_from)
+        finally:
+            self.features.end()
+
+    def _run_with_features(self, resume_from: Packed | None) -> tuple[HandOff | Result, Moment]:
         if resume_from is not None:
             self.denoiser.measure(Resumed(self.session.resumed_at))
         if self.follower.started:
@@ -209,9 +215,8 @@ class DenoiseRun:
             enter, merge_key = self.denoiser.compiled.as_they_are(enter, merge_key)
         elif self.denoiser.compiled.compiles(component):
             self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
-        return self.denoiser.engine.run(
-            self.fiber, module, component, context, args, kwargs, enter, merge_key, around.by_position
-        )
+        settings = enter, merge_key, around.by_position, around.per_sample
+        return self.denoiser.engine.run(self.fiber, module, component, context, args, kwargs, *settings)
 
     def remaining_forwards(self) -> int:
         """By the forwards that a step has taken so far; 0 after the last."""

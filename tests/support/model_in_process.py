@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from ray.exceptions import RayTaskError
 
-from deployments.features import FEATURES
+from deployments.features import fields_of_features
 from deployments.media.files import write_file
 from deployments.messages import (
     STAGES,
@@ -159,7 +159,7 @@ class ModelHandle:
 
 
 def describe(stage: StagePipeline) -> StageDescription:
-    features = tuple(feature.name for feature in FEATURES if feature.is_asked_for)
+    features = fields_of_features()
     described = vars(describe_stage(stage)) | {"features": features}
     return StageDescription(**described)
 

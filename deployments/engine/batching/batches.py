@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
-from contextlib import nullcontext
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from deployments.engine.batching.equality import ProvenEqual
 from deployments.engine.batching.joining import Joining, Merging
 from deployments.engine.batching.latents import shape_of_sample, tokens_per_sample
 from deployments.engine.batching.merging import CannotMergeError, Merger
-from deployments.engine.batching.trial import Trial
+from deployments.engine.batching.mixing import Mixing
+from deployments.engine.batching.trial import Trial, Verdict
 from deployments.engine.executor import Executor
 from deployments.engine.forward import Forward, Structure
 from deployments.engine.statistics import EngineStatistics
@@ -49,6 +50,7 @@ class Batches:
         self.costs = StepCosts()
         self.joining = Joining(self.costs, merging)
         self.caps = Caps()
+        self.mixing = Mixing()
         self._are_equal = ProvenEqual()
         self._structures: dict[Hashable, Structure] = {}
         self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
@@ -73,7 +75,7 @@ class Batches:
     def _known(self, key: Hashable, forward: Forward) -> Structure:
         if key not in self._structures:
             if len(self._structures) >= STRUCTURES_KEPT:
-                for known in (self._structures, self._shares, self._done, self.caps, self.joining):
+                for known in (self._structures, self._shares, self._done, self.caps, self.joining, self.mixing):
                     known.clear()
             self._structures[key] = Structure(key, shape_of_sample(forward.arguments))
         return self._structures[key]
@@ -86,6 +88,10 @@ class Batches:
         """Whether the merge of its forwards was verified, or refused."""
         return structure in self._shares
 
+    def is_verified(self, batch: Sequence[Forward]) -> bool:
+        """Whether it is known that these merge, or that they do not."""
+        return self.is_known(batch[0].structure) and self.mixing.is_right(batch)
+
     # -- filling ---------------------------------------------------------------------------------------------
 
     def fill(self, ranked: list[Forward], now: float) -> list[Forward]:
@@ -94,12 +100,16 @@ class Batches:
         if not self.may_share(first):
             return [first]
         alike = [f for f in ranked if f is first or (f.structure is first.structure and not f.fiber.deterministic)]
-        batch = self._that_fit(alike)
+        sharing = self.mixing.sharing(alike)
+        batch, pair = self._that_fit(sharing.batch), self._that_fit(sharing.untried) if sharing.untried else []
+        is_known = self.is_known(first.structure)
+        if len(pair) == 2 and (self.joining.size(pair, 2, now) == 2 if is_known else len(batch) == 1):
+            batch = pair
         if len(batch) == 1:
             return batch
-        if not self.is_known(first.structure):
+        if not is_known:
             return batch[: self.joining.size_of_trial(batch)]
-        return batch[: self.joining.size(batch, len(alike), now)]
+        return batch if batch is pair else batch[: self.joining.size(batch, len(sharing.batch), now)]
 
     def _that_fit(self, alike: list[Forward]) -> list[Forward]:
         first, samples = alike[0], 0
@@ -156,7 +166,7 @@ class Batches:
     def _merged(self, batch: list[Forward]) -> list[Any]:
         structure, merger = batch[0].structure, batch[0].merger
         assert merger is not None
-        if structure not in self._shares:
+        if not self.is_verified(batch):
             return self._tried(batch)
         shared = self._shares[structure]
         if shared is None:
@@ -167,11 +177,16 @@ class Batches:
             return [self.call(f, f.arguments) for f in batch]
 
     def _tried(self, batch: list[Forward]) -> list[Any]:
-        """The first merge of a structure: the outputs of lone forwards, and whether merged ones are the same."""
-        trial, structure = Trial(self, batch), batch[0].structure
+        """The first merge of a structure, or of a kind of surrounding in it: the outputs of lone forwards, and whether
+        merged ones are the same.
+        """
+        structure = batch[0].structure
+        trial = Trial(self, batch, self._shares.get(structure))
         outputs = trial.lone_outputs()
         verdict = trial.verdict()
-        if verdict.pays:
+        if trial.is_mixed:
+            self._note_mixed(batch[:2], verdict)
+        elif verdict.pays:
             self._shares[structure] = verdict.shared
         else:
             self.joining.note_vain_trial(structure)
@@ -180,21 +195,35 @@ class Batches:
             self.statistics.refused_structures += 1
         return outputs
 
+    def _note_mixed(self, pair: Sequence[Forward], verdict: Verdict) -> None:
+        """Where they deviate, it is the mixture's fault until forwards that are surrounded alike do so too."""
+        structure = pair[0].structure
+        if not verdict.pays and not self.is_known(structure):
+            self.joining.note_vain_trial(structure)
+        if not (verdict.pays and verdict.shows):
+            self.mixing.note_vain(pair)
+        elif verdict.shared is None:
+            self.mixing.note_wrong(pair)
+        else:
+            self._shares[structure] = verdict.shared
+            self.mixing.note_right(pair)
+
     def call_merged(self, batch: list[Forward], merger: Merger, shared: frozenset[Path]) -> list[Any]:
         """The batch as one forward; raises CannotMergeError, and what the module raises."""
         counts = [f.num_samples for f in batch]
         arguments = merger.merge([f.arguments for f in batch], counts, shared)
-        return merger.split(self.call(batch[0], arguments, sum(counts)), counts)
+        return merger.split(self.call(batch[0], arguments, batch), counts)
 
-    def call(self, forward: Forward, arguments: dict[str, Any], num_samples: int | None = None) -> Any:
-        """One call of the module.
+    def call(self, forward: Forward, arguments: dict[str, Any], batch: Sequence[Forward] = ()) -> Any:
+        """One call of the module, for this forward or a batch that it is the first of.
 
         The first of a kind is waited for: where it does not fit, or the device fails, its fibers have not gone on.
         """
-        kind = (forward.component, forward.structure.shape, num_samples or forward.num_samples)
+        batch = batch or [forward]
+        kind = (forward.component, forward.structure.shape, sum(each.num_samples for each in batch))
         surround = forward.surround() if forward.surround else nullcontext()
         with self.under_way.work(kind):
-            with surround, torch.set_grad_enabled(forward.with_gradients):
+            with surround, surrounded_samples(batch), torch.set_grad_enabled(forward.with_gradients):
                 output = self.executor.run(forward.component, forward.module, forward.context, arguments)
             if kind not in self._done:
                 self.executor.mark().wait()
@@ -207,3 +236,18 @@ class Batches:
         if is_out_of_memory(error):
             self.caps.does_not_fit(structure, samples)
             self.executor.free_memory()
+
+
+def surrounded_samples(batch: Sequence[Forward]) -> AbstractContextManager[None]:
+    """What surrounds the samples of these forwards, in the order of their rows."""
+    per_sample = next((forward.per_sample for forward in batch if forward.per_sample is not None), None)
+    if per_sample is None:
+        return nullcontext()
+    first = batch[0]
+    if first.by_position:
+        values = [(forward.value, 1) for _ in range(first.num_samples) for forward in batch]
+    else:
+        values = [(forward.value, forward.num_samples) for forward in batch]
+    if first.merger is None or all(forward.value == first.value for forward in batch):
+        return per_sample.enter(values, True)
+    return per_sample.enter(values, first.merger.is_even([forward.arguments for forward in batch]))

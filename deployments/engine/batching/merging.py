@@ -80,6 +80,24 @@ class Merger:
             raise CannotMergeError(f"argument {path} is a {type(value).__name__}, the state of one caller")
         return "constant", repr(value)
 
+    def is_even(self, forwards: Sequence[dict[str, Any]]) -> bool:
+        """Whether each sample of these has as many rows as any other in every argument.
+
+        Forwards of one structure have the same shapes but for the lengths in lists of samples.
+        """
+        num_samples = self.num_samples(forwards[0])
+        return all(self._is_even([f[n] for f in forwards], (n,), num_samples) for n in forwards[0])
+
+    def _is_even(self, values: list[Any], path: Path, num_samples: int) -> bool:
+        first = values[0]
+        if not isinstance(first, list | tuple | dict):
+            return True
+        if self.axis(path, first, num_samples, frozenset()) == "list":
+            items = [item for value in values for item in value]
+            return len({tuple(tensor.shape for _, tensor in _flat(item, ())) for item in items}) <= 1
+        names = list(first) if isinstance(first, dict) else range(len(first))
+        return all(self._is_even([value[name] for value in values], (*path, name), num_samples) for name in names)
+
     def merge(
         self, forwards: Sequence[dict[str, Any]], counts: Sequence[int], shared: frozenset[Path] = frozenset()
     ) -> dict[str, Any]:

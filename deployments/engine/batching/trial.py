@@ -29,6 +29,7 @@ class Verdict:
     pays: bool  # False: nothing is known but that it costs as much as the parts
     shared: frozenset[Path] | None = None  # what merged forwards are given once; None: they are never merged
     reason: str = ""
+    shows: bool = True  # False: what surrounds the two makes so little difference that a mistake would not be seen
 
 
 class Trial:
@@ -38,13 +39,16 @@ class Trial:
     that shows the noise floor, and a third with a lone one where the two have an argument in common.
     """
 
-    def __init__(self, batches: Batches, batch: list[Forward]) -> None:
+    def __init__(self, batches: Batches, batch: list[Forward], known: frozenset[Path] | None = None) -> None:
+        """`known`: what merged forwards of the structure are given once, where these were verified before."""
         self._batches = batches
         self._batch = batch
         first_merger = batch[0].merger
         assert first_merger is not None
         self._merger = first_merger
         self._pair = batch[:2]
+        self._known = known
+        self.is_mixed = batch[0].value != batch[1].value  # samples that are surrounded differently
         self._is_written = False
         self._alone: list[Any] = []
         self._alone_s: list[float] = []
@@ -63,13 +67,14 @@ class Trial:
         """After `lone_outputs`. Raises where the device has no memory for a batch of two."""
         if self._is_written:
             return Verdict(True, None, "they write into what they are given")
-        for shared in self._merger.shared_guesses([forward.arguments for forward in self._pair]):
+        guesses = self._merger.shared_guesses([forward.arguments for forward in self._pair])
+        for shared in guesses if self._known is None else [self._known]:
             try:
                 merged, pays = self._merged_and_pays(shared)
                 if not pays:
                     return Verdict(False)
                 if self._is_right(shared, merged):
-                    return Verdict(True, shared)
+                    return Verdict(True, shared, shows=not self.is_mixed or self._would_show())
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -86,7 +91,7 @@ class Trial:
         return merged, joining.pays(together_s, alone_s)
 
     def _is_right(self, shared: frozenset[Path], merged: list[Any]) -> bool:
-        noise = Noise(lambda forward: self._call_merged([forward, forward], shared))
+        noise = self._noise = Noise(lambda forward: self._call_merged([forward, forward], shared))
         if not noise.explains(self._pair, merged, self._alone):
             return False
         if self._merger.by_position and not all(
@@ -114,6 +119,13 @@ class Trial:
             logger.info("%s takes no other argument to be tried: %s", first.component, error)
             return True
         return noise.explains([first, other], self._call_merged([first, other], shared), [self._alone[0], alone])
+
+    def _would_show(self) -> bool:
+        """Whether the first forward, surrounded as the second, is another: else no mistake of the two would be seen."""
+        swapped = copy.copy(self._pair[0])
+        swapped.per_sample = self._pair[1].per_sample
+        apart = deviation(self._batches.call(swapped, swapped.arguments), self._alone[0])
+        return apart > bound(self._alone[0], self._noise.floor(self._pair[0], self._alone[0]))
 
     def _call_merged(self, batch: list[Forward], shared: frozenset[Path]) -> list[Any]:
         return self._batches.call_merged(batch, self._merger, shared)
@@ -144,11 +156,12 @@ class Noise:
 
         By the noise of the first; that of the second is asked for only where the first's is not enough.
         """
-        first_floor = self._floor(pair[0], alone[0])
+        first_floor = self.floor(pair[0], alone[0])
         if deviation(merged[0], alone[0]) > bound(alone[0], first_floor):
             return False
         apart = deviation(merged[1], alone[1])
-        return apart <= bound(alone[1], first_floor) or apart <= bound(alone[1], self._floor(pair[1], alone[1]))
+        return apart <= bound(alone[1], first_floor) or apart <= bound(alone[1], self.floor(pair[1], alone[1]))
 
-    def _floor(self, forward: Forward, alone: Any) -> float:
+    def floor(self, forward: Forward, alone: Any) -> float:
+        """The largest deviation of the two copies."""
         return max(deviation(copied, alone) for copied in self.copies(forward))

@@ -85,6 +85,9 @@ class RequestCaches:
         """The contexts of each transformer as plain values and tensors."""
         return {name: cache_dit.snapshot(contexts) for name, (_, contexts) in self.contexts.items()} or None
 
+    def end(self) -> None:
+        """The contexts are this object's own."""
+
     def summary(self) -> Summary | None:
         """Steps and blocks computed and reused, by transformer."""
         if not self.contexts:

@@ -84,6 +84,9 @@ class Rewiring:
         states = {name: copied(kept_state(own_modules[name])) for name in denoisers if name in own_modules}
         return {name: state for name, state in states.items() if state is not None} or None
 
+    def end(self) -> None:
+        """What was put into shared modules is out of them after each forward."""
+
     def summary(self) -> Summary | None:
         """The number of changes, by component."""
         return Summary(dict(self.rewired)) if self.rewired else None

@@ -68,6 +68,9 @@ class Push:
     def snapshot(self) -> Any:
         return {"pushed": self.pushed}
 
+    def end(self) -> None:
+        """It holds nothing."""
+
     def summary(self) -> Summary:
         return Summary({"forwards": int(self.pushed)}, (Pushed(int(self.pushed)),))
 

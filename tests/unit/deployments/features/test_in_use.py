@@ -1,16 +1,17 @@
 """The features of one request taken together: who is wanted, what surrounds a forward, what is kept and said."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from deployments.engine.forward import PerSample
 from deployments.errors import InvalidRequestError
-from deployments.features.feature import NOTHING, Feature, Summary, Surrounding
-from deployments.features.in_use import LEFT_OUT, FeaturesInUse, begin_features, wanted_features
+from deployments.features.feature import NOTHING, Feature, Fetched, Summary, Surrounding
+from deployments.features.in_use import LEFT_OUT, FeaturesInUse, begin_features, fetch_features, wanted_features
 from deployments.messages import GenerationRequest, OutputFormat
 from env_config.variables import EnvConfig
 
@@ -24,12 +25,16 @@ class Played:
         self.around = around
         self.state = state
         self.said = summary
+        self.has_ended = False
 
     def surround(self, component: str, module: Any) -> Surrounding:
         return self.around
 
     def snapshot(self) -> Any:
         return self.state
+
+    def end(self) -> None:
+        self.has_ended = True
 
     def summary(self) -> Summary | None:
         return self.said
@@ -148,3 +153,53 @@ def test_a_cache_that_was_left_out_begins_anew_and_the_caller_is_told() -> None:
     session.saved_features = {"cache": 5}
     assert begin_features([(cache, True)], session).warnings == ()
     assert begun[1:] == [5]
+
+
+def test_what_is_fetched_before_a_request_goes_to_its_begin_and_into_its_fingerprint() -> None:
+    begun: list[Any] = []
+
+    def begin(options: Any, *_: Any) -> Played:
+        begun.append(options)
+        return Played()
+
+    fetching = Feature("a", lambda env, asked: asked, begin, fetch=lambda adapters, o: Fetched(f"{adapters} {o}", "x1"))
+    wanted = wanted_features((fetching, row("b")), ENV, request(a="here", b=2))
+    fetched, fingerprint = fetch_features(wanted, "what is held")  # type: ignore[arg-type]
+    assert fingerprint == "a:x1"
+    begin_features(fetched, SimpleNamespace(saved_features={}, resumed_at=0))  # type: ignore[arg-type]
+    assert begun == ["what is held here"]
+
+
+def test_all_features_end_where_one_cannot_begin_or_end() -> None:
+    class Failing(Played):
+        def end(self) -> None:
+            raise RuntimeError("the first")
+
+    begun: list[Played] = []
+
+    def begin(options: Any, *_: Any) -> Played:
+        if options == "fails":
+            raise InvalidRequestError("it cannot begin", param="c")
+        begun.append(Failing() if options == "fails at its end" else Played())
+        return begun[-1]
+
+    rows = tuple(Feature(name, lambda env, asked: asked, begin) for name in "abc")
+    session: Any = SimpleNamespace(saved_features={}, resumed_at=0)
+    with pytest.raises(InvalidRequestError):
+        begin_features(wanted_features(rows, ENV, request(a=1, b=2, c="fails")), session)
+    assert [feature.has_ended for feature in begun] == [True, True]
+    begun.clear()
+    in_use = begin_features(wanted_features(rows, ENV, request(a=1, b="fails at its end", c=3)), session)
+    with pytest.raises(RuntimeError, match="the first"):
+        in_use.end()
+    assert [begun[0].has_ended, begun[2].has_ended] == [True, True]
+
+
+def test_what_tells_samples_apart_changes_no_merge_key() -> None:
+    per_sample = PerSample(lambda values, is_even: nullcontext(), "value", "kind")
+    apart = Surrounding(None, (), per_sample=per_sample)
+    assert FeaturesInUse({"a": Played(), "b": Played(apart)}).surround("t", None) == apart
+    both = FeaturesInUse({"a": Played(Surrounding(None, "key")), "b": Played(apart)}).surround("t", None)
+    assert (both.merge_key, both.per_sample) == ((("a", "key"),), per_sample)
+    with pytest.raises(ValueError, match="only one feature may tell the samples of a batch apart, not a, b"):
+        FeaturesInUse({"a": Played(apart), "b": Played(apart)}).surround("t", None)

@@ -1,0 +1,1 @@
+"""LoRA: adapters that a request names, at scales of its own."""
