@@ -239,6 +239,7 @@ class ComponentCall:
     component: str
     method: str
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
+    adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,7 @@ class StageDescription:
     tasks: tuple[Task, ...] = ()  # what callers can ask of it; empty where they can only give tensors or nothing
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
+    takes_adapters: bool = False  # LoRAs can be put into its models
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from ray.serve import Application
 
+from deployments.adapters.args import AdapterCacheArgs
 from deployments.memory.args import Offload, VAEArgs
 from deployments.model import (
     GGUF_SUFFIX,
@@ -83,6 +84,10 @@ class AppArgs(ServiceArgs):
         description="requests that every replica makes before it takes any, each as arguments of the pipeline's call "
         "such as `{width: 1024, height: 1024, num_inference_steps: 4}`",
     )
+    adapter_cache: AdapterCacheArgs = Field(
+        default_factory=AdapterCacheArgs,
+        description="bytes of LoRAs that a process keeps on its device, on its host and on its disk",
+    )
     fence_device_memory: bool = Field(
         False,
         description="a replica with num_gpus below 1 takes at most that share of its GPU's memory; false: num_gpus is "
@@ -156,6 +161,7 @@ def model_args(args: AppArgs) -> ModelArgs:
         denoising=args.denoising,
         watchdog=args.watchdog,
         compile=args.compile,
+        adapter_cache=args.adapter_cache,
         warm_up=args.warm_up,
         fence_device_memory=args.fence_device_memory,
         vae=args.vae,

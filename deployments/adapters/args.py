@@ -29,6 +29,12 @@ class AdapterArgs(BaseModel):
     weight_name: Annotated[str, AfterValidator(check_weight_name)] | None = Field(
         None, description="the file, where `path` is a place with several; null: the only one"
     )
+    component: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z]\w*$",
+        description="into which the file goes, where the pipeline has several of a kind, such as transformer_2 of "
+        "Wan2.2; null: where its loader puts it",
+    )
     scale: Scale = Field(1.0, description="for requests that give none; a number, or one for each component")
     preload: bool = Field(False, description="load it when a replica starts, not with its first request")
 

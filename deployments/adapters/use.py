@@ -20,6 +20,7 @@ class AdapterUse:
     weight_name: str | None = None
     scale: Scale = 1.0
     digest: str = ""  # SHA-256 of the weights' file, where it is known; another one is refused
+    component: str | None = None  # into which it goes, where its loader can be told to (AdapterArgs.component)
 
     def scale_in(self, component: str) -> float:
         """A component that a mapping does not name has 1."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from deployments.adapters.library import AdapterLibrary
 from deployments.devices import Device, memory_allocated
 from deployments.errors import InvalidRequestError
 from deployments.media.pool import MediaPool
@@ -37,6 +38,7 @@ class Inside:
     observers: Observers
     denoiser: DenoiserStage | None
     media_pool: MediaPool | None
+    adapters: AdapterLibrary
 
     def inspect(self) -> dict[str, Any]:
         """Who this replica is, its variables with the secrets masked, and the requests that it has now."""
@@ -50,6 +52,7 @@ class Inside:
             **self.observers.describe(),
             "engine": self.denoiser and self.denoiser.engine.describe(),
             "media_pool": self.media_pool and self.media_pool.describe(),
+            "adapters": self.adapters.describe(),
         }
 
     def thread_stacks(self) -> dict[str, Any]:

@@ -14,8 +14,10 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.adapters.use import use_of
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
+from deployments.engine.fiber import Fiber
 from deployments.features import fields_of_features
 from deployments.media.pool import MediaPool, workers_for
 from deployments.messages import (
@@ -39,6 +41,7 @@ from deployments.observability.logging_setup import apply_logging_level
 from deployments.observability.observer import MakeObserver, ObservedReplica, Observers
 from deployments.observability.stage_load import StageLoads
 from deployments.observability.table import OBSERVERS
+from deployments.replicas.adapter_metrics import AdapterMetrics
 from deployments.replicas.autoscaling import autoscaling_stats
 from deployments.replicas.dev import Inside, free_memory
 from deployments.replicas.device_share import IdleMemory, claim_share
@@ -50,7 +53,7 @@ from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
 from deployments.replicas.warm_up import warm_up
 from deployments.stage_pipeline.description import describe_stage
-from deployments.stage_pipeline.remote_calls import answer_call
+from deployments.stages.adapters import answer_with_adapters, described, give_back_of_encoders, preload
 from deployments.stages.build import build_stage
 from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
@@ -121,8 +124,18 @@ class StageReplica:
             engine=self.denoiser.engine.statistics if self.denoiser else None,
         )
         self._inside = Inside(
-            replica_id, self.env, self.device, self.description, self.observers, self.denoiser, self.media_pool
+            replica_id,
+            self.env,
+            self.device,
+            self.description,
+            self.observers,
+            self.denoiser,
+            self.media_pool,
+            self.stage.adapters,
         )
+        for line in preload(self.stage, model):
+            logger.info("%s", line)
+        self._adapter_metrics = AdapterMetrics(stages, self.stage.adapters)
         self._warm_up(model)
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
 
@@ -199,7 +212,7 @@ class StageReplica:
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
         async with self.fitness.work(UNFOLLOWED):
-            return await self.threads.in_worker(answer_call, self.stage, call)
+            return await self.threads.in_worker(answer_with_adapters, self.stage, call)
 
     def _check_stage(self, stage: StageName) -> None:
         """Raises RuntimeError: the application was bound wrongly."""
@@ -219,6 +232,7 @@ class StageReplica:
         """
         self.fitness.check()
         self._device_metrics.look()
+        self._adapter_metrics.look()
         if self._idle_memory.is_due(self._idle_since()):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.threads.request_threads, self._idle_memory.give_back)
@@ -244,6 +258,30 @@ class StageReplica:
         """Those of `names` that this checkpoint reads, over the application's defaults."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads.request_threads, arguments_of, self.stage, names, defaults)
+
+    # -- adapters: LoRAs -------------------------------------------------------------------------------------
+
+    async def inspect_adapter(self, use: dict[str, Any]) -> dict[str, Any]:
+        """What an adapter is, which is fetched for it: `deployments.adapters.library.FetchedAdapter.describe`.
+
+        `use` is an AdapterUse as plain values. Raises InvalidRequestError (param "loras") for what does not fit the
+        model, StageUnavailableError for a place that cannot be reached now.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads.request_threads, described, self.stage, use_of(use))
+
+    async def forget_adapter(self, digest: str) -> None:
+        """Its memory is given back, where requests use it after their end."""
+        self.stage.adapters.forget(digest)
+        await self.threads.in_worker(give_back_of_encoders, self.stage)
+        if self.denoiser is not None:
+            work = partial(self.stage.adapters.give_back, self.stage.layout.denoisers)
+            self.denoiser.engine.submit(Fiber("forgotten adapters"), work)
+
+    async def adapters_held(self) -> tuple[str, ...]:
+        """The digests of those that are in this process's memory."""
+        held: tuple[str, ...] = self.stage.adapters.held()
+        return held
 
     async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
         """What this replica did for the request, if it is among the last; empty without stage logging."""

@@ -43,6 +43,7 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         tasks=tasks_of(type(stage.pipeline), kind),
         frame_multiple=frame_multiple(stage),
         makes_alpha=makes_alpha(stage),
+        takes_adapters=stage.adapters is not None and stage.adapters.takes_adapters,
     )
 
 

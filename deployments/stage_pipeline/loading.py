@@ -49,6 +49,7 @@ class StagePipeline:
     twins: dict[str, Any] = field(default_factory=dict)  # of real components, for the shapes of what they would return
     precisions: Mapping[str, str] = field(default_factory=dict)  # of components that are held in another than the dtype
     switches: dict[str, Any] = field(default_factory=dict)  # of components that are compiled, by name
+    adapters: Any = None  # deployments.adapters.library.AdapterLibrary; None: a stage that only looks at the model
     handed_over: dict[str, Any] = field(default_factory=dict)  # what this process made and decodes itself, by token
     read_outputs: dict[Any, set[int]] = field(default_factory=dict)  # recorded ones that are needed, by kind of request
     unread_outputs: dict[Any, frozenset[int]] = field(default_factory=dict)  # those that are not, by its settings too

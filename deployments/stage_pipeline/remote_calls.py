@@ -16,7 +16,13 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.pipeline_errors import pipeline_errors
 from deployments.stage_pipeline.sessions.component import function_of, is_routed
 from deployments.stage_pipeline.sessions.pipeline_code import PIPELINE_CODE
-from deployments.stage_pipeline.sessions.session import ENCODING_METHODS, PIPELINE, Session
+from deployments.stage_pipeline.sessions.session import (
+    ENCODING_METHODS,
+    PIPELINE,
+    AroundComponent,
+    Session,
+    nothing_around,
+)
 from deployments.stage_pipeline.sessions.switches import set_switches
 from deployments.tensors.global_generators import global_states, set_global_states
 from deployments.tensors.packing import pack, unpack
@@ -38,19 +44,22 @@ def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.
     return with_anything(output)
 
 
-def answer_call(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
-    """The holder's side: makes the call with the real component.
+def answer_call(
+    stage: StagePipeline, call: ComponentCall, around_component: AroundComponent = nothing_around
+) -> ComponentAnswer:
+    """The holder's side: makes the call with the real component, in what the request adds to it.
 
     Raises PipelineFailedError, and DeviceFullError or TooLargeForDeviceError.
     """
-    return stage.memory.run(lambda: _answer(stage, call))
+    return stage.memory.run(lambda: _answer(stage, call, around_component))
 
 
 @torch.no_grad()
-def _answer(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
+def _answer(stage: StagePipeline, call: ComponentCall, around_component: AroundComponent) -> ComponentAnswer:
     args, kwargs, of_torch, switches = unpack(call.arguments, stage.device)
     with PIPELINE_CODE, pipeline_errors():
         session = AnsweringSession(stage)
+        session.around_component = around_component
         function = _function(stage, session, call)
         for component, changed in switches.items():
             if component in stage.components:

@@ -7,6 +7,7 @@ attribute it reads (scale factors, latent statistics, dtypes) exactly as with th
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from deployments.weights.containers import is_container, member_class, member_fo
 from deployments.weights.load import read_tensors
 from deployments.weights.reading.transformers_models import base_reading_replaced
 
+# While a model without weights is made, every new parameter of the process goes to the meta device; held by whoever
+# makes one, or puts new layers into a model.
+BUILDING = threading.RLock()
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -65,7 +69,7 @@ def build_from_config(cls: Any, folder: Path, meta_buffers: bool = False) -> Any
     """The model as from_pretrained would construct it, before any weight is read."""
     if is_container(cls):
         return cls([build_from_config(member_class(each), each, meta_buffers) for each in member_folders(folder)])
-    with accelerate.init_empty_weights(include_buffers=meta_buffers):
+    with BUILDING, accelerate.init_empty_weights(include_buffers=meta_buffers):
         if issubclass(cls, ModelMixin):
             return cls.from_config(cls.load_config(folder))
         return _build_transformers(cast(type[transformers.PreTrainedModel], cls), folder)
@@ -165,7 +169,9 @@ def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
     """Gives a twin what was put into the source after it was made (IP-Adapters), on the meta device."""
     if hasattr(source, "_internal_dict"):
         twin._internal_dict = source._internal_dict  # settings that a loader changed
-    for name, child in source.named_children():
+    for name, layer in source.named_children():
+        # A LoRA's layer returns what the layer in it does.
+        child = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
         other = twin._modules.get(name)
         if isinstance(child, torch.nn.Linear) and isinstance(other, torch.nn.Linear):
             continue  # quantised, or not: what it returns has the same shape

@@ -27,6 +27,7 @@ from deployments.stage_pipeline.description import call_parameters
 from deployments.stage_pipeline.loading import StagePipeline, load_stage, weights_needed
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import meta_twin_maker
+from deployments.stages.adapters import with_adapters
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from deployments.weights.precision.computing import dtype_computed_in
@@ -69,6 +70,7 @@ def build_stage(
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
+    stage = with_adapters(stage, model, env.runtime.cache_root)
     modules = stage_modules(stage, device, wrap_kernel, modes)
     stage, lines = fitted(stage, modules, model)
     lines += [f"precision: {name} is held as {each}" for name, each in stage.precisions.items()]

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
 from deployments.stage_pipeline.sessions.own_modules import is_rewired
+from deployments.stages.adapters import uses_of
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -67,7 +69,7 @@ class DenoiserStage:
     `ask_stage` makes a component call in the stage that holds the component. It serves pipelines whose
     decoded or encoded data flows back into the loop, which show themselves at their first request.
     `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
-    `features` are what requests may ask for, `adapters` the LoRAs of this process.
+    `features` are what requests may ask for, `adapters` the LoRAs of this process, where not those of `stage`.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class DenoiserStage:
         self.ask_stage = ask_stage
         self.encode = encode
         self.features = features
-        self.adapters = adapters
+        self.adapters: Adapters | None = adapters or stage.adapters
         self.needs_remote_calls = False
         self.compiled = CompiledForwards(
             stage.switches,
@@ -167,7 +169,7 @@ class DenoiserStage:
                 self.needs_remote_calls = True
         if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
-        return run.run(self._call_remotely, resume_from), run
+        return run.run(partial(self._call_remotely, request), resume_from), run
 
     def fingerprint_for(self, request: GenerationRequest) -> str:
         """That of the model, and for a request whose forwards may be compiled how they are."""
@@ -220,11 +222,21 @@ class DenoiserStage:
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(
-        self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
+        self,
+        request: GenerationRequest,
+        session: DenoiseSession,
+        stage: StageName,
+        component: str,
+        method: str,
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         ask_stage = self.ask_stage
         assert ask_stage is not None
-        call = component_call(session, component, method, args, kwargs)
+        call = replace(
+            component_call(session, component, method, args, kwargs),
+            adapters=tuple(use.plain() for use in uses_of(request)),
+        )
         with session.waiting():
             answer = self.engine.elsewhere(lambda: ask_stage(stage, call))
         return apply_answer(answer, args, kwargs, self.stage.device)
@@ -243,4 +255,4 @@ def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]
 
 
 def _with_arguments(request: GenerationRequest, arguments: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0})
+    return GenerationRequest(**{**vars(request), "arguments": arguments, "seed": 0, "features": {}})

@@ -20,6 +20,7 @@ from deployments.stage_pipeline.inputs.values import (
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
 from deployments.stage_pipeline.sessions.unread import without_unread
+from deployments.stages.adapters import adapters_around, uses_of
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything, without_opaque
 
@@ -34,9 +35,11 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     Raises InvalidRequestError for what the pipeline refuses, DeviceFullError or TooLargeForDeviceError.
     """
     arguments = call_arguments(stage, request)
+    around = adapters_around(stage, uses_of(request))
 
     def work() -> Conditioning:
         session = EncodeSession(stage, arguments, request.seed)
+        session.around_component = around
         calls = session.run()
         return pack_conditioning(without_unread(stage, arguments, calls), cut_texts(session))
 

@@ -43,7 +43,13 @@ ENCODING_METHODS = ("encode_prompt", "encode_image", "encode_block")
 STEPS = ("step", "step_pred")
 PIPELINE = "pipeline"  # the name of the pipeline itself among the components, with ".name" for nested ones
 
+AroundComponent = Callable[[str], contextlib.AbstractContextManager[object]]
 RandomStates = tuple[torch.Tensor, GlobalStates]  # of the request's generator and of torch's global ones
+
+
+def nothing_around(component: str) -> contextlib.AbstractContextManager[object]:
+    """What is entered around the calls of a component where a request adds nothing to them."""
+    return contextlib.nullcontext()
 
 
 class StopStage(BaseException):
@@ -63,6 +69,7 @@ class Session:
         self.steps_done = 0
         self.contexts: dict[str, tuple[Any, dict[str, Any]]] = {}  # denoiser -> its cache_context now
         self.hooks = Hooks()
+        self.around_component: AroundComponent = nothing_around  # each call that is made here, but of denoisers
         self.own_modules: dict[str, OwnModules] = {}  # of the components that the pipeline has asked for something
         self._rewired_now: set[str] = set()
         self._inside = 0  # depth of component calls; only the outermost is routed
@@ -153,7 +160,14 @@ class Session:
         hooks = self.hooks.on_modules(self.stage.pipeline) if not self._inside else contextlib.nullcontext()
         self._inside += 1
         try:
-            with self.rewired(component), hooks, without_draws(), draws_of_call(args, kwargs):
+            # First: what it puts into the shared modules stays there after the request's own changes are taken back.
+            with (
+                self.around_component(component),
+                self.rewired(component),
+                hooks,
+                without_draws(),
+                draws_of_call(args, kwargs),
+            ):
                 return function(*args, **kwargs)
         finally:
             self._inside -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,7 +12,8 @@ from deployments.denoising.measurements import CheckpointMade, Resumed
 from deployments.device_memory import DeviceMemory
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
 from deployments.features.cache_dit.measurements import CachedSteps
-from deployments.replicas import metrics
+from deployments.replicas import adapter_metrics, metrics
+from deployments.replicas.adapter_metrics import AdapterMetrics
 from deployments.replicas.metrics import EXPORTS, DenoiserMetrics, DeviceMetrics
 
 
@@ -60,6 +61,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     monkeypatch.setattr(Recorder, "made", {})
     for kind in ("Gauge", "Counter", "Histogram"):
         monkeypatch.setattr(metrics, kind, Recorder)
+        monkeypatch.setattr(adapter_metrics, kind, Recorder)
     return Recorder.made
 
 
@@ -100,3 +102,40 @@ def test_the_seconds_of_the_device_add_up_by_component(recorded: dict[str, Recor
     for seconds in (0.5, 0.25, 0.0):
         told(BatchRun("transformer", "16x64", 2, 2, seconds, (0.1, 0.2), True))
     assert recorded["triptych_device_seconds"].values == {("transformer",): 0.75}
+
+
+# --- adapters ---
+
+
+class Adapters:
+    """A library that has some, and found more of them on the host than before."""
+
+    hits = 2
+
+    def describe(self) -> dict[str, Any]:
+        self.hits += 3
+        device, host = {"adapters": 2, "bytes": 20}, {"adapters": 5, "bytes": 60}
+        return {
+            "device": device,
+            "host": host,
+            "hits": {"host": self.hits},
+            "misses": {"device": 1},
+            "evictions": {},
+        }
+
+    def take_seconds(self) -> list[tuple[str, float]]:
+        return [("device", 0.25)]
+
+
+def test_adapters_in_memory_and_what_was_loaded_are_told_by_tier(recorded: dict[str, Recorder]) -> None:
+    library: Any = Adapters()
+    told = AdapterMetrics(("denoiser",), library)
+    told.look()
+    told.look()
+    assert recorded["triptych_adapters"].values == {("denoiser", "device"): 2, ("denoiser", "host"): 5}
+    assert recorded["triptych_adapter_bytes"].values == {("denoiser", "device"): 20, ("denoiser", "host"): 60}
+    assert recorded["triptych_adapter_lookups"].values == {
+        ("denoiser", "host", "hits"): 8,
+        ("denoiser", "device", "misses"): 1,
+    }
+    assert recorded["triptych_adapter_load_seconds"].values == {("denoiser", "device"): 0.25}

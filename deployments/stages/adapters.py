@@ -1,0 +1,112 @@
+"""The LoRAs of requests in a stage: the library of its process, and what surrounds the calls of encoders.
+
+A denoiser's forwards are surrounded by the feature `deployments.features.lora`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deployments.adapters.forward import applied
+from deployments.adapters.library import AdapterLibrary
+from deployments.adapters.use import FEATURE, AdapterUse, use_of
+from deployments.errors import CheckpointError, NotSupportedError, TriptychError
+from deployments.messages import ComponentAnswer, ComponentCall, GenerationRequest
+from deployments.model import ModelArgs
+from deployments.stage_pipeline.loading import StagePipeline
+from deployments.stage_pipeline.remote_calls import answer_call
+from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL
+from deployments.stage_pipeline.sessions.session import AroundComponent, nothing_around
+
+
+def with_adapters(stage: StagePipeline, model: ModelArgs, cache_root: Path) -> StagePipeline:
+    """The stage with its library. Raises CheckpointError for adapters of a configuration whose model takes none."""
+    library = AdapterLibrary(stage, model.adapter_cache, cache_root)
+    if model.adapters and (why := library.why_none()):
+        raise CheckpointError(f"adapters: {why}: leave `adapters` out")
+    return replace(stage, adapters=library)
+
+
+def configured_uses(model: ModelArgs, is_preloaded: bool = False) -> list[AdapterUse]:
+    """The adapters of the configuration, or those of them that are loaded at the start."""
+    return [
+        AdapterUse(name, args.path, args.weight_name, args.scale, component=args.component)
+        for name, args in model.adapters.items()
+        if args.preload or not is_preloaded
+    ]
+
+
+def preload(stage: StagePipeline, model: ModelArgs) -> list[str]:
+    """Loads what the configuration says is loaded at the start, before any request; the lines for the log.
+
+    Raises CheckpointError that names the adapter.
+    """
+    lines = []
+    for use in configured_uses(model, is_preloaded=True):
+        try:
+            with stage.adapters.holding([use], stage.adapters.loadable) as [held]:
+                lines.append(f"adapters: {use.name} is in {' and '.join(sorted(held.components)) or 'no model here'}")
+        except TriptychError as error:
+            raise CheckpointError(f"adapters.{use.name}: {error}") from error
+    return lines
+
+
+def uses_of(request: GenerationRequest) -> tuple[AdapterUse, ...]:
+    """The adapters that a request names."""
+    return tuple(use_of(plain) for plain in request.features.get(FEATURE) or ())
+
+
+def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundComponent:
+    """Around each call of an encoder of this process: the adapters of its request, at their scales.
+
+    They are fetched at once. A component is called by one thread at a time (COMPONENT_CALL), in which its layers are
+    also put in. Raises as `AdapterLibrary.fetched`.
+    """
+    library: AdapterLibrary | None = stage.adapters
+    if not uses or library is None:
+        return nothing_around
+    if not library.loadable:
+        raise NotSupportedError(f"{type(stage.pipeline).__name__} takes no LoRA", FEATURE)
+    encoders = (frozenset(library.loadable) & stage.components.keys()) - frozenset(stage.layout.denoisers)
+    if not encoders:
+        return nothing_around
+    for use in uses:
+        library.fetched(use)
+
+    @contextmanager
+    def around(component: str) -> Iterator[None]:
+        if component not in encoders:
+            yield
+            return
+        with library.holding(uses, [component]) as held:
+            scales: dict[str, float] = {}
+            for each in held:
+                if component in each.components:
+                    scales[each.peft_name] = scales.get(each.peft_name, 0.0) + each.use.scale_in(component)
+            with applied(stage.components[component], [(1, scales)]):
+                yield
+
+    return around
+
+
+def answer_with_adapters(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
+    """Makes the call of another stage, with the adapters of its request. Raises as `answer_call`."""
+    return answer_call(stage, call, adapters_around(stage, [use_of(plain) for plain in call.adapters]))
+
+
+def described(stage: StagePipeline, use: AdapterUse) -> dict[str, Any]:
+    """What an adapter is, as plain values. Raises as `AdapterLibrary.fetched`."""
+    if why := stage.adapters.why_none():
+        raise NotSupportedError(why, FEATURE)
+    plain: dict[str, Any] = stage.adapters.fetched(use).describe()
+    return plain
+
+
+def give_back_of_encoders(stage: StagePipeline) -> None:
+    """What was forgotten leaves the encoders; in the thread that calls them."""
+    with COMPONENT_CALL:
+        stage.adapters.give_back(stage.components.keys() - set(stage.layout.denoisers))
