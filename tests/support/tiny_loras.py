@@ -113,7 +113,7 @@ def _written(
 
 
 def _must_be_told(pipeline: Any, name: str) -> bool:
-    return f"load_into_{name}" in inspect.getsource(type(pipeline).load_lora_weights)
+    return f'"load_into_{name}"' in inspect.getsource(type(pipeline).load_lora_weights)
 
 
 def _targets(name: str, part: torch.nn.Module, lora: TinyLora) -> list[str]:
@@ -135,14 +135,14 @@ def _linear(part: torch.nn.Module, ends: Sequence[str]) -> list[str]:
 
 
 def _layers(name: str, part: torch.nn.Module, lora: TinyLora) -> dict[str, torch.Tensor]:
-    """The matrices by PEFT's names; those of text encoders and of a U-Net as diffusers has named them longer."""
+    """The matrices by PEFT's names; those of text encoders and of a U-Net's attention as diffusers has named them."""
     weights = {}
     for target in _targets(name, part, lora):
         layer: Any = part.get_submodule(target)
         down, up = _shapes(layer, lora.rank)
         weights[f"{target}.lora_A.weight"] = torch.randn(down) / down[1] ** 0.5
         weights[f"{target}.lora_B.weight"] = 0.2 * torch.randn(up)
-    if name == "unet" or is_text_encoder(name):
+    if (name == "unet" and not lora.of_all_layers) or is_text_encoder(name):
         return dict(convert_state_dict_to_diffusers(weights)) if weights else {}
     return weights
 
