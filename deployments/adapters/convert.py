@@ -11,6 +11,7 @@ import copy
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from deployments.stage_pipeline.skeleton import build_from_config
 
 DIFFUSERS, TRANSFORMERS = "load_lora_adapter", "load_adapter"  # the methods of their models
 MOST_NAMED = 3
+MOST_TOLD = 300  # characters of what a loader says
 
 Tensors = dict[str, torch.Tensor]
 
@@ -67,36 +69,39 @@ class Converter:
         """Components that the loader of the pipeline's class knows, and that this pipeline has."""
         return loadable_components(type(self.pipeline), self.layout.models)
 
-    def parts(self, use: AdapterUse, tensors: Tensors) -> dict[str, Part]:
-        """By component. Raises InvalidRequestError for what does not fit into the pipeline as a whole."""
+    def parts(self, use: AdapterUse, file: Path) -> dict[str, Part]:
+        """By component, of a file of LoRA layers. Raises InvalidRequestError for one that does not fit as a whole."""
         if not self.loadable:
             raise refusal(use, f"{type(self.pipeline).__name__} takes no LoRA")
         with self._lock:
-            noted = self._loaded(use, tensors, use.component)
+            noted = self._loaded(use, Noted(use), file, use.component)
             left = noted.unplaced()
             for name in self.loadable:
                 # One file for several experts: diffusers takes the layers of one after the other.
                 if own := without_prefix(left, name):
                     first = getattr(type(self.pipeline), "transformer_name", "transformer")
                     renamed = {f"{first}.{key}": tensor for key, tensor in own.items()}
-                    noted.parts |= self._loaded(use, renamed, name).parts
+                    settings = without_prefix(noted.metadata or {}, name)
+                    second = Noted(use, {f"{first}.{key}": each for key, each in settings.items()} or None)
+                    noted.parts |= self._loaded(use, second, renamed, name).parts
                     left = {key: tensor for key, tensor in left.items() if not key.startswith(f"{name}.")}
             if left or not noted.parts:
                 raise refusal(use, self._unplaced_words(left or noted.converted))
             return {name: self._checked(use, name, part) for name, part in noted.parts.items()}
 
-    def _loaded(self, use: AdapterUse, tensors: Tensors, component: str | None) -> Noted:
+    def _loaded(self, use: AdapterUse, noted: Noted, source: Path | Tensors, component: str | None) -> Noted:
         """What `load_lora_weights` puts where; `component`: the one that it is told to load into."""
-        noted = Noted(use)
         told = {} if component is None else {f"load_into_{component}": True}
         try:
-            self._recording(noted).load_lora_weights(dict(tensors), adapter_name="noted", **told)
+            given = str(source) if isinstance(source, Path) else source
+            self._recording(noted).load_lora_weights(given, adapter_name="noted", use_safetensors=True, **told)
         except InvalidRequestError:
             raise
         except Exception as error:  # whatever a loader raises for a file that it does not know
             absent = set(type(self.pipeline)._lora_loadable_modules) - set(self.loadable)
             left = {key: each for key, each in noted.unplaced().items() if key.partition(".")[0] in absent}
-            why = self._unplaced_words(left) if left else f"{type(self.pipeline).__name__} does not load it: {error}"
+            cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:MOST_TOLD]
+            why = self._unplaced_words(left) if left else f"{type(self.pipeline).__name__} does not load it: {cause}"
             raise refusal(use, why) from error
         if component is not None and set(noted.parts) != {component}:
             able = " and ".join(noted.parts) or "nothing"
@@ -124,8 +129,13 @@ class Converter:
 
         def lora_state_dict(owner: Any, *args: Any, **kwargs: Any) -> Any:
             found = super(recording, owner).lora_state_dict(*args, **kwargs)  # type: ignore[misc]
-            noted.note_converted(found[0] if isinstance(found, tuple) else found, cls)
-            return found
+            if not isinstance(found, tuple):  # a caller that asks for no more
+                noted.note_converted(found, cls)
+                return found
+            *others, metadata = found
+            noted.note_converted(others[0], cls)
+            noted.metadata = metadata if noted.metadata is None else noted.metadata
+            return (*others, noted.metadata)
 
         members = {
             "components": property(lambda _: {}),
@@ -190,8 +200,10 @@ class Converter:
 class Noted:
     """What one run of a loader has converted, and put where."""
 
-    def __init__(self, use: AdapterUse) -> None:
+    def __init__(self, use: AdapterUse, metadata: Mapping[str, Any] | None = None) -> None:
+        """`metadata`: of the layers, where they come from no file whose header says it."""
         self.use = use
+        self.metadata = metadata
         self.converted: Tensors = {}
         self.parts: dict[str, Part] = {}
 
@@ -207,7 +219,8 @@ class Noted:
 
     def note_diffusers(self, name: str, tensors: Tensors, options: Mapping[str, Any]) -> None:
         prefix = options.get("prefix", "transformer")
-        own = {key: tensor.detach() for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
+        # Copies: who replaces the file in place must not change what is in use.
+        own = {key: tensor.detach().clone() for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
         alphas = {
             key: alpha for key, alpha in (options.get("network_alphas") or {}).items() if key.startswith(f"{prefix}.")
         }
@@ -217,7 +230,9 @@ class Noted:
 
     def note_transformers(self, name: str, tensors: Tensors, peft_config: Any) -> None:
         self.parts[name] = Part(
-            TRANSFORMERS, dict(tensors), {"peft_config": copy.deepcopy(peft_config), "prefix": name}
+            TRANSFORMERS,
+            {key: tensor.detach().clone() for key, tensor in tensors.items()},
+            {"peft_config": copy.deepcopy(peft_config), "prefix": name},
         )
 
     def unplaced(self) -> Tensors:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
@@ -53,20 +52,18 @@ PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_tensors(use: AdapterUse, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the file, mapped. Raises InvalidRequestError for what is no LoRA, or is damaged."""
+def check_file(use: AdapterUse, path: Path) -> None:
+    """Raises InvalidRequestError for what is no safetensors file, is damaged, or holds another kind of adapter."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            refuse_unsupported(use, file.keys())
-            # Copies: who replaces the file in place must not change what is in use.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            names = list(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise refusal(use, f"{path.suffix} was expected, and its file is cut short or is none: {error}") from error
+    refuse_unsupported(use, names)
 
 
-def refuse_unsupported(use: AdapterUse, names: Iterable[str]) -> None:
+def refuse_unsupported(use: AdapterUse, names: Collection[str]) -> None:
     """Raises InvalidRequestError."""
-    names = list(names)
     if not names:
         raise refusal(use, "its file is empty")
     for kind in UNSUPPORTED:

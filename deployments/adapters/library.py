@@ -20,7 +20,7 @@ import torch
 from deployments.adapters.args import AdapterCacheArgs
 from deployments.adapters.convert import Converter, Part
 from deployments.adapters.fetch import AdapterFile, fetch_file, refusal
-from deployments.adapters.formats import read_tensors
+from deployments.adapters.formats import check_file
 from deployments.adapters.forward import why_not
 from deployments.adapters.inject import eject, inject
 from deployments.adapters.tier import Tier
@@ -179,7 +179,8 @@ class AdapterLibrary:
         started = self._clock()
         file = fetch_file(use, self._cache_root, self._args.max_disk_bytes)
         stamp = stamp_of(file.path)
-        parts = self._converter.parts(use, read_tensors(use, file.path))
+        check_file(use, file.path)
+        parts = self._converter.parts(use, file.path)
         if stamp_of(file.path) != stamp:
             raise StageUnavailableError(f"the file of the adapter {use.name!r} is being replaced; try again")
         self._refuse_obstacles(use, parts)
@@ -263,6 +264,10 @@ class AdapterLibrary:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            if isinstance(error, KeyError) and isinstance(
+                error.__context__, Exception
+            ):  # diffusers' own, of its way out
+                error = error.__context__
             logger.warning("the adapter %s cannot be put into %s", use.name, name, exc_info=True)
             raise refusal(use, f"its layers cannot be put into {name} ({type(component).__name__}): {error}") from error
         with self._lock:

@@ -56,7 +56,7 @@ def adapter_state(model: Any, name: str) -> dict[str, Any]:
     }
     for path, layer in model.named_modules():
         if name in getattr(layer, "scaling", {}):
-            state[f"{path} scaling"] = torch.tensor(layer.scaling[name], dtype=torch.float64)
+            state[f"{path} scaling"] = torch.tensor(float(layer.scaling[name]), dtype=torch.float64)
     return state
 
 

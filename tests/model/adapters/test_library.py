@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
 
 from deployments.adapters.args import AdapterCacheArgs
 from deployments.adapters.library import AdapterLibrary
@@ -31,7 +29,7 @@ from tests.support.tiny_models import checkpoint
 from tests.support.tiny_models.checkpoints import load_unsplit
 
 ATTENTION = ("to_q", "to_k", "to_v")
-CLIP = ("q_proj", "k_proj")
+CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")  # kohya's are known by the last
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te1_text_model", "text_encoder_2": "lora_te2_text_model"}
 COMPONENTS = {
     "flux": {"transformer": (*ATTENTION, "proj_mlp"), "text_encoder": CLIP},
@@ -129,7 +127,7 @@ def test_a_process_puts_in_what_its_own_models_get_and_knows_the_rest(
     library = library_of(stage, tmp_path)
     fetched = library.fetched(use)
     assert fetched.components == {"transformer", "text_encoder"}
-    assert fetched.describe()["layers"] == {"transformer": 18, "text_encoder": 4}
+    assert fetched.describe()["layers"] == {"transformer": 18, "text_encoder": 12}
     with library.holding([use], fetched.components) as [held]:
         assert held.components == {"transformer", "text_encoder"} & stage.components.keys()
         assert layers_in(stage.components[min(held.components)]) == fetched.parts[min(held.components)].num_layers
@@ -161,23 +159,23 @@ def test_the_two_experts_of_wan_get_what_is_meant_for_each(checkpoints_root: Pat
         assert all(torch.equal(found[key.removeprefix("transformer_2.")], tensor) for key, tensor in low.items())
 
 
-def test_forty_adapters_share_the_room_of_eight(flux_checkpoint: Path, tmp_path: Path) -> None:
+def test_twelve_adapters_share_the_room_of_three(flux_checkpoint: Path, tmp_path: Path) -> None:
     stage = load_stage(flux_checkpoint, ("denoiser",))
     transformer = stage.components["transformer"]
-    uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(40)]
+    uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(12)]
     size = 4 * sum(tensor.numel() for tensor in lora_tensors(transformer, "transformer", ("to_q",)).values())
-    library = library_of(stage, tmp_path, max_device_bytes=8 * size, max_host_bytes=16 * size)
+    library = library_of(stage, tmp_path, max_device_bytes=3 * size, max_host_bytes=6 * size)
     with library.holding(uses[:1]) as [pinned]:
         for use in uses:
             with library.holding([use]) as [held]:
                 assert held.peft_name in transformer.peft_config
             told = library.describe()
-            assert told["device"]["bytes"] <= 8 * size
-            assert told["host"]["bytes"] <= 16 * size
+            assert told["device"]["bytes"] <= 3 * size
+            assert told["host"]["bytes"] <= 6 * size
             assert pinned.peft_name in transformer.peft_config
-    assert len(transformer.peft_config) == 8
-    assert told["evictions"] == {"host": 24, "device": 32}
-    with library.holding(uses[-7:]), library.holding(uses[:1]):  # all are there still
+    assert len(transformer.peft_config) == 3
+    assert told["evictions"] == {"host": 6, "device": 9}
+    with library.holding(uses[-2:]), library.holding(uses[:1]):  # all are there still
         assert library.describe()["misses"] == told["misses"]
 
 
@@ -244,8 +242,3 @@ def test_loading_draws_no_random_numbers_of_requests(flux_checkpoint: Path, tmp_
     state = torch.get_rng_state()
     with library_of(stage, tmp_path).holding([use], ["text_encoder"]):
         assert torch.equal(torch.get_rng_state(), state)
-
-
-def header(path: Path, tensors: Tensors, settings: dict[str, Any]) -> None:
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
-    save_file(tensors, path, metadata=metadata)

@@ -53,7 +53,10 @@ WRONG: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "another model's component": (lambda _: layer("unet.mid.to_q"), "no place in FluxPipeline"),
     "one layer too many": (lambda t: t | layer("transformer.transformer_blocks.77.attn.to_q"), "fit no layer of it"),
     "layers of T5": (lambda t: t | layer("text_encoder_2.encoder.block.0.q"), "2 of its tensors have no place"),
-    "half a layer": (lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"}, "to_q has no lora_B"),
+    "half a layer": (
+        lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"},
+        "it lacks 'transformer_blocks.0.attn.to_q.lora_B.weight'",
+    ),
     "no LoRA": (lambda _: {"weight": torch.ones(2)}, "does not load it"),
     "DoRA": (lambda t: t | {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "it is a DoRA"),
     "DoRA of kohya": (lambda t: t | {"lora_unet_x.dora_scale": torch.ones(32)}, "it is a DoRA"),
@@ -109,11 +112,11 @@ def test_a_file_that_is_cut_or_no_safetensors_file_is_refused(
         assert "cut short or is none" in refused(library, use)
 
 
-def test_a_shape_of_another_size_is_told_with_both_sizes(
-    stage: StagePipeline, library: AdapterLibrary, tmp_path: Path
-) -> None:
+def test_a_layer_of_another_size_is_refused(stage: StagePipeline, library: AdapterLibrary, tmp_path: Path) -> None:
     said = refused(library, written(tmp_path, "wide", layer(Q, 32, 64)))
-    assert "it changes the shapes" in said or "(64, 2), and the layer is of (32, 32)" in said
+    assert "FluxPipeline does not load it: Error(s) in loading state_dict for Linear: size mismatch" in said
+    narrow = refused(library, written(tmp_path, "narrow", layer(Q, 32, 16)))
+    assert "(16, 2), and the layer is of (32, 32): it was made for another model" in narrow
 
 
 def test_a_component_that_the_loader_cannot_be_told_is_refused(
