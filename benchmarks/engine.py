@@ -112,6 +112,7 @@ class Model:
             self.stage,
             DenoisingArgs(**settings),
             encode=lambda request: encode(self.encoder, request),
+            adapters=self.stage.adapters,
         )
         try:
             yield stage

@@ -11,7 +11,7 @@ import torch
 from deployments.messages import Checkpoint, Conditioning, DecodeInputs, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
 from deployments.stage_pipeline.hand_off import pack_outcome, unpack_outcome
-from deployments.stage_pipeline.loading import load_stage
+from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoisingFollower
@@ -151,14 +151,18 @@ class Stages:
         return [self.numbers(inputs) for inputs, _ in made]
 
     def numbers(self, inputs: DecodeInputs) -> list[torch.Tensor]:
-        """All that the VAE stage gets."""
-        outcome = unpack_outcome(inputs, self.stage)
-        if isinstance(outcome, HandOff):
-            return tensors([[call.args, call.kwargs] for call in outcome.decoder_calls])
-        return tensors(outcome.output)
+        return handed_over(inputs, self.stage)
 
     def close(self) -> None:
         self.denoiser.engine.close()
+
+
+def handed_over(inputs: DecodeInputs, stage: StagePipeline) -> list[torch.Tensor]:
+    """All that the VAE stage gets."""
+    outcome = unpack_outcome(inputs, stage)
+    if isinstance(outcome, HandOff):
+        return tensors([[call.args, call.kwargs] for call in outcome.decoder_calls])
+    return tensors(outcome.output)
 
 
 def assert_resumes_elsewhere(
