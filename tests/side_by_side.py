@@ -21,7 +21,15 @@ UNIT = tuple(
 )
 RUNS = {
     "quick": UNIT,
-    "all": ("tests/served", "tests/model", *UNIT, "tests/variables", "tests/services", "tests/parity/core"),
+    "all": (
+        "tests/served",
+        "tests/model",
+        *UNIT,
+        "tests/variables",
+        "tests/services",
+        "tests/page",
+        "tests/parity/core",
+    ),
 }
 AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end

@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # between two looks
 ANSWER_S = 3.0  # that the replicas of a deployment may take to answer
-WATCH_S = (
-    30.0  # that one may watch: an ingress replica that is to go waits for nobody longer, and whoever stays asks again
-)
+# That one may watch: an ingress replica that is to go waits for nobody longer, and whoever stays asks again.
+WATCH_S = 30.0
 MOST_WATCHERS = 100
 MOST_REQUESTS = 32  # shown of a replica
 OLD_S = 10.0  # what was seen so long ago says nothing of this second

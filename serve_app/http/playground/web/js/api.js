@@ -121,3 +121,8 @@ export function pause(seconds, signal) {
 export function patience(error, tries) {
   return (error?.retryAfter ?? Math.min(30, 2 ** tries)) * (1 + 0.2 * Math.random());
 }
+
+/** `crypto.randomUUID` is there only on pages of https and of this machine. */
+export function newId() {
+  return crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint32Array(4))].map((each) => each.toString(16)).join("-");
+}

@@ -1,6 +1,6 @@
 // The page as a whole: what is served, the views, the theme, the key; and what the parts hand to each other.
 
-import { callJSON, CallError, getKey, inWordsOf, keys, patience, pause, setKey } from "./api.js";
+import { callJSON, CallError, getKey, inWordsOf, keys, newId, patience, pause, setKey } from "./api.js";
 import { markOwn, watchWhile } from "./cluster.js";
 import { byId, say, tell } from "./dom.js";
 import { makeForm } from "./form.js";
@@ -107,11 +107,6 @@ function again(item) {
   say("The settings are in the form.");
 }
 
-/** `crypto.randomUUID` is there only on pages of https and of this machine. */
-function newId() {
-  return crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint32Array(4))].map((each) => each.toString(16)).join("-");
-}
-
 function setUpTheme() {
   const apply = (theme) => {
     if (theme === "system") delete document.documentElement.dataset.theme;
@@ -147,13 +142,15 @@ function setUpKey() {
 
 function setUpViews() {
   const views = ["make", "cluster"];
-  const watch = watchWhile(() => location.hash === "#cluster");
+  let shown = null;
+  const watch = watchWhile(() => shown === "cluster");
   const show = () => {
-    const shown = views.includes(location.hash.slice(1)) ? location.hash.slice(1) : "make";
+    const asked = location.hash.slice(1);
+    shown = views.includes(asked) ? asked : (shown ?? "make"); // a link to the content changes no view
     for (const view of views) {
       byId(view).hidden = view !== shown;
-      byId(`to-${view}`).toggleAttribute("aria-current", view === shown);
       if (view === shown) byId(`to-${view}`).setAttribute("aria-current", "page");
+      else byId(`to-${view}`).removeAttribute("aria-current");
     }
     watch();
   };

@@ -1,6 +1,6 @@
 // One thing that is being made: asked for as a job, followed by its events, cancelled, fetched, shown all along.
 
-import { call, callJSON, CallError, events, inWordsOf, keys, patience, pause, post } from "./api.js";
+import { call, callJSON, CallError, events, inWordsOf, keys, newId, patience, pause, post } from "./api.js";
 import { button, byId, el, inWords, say, tell } from "./dom.js";
 
 const ENDED = ["completed", "failed", "cancelled", "deleted"];
@@ -49,13 +49,14 @@ async function askFor(run) {
   return null;
 }
 
-/** Says what the matter is and waits; throws what no waiting helps. */
+/** Says what the matter is and waits; throws what no waiting helps. Cancelled, what has no job yet waits no longer. */
 async function waitAfter(run, error, tries) {
+  const signal = run.job ? undefined : run.stop.signal;
   if (error.status === 401) {
     status(run, "Waiting for an API key.");
     await new Promise((resolve) => {
       keys.addEventListener("given", resolve, { once: true });
-      run.stop.signal.addEventListener("abort", resolve, { once: true });
+      signal?.addEventListener("abort", resolve, { once: true });
     });
     return;
   }
@@ -63,9 +64,9 @@ async function waitAfter(run, error, tries) {
   const what = { 0: "The server cannot be reached.", 429: "The server is full.", 503: "A part of the server is not available." }[error.status] ?? "The server could not take it.";
   const until = Date.now() + 1000 * patience(error, tries);
   say(`${what} It is tried again.`);
-  while (Date.now() < until && !run.isCancelled) {
+  while (Date.now() < until && !signal?.aborted) {
     status(run, `${what} Trying again in ${inWords((until - Date.now()) / 1000)}.`, error.status ? error.message : "");
-    await pause(Math.min(1, (until - Date.now()) / 1000), run.stop.signal);
+    await pause(Math.min(1, (until - Date.now()) / 1000), signal);
   }
   status(run, "", "");
 }
@@ -159,7 +160,8 @@ async function tellServerOfCancel(run) {
     await post(`v1/jobs/${run.job}/cancel`);
   } catch (error) {
     if (error.status === 404 || error.status === 409) return;
-    run.isCancelled = false;
+    run.isCancelled = false; // and what waits for the server waits on
+    run.stop = new AbortController();
     run.card.cancel.disabled = false;
     status(run, `It could not be cancelled: ${inWordsOf(error)}`);
   }
@@ -182,7 +184,7 @@ async function fail(run, hooks, error) {
   tell(card.error, error instanceof CallError ? inWordsOf(error) : `${error.message || error.name}`);
   card.bar.remove();
   card.cancel.replaceWith(
-    button("Try again", () => (card.element.remove(), startRun({ ...run, id: crypto.randomUUID?.() ?? String(Math.random()), job: null }, hooks))),
+    button("Try again", () => (card.element.remove(), startRun({ ...run, id: newId(), job: null }, hooks))),
     button("Change it", () => hooks.edit(run.body)),
     button("Dismiss", () => (card.element.remove(), countRuns(), byId("generate").focus())),
   );
