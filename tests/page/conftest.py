@@ -18,6 +18,7 @@ from tests.support.videos import make_video
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 PATIENCE_MS = 20_000.0
+SMALL = {"width": 1000, "height": 700}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,16 +101,17 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     contexts: list[BrowserContext] = []
     visits: list[Visit] = []
 
-    def open_it(served: ServedPage, *, path: str = "", wait: bool = True, **options: Any) -> Visit:
-        context = browser.new_context(viewport={"width": 1200, "height": 850}, **options)
+    def open_it(served: ServedPage, *, wait: bool = True, is_cached: bool = False, **options: Any) -> Visit:
+        """`is_cached`: as browsers do; what answers in place of the server ends that."""
+        context = browser.new_context(viewport=SMALL, reduced_motion="reduce", **options)
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
         visit = Visit(context.new_page(), served)
         visits.append(visit)
         visit.watch()
-        if "/v1/loras" not in routes_of(served):  # a server that knows no adapters answers 404, which browsers report
+        if "/v1/loras" not in routes_of(served) and not is_cached:  # a 404 there, which browsers report as an error
             visit.page.route("**/v1/loras", lambda route: route.fulfill(json={"data": []}))
-        visit.page.goto(served.url + path)
+        visit.page.goto(served.url)
         if wait:
             visit.page.wait_for_selector("#generate:enabled")
         return visit

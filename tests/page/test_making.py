@@ -29,7 +29,8 @@ PLAY = """async video => {
   await new Promise(end => video.ontimeupdate = () => video.currentTime > 0.1 && end());
   return video.duration;
 }"""
-GIVEN = {"name": "fox.png", "mimeType": "image/png", "buffer": picture(64, 48)}
+GIVEN: dict[str, Any] = {"name": "fox.png", "mimeType": "image/png", "buffer": picture(64, 48)}
+MASK: dict[str, Any] = {"name": "mask.png", "mimeType": "image/png", "buffer": picture(64, 48, colour=(255, 255, 255))}
 
 
 def generate(page: Page, prompt: str) -> None:
@@ -159,32 +160,39 @@ def test_what_is_under_way_is_taken_up_again_when_the_page_is_loaded_again_or_th
     expect(page.locator(SHOWN)).to_have_count(2)
 
 
-@pytest.mark.parametrize("way", ["pointer", "keyboard"])
-def test_a_mask_is_painted_over_the_picture_and_is_white_where_it_was_painted(
-    pictures_server: ServedPage, open_page: OpenPage, way: str, shots: Path
+def test_a_mask_is_painted_by_pointer_and_by_keyboard_and_is_white_where_it_was_painted(
+    pictures_server: ServedPage, open_page: OpenPage, shots: Path
 ) -> None:
     page = open_page(pictures_server).page
     page.get_by_role("button", name="Paint a mask").click()
     expect(page.get_by_text("Give the picture first")).to_be_visible()
     page.get_by_label("Image", exact=True).set_input_files(GIVEN)
+
+    canvas = page.locator("#mask-dialog canvas")
     page.get_by_role("button", name="Paint a mask").click()
-    canvas = page.get_by_label("Mask", exact=True).and_(page.locator("canvas"))
-    if way == "pointer":
-        box = canvas.bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 3 * box["width"] / 4, box["y"] + box["height"] / 2, steps=5)
-        page.mouse.up()
-        page.screenshot(path=shots / "mask.png")
-    else:
-        expect(canvas).to_be_focused()
-        for key in ("+", "ArrowRight", "ArrowRight", "Space", "ArrowLeft", "Space"):
-            page.keyboard.press(key)
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 3 * box["width"] / 4, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    page.screenshot(path=shots / "mask.png")
     page.get_by_role("button", name="Use this mask").click()
+    assert_middle_is_painted(page, pictures_server)
+
+    page.get_by_role("button", name="Paint a mask").click()
+    expect(canvas).to_be_focused()
+    for key in ("+", "Shift+ArrowRight", "Space", "Delete", "Shift+ArrowLeft", "Space"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Use this mask").click()
+    assert_middle_is_painted(page, pictures_server)
+
+
+def assert_middle_is_painted(page: Page, served: ServedPage) -> None:
+    before = page.locator(SHOWN).count()
     generate(page, "a hat")
-    expect(page.locator(SHOWN)).to_have_count(1)
-    mask = Image.open(io.BytesIO(last(pictures_server).arguments["mask_image"].data)).convert("L")
+    expect(page.locator(SHOWN)).to_have_count(before + 1)
+    mask = Image.open(io.BytesIO(last(served).arguments["mask_image"].data)).convert("L")
     assert mask.size == (64, 48)
     assert (mask.getpixel((32, 24)), mask.getpixel((2, 2))) == (255, 0)
 
@@ -251,6 +259,7 @@ def test_two_are_compared_and_one_is_made_again_with_the_same_settings(
 ) -> None:
     page = open_page(pictures_server).page
     page.get_by_label("Image", exact=True).set_input_files(GIVEN)
+    page.get_by_label("Mask image").set_input_files(MASK)
     page.get_by_label("Number").fill("2")
     page.get_by_label("Seed").fill("40")
     generate(page, "two foxes")
@@ -266,7 +275,7 @@ def test_two_are_compared_and_one_is_made_again_with_the_same_settings(
     page.get_by_role("button", name="Start afresh").click()
     page.locator(f"{SHOWN} .again").first.click()
     assert page.get_by_label("Seed").input_value() == "41"
-    expect(page.locator(".given img")).to_have_count(1)
+    expect(page.locator(".given img")).to_have_count(2)
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(SHOWN)).to_have_count(3)
     assert (last(pictures_server).seed, "image" in last(pictures_server).arguments) == (41, True)
@@ -281,7 +290,9 @@ def test_the_copied_code_makes_the_same(
         page.get_by_label("Prompt", exact=True).fill('it\'s "a" $fox')
         if ending == "png":
             page.get_by_label("Image", exact=True).set_input_files(GIVEN)
-            (tmp_path / "image.png").write_bytes(picture(64, 48))
+            page.get_by_label("Mask image").set_input_files(MASK)
+            (tmp_path / "image.png").write_bytes(GIVEN["buffer"])
+            (tmp_path / "mask_image.png").write_bytes(MASK["buffer"])
         page.get_by_role("button", name="Copy as code").click()
         for language, command in COMMANDS.items():
             if shutil.which(command[0]) is None:

@@ -55,9 +55,11 @@ def description(pipeline_class: str, *more_parameters: str, **changes: Any) -> S
     )
 
 
-def picture(width: int = 32, height: int = 32, format: str = "png") -> bytes:
+def picture(
+    width: int = 32, height: int = 32, format: str = "png", colour: tuple[int, int, int] = (200, 30, 30)
+) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 30, 30)).save(file, format)
+    Image.new("RGB", (width, height), colour).save(file, format)
     return file.getvalue()
 
 

@@ -129,14 +129,25 @@ class SteppingHandle(PlayedHandle):
     def broadcast(self, method: str, *_: Any) -> Broadcast:
         assert method == "activity"
         self.looks += 1
-        load = {"busy_s": self.looks * 0.4, "present": len(self.present), "arrived": self._num_made, "request_s": 0.5}
         engine = {"batch_sizes": {1: self.looks, 4: 3 * self.looks}} if self.stage == "denoiser" else None
-        replicas = [
-            {"replica_id": f"{self.deployment_name}#{number}", "stages": (self.stage,), "loads": {self.stage: load},
-             "requests": list(self.present.values()) if number == 0 else [], "engine": engine}
-            for number in range(2)
-        ]  # fmt: skip
-        return Broadcast(replicas)
+        return Broadcast([self._activity(number, engine) for number in range(2)])
+
+    def _activity(self, number: int, engine: dict[str, Any] | None) -> dict[str, Any]:
+        """Of one replica; all requests are in the first."""
+        requests = [] if number else list(self.present.values())
+        load = {
+            "busy_s": self.looks * (0.1 if number else 0.7),
+            "present": len(requests),
+            "arrived": self._num_made,
+            "request_s": 0.5,
+        }
+        return {
+            "replica_id": f"{self.deployment_name}#{number}",
+            "stages": (self.stage,),
+            "loads": {self.stage: load},
+            "requests": requests,
+            "engine": engine,
+        }
 
 
 class PageServer(Server):

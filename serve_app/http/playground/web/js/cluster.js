@@ -72,7 +72,7 @@ function panelOf({ name, trouble, replicas }) {
 
 function replicaOf({ id, stages, batches }) {
   return el("div", { className: "replica" }, el("h4", {}, `Replica ${id}`), ...stages.map((stage) => stageOf(stage, stages.length > 1)),
-    batches && el("p", {}, batches.length ? `Batches just now: ${batches.map(({ size, count }) => `${count} of ${size}`).join(", ")}` : "No batch just now"));
+    batches && el("p", {}, batches.length ? `Batches just now: ${batches.map(({ size, count }) => `${count} of size ${size}`).join(", ")}` : "No batch just now"));
 }
 
 function stageOf({ stage, busy, present, request_s: seconds, requests }, isNamed) {

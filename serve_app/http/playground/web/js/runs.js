@@ -11,6 +11,7 @@ export function startRun(wanted, hooks) {
   run.card.cancel.onclick = () => cancel(run);
   byId("runs").prepend(run.card.element);
   countRuns();
+  if (!wanted.job) run.card.element.scrollIntoView({ block: "nearest" });
   make(run, hooks).catch((error) => fail(run, hooks, error));
   return run;
 }

@@ -45,10 +45,15 @@ function curl({ plain, files, needsKey, ending }, url) {
   if (!files.length) {
     return `curl -sS --fail-with-body ${quoted(url)}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quoted(JSON.stringify(plain))}${unpack}`;
   }
-  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
-  const fields = Object.entries(plain).map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${text(value)}`)}`);
+  const fields = Object.entries(plain).flatMap(([name, value]) => inForm(name, value)).map((each) => ` \\\n  --form-string ${quoted(each)}`);
   const uploads = files.flatMap(([name, names, isList]) => names.map((each) => ` \\\n  -F ${quoted(`${name}${isList ? "[]" : ""}=@${each}`)}`));
   return `curl -sS --fail-with-body ${quoted(url)}${key}${fields.join("")}${uploads.join("")}${unpack}`;
+}
+
+/** Lists and objects as forms have them: a[0][key]=value. */
+function inForm(name, value) {
+  if (value === null || typeof value !== "object") return [`${name}=${value}`];
+  return Object.entries(value).flatMap(([key, each]) => inForm(`${name}[${key}]`, each));
 }
 
 /** A value as Python writes it. */
