@@ -106,6 +106,7 @@ class ServiceArgs(BaseModel):
     cors_origins: tuple[Origin, ...] = Field(
         (), description="origins of web pages that may call this server, such as https://example.com; none by default"
     )
+    playground: bool = Field(True, description="a page at `/` to make pictures in a browser and to watch the cluster")
     remote_images: bool = Field(False, description="fetch pictures that callers give as http(s) URLs")
     c2pa_certificate: Path | None = Field(
         None, description="PEM: the signer's certificate and those between it and its root; outputs get a C2PA manifest"

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # The longest first, so that both lanes end together. A folder inside another is run on its own only.
 UNIT = ("tests/unit", "tests/unit/deployments", "tests/unit/serve_app/http")
-ALL = ("tests/served", "tests/model", "tests/parity/core", *UNIT, "tests/services", "tests/variables")
+ALL = ("tests/served", "tests/model", "tests/parity/core", *UNIT, "tests/services", "tests/variables", "tests/page")
 RUNS = {"quick": UNIT, "all": ALL, "rest": ALL}
 MARKED = {"quick": "not rest", "all": "not rest", "rest": "rest"}  # the tests of a run, as pytest's -m takes them
 AT_A_TIME = 2  # what a machine of two cores has room for

@@ -1,4 +1,5 @@
-"""What a replica tells of itself in server dev mode: its requests, the stacks of its threads, its caches, a trace."""
+"""What a replica tells of itself: its load and its requests to those who watch the cluster, and in server dev mode the
+stacks of its threads, its caches, a trace."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ from deployments.errors import InvalidRequestError
 from deployments.media.pool import MediaPool
 from deployments.messages import StageDescription
 from deployments.observability.observer import Observers
+from deployments.observability.present_requests import PresentRequests
+from deployments.observability.stage_load import StageLoads
 from deployments.observability.torch_profiler import ProfilerBusyError, TorchProfiler
 from deployments.stages.denoise import DenoiserStage
 from env_config.told.effective import effective_values
@@ -53,6 +56,18 @@ class Inside:
             "engine": self.denoiser and self.denoiser.engine.describe(),
             "media_pool": self.media_pool and self.media_pool.describe(),
             "adapters": self.adapters.describe(),
+        }
+
+    def activity(self) -> dict[str, Any]:
+        """How busy this replica is and with what; counters are since its start. No path, address or setting."""
+        engine = self.denoiser and self.denoiser.engine.describe()
+        told = ("waiting_forwards", "forwards", "batches", "batch_sizes")
+        return {
+            "replica_id": self.replica_id,
+            "stages": self.description.stages,
+            "loads": {stage: asdict(load) for stage, load in self.observers.find(StageLoads).loads().items()},
+            "requests": self.observers.find(PresentRequests).describe()["requests"],
+            "engine": engine and {name: engine[name] for name in told},
         }
 
     def thread_stacks(self) -> dict[str, Any]:

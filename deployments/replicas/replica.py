@@ -292,6 +292,10 @@ class StageReplica:
         engine = self.denoiser.engine if self.denoiser else None
         return autoscaling_stats(self.observers.find(StageLoads).loads(), engine)
 
+    async def activity(self) -> dict[str, Any]:
+        """How busy it is and with what, for those who watch the cluster."""
+        return self._inside.activity()
+
     # -- asked by the /dev routes: see dev.Inside -----------------------------------------------------------
 
     async def inspect(self) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from serve_app.http.errors import install_error_handlers
 from serve_app.http.middleware.addresses import PlainAddresses
 from serve_app.http.middleware.head import AnswerHead
 from serve_app.http.middleware.hosts import HostRules, KnownHosts
-from serve_app.http.middleware.keys import RequireApiKey
+from serve_app.http.middleware.keys import OPEN_PATHS, RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.http.middleware.origins import SameOrigin
 from serve_app.http.middleware.timing import AnswerHeaders
 from serve_app.http.openapi import describe_truly
+from serve_app.http.playground.routes import open_paths, page_routes
 from serve_app.http.routes.audio import audio_routes
 from serve_app.http.routes.dev import dev_routes
 from serve_app.http.routes.files import file_routes
@@ -68,7 +69,9 @@ def cross_origin(service: Service) -> Middleware | None:
 
 
 def api_keys(service: Service) -> Middleware | None:
-    return Middleware(RequireApiKey, keys=service.keys) if service.keys else None
+    if service.keys is None:
+        return None
+    return Middleware(RequireApiKey, keys=service.keys, open_paths=(*OPEN_PATHS, *open_paths(service)))
 
 
 MakeMiddleware = Callable[[Service], Middleware | None]  # None: it is off
@@ -99,6 +102,7 @@ ROUTERS: tuple[MakeRoutes, ...] = (
     lora_routes,
     file_routes,
     dev_routes,
+    page_routes,
 )
 
 

@@ -59,6 +59,11 @@ def file_answer(headers: Headers, data: bytes, content_type: str, name: str, sto
 # --- conditions ---
 
 
+def has_file(headers: Headers, tag: str) -> bool:
+    """Whether the caller says that it has the file with this ETag (If-None-Match)."""
+    return "if-none-match" in headers and _caller_has_it(headers, tag, 0)
+
+
 def _preconditions_hold(headers: Headers, tag: str, modified_at: int) -> bool:
     """If-Match, or without it If-Unmodified-Since."""
     if "if-match" in headers:

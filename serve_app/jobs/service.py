@@ -190,6 +190,10 @@ class Jobs:
         """The job that the key stands for, if it was used before. Raises ConflictError for a key of another request."""
         return None if key is None else await self.threads.run(self.store.job_of_key, owner, key)
 
+    async def counts(self) -> dict[str, int]:
+        """How many of the application's jobs wait and run, whichever replica took them. Raises JobStoreAwayError."""
+        return {status: await self.following.run(self.store.count, status) for status in ("queued", "in_progress")}
+
     async def get(self, job_id: str, owner: str | None) -> Job:
         """The job, whoever's it is where `owner` is None. Raises JobNotFoundError."""
         return await self.threads.run(self.store.get, job_id, owner)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
+from serve_app.making.stages import Stages
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.service import Service, ServiceArgs, open_service
 from tests.support.job_stores import put_tables
@@ -54,9 +55,11 @@ def description(pipeline_class: str, *more_parameters: str, **changes: Any) -> S
     )
 
 
-def picture(width: int = 32, height: int = 32, format: str = "png") -> bytes:
+def picture(
+    width: int = 32, height: int = 32, format: str = "png", colour: tuple[int, int, int] = (200, 30, 30)
+) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 30, 30)).save(file, format)
+    Image.new("RGB", (width, height), colour).save(file, format)
     return file.getvalue()
 
 
@@ -121,10 +124,14 @@ class Server:
         cache_root = put_tables(self.folder.with_name(f"{self.folder.name}-cache"))
         runtime = {"cache_root": cache_root, **self.environment.get("runtime", {})}
         env = EnvConfig.model_validate({**self.environment, "runtime": runtime})
-        service = await open_service(self._args, env, played(self.handle), "app")
+        service = await open_service(self._args, env, self.stages(), "app")
         if self._pictures is not None:
             service = dataclasses.replace(service, pictures=self._pictures)
         return service, http_app(service)
+
+    def stages(self) -> Stages:
+        """Of the next service."""
+        return played(self.handle)
 
     def close(self) -> None:
         if self._opened is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,12 +18,13 @@ OPEN_PATHS = ("/health",)
 class RequireApiKey:
     """ASGI middleware: 401 before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: Collection[str] = OPEN_PATHS) -> None:
         self.app = app
         self.keys = keys
+        self.open_paths = frozenset(open_paths)  # without a key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in self.open_paths:
             label = self.keys.label_of(bearer_token(Headers(scope=scope)))
             if label is None:
                 await _refusal(Headers(scope=scope))(scope, receive, send)

@@ -8,14 +8,17 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from serve_app.errors import ConflictError, JobNotFoundError
 from serve_app.http.answers import DeletedJob, JobObject
 from serve_app.http.asked import WAITING_HEADER, how_asked
 from serve_app.http.by_job import describe_job, retry_after, with_urls
+from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context
-from serve_app.http.openapi import EVENT_STREAM
+from serve_app.http.openapi import EVENT_STREAM, FILE_ANSWERS
 from serve_app.http.sse import sse_of_job
 from serve_app.http.streaming import event_stream
 from serve_app.service import Service
+from serve_app.storage.base import CONTENT_TYPES
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
@@ -66,6 +69,25 @@ def job_routes(service: Service) -> APIRouter:
         await service.jobs.get(job_id, context.caller)
         events = service.jobs.events(job_id, last_event_id)
         return event_stream(sse_of_job(with_urls(service, context, job_id, events)))
+
+    @router.get(
+        "/v1/jobs/{job_id}/content",
+        response_class=Response,
+        responses=FILE_ANSWERS | {200: {"content": {content_type: {} for content_type in CONTENT_TYPES.values()}}},
+    )
+    async def read_output(
+        request: Request, job_id: str, context: Context, index: Annotated[int, Query(ge=0, le=10_000)] = 0
+    ) -> Response:
+        """A file of a completed job, wherever it is stored; `index` counts from 0."""
+        job = await service.jobs.get(job_id, context.caller)
+        if job.status != "completed":
+            raise ConflictError(f"the job {job.id!r} has no content: it is {job.status}", "id", "output_not_ready")
+        if index >= len(job.outputs):
+            raise JobNotFoundError(f"index: the job {job.id!r} has {len(job.outputs)} files, from 0", "index")
+        key = job.outputs[index].key
+        data, content_type = await service.storage.load(key)
+        name = key.rpartition("/")[2]
+        return file_answer(request.headers, data, content_type, name, job.completed_at or job.created_at)
 
     @router.post("/v1/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str, context: Context) -> JobObject:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, JsonValue
 
 from deployments.errors import StageUnavailableError
-from deployments.messages import MediaKind
+from deployments.messages import MediaKind, StageDescription, Task
 from serve_app.adapters.names import name_in_model
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.making.health import read_health
+from serve_app.requests.given.own_arguments import OTHER_NAMES
 from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
+from serve_app.requests.limits import RequestLimits
 from serve_app.requests.outputs import MEDIA
 from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
+
+EDIT_ROUTE = "/v1/images/edits"  # where models are asked that make nothing without a picture
+MOST_PREVIEWS = 3  # of `partial_images`
 
 
 class ModelInfo(BaseModel):
@@ -44,11 +49,57 @@ class ModelArgument(BaseModel):
     when: str = Field(description="always, or with what it matters; empty: not known")
 
 
+class Sides(BaseModel):
+    """What width and height of `size` may be, in pixels."""
+
+    default_width: int | None = Field(description="null: the pipeline decides")
+    default_height: int | None
+    multiple_of: int
+    max_side: int
+    max_pixels: int = Field(description="width x height")
+
+
+class HowToAsk(BaseModel):
+    """What the model makes, and where it is asked for."""
+
+    makes: MediaKind
+    route: str = Field(description="that takes `arguments` as fields of its body")
+    tasks: list[Task]
+    size: Sides | None = Field(description="null: it has no size")
+    max_n: int
+    output_formats: list[str]
+    previews: int = Field(description="the most that `partial_images` may be; 0: it has no such field")
+
+
 class ModelDetails(ModelCard):
     """GET /v1/models/{model}."""
 
+    asked: HowToAsk | None = Field(description="null: the model is not ready to tell")
     arguments: list[ModelArgument] | None = Field(description="null: the model is not ready to tell")
     quality: list[str] = Field(description="levels of `quality` that are configured")
+
+
+def how_to_ask(description: StageDescription, limits: RequestLimits) -> HowToAsk:
+    """By what the stages say of the model."""
+    medium = MEDIA[description.media_kind]
+    is_edit = description.media_kind == "image" and description.needs_picture
+    sides = Sides(
+        default_width=description.default_width,
+        default_height=description.default_height,
+        multiple_of=description.size_multiple,
+        max_side=limits.max_side,
+        max_pixels=limits.max_pixels,
+    )
+    formats = get_args(medium.body.model_fields["output_format"].annotation)
+    return HowToAsk(
+        makes=description.media_kind,
+        route=EDIT_ROUTE if is_edit else medium.route,
+        tasks=list(description.tasks),
+        size=sides if description.takes("width") and description.takes("height") else None,
+        max_n=limits.max_images,
+        output_formats=[each for each in formats if each != "gif" or description.media_kind == "video"],
+        previews=MOST_PREVIEWS if "partial_images" in medium.body.model_fields else 0,
+    )
 
 
 async def read_arguments(service: Service) -> list[ModelArgument] | None:
@@ -59,6 +110,9 @@ async def read_arguments(service: Service) -> list[ModelArgument] | None:
         return None
     body = MEDIA[description.media_kind].body
     fields = sendable_arguments(body, description)
+    if how_to_ask(description, service.args.limits).route == EDIT_ROUTE:
+        of_edits = {name: field for field, name in OTHER_NAMES.items() if not description.takes(field)}
+        fields = {name: of_edits.get(name, field) for name, field in fields.items()}
     known = await service.model.arguments(tuple(fields))
     if known is None:
         return None
@@ -95,10 +149,12 @@ def model_routes(service: Service) -> APIRouter:
         adapter = await service.adapter_in(model)
         created = served.created if adapter is None else int(adapter.created)
         arguments = await read_arguments(service)
+        asked = None if arguments is None else how_to_ask(await served.describe(), service.args.limits)
         return ModelDetails(
             id=model,
             created=created,
             parent=None if adapter is None else served.name,
+            asked=asked,
             arguments=arguments,
             quality=sorted(served.quality),
         )

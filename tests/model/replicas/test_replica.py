@@ -101,6 +101,23 @@ def test_a_replica_reports_the_load_of_each_of_its_stages(make_replica: MakeRepl
         assert stats[f"{stage}_busy_s"] > 0
 
 
+def test_a_replica_tells_what_it_does_and_nothing_of_where_it_is(
+    make_replica: MakeReplica, flux_checkpoint: Path
+) -> None:
+    whole = make_replica(flux_checkpoint)
+    whole.generate(2)
+    activity = asyncio.run(whole.replica.activity())
+    assert set(activity) == {"replica_id", "stages", "loads", "requests", "engine"}
+    assert {stage: load["arrived"] for stage, load in activity["loads"].items()} == {
+        "encoder": 1,
+        "denoiser": 1,
+        "vae": 1,
+    }
+    assert activity["engine"]["batch_sizes"] == {1: activity["engine"]["batches"]}
+    assert activity["requests"] == []
+    assert str(flux_checkpoint) not in str(activity)
+
+
 STICKY = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 COMPONENT = {"encoder": "text_encoder", "denoiser": "transformer", "vae": "vae"}
 

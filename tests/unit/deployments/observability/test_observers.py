@@ -104,6 +104,16 @@ def test_a_request_waits_runs_and_is_gone() -> None:
     assert states() == []
 
 
+def test_the_steps_of_a_request_are_counted_as_they_are_made() -> None:
+    present, work = PresentRequests(), work_on("r", "denoiser")
+    work.request.arguments["num_inference_steps"] = 5
+    with present.present(work), present.around(work):
+        work.step()
+        work.step()
+        [request] = present.describe()["requests"]
+    assert (request["steps"], request["num_steps"]) == (2, 5)
+
+
 def test_a_request_that_is_cancelled_before_its_turn_is_gone() -> None:
     present = PresentRequests()
     with pytest.raises(RuntimeError), present.present(work_on("r", "encoder")):
