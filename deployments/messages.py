@@ -239,6 +239,7 @@ class ComponentCall:
     component: str
     method: str
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
+    is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,9 @@ class Split:
             hands_over=True,
             complete=self.complete,
         )
-        return sent(pack_outcome(session.run(), session.steps_done))
+        with stage.memory.steady(request.deterministic):
+            outcome = session.run()
+        return sent(pack_outcome(outcome, session.steps_done))
 
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
