@@ -94,7 +94,7 @@ class DenoiserStage:
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(self.compiled, stage.device),
+            LocalExecutor(self.compiled, stage.device, stage.memory.give_back),
             measure,
             self.args.merging,
             compilation_s=lambda: self.compiled.compilation_s,
