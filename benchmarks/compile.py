@@ -82,7 +82,6 @@ class Bench:
             self.stage,
             DenoisingArgs(),
             encode=lambda request: encode(self.stage, request),
-            synchronize=lambda: synchronize(self.device),
         )
 
     @torch.no_grad()

@@ -240,6 +240,7 @@ class ComponentCall:
     method: str
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
+    is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
 
 
 @dataclass(frozen=True)

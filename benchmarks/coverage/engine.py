@@ -93,7 +93,7 @@ class EngineWorker:
     def run(self, requests: list[GenerationRequest]) -> tuple[EngineFound, Alone]:
         denoiser = self._denoiser(learns_axes=True)
         alone = [self._alone(denoiser, dataclasses.replace(each, deterministic=True)) for each in requests]
-        problems = [] if denoiser.needs_remote_calls else self._differences_from_plain(alone)
+        problems = [] if denoiser.needs_remote_calls(requests[0]) else self._differences_from_plain(alone)
         self._together(denoiser, requests)  # the first merges are checked against lone forwards, and those handed out
         denoiser.engine.statistics.batch_sizes.clear()
         merged = self._together(denoiser, requests)

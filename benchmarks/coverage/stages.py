@@ -84,7 +84,7 @@ class StageWorker:
     ) -> tuple[DecodeInputs, bool]:
         """The hand-off, and whether component calls were made in other stages for it."""
         inputs, _ = self.denoiser.denoise(request, conditioning, envelope=envelope)
-        return inputs, self.denoiser.needs_remote_calls or envelope.remote_calls
+        return inputs, self.denoiser.needs_remote_calls(request) or envelope.remote_calls
 
     def decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Leaves:
         return output_leaves(decode_output(self.stage, request, inputs))

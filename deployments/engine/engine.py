@@ -71,7 +71,7 @@ class Engine:
         self.statistics = EngineStatistics()
         self.under_way = UnderWay()  # in the engine's thread: a forward, or what fibers do between two of them
         self.batches = Batches(
-            max_batch_size, max_batch_tokens, self.executor, self.statistics, self.under_way, merging
+            max_batch_size, max_batch_tokens, self.executor, self.statistics, self.under_way, merging, compilation_s
         )
         self.costs = self.batches.costs
         self._changed = threading.Condition()

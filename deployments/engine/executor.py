@@ -35,17 +35,20 @@ class Executor(Protocol):
 class LocalExecutor:
     """Calls the module in this process; on an accelerator the host goes on while the device works."""
 
-    def __init__(self, call: Call | None = None, device: torch.device | None = None) -> None:
-        """`call` makes a forward in its context; None: the module alone. `device`: where it computes; None: the CPU."""
+    def __init__(
+        self,
+        call: Call | None = None,
+        device: torch.device | None = None,
+        give_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`call` makes a forward in its context; None: the module alone. `device`: where it computes; None: the CPU.
+        `give_back` gives it what nobody uses."""
         self._call = call or call_module
+        self.free_memory = give_back
         self.mark = marks_of(device or torch.device("cpu"))
 
     def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
         return self._call(module, component, context, (), arguments)
-
-    def free_memory(self) -> None:
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
 
 
 def call_module(module: Any, component: str, context: CacheContext | None, args: Any, kwargs: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from deployments.errors import DeviceFullError, TooLargeForDeviceError
@@ -34,8 +35,19 @@ class NothingWaits:
         return
 
 
+@dataclass
+class Work:
+    """What a thread, or a fiber of the engine's thread, is at."""
+
+    is_short: bool = False
+    is_steady: bool = False
+    is_tried_again: bool = False
+    count_need: Callable[[], int | None] | None = None
+    free: int | None = None  # bytes
+
+
 class StageMemory:
-    """The memory of one process's device, for all of its stages; used by any thread."""
+    """The memory of one process's device, for all of its stages; used by any thread and fiber."""
 
     def __init__(
         self,
@@ -49,23 +61,23 @@ class StageMemory:
         self._weight_bytes = weight_bytes
         self._waiting = waiting or NothingWaits()
         self._is_steady = is_steady
-        self._here = _ThreadsOwn()
+        self._work: ContextVar[Work] = ContextVar("work")
 
     # -- asked by what computes -----------------------------------------------------------------------------
 
     @property
     def is_short(self) -> bool:
-        """Whether this work, in this thread, is done again because memory was lacking."""
+        """Whether this work is done again because memory was lacking."""
         return self._here.is_short
 
     @property
     def is_steady(self) -> bool:
-        """Whether this work, in this thread, must give the same bytes whatever else runs."""
+        """Whether this work must give the same bytes whatever else runs."""
         return self._is_steady or self._here.is_steady
 
     @property
     def is_tried_again(self) -> bool:
-        """Whether this work, in this thread, is done again where it finds too little memory."""
+        """Whether this work is done again where it finds too little memory."""
         return self._here.is_tried_again
 
     def available(self) -> int | None:
@@ -87,7 +99,7 @@ class StageMemory:
         Steady work must give the same bytes whatever else runs: it is done again as it was. Raises what the work
         raises; for the lack of memory TooLargeForDeviceError where it can never fit, else DeviceFullError.
         """
-        with self._here.work(is_steady, is_tried_again=True):
+        with self._begun(is_steady, is_tried_again=True):
             try:
                 return self._tried(work)
             finally:
@@ -113,7 +125,7 @@ class StageMemory:
 
     def named(self, work: Callable[[], T]) -> T:
         """What the work returns. Raises what it raises, with a lack of memory as `run` does, without another try."""
-        with self._here.work():
+        with self._begun():
             try:
                 return work()
             except Exception as error:
@@ -122,14 +134,38 @@ class StageMemory:
                 told = _first_line(error)
             raise self.failure(told)
 
+    @contextmanager
+    def steady(self, is_steady: bool) -> Iterator[None]:
+        """Around the work of a fiber, whose lack of memory another one names: whether it is steady, see `run`."""
+        with self._begun(is_steady):
+            yield
+
+    @property
+    def _here(self) -> Work:
+        return self._work.get(None) or Work()
+
+    @contextmanager
+    def _begun(self, is_steady: bool = False, is_tried_again: bool = False) -> Iterator[None]:
+        """Inside of work that is done again with less, or that is steady, all is."""
+        work = Work(self._here.is_short, is_steady or self._here.is_steady, is_tried_again)
+        token = self._work.set(work)
+        try:
+            yield
+        finally:
+            self._work.reset(token)
+
     def rest(self) -> None:
         """Weights that are in no call of any thread go back to the host."""
         self._waiting.rest(of_all_threads=True)
 
-    def free(self) -> None:
-        """Gives the device back what nobody uses; the least that was free after a failure counts."""
+    def give_back(self) -> None:
+        """The device gets back what nobody uses, the weights that are in no call too."""
         self._waiting.rest(of_all_threads=True)
         self._device.give_back()
+
+    def free(self) -> None:
+        """The same after a failure of this work; the least that is free then counts."""
+        self.give_back()
         room = self._device.room()
         if room is not None:
             self._here.free = room.free if self._here.free is None else min(self._here.free, room.free)
@@ -155,28 +191,6 @@ class StageMemory:
 
 def _needs(needed: str, most: int) -> str:
     return f"this size needs {needed} on the device, which has {most / GB:.1f} GB beside the weights"
-
-
-class _ThreadsOwn(threading.local):
-    """Of the work in the present thread."""
-
-    is_short = False
-    is_steady = False
-    is_tried_again = False
-    count_need: Callable[[], int | None] | None = None
-    free: int | None = None  # bytes
-
-    @contextmanager
-    def work(self, is_steady: bool = False, is_tried_again: bool = False) -> Iterator[None]:
-        before = dict(vars(self))
-        self.is_tried_again = is_tried_again
-        self.is_steady = is_steady  # `is_short` stays: this may be inside of work that is done again
-        self.count_need = self.free = None
-        try:
-            yield
-        finally:
-            vars(self).clear()
-            vars(self).update(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
 Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
+MOST_KINDS = 1000  # of requests that are remembered
 NUM_SENDERS = 4  # threads; each waits for the device most of the time
 RECENT = 100  # requests whose summaries are kept for each feature
 
@@ -67,7 +68,7 @@ class DenoiserStage:
     """Runs the denoising loops of a pipeline, any number at a time.
 
     `ask_stage` makes a component call in the stage that holds the component. It serves pipelines whose
-    decoded or encoded data flows back into the loop, which show themselves at their first request.
+    decoded or encoded data flows back into the loop, which show themselves at the first request of a kind.
     `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
     `features` are what requests may ask for, `adapters` the LoRAs of this process, where not those of `stage`.
     """
@@ -90,7 +91,7 @@ class DenoiserStage:
         self.encode = encode
         self.features = features
         self.adapters: Adapters | None = adapters or stage.adapters
-        self.needs_remote_calls = False
+        self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
         self.compiled = CompiledForwards(
             stage.switches,
             call_directly,
@@ -104,7 +105,7 @@ class DenoiserStage:
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(self.compiled, stage.device),
+            LocalExecutor(self.compiled, stage.device, stage.memory.give_back),
             measure,
             self.args.merging,
             compilation_s=lambda: self.compiled.compilation_s,
@@ -159,17 +160,27 @@ class DenoiserStage:
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
-        if not (self.needs_remote_calls or envelope.remote_calls):
+        if not (envelope.remote_calls or self.needs_remote_calls(request)):
             try:
                 return run.run(None, resume_from), run
             except FeedsBackError as error:
                 if not self._can_call:
                     raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split: {error}") from error
-                logger.warning("%s needs remote calls: %s", type(self.stage.pipeline).__name__, error)
-                self.needs_remote_calls = True
+                self._note_remote_calls(request, error)
         if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
         return run.run(partial(self._call_remotely, request), resume_from), run
+
+    def needs_remote_calls(self, request: GenerationRequest) -> bool:
+        """Whether one of its kind has shown that it does."""
+        return kind_of(request) in self._by_remote_calls
+
+    def _note_remote_calls(self, request: GenerationRequest, error: FeedsBackError) -> None:
+        if len(self._by_remote_calls) < MOST_KINDS:
+            self._by_remote_calls.add(kind_of(request))
+        level = logging.INFO if self._holds_all else logging.WARNING  # it costs nothing where all is here
+        name, kind = type(self.stage.pipeline).__name__, ", ".join(kind_of(request))
+        logger.log(level, "%s needs remote calls for requests with %s: %s", name, kind or "no argument", error)
 
     def fingerprint_for(self, request: GenerationRequest) -> str:
         """That of the model, and for a request whose forwards may be compiled how they are."""
@@ -183,7 +194,11 @@ class DenoiserStage:
     @property
     def _can_call(self) -> bool:
         """Whether calls of encoders and decoders can be made from the loop: by another stage, or here."""
-        return self.ask_stage is not None or set(self.stage.stages) == set(STAGES)
+        return self.ask_stage is not None or self._holds_all
+
+    @property
+    def _holds_all(self) -> bool:
+        return set(self.stage.stages) == set(STAGES)
 
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""

@@ -199,7 +199,8 @@ class DenoiseRun:
         if self.follower.started:
             self.follower.started(self)
         try:
-            return self.session.run(), queued_so_far(self.denoiser.stage.device)
+            with self.denoiser.stage.memory.steady(self.fiber.deterministic):
+                return self.session.run(), queued_so_far(self.denoiser.stage.device)
         except Exception as error:
             says_nothing = isinstance(error, NOT_OF_A_RESUME) or is_out_of_memory(error)
             is_of_the_resume = isinstance(error, PipelineFailedError) or not says_nothing

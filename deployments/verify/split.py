@@ -96,7 +96,9 @@ class Split:
             hands_over=True,
             complete=self.complete,
         )
-        return sent(pack_outcome(session.run(), session.steps_done))
+        with stage.memory.steady(request.deterministic):
+            outcome = session.run()
+        return sent(pack_outcome(outcome, session.steps_done))
 
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any
@@ -115,7 +117,7 @@ class Split:
     def open_denoiser(self, args: DenoisingArgs) -> DenoiserStage:
         """As in a replica, but that it waits for others and merges what it can, writes checkpoints at each step, and
         offers no feature."""
-        denoiser = DenoiserStage(
+        return DenoiserStage(
             self.whole.stages["denoiser"],
             args.model_copy(update={"max_wait_s": PATIENCE_S, "checkpoint_every": 1, "merging": "always"}),
             ask_stage=self.ask_stage,
@@ -123,8 +125,6 @@ class Split:
             env=self.env,
             features=tuple(feature for feature in FEATURES if not feature.is_asked_for),
         )
-        denoiser.needs_remote_calls = self.by_remote_calls
-        return denoiser
 
     def run(
         self,
@@ -136,7 +136,7 @@ class Split:
     ) -> tuple[DecodeInputs, DenoiseRun]:
         """Those made on the way are added to `checkpoints`."""
         follower = DenoisingFollower(checkpoint=None if checkpoints is None else checkpoints.append)
-        envelope = Envelope(complete_hand_off=self.complete)
+        envelope = Envelope(complete_hand_off=self.complete, remote_calls=self.by_remote_calls)
         inputs, run = denoiser.denoise(request, conditioning, checkpoint, envelope, follower)
         return sent(inputs), run
 

@@ -56,6 +56,7 @@ POSTPONED_S = 5.0  # before a job is tried again whose stages were not there; do
 LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
+PATIENCE_S = 600.0  # that a job waits, without getting further, for a device that is full of other work
 SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of, and is tried alone
 MOST_AWAITED = 200  # jobs whose callers wait, beside max_running: admission bounds them as it does other requests
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
@@ -78,6 +79,7 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
+    waits: list[tuple[int, str]] = field(default_factory=list)  # request, what it waits for; not yet saved
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -90,19 +92,29 @@ class JobFollower(Follower):
     """Hears of one of a job's requests, so that what must outlive this process is saved."""
 
     wants_progress = True
+    patience_s = PATIENCE_S
 
     def __init__(self, running: RunningJob, request: int, previews: int, resume_from: Checkpoint | None) -> None:
         self.running = running
         self.request = request  # its place in the job
         self.previews = previews
         self.resume_from = resume_from
+        self._waits = False
 
     def on_begin(self) -> None:
         self.running.has_begun = True
         self.running.changed.set()
 
+    def on_wait(self, what_for: str) -> None:
+        """Told once, until it gets further."""
+        if not self._waits:
+            self._waits = True
+            self.running.waits.append((self.request, what_for))
+            self.running.changed.set()
+
     def on_progress(self, progress: DenoisingProgress) -> None:
         running, num_steps = self.running, progress.num_steps
+        self._waits = False
         running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
         running.step = {"request": self.request, "step": progress.step, "num_steps": num_steps, "eta_s": progress.eta_s}
         running.changed.set()
@@ -352,11 +364,14 @@ class JobRunner:
         """What was made waits here for the storage; its checkpoint stays in the job store until it is stored."""
         logger.error("job %s: what was made cannot be stored now, and is tried again until it is: %s", job.id, error)
         try:
-            data = {"request": number, "for": "storage"}
-            await self.threads.run(self.store.save_event, self.name, job.id, "waiting", data)
-            self.watch.notify(job.id)
+            await self._save_wait(job.id, number, "storage")
         except STORE_FAILED:
             logger.exception("the events of job %s could not be saved", job.id)
+
+    async def _save_wait(self, job_id: str, number: int, what_for: str) -> None:
+        data = {"request": number, "for": what_for}
+        await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
+        self.watch.notify(job_id)
 
     async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
         """A cancelled or deleted job leaves nothing; a runner that took it over stores under the same keys."""
@@ -397,6 +412,10 @@ class JobRunner:
         if warnings := list(running.warnings):
             await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
             del running.warnings[: len(warnings)]
+        while running.waits:
+            request, what_for = running.waits[0]
+            await self._save_wait(job_id, request, what_for)
+            del running.waits[0]
         if step is not None:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
             if running.step is step:

@@ -19,6 +19,7 @@ class Follower:
     previews: int = 0  # pictures to show on the way
     resume_from: Checkpoint | None = None  # where an earlier generation of the same work got to
     deadlines: Deadlines | None = None  # by which it must have begun, and be done
+    patience_s: float = 0.0  # that it waits, without getting further, for a device that is full of other work
 
     def on_begin(self) -> None:
         """A denoiser has taken it up; again after the death of one."""
@@ -30,6 +31,9 @@ class Follower:
 
     def on_warning(self, warning: RequestWarning) -> None:
         """A stage noticed something that the caller should know; the media have it too."""
+
+    def on_wait(self, what_for: str) -> None:
+        """It waits, for the memory of a device ("device")."""
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The denoising can go on from here, whatever dies; the bytes are in this process."""

@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.errors import (
     CannotResumeError,
+    DeviceFullError,
     GenerationFailedError,
     HandOffError,
     HandOffIncompleteError,
@@ -47,6 +48,7 @@ from serve_app.making.suspects import Place, Suspicion
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before the next try; twice as long after each without progress
+FIRST_PAUSE_FULL_S, LONGEST_PAUSE_FULL_S = 1.0, 30.0  # where the device is full; others' work takes its time
 MAX_FAILURES = 20  # deaths and losses in a row without getting further, whoever is to blame: more than a minute
 HAND_OFFS = {"complete": "the complete hand-off", "remote": "remote calls"}
 MAX_REFUSALS = 1000  # of replicas that would not begin with it: some 80 minutes
@@ -100,6 +102,9 @@ class Way:
     failures: int = 0
     refusals: int = 0
     furthest_at_failure: Place = (-1, 0)
+    waited_s: float = 0.0  # for the memory of a device, since it got further
+    next_wait_s: float = FIRST_PAUSE_FULL_S
+    furthest_at_wait: Place = (-1, 0)
 
     def note_reached(self) -> None:
         self.suspicion.reached(self.reached.place)
@@ -109,6 +114,17 @@ class Way:
         self.failures = self.failures + 1 if place <= self.furthest_at_failure else 1
         self.furthest_at_failure = max(place, self.furthest_at_failure)
 
+    def wait_s(self, patience_s: float) -> float | None:
+        """Seconds until it is tried again whether the device has memory; None where the patience is over."""
+        place = self.reached.place
+        if place > self.furthest_at_wait:
+            self.furthest_at_wait, self.waited_s, self.next_wait_s = place, 0.0, FIRST_PAUSE_FULL_S
+        if self.waited_s + self.next_wait_s > patience_s:
+            return None
+        wait_s, self.next_wait_s = self.next_wait_s, min(LONGEST_PAUSE_FULL_S, 2 * self.next_wait_s)
+        self.waited_s += wait_s
+        return wait_s
+
 
 async def generate(stages: Stages, request: GenerationRequest, follower: Follower = NOBODY) -> Media:
     """The files that the request makes.
@@ -117,7 +133,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     from its last checkpoint. A checkpoint that is of no use means start again. Raises InvalidRequestError for the
     caller's faults, GenerationFailedError for a request whose replica died MAX_DEATHS_ALONE times when it was tried
     alone (serve_app.making.suspects), StageUnavailableError when no replica would begin with it, or when
-    replicas cannot be reached or what they made is lost, MAX_FAILURES times in a row.
+    replicas cannot be reached or what they made is lost, MAX_FAILURES times in a row, DeviceFullError where a device
+    was full for longer than the follower waits.
     """
     reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
     way = Way(stages.suspects.new_request(), reached, stages.hand_off_of(request))
@@ -132,6 +149,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
                 _begin_again(request, way, error)
             except ReplicaRefusedError as error:
                 await _wait_after_refusal(way, error)
+            except DeviceFullError as error:
+                await _wait_for_memory(request, way, follower, error)
             except (RayError, RayServeException, ReplicaUnfitError) as error:
                 death = lost(error)
                 if death is None:
@@ -166,6 +185,18 @@ async def _wait_after_refusal(way: Way, error: Exception) -> None:
     await _pause(way.refusals)
 
 
+async def _wait_for_memory(request: GenerationRequest, way: Way, follower: Follower, error: Exception) -> None:
+    """Goes on from the last checkpoint when others have left the device; raises the error for who does not wait."""
+    wait_s = way.wait_s(follower.patience_s)
+    if wait_s is None:
+        raise error
+    _forget_lost_steps(way.reached)
+    way.suspicion.end_turn()
+    follower.on_wait("device")
+    logger.warning("request %s is tried again in about %g s: %s", request.request_id, wait_s, first_line(error))
+    await _rest(wait_s)
+
+
 async def _recover(request: GenerationRequest, way: Way, death: BaseException) -> None:
     """Raises GenerationFailedError for poison, StageUnavailableError where too much is lost for another reason."""
     reached, metrics = way.reached, generation_metrics()
@@ -173,10 +204,8 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
     if not isinstance(death, ObjectLostError):
         way.suspicion.died(reached.place, is_certain=not isinstance(death, ActorUnavailableError))
     reached.forget_references()
-    lost_steps = reached.forget_lost_steps()
+    lost_steps = _forget_lost_steps(reached)
     metrics.recoveries.inc()
-    if lost_steps:
-        metrics.lost_steps.inc(lost_steps)
     logger.warning(
         "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
         request.request_id, way.failures, reached.step, lost_steps, first_line(death),
@@ -191,9 +220,20 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
     await _pause(way.failures)
 
 
+def _forget_lost_steps(reached: Reached) -> int:
+    lost_steps = reached.forget_lost_steps()
+    if lost_steps:
+        generation_metrics().lost_steps.inc(lost_steps)
+    return lost_steps
+
+
 async def _pause(times: int) -> None:
+    await _rest(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 10)))
+
+
+async def _rest(longest_s: float) -> None:
     """Not of equal length for all, so that those who failed together do not come back together."""
-    await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 10)))
+    await asyncio.sleep(random.uniform(0.5, 1) * longest_s)
 
 
 async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> Media:

@@ -49,7 +49,7 @@ def check_bytes(name: str, stages: ThreeStages, checkpoints_root: Path) -> None:
     asked = request(name)
     assert_same(stages.make(asked), truth(asked, checkpoints_root))
     assert wiring(denoiser) == before
-    assert stages.denoiser.needs_remote_calls == (name in KEEPS_A_STATE)
+    assert stages.denoiser.needs_remote_calls(asked) == (name in KEEPS_A_STATE)
     [summary] = list(stages.denoiser.recent_summaries["rewiring"])[-1:]
     assert min(value for key, value in summary.items() if key != "request_id") > 0
 

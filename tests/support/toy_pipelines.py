@@ -222,7 +222,7 @@ class ToyStages:
                 raise
             complete = isinstance(error, HandOffIncompleteError) and not envelope.complete_hand_off
             return self.make(checkpoint, Envelope(complete_hand_off=complete, remote_calls=not complete))
-        is_remote = envelope.remote_calls or self.denoiser.needs_remote_calls
+        is_remote = envelope.remote_calls or self.denoiser.needs_remote_calls(request)
         return Made(tensors(output), envelope, is_remote, checkpoints, run.session.steps_done)
 
     def close(self) -> None:

@@ -39,9 +39,7 @@ def main() -> None:
 
 
 def counted(asked: argparse.Namespace) -> dict[str, Any]:
-    import torch
 
-    from deployments.devices import Device, synchronize
     from deployments.messages import GenerationRequest, OutputFormat
     from deployments.model import DenoisingArgs
     from deployments.stage_pipeline.loading import load_stage
@@ -55,12 +53,10 @@ def counted(asked: argparse.Namespace) -> dict[str, Any]:
     folder = checkpoint(asked.model, asked.folder)
     loaded = {stages: load_stage(folder, stages, DEVICE) for stages in PARTS[asked.placement]}
     held = {name: stage for stages, stage in loaded.items() for name in stages}
-    device = Device(DEVICE, torch.device(DEVICE))
     denoiser = DenoiserStage(
         held["denoiser"],
         DenoisingArgs(max_wait_s=0.2, checkpoint_every=asked.checkpoint_every or 10**6),
         encode=lambda request: encode(held["encoder"], request),
-        synchronize=lambda: synchronize(device),
     )
     stage_thread = threading.Lock()
     conditionings: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,12 +40,15 @@ class Batches:
         statistics: EngineStatistics,
         under_way: UnderWay | None = None,
         merging: Merging = "auto",
+        compilation_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`compilation_s`: as the engine's."""
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.executor = executor
         self.statistics = statistics
         self.under_way = under_way or UnderWay()
+        self.compilation_s = compilation_s
         self.axes: dict[str, BatchAxes] = {}  # of each module, as they were learned
         self.costs = StepCosts()
         self.joining = Joining(self.costs, merging)
@@ -184,6 +187,8 @@ class Batches:
         trial = Trial(self, batch, self._shares.get(structure))
         outputs = trial.lone_outputs()
         verdict = trial.verdict()
+        if verdict is None:
+            return outputs
         if trial.is_mixed:
             self._note_mixed(batch[:2], verdict)
         elif verdict.pays:

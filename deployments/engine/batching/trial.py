@@ -51,7 +51,7 @@ class Trial:
         self.is_mixed = batch[0].value != batch[1].value  # samples that are surrounded differently
         self._is_written = False
         self._alone: list[Any] = []
-        self._alone_s: list[float] = []
+        self._alone_s: list[float | None] = []  # None: something was compiled meanwhile, which is no measure
 
     def lone_outputs(self) -> list[Any]:
         for forward in self._batch:
@@ -60,17 +60,20 @@ class Trial:
             self._alone.append(output)
             self._alone_s.append(seconds)
             self._is_written |= watched.is_written()
-            self._batches.costs.record(forward.structure, forward.num_samples, seconds)
+            self._record(forward.num_samples, seconds)
         return self._alone
 
-    def verdict(self) -> Verdict:
-        """After `lone_outputs`. Raises where the device has no memory for a batch of two."""
+    def verdict(self) -> Verdict | None:
+        """After `lone_outputs`; None where what was compiled meanwhile hides it. Raises where the device has no memory
+        for a batch of two."""
         if self._is_written:
             return Verdict(True, None, "they write into what they are given")
         guesses = self._merger.shared_guesses([forward.arguments for forward in self._pair])
         for shared in guesses if self._known is None else [self._known]:
             try:
                 merged, pays = self._merged_and_pays(shared)
+                if pays is None:
+                    return None
                 if not pays:
                     return Verdict(False)
                 if self._is_right(shared, merged):
@@ -81,14 +84,25 @@ class Trial:
                 logger.info("%s does not merge so: %s", self._pair[0].component, error)  # a wrong guess of the axes
         return Verdict(True, None, "merged ones deviate")
 
-    def _merged_and_pays(self, shared: frozenset[Path]) -> tuple[list[Any], bool]:
-        joining, alone_s = self._batches.joining, sum(self._alone_s[:2])
+    def _merged_and_pays(self, shared: frozenset[Path]) -> tuple[list[Any], bool | None]:
+        joining, alone_s = self._batches.joining, _sum(self._alone_s[:2])
         merged, together_s = self._timed(lambda: self._call_merged(self._pair, shared))
-        if not joining.pays(together_s, alone_s) and joining.is_suspicious(together_s, alone_s):
+        if together_s is None or self._is_suspicious(together_s, alone_s):
             merged, together_s = self._timed(lambda: self._call_merged(self._pair, shared))
-        samples = sum(forward.num_samples for forward in self._pair)
-        self._batches.costs.record(self._pair[0].structure, samples, together_s)
-        return merged, joining.pays(together_s, alone_s)
+        self._record(sum(forward.num_samples for forward in self._pair), together_s)
+        if joining.always:
+            return merged, True
+        return merged, None if together_s is None or alone_s is None else joining.pays(together_s, alone_s)
+
+    def _is_suspicious(self, together_s: float, alone_s: float | None) -> bool:
+        joining = self._batches.joining
+        return alone_s is not None and (
+            not joining.pays(together_s, alone_s) and joining.is_suspicious(together_s, alone_s)
+        )
+
+    def _record(self, num_samples: int, seconds: float | None) -> None:
+        if seconds is not None:
+            self._batches.costs.record(self._pair[0].structure, num_samples, seconds)
 
     def _is_right(self, shared: frozenset[Path], merged: list[Any]) -> bool:
         noise = self._noise = Noise(lambda forward: self._call_merged([forward, forward], shared))
@@ -130,13 +144,18 @@ class Trial:
     def _call_merged(self, batch: list[Forward], shared: frozenset[Path]) -> list[Any]:
         return self._batches.call_merged(batch, self._merger, shared)
 
-    def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
-        executor = self._batches.executor
-        begun = executor.mark()
+    def _timed(self, call: Callable[[], Any]) -> tuple[Any, float | None]:
+        executor, compilation_s = self._batches.executor, self._batches.compilation_s
+        before, begun = compilation_s(), executor.mark()
         output = call()
         ended = executor.mark()
         ended.wait()
-        return output, ended.seconds_since(begun)
+        return output, ended.seconds_since(begun) if compilation_s() == before else None
+
+
+def _sum(seconds: list[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 class Noise:

@@ -138,11 +138,9 @@ class Session:
         if not COMPONENT_CALL.acquire(blocking=False):
             with self.waiting():
                 COMPONENT_CALL.acquire()
-        self._has_component = True
         try:
-            return self._called(component, function, args, kwargs)
+            return self._called_with_lock(component, function, args, kwargs)
         finally:
-            self._has_component = False
             COMPONENT_CALL.release()
 
     def call_beside(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
@@ -154,7 +152,14 @@ class Session:
         if own is not None and own.changes():
             return self.call_inside(component, function, args, kwargs)
         with self.waiting(), COMPONENT_CALL:
+            return self._called_with_lock(component, function, args, kwargs)
+
+    def _called_with_lock(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
+        self._has_component = True
+        try:
             return self._called(component, function, args, kwargs)
+        finally:
+            self._has_component = False
 
     def _called(self, component: str, function: Any, args: Any, kwargs: Any) -> Any:
         hooks = self.hooks.on_modules(self.stage.pipeline) if not self._inside else contextlib.nullcontext()

@@ -40,6 +40,10 @@ class SharedGeneration(Follower):
         for follower in self.followers:
             follower.on_warning(warning)
 
+    def on_wait(self, what_for: str) -> None:
+        for follower in self.followers:
+            follower.on_wait(what_for)
+
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         for follower in self.followers:
             follower.on_checkpoint(checkpoint)
@@ -66,6 +70,7 @@ class SharedGenerations:
             shared = self._start(digest, request, follower)
         assert shared.task is not None
         shared.followers.append(follower)
+        shared.patience_s = max(shared.patience_s, follower.patience_s)
         if shared.has_begun:
             follower.on_begin()
         try:

@@ -121,6 +121,10 @@ def test_components_come_by_turns_and_none_stays_when_there_is_nothing_to_do(che
     assert [name for name in process.moves if name != "vae"] == ["text_encoder", "text_encoder_2", "transformer"]
     waiting: Any = process.stage.memory._waiting
     assert waiting.present is None
+    with waiting.visit("vae"):
+        pass
+    process.denoiser.engine.executor.free_memory()  # as for a batch that did not fit
+    assert waiting.present is None
     process.close()
 
 

@@ -13,7 +13,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from deployments.errors import CannotResumeError
-from tests.support.toy_pipelines import WIDTH, Toy, ToyStages, same
+from deployments.messages import GenerationRequest, OutputFormat
+from deployments.stages.encode import encode
+from tests.support.toy_pipelines import SEED, WIDTH, Toy, ToyStages, same
 
 Load = Callable[..., ToyStages]
 
@@ -185,6 +187,29 @@ def test_what_no_hand_off_serves_is_made_with_remote_calls(pipeline_class: type[
     made = stages.make()
     assert same(made.output, stages.truth())
     assert made.is_remote
+
+
+class DecodesBeforeItDenoisesWhereAsked(Toy):
+    def __call__(
+        self, num_inference_steps: int = 4, looks: bool = False, generator: Any = None, output_type: str = "pt"
+    ) -> Any:
+        if looks:
+            self.vae.decode(torch.ones(1, WIDTH))
+        return super().__call__(num_inference_steps, generator, output_type)
+
+
+def test_only_a_kind_of_request_that_needs_remote_calls_is_made_with_them(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = load(DecodesBeforeItDenoisesWhereAsked)
+    ways = []
+    for arguments in ({}, {"looks": True}, {}, {"looks": True}):
+        asked = GenerationRequest("toy", "toy", arguments, SEED, OutputFormat("image", "png"))
+        inputs, _ = stages.denoiser.denoise(asked, encode(stages.stages["encoder"], asked))
+        ways.append((inputs.kind, stages.denoiser.needs_remote_calls(asked)))
+    assert ways == [("decoder_calls", False), ("result", True)] * 2
+    told = [(each.levelname, each.message) for each in caplog.records if "needs remote calls" in each.message]
+    assert [level for level, message in told if "for requests with looks: " in message] == ["WARNING"]
 
 
 # --- steps and caches ---

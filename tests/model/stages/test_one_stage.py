@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -134,9 +135,23 @@ class DecodesInItsLoop(Toy):
         return super().denoised(latents + self.vae.decode(latents), words)
 
 
-def test_a_decoder_that_the_loop_needs_is_called_at_once(tmp_path: Path) -> None:
-    stages = ToyStages(DecodesInItsLoop, tmp_path, processes=(STAGES,))
+class DifferentiatesInItsLoop(Toy):
+    def denoised(self, latents: torch.Tensor, words: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        latents = super().denoised(latents, words)
+        self.scheduler.set_timesteps(2)
+        with torch.enable_grad():
+            seen = self.vae.decode(latents.detach().requires_grad_())
+        return super().denoised(latents + seen.detach(), words)
+
+
+@pytest.mark.parametrize(("pipeline_class", "told"), [(DecodesInItsLoop, []), (DifferentiatesInItsLoop, ["INFO"])])
+def test_a_decoder_that_the_loop_needs_is_called_at_once(
+    pipeline_class: type[Toy], told: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "deployments")
+    stages = ToyStages(pipeline_class, tmp_path, processes=(STAGES,))
     made = stages.make()
+    assert [each.levelname for each in caplog.records if "needs remote calls" in each.message] == told
     assert same(made.output, stages.truth())
     assert made.is_remote
     stages.close()

@@ -21,6 +21,7 @@ from diffusers import (
 from deployments.errors import InvalidRequestError
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.roles import PipelineLayout
+from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL, PIPELINE_CODE
 from deployments.stage_pipeline.sessions.session import Session
 
 SCHEDULERS = (
@@ -181,3 +182,10 @@ def test_the_generators_of_a_request_start_at_its_seed_and_can_be_set_back() -> 
     assert torch.equal(torch.randn(2, generator=session.generator), first[0])
     assert torch.equal(torch.rand(2), first[1])
     assert torch.equal(first[0], torch.randn(2, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_component_that_is_called_beside_others_may_call_another_one() -> None:
+    session = Recording(stage_of(DDIMScheduler()), {})
+    with PIPELINE_CODE:
+        assert session.call_beside("denoiser", lambda: session.call_inside("denoiser", lambda: 1, (), {}), (), {}) == 1
+    assert not COMPONENT_CALL.locked()

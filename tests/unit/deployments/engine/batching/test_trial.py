@@ -159,3 +159,37 @@ def test_a_model_that_takes_no_other_value_is_judged_by_what_it_takes() -> None:
 
     pair = [arguments(seed, torch.float32, scale=torch.tensor([2.0])) for seed in (0, 1)]
     assert is_merged(tried(picky, *pair))
+
+
+class Compiles(Runs):
+    """By a played clock: a forward of any number of samples takes a second, those by number half a minute more."""
+
+    def __init__(self, model: Model, compiling: tuple[int, ...]) -> None:
+        super().__init__(model)
+        self.compiling = compiling
+        self.now = self.compilation_s = 0.0
+
+    def run(self, component: str, module: Any, context: Any, arguments: dict[str, Any]) -> Any:
+        if self.calls in self.compiling:
+            self.now += 30
+            self.compilation_s += 31
+        self.now += 1
+        return super().run(component, module, context, arguments)
+
+    def mark(self) -> HostMark:
+        return HostMark(lambda: self.now)
+
+
+@pytest.mark.parametrize(("compiling", "is_known"), [((0,), False), ((1,), False), ((2,), True), ((2, 3), False)])
+def test_what_is_compiled_in_a_trial_is_no_measure_of_it(compiling: tuple[int, ...], is_known: bool) -> None:
+    executor = Compiles(block, compiling)
+    batches = Batches(8, None, executor, EngineStatistics(), compilation_s=lambda: executor.compilation_s)
+    for knows in (is_known, True):
+        pair = [Forward(Fiber("f"), None, "model", None, arguments(seed, torch.float32)) for seed in (0, 1)]
+        for forward in pair:
+            batches.classify(forward)
+        batches.run(pair)
+        assert batches.is_known(pair[0].structure) is knows
+    assert is_merged(batches)
+    structure = pair[0].structure
+    assert [batches.costs.predict(structure, samples) for samples in (1, 2)] == [1.0, 1.0]
