@@ -32,7 +32,7 @@ from deployments.tensors.values import leaves, with_anything, without_opaque
 def component_call(session: Session, component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
     """The caller's side: the call as a message. Raises NotSupportedError for what the request has changed otherwise."""
     arguments = args, kwargs, global_states(session.device), session.switches(component)
-    return ComponentCall(component, method, pack(arguments), session.stage.memory.is_steady)
+    return ComponentCall(component, method, pack(arguments), is_steady=session.stage.memory.is_steady)
 
 
 def apply_answer(answer: ComponentAnswer, args: Any, kwargs: Any, device: torch.device) -> Any:
