@@ -243,9 +243,8 @@ class Noted:
 
 def loadable_components(pipeline_class: Any, there: Collection[str]) -> tuple[str, ...]:
     """Of the components that are `there` those into which the class's own loader can put LoRA layers."""
-    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, LoraBaseMixin)):
-        return ()
-    loadable: list[str] = pipeline_class._lora_loadable_modules
+    is_able = isinstance(pipeline_class, type) and issubclass(pipeline_class, LoraBaseMixin)
+    loadable: list[str] = pipeline_class._lora_loadable_modules if is_able else []
     return tuple(name for name in loadable if name in there)
 
 
