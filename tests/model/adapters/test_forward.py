@@ -12,6 +12,8 @@ from peft.tuners.lora import LoraLayer
 
 from deployments.adapters.forward import RowsUnknownError, applied, num_layers, prepare, why_not
 
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+
 Inputs = Callable[[int], torch.Tensor]
 
 
