@@ -128,7 +128,7 @@ class Converter:
         cls: Any = type(self.pipeline)
 
         def lora_state_dict(owner: Any, *args: Any, **kwargs: Any) -> Any:
-            found = super(recording, owner).lora_state_dict(*args, **kwargs)  # type: ignore[misc]
+            found = cls.lora_state_dict.__func__(owner, *args, **kwargs)
             if not isinstance(found, tuple):  # a caller that asks for no more
                 noted.note_converted(found, cls)
                 return found
@@ -143,7 +143,7 @@ class Converter:
             "__module__": cls.__module__,
         }
         recording = type(cls.__name__, (cls,), members)
-        pipeline = object.__new__(recording)
+        pipeline: Any = object.__new__(recording)
         vars(pipeline).update(vars(self.pipeline))
         for name in self.loadable:
             vars(pipeline)[name] = self._stand_in(name, noted)
@@ -243,9 +243,9 @@ class Noted:
 
 def loadable_components(pipeline_class: Any, there: Collection[str]) -> tuple[str, ...]:
     """Of the components that are `there` those into which the class's own loader can put LoRA layers."""
-    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, LoraBaseMixin)):
-        return ()
-    return tuple(name for name in pipeline_class._lora_loadable_modules if name in there)
+    is_able = isinstance(pipeline_class, type) and issubclass(pipeline_class, LoraBaseMixin)
+    loadable: list[str] = pipeline_class._lora_loadable_modules if is_able else []
+    return tuple(name for name in loadable if name in there)
 
 
 def layer_tensors(part: Part) -> Tensors:
@@ -260,12 +260,12 @@ def without_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(f"{prefix}."): each for key, each in values.items() if key.startswith(f"{prefix}.")}
 
 
-def rank_of(use: AdapterUse, path: str, layer: torch.nn.Module, factors: Mapping[str, torch.Tensor]) -> int:
+def rank_of(use: AdapterUse, path: str, layer: Any, factors: Mapping[str, torch.Tensor]) -> int:
     """Raises InvalidRequestError for factors that are not two, or not of the layer's shape."""
     down, up = factors.get("A.weight"), factors.get("B.weight")
     if down is None or up is None:
         raise refusal(use, f"{path} has no {'lora_A' if down is None else 'lora_B'}")
-    shape, made = tuple(layer.weight.shape), (up.shape[0], *down.shape[1:])  # type: ignore[union-attr]
+    shape, made = tuple(layer.weight.shape), (up.shape[0], *down.shape[1:])
     if down.shape[0] != up.shape[1] or made != shape:
         raise refusal(
             use,

@@ -169,6 +169,7 @@ def graft(source: torch.nn.Module, twin: torch.nn.Module) -> None:
     """Gives a twin what was put into the source after it was made (IP-Adapters), on the meta device."""
     if hasattr(source, "_internal_dict"):
         twin._internal_dict = source._internal_dict  # settings that a loader changed
+    layer: Any
     for name, layer in source.named_children():
         # A LoRA's layer returns what the layer in it does.
         child = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer

@@ -38,6 +38,12 @@ CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugins take longer to load than these tests."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "ends_well"),
     [(PASSES, FAILS_ONCE, True), (FAILS, PASSES, False), (CRASHES, PASSES, False)],

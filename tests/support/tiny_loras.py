@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,5 +167,6 @@ def unsplit_with_loras(folder: Path, files: Sequence[tuple[LoraFile, Scale]]) ->
         place, name = str(file.path.parent), file.path.name
         pipeline.load_lora_weights(place, weight_name=name, adapter_name=file.name, **told)
     if files:
-        pipeline.set_adapters([file.name for file, _ in files], [scale for _, scale in files])
+        # Diffusers empties the mappings, so that one object cannot stand for two.
+        pipeline.set_adapters([file.name for file, _ in files], [copy.copy(scale) for _, scale in files])
     return pipeline

@@ -39,7 +39,6 @@ def main() -> None:
 
 
 def counted(asked: argparse.Namespace) -> dict[str, Any]:
-
     from deployments.messages import GenerationRequest, OutputFormat
     from deployments.model import DenoisingArgs
     from deployments.stage_pipeline.loading import load_stage

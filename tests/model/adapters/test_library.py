@@ -31,7 +31,7 @@ from tests.support.tiny_models.checkpoints import load_unsplit
 ATTENTION = ("to_q", "to_k", "to_v")
 CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")  # kohya's are known by the last
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te1_text_model", "text_encoder_2": "lora_te2_text_model"}
-COMPONENTS = {
+COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "flux": {"transformer": (*ATTENTION, "proj_mlp"), "text_encoder": CLIP},
     "sdxl": {"unet": ATTENTION, "text_encoder": CLIP, "text_encoder_2": CLIP},
 }
@@ -146,7 +146,8 @@ def test_the_two_experts_of_wan_get_what_is_meant_for_each(checkpoints_root: Pat
     second = AdapterUse("second", use.path, component="transformer_2")
     both = written(tmp_path, "both", plain | low)
     with library.holding([use, second, both]) as [first, other, of_both]:
-        assert (first.components, other.components) == ({"transformer"}, {"transformer_2"})
+        assert first.components == {"transformer"}
+        assert other.components == {"transformer_2"}
         assert of_both.components == {"transformer", "transformer_2"}
         models = stage.components
         assert_same_state(
@@ -161,7 +162,7 @@ def test_the_two_experts_of_wan_get_what_is_meant_for_each(checkpoints_root: Pat
 
 def test_twelve_adapters_share_the_room_of_three(flux_checkpoint: Path, tmp_path: Path) -> None:
     stage = load_stage(flux_checkpoint, ("denoiser",))
-    transformer = stage.components["transformer"]
+    transformer: Any = stage.components["transformer"]
     uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(12)]
     size = 4 * sum(tensor.numel() for tensor in lora_tensors(transformer, "transformer", ("to_q",)).values())
     library = library_of(stage, tmp_path, max_device_bytes=3 * size, max_host_bytes=6 * size)
@@ -183,7 +184,7 @@ def test_a_model_computes_as_before_while_no_adapter_is_applied_and_after_the_la
     flux_checkpoint: Path, tmp_path: Path
 ) -> None:
     stage = load_stage(flux_checkpoint, ("denoiser",))
-    transformer = stage.components["transformer"]
+    transformer: Any = stage.components["transformer"]
     use = written(tmp_path, "style", lora_tensors(transformer, "transformer", ("to_q", "proj_mlp")))
     layer: Any = transformer.get_submodule("transformer_blocks.0.attn.to_q")
     x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
@@ -213,7 +214,7 @@ def test_many_requests_for_one_adapter_load_it_once(flux_checkpoint: Path, tmp_p
 
 def test_a_file_that_is_replaced_is_another_adapter(flux_checkpoint: Path, tmp_path: Path) -> None:
     stage = load_stage(flux_checkpoint, ("denoiser",))
-    transformer = stage.components["transformer"]
+    transformer: Any = stage.components["transformer"]
     library = library_of(stage, tmp_path)
     use = written(tmp_path, "style", lora_tensors(transformer, "transformer", ("to_q",)))
     with library.holding([use]) as [first]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from deployments.adapters.args import AdapterCacheArgs
 from deployments.adapters.library import AdapterLibrary
@@ -13,7 +14,7 @@ from tests.support.tiny_models import checkpoint
 
 def test_forty_adapters_share_the_room_of_eight(checkpoints_root: Path, tmp_path: Path) -> None:
     stage = load_stage(checkpoint("flux", checkpoints_root), ("denoiser",))
-    transformer = stage.components["transformer"]
+    transformer: Any = stage.components["transformer"]
     uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(40)]
     size = 4 * sum(tensor.numel() for tensor in lora_tensors(transformer, "transformer", ("to_q",)).values())
     args = AdapterCacheArgs(max_device_bytes=8 * size, max_host_bytes=16 * size)

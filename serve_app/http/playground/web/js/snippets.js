@@ -4,23 +4,19 @@ import { getKey } from "./api.js";
 import { button, byId, el, say } from "./dom.js";
 
 const ENDING = { image: "png", video: "mp4", audio: "wav", tensors: "safetensors" };
-const UNPACK = `python3 -c 'import base64, json, sys
+const UNPACK = `python3 -c 'import base64, json, pathlib, sys
 for number, made in enumerate(json.load(sys.stdin)["data"]):
-    open(f"made-{number}.ENDING", "wb").write(base64.b64decode(made["b64_json"]))'`;
+    pathlib.Path(f"made-{number}.ENDING").write_bytes(base64.b64decode(made["b64_json"]))'`;
 
 /** `body` as the page sends it; files in it become names of files that the caller puts beside the code. */
 export function snippets({ body, route, makes, model }, base) {
   const { partial_images: _, ...asked } = body;
   const ending = asked.output_format === "jpeg" ? "jpg" : (asked.output_format ?? ENDING[makes]);
-  const url = new URL(route.slice(1), base).href;
+  const path = makes === "video" ? "/v1/videos/generations" : route; // that of videos which waits for them
   const whole = makes === "video" ? { ...asked, response_format: "b64_json" } : asked;
-  const atOnce = makes === "video" ? new URL("v1/videos/generations", base).href : url;
   const call = { ...filesOf({ model, ...whole }), needsKey: Boolean(getKey()), ending };
-  return {
-    curl: curl(call, atOnce),
-    Python: python({ ...call, ...filesOf({ model, ...asked }) }, makes, route, new URL("v1", base).href),
-    JavaScript: javascript(call, atOnce),
-  };
+  const url = new URL(path.slice(1), base).href;
+  return { curl: curl(call, url), Python: python(call, path, new URL("v1", base).href), JavaScript: javascript(call, url) };
 }
 
 /** `plain`: fields without files; `files`: [field, names of files, whether it is a list]. */
@@ -66,31 +62,26 @@ function literal(value) {
   return JSON.stringify(value);
 }
 
-function python({ plain, files, needsKey, ending }, makes, route, base) {
+function python({ plain, files, needsKey, ending }, path, base) {
   const file = ([, names, isList, types]) => {
     const each = names.map((name, number) => `data_url(${JSON.stringify(name)}, ${JSON.stringify(types[number])})`);
     return isList ? `[${each.join(", ")}]` : each[0];
   };
   const fields = [...Object.entries(plain).map(([name, value]) => [name, literal(value)]), ...files.map((each) => [each[0], file(each)])];
-  const own = ["model", "prompt"];
-  const named = fields.filter(([name]) => own.includes(name)).map(([name, value]) => `${name}=${value}`);
-  const others = fields.filter(([name]) => !own.includes(name)).map(([name, value]) => `${JSON.stringify(name)}: ${value}`);
-  const extra = others.length ? [`extra_body={${others.join(", ")}}`] : [];
-  const whole = `body={${fields.map(([name, value]) => `${JSON.stringify(name)}: ${value}`).join(", ")}}`;
-  const head = ["import base64", ...(needsKey ? ["import os"] : []), "", "from openai import OpenAI", ""];
-  const reader = ["def data_url(path, kind):", `    return f"data:{kind};base64,{base64.b64encode(open(path, 'rb').read()).decode()}"`, "", ""];
+  const inObject = (some) => `{${some.map(([name, value]) => `${JSON.stringify(name)}: ${value}`).join(", ")}}`;
+  const isOpenAIs = ([name]) => ["model", "prompt", "n", "size"].includes(name);
+  const others = fields.filter((each) => !isOpenAIs(each));
+  const named = fields.filter(isOpenAIs).map(([name, value]) => `${name}=${value}`);
+  const extra = others.length ? [`extra_body=${inObject(others)}`] : [];
+  const hasMethod = path === "/v1/images/generations" && "prompt" in plain; // else the client has none that fits
+  const head = ["import base64", ...(needsKey ? ["import os"] : []), "from pathlib import Path", "", "from openai import OpenAI", ""];
+  const reader = ["def data_url(path, kind):", `    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"`, "", ""];
   const client = `client = OpenAI(base_url=${JSON.stringify(base)}, api_key=${needsKey ? 'os.environ["TRIPTYCH_API_KEY"]' : '"none"'})`;
-  const write = (bytes) => `    open(f"made-{number}.${ending}", "wb").write(${bytes})`;
-  const generic = [`answer = client.post(${JSON.stringify(route.replace("/v1", ""))}, ${whole}, cast_to=object)`,
-    `for number, made in enumerate(answer["data"]):`, write(`base64.b64decode(made["b64_json"])`)];
-  const hasPrompt = named.some((each) => each.startsWith("prompt="));
-  const steps = !hasPrompt || !["image", "video"].includes(makes) || route.endsWith("/edits") ? (makes === "video" ? null : generic)
-    : makes === "image" ? [`answer = client.images.generate(${[...named, ...extra].join(", ")})`, "for number, made in enumerate(answer.data):", write("base64.b64decode(made.b64_json)")]
-    : null;
-  const video = [`video = client.videos.create_and_poll(${[...named, ...(hasPrompt ? [] : [`prompt=""`]), ...extra].join(", ")})`,
-    `for number in range(${plain.n ?? 1}):`, `    content = client.videos.download_content(video.id, extra_query={"index": number})`,
-    `    content.write_to_file(f"made-{number}.${ending}")`];
-  return [...head, ...(files.length ? ["", ...reader] : []), client, ...(steps ?? video)].join("\n");
+  const asked = hasMethod
+    ? [`answer = client.images.generate(${[...named, ...extra].join(", ")}).to_dict()`]
+    : [`answer = client.post(${JSON.stringify(path.replace("/v1", ""))}, body=${inObject(fields)}, cast_to=object)`];
+  const write = [`for number, made in enumerate(answer["data"]):`, `    Path(f"made-{number}.${ending}").write_bytes(base64.b64decode(made["b64_json"]))`];
+  return [...head, ...(files.length ? ["", ...reader] : []), client, ...asked, ...write].join("\n");
 }
 
 function javascript({ plain, files, needsKey, ending }, url) {
