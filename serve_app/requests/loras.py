@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +105,11 @@ def asked_adapters(body: GenerationBody, of_model: str | None, limits: RequestLi
 def check_scales(asked: Sequence[AskedAdapter], limits: RequestLimits) -> None:
     """Raises InvalidRequestError for a scale beyond the limit."""
     for each in asked:
-        values = each.scale.values() if isinstance(each.scale, Mapping) else () if each.scale is None else (each.scale,)
+        values: Iterable[float] = ()
+        if isinstance(each.scale, dict):
+            values = each.scale.values()
+        elif each.scale is not None:
+            values = (each.scale,)
         beyond = next((value for value in values if not abs(value) <= limits.max_lora_scale), None)  # NaN too
         if beyond is not None:
             allowed = f"between {-limits.max_lora_scale:g} and {limits.max_lora_scale:g}"

@@ -134,9 +134,9 @@ def described(model: str, adapter: ServedAdapter, held: dict[str, dict[str, int]
         created=int(adapter.created),
         source=adapter.source,
         scale=adapter.scale,
-        digest=facts and facts.digest,
+        digest=adapter.digest or None,
         components=None if facts is None else list(facts.components),
-        rank=facts and facts.rank,
-        bytes=facts and facts.num_bytes,
-        held_by=held.get(facts.digest, {}) if facts else {},
+        rank=facts.rank if facts else None,
+        bytes=facts.num_bytes if facts else None,
+        held_by=held.get(adapter.digest, {}),
     )
