@@ -83,7 +83,6 @@ def with_alphas(pipeline: Any, name: str) -> Tensors:
         ("flux", of_diffusers),
         ("flux", of_kohya_for_flux),
         ("flux", with_alphas),
-        ("sdxl", of_diffusers),
         ("sdxl", of_kohya),
     ],
 )
@@ -118,7 +117,7 @@ def test_settings_in_the_files_header_scale_as_they_do_in_diffusers(flux_checkpo
     assert library.fetched(use).describe()["alphas"] == {"transformer": True}
 
 
-@pytest.mark.parametrize("stages", [("encoder",), ("denoiser",), ("encoder", "vae")])
+@pytest.mark.parametrize("stages", [("encoder",), ("denoiser",)])
 def test_a_process_puts_in_what_its_own_models_get_and_knows_the_rest(
     stages: tuple[StageName, ...], flux_checkpoint: Path, tmp_path: Path
 ) -> None:
