@@ -215,7 +215,8 @@ async def test_a_look_shows_replicas_their_share_their_batches_and_their_request
         assert [len(each["replicas"]) for each in (encoder, denoiser, vae)] == [2, 2, 2]
         replica = next(each for each in denoiser["replicas"] if each["stages"][0]["requests"])
         [stage] = replica["stages"]
-        assert (stage["stage"], stage["present"], stage["busy"]) == ("denoiser", 1, 1.0)
+        assert (stage["stage"], stage["present"]) == ("denoiser", 1)
+        assert 0 < stage["busy"] <= 1  # by the time between the looks, however long it was
         assert replica["batches"] == [{"size": 1, "count": 1}, {"size": 4, "count": 3}]
         [request] = stage["requests"]
         assert (request["id"], request["steps"], request["num_steps"]) == (short_name("job-7"), 3, 8)
