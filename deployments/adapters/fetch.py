@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from deployments.adapters.use import FEATURE, AdapterUse
-from deployments.errors import CheckpointError, InvalidRequestError, StageUnavailableError
+from deployments.errors import AdapterReplacedError, CheckpointError, InvalidRequestError, StageUnavailableError
 from deployments.weights.locate import Wanted, hub_files, is_repository, local_path, pull_from_hub, resolve_files
 from deployments.weights.s3 import S3_CAUSES, naming_the_cause, s3_client
 
@@ -53,8 +53,9 @@ class AdapterFile:
 def fetch_file(use: AdapterUse, cache_root: Path, max_disk_bytes: int | None = None) -> AdapterFile:
     """The file of the adapter. What comes from S3 is kept below `cache_root`, those used last in `max_disk_bytes`.
 
-    Raises InvalidRequestError (param "loras") for a place without the file that is meant, or with another one than
-    `use.digest` says; StageUnavailableError for one that cannot be reached now. What was here stays as it was.
+    Raises InvalidRequestError (param "loras") for a place without the file that is meant, AdapterReplacedError for one
+    with another digest than `use.digest`; StageUnavailableError for one that cannot be reached now. What was here
+    stays as it was.
     """
     try:
         if use.path.startswith("s3://"):
@@ -66,8 +67,9 @@ def fetch_file(use: AdapterUse, cache_root: Path, max_disk_bytes: int | None = N
         logger.warning("the adapter %s at %s cannot be fetched: %s", use.name, use.path, error)
         raise told(use, error) from error
     if use.digest and file.digest != use.digest:
-        raise refusal(
-            use, f"its file was replaced: it has the SHA-256 {file.digest[:12]}, and {use.digest[:12]} is asked for"
+        raise AdapterReplacedError(
+            f"the LoRA {use.name!r} cannot be used: its file was replaced: it has the SHA-256 {file.digest[:12]}, and "
+            f"{use.digest[:12]} is asked for"
         )
     return file
 

@@ -57,7 +57,7 @@ class HoldersFirst(PowerOfTwoChoicesRequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The best holders first, if there are any; then what Serve's own router would choose."""
-        others = await super().choose_replicas(candidate_replicas, pending_request)
+        others: list[list[RunningReplica]] = await super().choose_replicas(candidate_replicas, pending_request)
         wanted = wanted_by(pending_request.args) if pending_request is not None else frozenset[str]()
         if not wanted or not any(wanted & held_by(each) for each in candidate_replicas):
             return others

@@ -42,6 +42,7 @@ from deployments.observability.observer import MakeObserver, ObservedReplica, Ob
 from deployments.observability.stage_load import StageLoads
 from deployments.observability.table import OBSERVERS
 from deployments.replicas.adapter_metrics import AdapterMetrics
+from deployments.replicas.adapter_routing import HELD
 from deployments.replicas.autoscaling import autoscaling_stats
 from deployments.replicas.dev import Inside, free_memory
 from deployments.replicas.device_share import IdleMemory, claim_share
@@ -282,6 +283,10 @@ class StageReplica:
         """The digests of those that are in this process's memory."""
         held: tuple[str, ...] = self.stage.adapters.held()
         return held
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """By what `adapter_routing` prefers replicas; Serve asks every two seconds."""
+        return {HELD: list(self.stage.adapters.held())}
 
     async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
         """What this replica did for the request, if it is among the last; empty without stage logging."""
