@@ -1,6 +1,6 @@
 """Train a style of emoji-flux: a LoRA of its transformer (rectified flow, as FLUX), in diffusers' own format.
 
-python -m checkpoints.train.styles.train --style sketch --out checkpoints/emoji-flux-loras
+python -m checkpoints.train.styles.train --style sketch --state runs/sketch.pt --out checkpoints/emoji-flux-loras
 """
 
 import argparse
@@ -23,7 +23,6 @@ from checkpoints.train.pictures import Scene, to_signed, training_scenes
 from checkpoints.train.prompts import random_prompt
 from checkpoints.train.styles.pictures import STYLES, styled, styled_scenes
 from checkpoints.train.tokenizers import T5_MAX_LENGTH
-from checkpoints.train.train_flux import attention_in_float32
 
 # Every matrix of the blocks, those that modulate among them: a ground of one colour is theirs to draw.
 TARGETS = [
@@ -43,7 +42,7 @@ TARGETS = [
     "to_q",
     "to_v",
 ]
-SAVE_EVERY = 100
+SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -52,26 +51,34 @@ class Recipe:
 
     steps: int
     rank: int = 12
-    batch_size: int = 32
-    learning_rate: float = 3e-3
+    batch_size: int = 16
+    learning_rate: float = 1e-2
     warmup_steps: int = 20
     average_decay: float = 0.98
 
 
-def train(pipeline: FluxPipeline, style: str, out: Path, recipe: Recipe) -> None:
-    """Write `out`/`style`.safetensors, every 100 steps; the pipeline's transformer keeps the adapter."""
+def train(pipeline: FluxPipeline, style: str, state_file: Path, out: Path, recipe: Recipe) -> None:
+    """Write `out`/`style`.safetensors; `state_file` holds everything, every 50 steps, and a run goes on from there."""
     torch.manual_seed(0)
-    attention_in_float32()
     model = parts_of(pipeline)
     adapter = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=TARGETS)
     model.requires_grad_(False)
     pipeline.transformer.add_adapter(adapter)
     trained = {name: each for name, each in pipeline.transformer.named_parameters() if each.requires_grad}
     average = {name: each.detach().clone() for name, each in trained.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.Muon(
+        list(trained.values()), lr=recipe.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+    )
+    first_step = 0
+    if state_file.exists():
+        state = torch.load(state_file)
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+        copy(state["trained"], trained)
+        copy(state["average"], average)
     scenes, clean_of = training_scenes(), style_latents(style)
     started, recent = time.time(), []
-    for step in range(recipe.steps):
+    for step in range(first_step, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate_share(step, recipe)
         loss = step_loss(model, random.Random(step).choices(scenes, k=recipe.batch_size), clean_of, step)
@@ -85,11 +92,22 @@ def train(pipeline: FluxPipeline, style: str, out: Path, recipe: Recipe) -> None
                 kept.lerp_(trained[name], 1.0 - decay)
         recent.append(loss.item())
         if step % 10 == 9:
-            pace = (time.time() - started) / (step + 1)
+            pace = (time.time() - started) / (step + 1 - first_step)
             print(f"step {step + 1} loss {np.mean(recent):.4f} {pace:.2f} s/step", flush=True)
             recent = []
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
+            state = {"trained": trained, "average": average, "optimizer": optimizer.state_dict(), "step": step + 1}
+            state_file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").rename(state_file)
             save(pipeline, average, out, style)
+
+
+def copy(saved: dict[str, Tensor], into: dict[str, Tensor]) -> None:
+    """Into the tensors themselves, which the model holds."""
+    with torch.no_grad():
+        for name, kept in into.items():
+            kept.copy_(saved[name])
 
 
 def parts_of(pipeline: FluxPipeline) -> FluxParts:
@@ -116,9 +134,8 @@ def step_loss(model: FluxParts, scenes: list[Scene], clean_of: dict[tuple[str, s
     sigma = torch.sigmoid(1.5 + 1.2 * torch.randn(len(scenes), generator=source))  # as the base was trained
     noisy = (1.0 - sigma[:, None, None]) * clean + sigma[:, None, None] * noise
     padded_length = round(T5_MAX_LENGTH ** (1.0 if rng.random() < 0.5 else rng.random()))
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(noisy, sigma, [random_prompt(scene, rng) for scene in scenes], padded_length)
-    loss: Tensor = ((velocity.float() - (noise - clean)) ** 2).mean()
+    velocity = model(noisy, sigma, [random_prompt(scene, rng) for scene in scenes], padded_length)
+    loss: Tensor = ((velocity - (noise - clean)) ** 2).mean()
     return loss
 
 
@@ -148,13 +165,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--style", choices=STYLES, required=True)
     parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji-flux"))
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--state", type=Path, required=True, help="a file; a run goes on from it")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the LoRAs")
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rank", type=int, default=12)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
     arguments = parser.parse_args()
     recipe = Recipe(arguments.steps, arguments.rank, learning_rate=arguments.learning_rate)
-    train(FluxPipeline.from_pretrained(arguments.model), arguments.style, arguments.out, recipe)
+    pipeline = FluxPipeline.from_pretrained(arguments.model)
+    train(pipeline, arguments.style, arguments.state, arguments.out, recipe)
 
 
 if __name__ == "__main__":
