@@ -5,14 +5,12 @@ import urllib.request
 from pathlib import Path
 
 import psutil
-import pytest
 
 from serve_app.tools.launch import processes_of_session
 from tests.support.launching import REAL, config_file, launched, still_running, wait_for_output
 from tests.support.served_application import free_port
 
 
-@pytest.mark.rest
 def test_it_serves_and_ends_at_ctrl_c_without_leaving_a_process(tmp_path: Path) -> None:
     port = free_port()
     with launched(config_file(tmp_path, port), tmp_path, REAL) as launcher:

@@ -34,6 +34,7 @@ START_TIMEOUT_S = 280  # two cores that others use too; each replica imports tor
 STOP_TIMEOUT_S = 120
 THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
 CHECKPOINT_EVERY = 1
+LORAS = "loras"  # the folder beside the log from which the first application may be told to load some
 DEFAULT_ARGUMENTS = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 32}
 
 
@@ -138,6 +139,7 @@ class ServedApplication:
 def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
     """Serve the checkpoint until the end of the context, which fails if a process is left behind."""
     port = free_port()
+    (folder / LORAS).mkdir()
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
@@ -149,6 +151,7 @@ def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
                 folder,
                 denoising={"checkpoint_every": CHECKPOINT_EVERY},
                 jobs={"lease_s": 5},
+                adapter_places=[str(folder / LORAS)],
             )
         ],
     }
