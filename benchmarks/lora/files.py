@@ -15,4 +15,4 @@ def write_loras(checkpoint: Path, folder: Path, number: int, rank: int = RANK) -
     """Of all attention layers of the transformer, as most published ones are."""
     pipeline = FluxPipeline.from_pretrained(checkpoint)
     loras = [TinyLora(f"lora-{i:02}", i, rank, float(rank), in_text_encoders=False) for i in range(number)]
-    return [write_lora(pipeline, lora, folder) for lora in loras]
+    return [file.path for lora in loras for file in write_lora(pipeline, lora, folder)]

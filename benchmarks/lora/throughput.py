@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import BATCH, LARGE, SMALL, TEXT_TOKENS, Model, Row, Size, median_ratio, seconds_of, together
+from benchmarks.engine import BATCH, LARGE, SMALL, TEXT_TOKENS, Model, Row, Size, median_ratio, seconds_of
 from benchmarks.engine import write_tiny as write_checkpoint
 from benchmarks.lora.files import write_loras
 from deployments.adapters.use import FEATURE, AdapterUse
@@ -38,8 +39,7 @@ def measure(rounds: int, note: Callable[[Row], None]) -> None:
 
 def compared(size: Size, checkpoint: Path, files: list[Path], tokens: int, rounds: int) -> Row:
     """Pictures a second of each way, medians of rounds in which they take turns, and their ratios."""
-    with ExitStack() as stack:
-        ways = stack.enter_context(all_ways(size, checkpoint, files, tokens))
+    with all_ways(size, checkpoint, files, tokens) as ways:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(2):  # the first merges of a structure are checked
             for way in ways.values():
@@ -76,10 +76,14 @@ def all_ways(size: Size, checkpoint: Path, files: list[Path], tokens: int) -> It
             switched.run_plain(request, conditioning)
 
     settings: dict[str, Any] = {"max_batch_size": BATCH, "merging": "always"}
-    with bare.engine(**settings) as without, holding.engine(**settings) as beside:
+    with (
+        bare.engine(**settings) as without,
+        holding.engine(**settings) as beside,
+        ThreadPoolExecutor(BATCH) as callers,
+    ):
 
         def run(stage: Any, requests: list[GenerationRequest]) -> None:
-            together([lambda request=request: stage.denoise(request, conditioning) for request in requests])  # type: ignore[misc]
+            list(callers.map(stage.denoise, requests, [conditioning] * len(requests)))
 
         run(beside, own)  # from here on it holds all eight
         yield {

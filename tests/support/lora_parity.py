@@ -129,11 +129,13 @@ class LoraModel:
             stages.close()
 
 
-def check_alone(model: LoraModel) -> None:
-    """The bytes of diffusers, at a scale that is not 1 and with one for each component, however the stages are held."""
+def check_alone(model: LoraModel, placements: Sequence[bool] = (False, True)) -> None:
+    """The bytes of diffusers, at a scale that is not 1 and with one for each component, in three processes' stages and
+    in one's.
+    """
     for used in ([("a", 0.7)], [("b", model.scales(0.8))]):
         truth = model.truth(used)
-        for in_one in (False, True):
+        for in_one in placements:
             assert_same(model.stages(in_one).make(model.request(used)), truth)
 
 

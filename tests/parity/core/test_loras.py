@@ -26,12 +26,12 @@ def model(
 def test_a_request_with_a_lora_has_the_bytes_of_diffusers_at_one_scale_and_at_one_for_each_component(
     model: LoraModel,
 ) -> None:
-    check_alone(model)
+    check_alone(model, placements=(False,))
 
 
 def test_requests_of_different_loras_share_batches_and_stay_close_to_lone_ones(model: LoraModel) -> None:
     check_mixed(model)
 
 
-def test_loras_that_were_loaded_and_evicted_leave_no_trace(model: LoraModel) -> None:
-    check_evicted(model)
+def test_loras_that_were_loaded_and_evicted_leave_no_trace(checkpoints_root: Path, tmp_path: Path) -> None:
+    check_evicted(LoraModel("flux", checkpoints_root, tmp_path))
