@@ -19,6 +19,7 @@ from tests.support.videos import make_video
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 PATIENCE_MS = 20_000.0
+SHOWN = "#gallery .item"
 SMALL: ViewportSize = {"width": 1000, "height": 700}
 
 
@@ -149,6 +150,11 @@ def forget(page: Page, url: str) -> None:
     session.send("Storage.clearDataForOrigin", {"origin": f"{parts.scheme}://{parts.netloc}", "storageTypes": "all"})
     session.send("Network.clearBrowserCache")
     session.detach()
+
+
+def generate(page: Page, prompt: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Generate").click()
 
 
 def routes_of(served: ServedPage) -> set[str]:

@@ -17,12 +17,11 @@ from playwright.sync_api import Page, expect
 from deployments.errors import GenerationFailedError
 from deployments.messages import GenerationRequest, Media
 from serve_app.api_keys import hash_of
-from tests.page.conftest import OpenPage
+from tests.page.conftest import SHOWN, OpenPage, generate
 from tests.support.in_process import make_at_once, picture
 from tests.support.played_page import INPAINTING, ServedPage, served_page
 from tests.support.videos import video_file
 
-SHOWN = "#gallery .item"
 PLAY = """async video => {
   await video.play();
   await new Promise(end => video.ontimeupdate = () => video.currentTime > 0.1 && end());
@@ -30,11 +29,6 @@ PLAY = """async video => {
 }"""
 GIVEN: dict[str, Any] = {"name": "fox.png", "mimeType": "image/png", "buffer": picture(64, 48)}
 MASK: dict[str, Any] = {"name": "mask.png", "mimeType": "image/png", "buffer": picture(64, 48, colour=(255, 255, 255))}
-
-
-def generate(page: Page, prompt: str) -> None:
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_role("button", name="Generate").click()
 
 
 def last(served: ServedPage) -> GenerationRequest:
