@@ -7,7 +7,7 @@ from pathlib import Path
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, ViewportSize, expect
 
-from tests.page.conftest import SHOWN, OpenPage, generate
+from tests.support.browser import SHOWN, OpenPage, generate
 from tests.support.played_page import ServedPage
 
 PHONE: ViewportSize = {"width": 390, "height": 844}

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from deployments.errors import GenerationFailedError
 from deployments.messages import GenerationRequest, Media
 from serve_app.api_keys import hash_of
-from tests.page.conftest import SHOWN, OpenPage, generate
+from tests.support.browser import SHOWN, OpenPage, generate
 from tests.support.in_process import make_at_once, picture
 from tests.support.played_page import INPAINTING, ServedPage, served_page
 from tests.support.videos import video_file
