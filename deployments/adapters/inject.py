@@ -79,10 +79,16 @@ def eject(component: Any, name: str) -> None:
 
 
 def rest(component: torch.nn.Module) -> None:
-    """No adapter is active."""
+    """No adapter is active.
+
+    Their weights require gradients, as those that `set_adapters` has activated do: by that torch chooses how it
+    multiplies what is not contiguous (`should_fold` of at::matmul), and the ways round differently.
+    """
     for layer in layers_of(component):
         layer.set_adapter([])
         layer.enable_adapters(enabled=False)
+        for kind in layer.adapter_layer_names:
+            getattr(layer, kind).requires_grad_(True)
         layer.eval()  # dropout of an adapter's own
 
 

@@ -48,9 +48,9 @@ def written(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], **more
 
 
 def adapter_state(model: Any, name: str) -> dict[str, Any]:
-    """What the layers of an adapter are in a model: their numbers, and how they are scaled."""
+    """What the layers of an adapter are in a model: their numbers, how they are scaled, and whether torch takes them for trained ones."""
     state: dict[str, Any] = {
-        path.replace(f".{name}.", "."): parameter.detach().clone()
+        path.replace(f".{name}.", "."): parameter.detach().clone().requires_grad_(parameter.requires_grad)
         for path, parameter in model.named_parameters()
         if f".{name}." in path
     }
@@ -64,5 +64,5 @@ def assert_same_state(found: Mapping[str, torch.Tensor], expected: Mapping[str, 
     assert found.keys() == expected.keys()
     assert found
     for path, tensor in expected.items():
-        assert found[path].dtype == tensor.dtype, path
+        assert (found[path].dtype, found[path].requires_grad) == (tensor.dtype, tensor.requires_grad), path
         assert torch.equal(found[path], tensor), path

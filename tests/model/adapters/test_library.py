@@ -93,6 +93,7 @@ def test_after_loading_each_layer_is_that_of_load_lora_weights(
     unsplit = load_unsplit(folder)
     use = written(tmp_path, "style", made(unsplit, name))
     unsplit.load_lora_weights(use.path, adapter_name="expected")
+    unsplit.set_adapters(["expected"])
     expected = {each: adapter_state(getattr(unsplit, each), "expected") for each in COMPONENTS[name]}
     stage = load_stage(folder, STAGES)
     library = library_of(stage, tmp_path)
@@ -109,6 +110,7 @@ def test_settings_in_the_files_header_scale_as_they_do_in_diffusers(flux_checkpo
     FluxPipeline.save_lora_weights(tmp_path, layers, transformer_lora_adapter_metadata=settings)
     use = AdapterUse("style", str(tmp_path))
     unsplit.load_lora_weights(use.path, adapter_name="expected")
+    unsplit.set_adapters(["expected"])
     stage = load_stage(flux_checkpoint, ("denoiser",))
     library = library_of(stage, tmp_path)
     with library.holding([use]) as [held]:
@@ -229,6 +231,7 @@ def test_half_precision_weights_get_half_precision_layers_as_in_diffusers(
     unsplit = load_unsplit(flux_checkpoint, torch.bfloat16)
     use = written(tmp_path, "style", of_diffusers(unsplit, "flux"))
     unsplit.load_lora_weights(use.path, adapter_name="expected")
+    unsplit.set_adapters(["expected"])
     stage = load_stage(flux_checkpoint, STAGES, dtype=torch.bfloat16)
     with library_of(stage, tmp_path).holding([use], COMPONENTS["flux"]) as [held]:
         for each in held.components:
