@@ -38,8 +38,13 @@ class Holder:
         return self.id
 
 
+def asking_for(digest: str) -> GenerationRequest:
+    features = {"loras": [AdapterUse("a", "/a", digest=digest).plain()]}
+    return GenerationRequest("1", "toy", {}, 0, OutputFormat("image", "png"), features=features)
+
+
 @serve.deployment(ray_actor_options={"num_cpus": 0.01})
-@serve.ingress(api)
+@serve.ingress(api)  # takes with it what is defined above
 class Ingress:
     def __init__(self, holder: DeploymentHandle) -> None:
         self.holder = holder
@@ -65,11 +70,6 @@ class Ingress:
     async def _take(self, digest: str, seconds: float = 0) -> str:
         id: str = await self.holder.take.remote(asking_for(digest), seconds)
         return id
-
-
-def asking_for(digest: str) -> GenerationRequest:
-    features = {"loras": [AdapterUse("a", "/a", digest=digest).plain()]}
-    return GenerationRequest("1", "toy", {}, 0, OutputFormat("image", "png"), features=features)
 
 
 def build_app(args: NoArgs) -> Application:
