@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from deployments.stage_pipeline.roles import PipelineLayout
 from deployments.stage_pipeline.skeleton import build_from_config
 
 DIFFUSERS, TRANSFORMERS = "load_lora_adapter", "load_adapter"  # the methods of their models
+STANDING_IN = (DIFFUSERS, TRANSFORMERS, "to")
 MOST_NAMED = 3
 MOST_TOLD = 300  # characters of what a loader says
 
@@ -73,7 +75,8 @@ class Converter:
         """By component, of a file of LoRA layers. Raises InvalidRequestError for one that does not fit as a whole."""
         if not self.loadable:
             raise refusal(use, f"{type(self.pipeline).__name__} takes no LoRA")
-        with self._lock:
+        with self._lock, ExitStack() as stack:
+            stack.callback(self._let_go)
             noted = self._loaded(use, Noted(use), file, use.component)
             left = noted.unplaced()
             for name in self.loadable:
@@ -89,6 +92,12 @@ class Converter:
                 raise refusal(use, self._unplaced_words(left or noted.converted))
             return {name: self._checked(use, name, part) for name, part in noted.parts.items()}
 
+    def _let_go(self) -> None:
+        """Of the file that was noted last: the stand-ins stay."""
+        for stand_in in self._stand_ins.values():
+            for name in STANDING_IN:
+                stand_in.__dict__.pop(name, None)
+
     def _loaded(self, use: AdapterUse, noted: Noted, source: Path | Tensors, component: str | None) -> Noted:
         """What `load_lora_weights` puts where; `component`: the one that it is told to load into."""
         told = {} if component is None else {f"load_into_{component}": True}
@@ -100,7 +109,8 @@ class Converter:
         except Exception as error:  # whatever a loader raises for a file that it does not know
             absent = set(type(self.pipeline)._lora_loadable_modules) - set(self.loadable)
             left = {key: each for key, each in noted.unplaced().items() if key.partition(".")[0] in absent}
-            cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:MOST_TOLD]
+            said = str(error).replace(str(source), "its file") if isinstance(source, Path) else str(error)
+            cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(said.split())[:MOST_TOLD]
             why = self._unplaced_words(left) if left else f"{type(self.pipeline).__name__} does not load it: {cause}"
             raise refusal(use, why) from error
         if component is not None and set(noted.parts) != {component}:
@@ -163,12 +173,8 @@ class Converter:
         def load_adapter(adapter_name: str, adapter_state_dict: Tensors, peft_config: Any, **_: Any) -> None:
             noted.note_transformers(name, adapter_state_dict, peft_config)
 
-        own: dict[str, Callable[..., Any]] = {
-            DIFFUSERS: load_lora_adapter,
-            TRANSFORMERS: load_adapter,
-            "to": lambda *_, **__: stand_in,
-        }
-        stand_in.__dict__.update(own)
+        own: tuple[Callable[..., Any], ...] = (load_lora_adapter, load_adapter, lambda *_, **__: stand_in)
+        stand_in.__dict__.update(zip(STANDING_IN, own, strict=True))
         return stand_in
 
     def _checked(self, use: AdapterUse, name: str, part: Part) -> Part:

@@ -40,6 +40,8 @@ LASTING = (
 
 ANSWER = re.compile(r"the server answers \w+|\d{3} (Client|Server) Error")
 
+Stamp = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class AdapterFile:
@@ -48,6 +50,12 @@ class AdapterFile:
     path: Path
     digest: str  # SHA-256
     num_bytes: int
+    stamp: Stamp | None = None  # from before its digest was made; None: a copy, which nobody replaces
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Whether it has the content of its digest."""
+        return self.path.is_file() if self.stamp is None else stamp_of(self.path) == self.stamp
 
 
 def fetch_file(use: AdapterUse, cache_root: Path, max_disk_bytes: int | None = None) -> AdapterFile:
@@ -61,8 +69,10 @@ def fetch_file(use: AdapterUse, cache_root: Path, max_disk_bytes: int | None = N
         if use.path.startswith("s3://"):
             file = from_s3(use, Store(cache_root / "adapters", max_disk_bytes))
         else:
-            path = local_file(use) or from_hub(use, cache_root)
-            file = AdapterFile(path, digest_of(path), path.stat().st_size)
+            here = local_file(use)
+            path = here or from_hub(use, cache_root)
+            stamp = stamp_of(path) if here else None
+            file = AdapterFile(path, digest_of(path), path.stat().st_size, stamp)
     except (CheckpointError, OSError) as error:
         logger.warning("the adapter %s at %s cannot be fetched: %s", use.name, use.path, error)
         raise told(use, error) from error
@@ -143,6 +153,15 @@ def from_hub(use: AdapterUse, cache_root: Path) -> Path:
         name = chosen_name(use, [each for each in names if "/" not in each])
     [path] = resolve_files(use.path, [name], cache_root, use_streamer=False)
     return sized(use, path)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Of a file as it is now; (0, 0): there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 def digest_of(path: Path) -> str:

@@ -58,7 +58,8 @@ def check_file(use: AdapterUse, path: Path) -> None:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise refusal(use, f"{path.suffix} was expected, and its file is cut short or is none: {error}") from error
+        said = str(error).replace(str(path), "its file")
+        raise refusal(use, f"{path.suffix} was expected, and its file is cut short or is none: {said}") from error
     refuse_unsupported(use, names)
 
 

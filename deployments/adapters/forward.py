@@ -67,11 +67,11 @@ def applied(module: torch.nn.Module, samples: Sequence[tuple[int, Scales]], is_e
         yield
         return
     now = _knowing(module, {name for _, scales in runs for name in scales})
-    now.batch = Batch(runs, sum(number for number, _ in runs), is_even)
+    before, now.batch = now.batch, Batch(runs, sum(number for number, _ in runs), is_even)
     try:
         yield
     finally:
-        now.batch = None
+        now.batch = before  # a component may call itself
 
 
 def prepare(module: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import ModuleGroup
 from diffusers.utils import delete_adapter_layers, recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -38,6 +39,7 @@ def inject(component: Any, part: Part, name: str, device: torch.device) -> int:
     finally:
         set_global_states(states, device)
     rest(component)
+    tell_groups(component)
     return sum(parameter.nbytes for parameter in adapter_parameters(component, name))
 
 
@@ -76,6 +78,34 @@ def eject(component: Any, name: str) -> None:
         if configs is not None:
             del component.peft_config
         component._hf_peft_config_loaded = False
+    tell_groups(component)
+
+
+def tell_groups(component: torch.nn.Module) -> None:
+    """Groups of blocks that diffusers exchanges with a stream (`offload: {kind: group}`) know the copy of each tensor
+    on the host: of the new ones too, and of none that has gone. To apply the hooks anew, as diffusers does, would take
+    away what else surrounds the component's forward.
+    """
+    for group in streamed_groups(component):
+        there = dict.fromkeys(
+            tensor for module in group.modules for tensor in (*module.parameters(), *module.buffers())
+        )
+        there |= dict.fromkeys((*group.parameters, *group.buffers))
+        known = group.cpu_param_dict
+        group.cpu_param_dict = {
+            tensor: known[tensor] if tensor in known else group._to_cpu(tensor, group.low_cpu_mem_usage)
+            for tensor in there
+        }
+
+
+def streamed_groups(component: torch.nn.Module) -> Iterator[Any]:
+    """diffusers' ModuleGroups."""
+    for module in component.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in registry.hooks.values() if registry is not None else ():
+            group = getattr(hook, "group", None)
+            if isinstance(group, ModuleGroup) and group.stream is not None:
+                yield group
 
 
 def rest(component: torch.nn.Module) -> None:

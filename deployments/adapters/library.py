@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -25,7 +26,7 @@ from deployments.adapters.forward import why_not
 from deployments.adapters.inject import eject, inject
 from deployments.adapters.tier import Tier
 from deployments.adapters.use import FEATURE, AdapterUse
-from deployments.errors import NotSupportedError, StageUnavailableError
+from deployments.errors import InvalidRequestError, NotSupportedError, StageUnavailableError
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.tensors.out_of_memory import is_out_of_memory
 
@@ -113,7 +114,8 @@ class AdapterLibrary:
         self._host: Tier[Key, FetchedAdapter] = Tier(args.max_host_bytes)
         # A component's layers are changed in one thread only: each has a tier of its own, of one budget.
         self._device_tiers: dict[str, Tier[str, str]] = {name: Tier(args.max_device_bytes) for name in self._here}
-        self._known: dict[tuple[str, str | None, str], tuple[AdapterFile, tuple[int, int]]] = {}
+        self._in_use: WeakValueDictionary[Key, FetchedAdapter] = WeakValueDictionary()  # the host may be too small
+        self._known: dict[tuple[str, str | None, str], AdapterFile] = {}  # files that may be replaced where they lie
         self._under_way: dict[AdapterUse, Future[FetchedAdapter]] = {}
         self._shells: dict[Key, FetchedAdapter] = {}  # what adapters are, without their numbers
         self._forgotten: set[str] = set()  # names of layers that go when their thread comes by
@@ -145,8 +147,7 @@ class AdapterLibrary:
         """
         with self._lock:
             key = self._known_key(use)
-            if key is not None and (kept := self._host.get(key)) is not None:
-                self.loads.hits["host"] += 1
+            if key is not None and (kept := self._kept(key)) is not None:
                 return kept
             wanted = AdapterUse(use.name, use.path, use.weight_name, component=use.component, digest=use.digest)
             loading = self._under_way.get(wanted)
@@ -166,29 +167,35 @@ class AdapterLibrary:
             with self._lock:
                 del self._under_way[wanted]
 
+    def _kept(self, key: Key) -> FetchedAdapter | None:
+        """On the host: within its budget, or for those who use it. With the lock."""
+        kept = self._host.get(key) or self._in_use.get(key)
+        if kept is not None:
+            self.loads.hits["host"] += 1
+        return kept
+
     def _known_key(self, use: AdapterUse) -> Key | None:
-        """None where the file must be looked at: its digest is not known, or it is a file here that was changed."""
+        """None where its place must be looked at: its digest is not known, or it is a file here that was changed."""
         if use.digest:
             return use.digest, use.component
         known = self._known.get((use.path, use.weight_name, use.component or ""))
-        if known is None or stamp_of(known[0].path) != known[1]:
-            return None
-        return known[0].digest, use.component
+        return (known.digest, use.component) if known is not None and known.is_as_it_was else None
 
     def _load(self, use: AdapterUse) -> FetchedAdapter:
         started = self._clock()
         file = fetch_file(use, self._cache_root, self._args.max_disk_bytes)
-        stamp = stamp_of(file.path)
-        check_file(use, file.path)
-        parts = self._converter.parts(use, file.path)
-        if stamp_of(file.path) != stamp:
-            raise StageUnavailableError(f"the file of the adapter {use.name!r} is being replaced; try again")
+        with self._lock:
+            if (kept := self._kept((file.digest, use.component))) is not None:
+                self._note_place(use, file)
+                return kept
+        parts = self._converted(use, file)
         self._refuse_obstacles(use, parts)
         # Parts of other processes are known by their names alone.
         kept = {name: part if name in self._here else part.without_tensors() for name, part in parts.items()}
         adapter = FetchedAdapter(file.digest, kept, sum(part.num_bytes for part in kept.values()), file.num_bytes)
         with self._lock:
-            self._known[use.path, use.weight_name, use.component or ""] = file, stamp
+            self._note_place(use, file)
+            self._in_use[file.digest, use.component] = adapter
             self.loads.misses["host"] += 1
             self.loads.seconds.append(("host", self._clock() - started))
             for gone, _ in self._host.too_many(adapter.num_bytes):
@@ -198,6 +205,23 @@ class AdapterLibrary:
             if adapter.num_bytes <= self._host.max_bytes:
                 self._host.put((file.digest, use.component), adapter, adapter.num_bytes)
         return adapter
+
+    def _note_place(self, use: AdapterUse, file: AdapterFile) -> None:
+        if file.stamp is not None:
+            self._known[use.path, use.weight_name, use.component or ""] = file
+
+    def _converted(self, use: AdapterUse, file: AdapterFile) -> dict[str, Part]:
+        """By component. What is found in a file that is being replaced, or has gone, is nobody's fault."""
+        try:
+            check_file(use, file.path)
+            parts = self._converter.parts(use, file.path)
+        except InvalidRequestError:
+            if file.is_as_it_was:
+                raise
+        else:
+            if file.is_as_it_was:
+                return parts
+        raise StageUnavailableError(f"the file of the adapter {use.name!r} is being replaced; try again")
 
     def _refuse_obstacles(self, use: AdapterUse, components: Collection[str]) -> None:
         for name in components:
@@ -314,7 +338,7 @@ class AdapterLibrary:
             self._forgotten |= {
                 layers for tier in self._device_tiers.values() for layers, of in tier.items() if of == digest
             }
-            self._known = {place: known for place, known in self._known.items() if known[0].digest != digest}
+            self._known = {place: known for place, known in self._known.items() if known.digest != digest}
             self._shells = {key: shell for key, shell in self._shells.items() if key[0] != digest}
 
     def give_back(self, components: Collection[str]) -> None:
@@ -356,15 +380,6 @@ def obstacle_of(component: torch.nn.Module, precision: str | None) -> str | None
     """Why it can have no adapters as it is held, `precision` in words; None: it can."""
     why = why_not(component)
     return f"{why}; it is held as {precision}: another precision is allowed" if why and precision else why
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Of a file as it is now; (0, 0): there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_mtime_ns, stat.st_size
 
 
 def element_size(component: torch.nn.Module) -> int:

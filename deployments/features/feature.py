@@ -46,6 +46,7 @@ class Fetched:
 
     options: Any  # for `begin`
     fingerprint: str = ""  # of what of it changes the numbers: a checkpoint made with other contents is refused
+    entry: Any = None  # the request's own, saying what was found; None: as it was
 
 
 class FeatureInUse(Protocol):

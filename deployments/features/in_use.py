@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ def wanted_features(features: Sequence[Feature], env: EnvConfig, request: Genera
     return [(feature, options) for feature, options in asked if options is not None]
 
 
-def fetch_features(wanted: Wanted, adapters: Adapters | None) -> tuple[Wanted, str]:
-    """What `begin_features` gets, and what of it belongs into the request's fingerprint; raises what a feature does."""
+def fetch_features(
+    wanted: Wanted, adapters: Adapters | None, request: GenerationRequest
+) -> tuple[Wanted, str, GenerationRequest]:
+    """What `begin_features` gets, what of it belongs into the request's fingerprint, and the request that says what was
+    found; raises what a feature does."""
     fetched = [(feature, feature.fetch(adapters, options)) for feature, options in wanted]
     fingerprints = [f"{feature.name}:{each.fingerprint}" for feature, each in fetched if each.fingerprint]
-    return [(feature, each.options) for feature, each in fetched], "|".join(fingerprints)
+    entries = {feature.name: each.entry for feature, each in fetched if each.entry is not None}
+    found = replace(request, features=request.features | entries) if entries else request
+    return [(feature, each.options) for feature, each in fetched], "|".join(fingerprints), found
 
 
 LEFT_OUT = "left out"  # in place of a cache that was too large for a checkpoint

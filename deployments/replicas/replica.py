@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.adapters.use import use_of
+from deployments.adapters.use import AdapterUse, use_of
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
 from deployments.engine.fiber import Fiber
@@ -54,7 +54,16 @@ from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
 from deployments.replicas.warm_up import warm_up
 from deployments.stage_pipeline.description import describe_stage
-from deployments.stages.adapters import answer_with_adapters, described, give_back_of_encoders, preload
+from deployments.stages.adapters import (
+    Brought,
+    answer_with_adapters,
+    brought,
+    described,
+    give_back_of_encoders,
+    preload,
+    uses_of,
+    with_contents,
+)
 from deployments.stages.build import build_stage
 from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
@@ -173,7 +182,8 @@ class StageReplica:
         """The encoder stage."""
         self._check_stage("encoder")
         async with self.fitness.work(envelope):
-            return await self.threads.run("encoder", request, envelope, encode)
+            found = await self._brought(uses_of(request))
+            return await self.threads.run("encoder", with_contents(request, found), envelope, encode)
 
     async def denoise(
         self,
@@ -213,7 +223,15 @@ class StageReplica:
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
         async with self.fitness.work(UNFOLLOWED):
+            found = await self._brought([use_of(plain) for plain in call.adapters])
+            call = replace(call, adapters=tuple(use.plain() for use, _ in found))
             return await self.threads.in_worker(answer_with_adapters, self.stage, call)
+
+    async def _brought(self, uses: Sequence[AdapterUse]) -> Brought:
+        """The adapters for the encoders, in a thread that may wait for a download: the worker must not."""
+        if not uses:
+            return []
+        return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, self.stage, uses)
 
     def _check_stage(self, stage: StageName) -> None:
         """Raises RuntimeError: the application was bound wrongly."""

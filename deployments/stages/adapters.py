@@ -5,14 +5,14 @@ A denoiser's forwards are surrounded by the feature `deployments.features.lora`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deployments.adapters.forward import applied
-from deployments.adapters.library import AdapterLibrary
+from deployments.adapters.library import AdapterLibrary, FetchedAdapter
 from deployments.adapters.use import FEATURE, AdapterUse, use_of
 from deployments.errors import CheckpointError, NotSupportedError, TriptychError
 from deployments.messages import ComponentAnswer, ComponentCall, GenerationRequest
@@ -22,12 +22,21 @@ from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL
 from deployments.stage_pipeline.sessions.session import AroundComponent, nothing_around
 
+Brought = list[tuple[AdapterUse, FetchedAdapter]]
+
 
 def with_adapters(stage: StagePipeline, model: ModelArgs, cache_root: Path) -> StagePipeline:
-    """The stage with its library. Raises CheckpointError for adapters of a configuration whose model takes none."""
+    """The stage with its library. Raises CheckpointError for adapters of a configuration whose model takes none, or has
+    no component that they name."""
     library = AdapterLibrary(stage, model.adapter_cache, cache_root)
     if model.adapters and (why := library.why_none()):
         raise CheckpointError(f"adapters: {why}: leave `adapters` out")
+    for name, args in model.adapters.items():
+        scales = {f"scale.{each}": each for each in args.scale} if isinstance(args.scale, Mapping) else {}
+        for field, component in {"component": args.component, **scales}.items():
+            if component not in (None, *library.loadable):
+                allowed = " and ".join(library.loadable)
+                raise CheckpointError(f"adapters.{name}.{field}: {component!r} can have no LoRA, but {allowed} can")
     return replace(stage, adapters=library)
 
 
@@ -60,29 +69,45 @@ def uses_of(request: GenerationRequest) -> tuple[AdapterUse, ...]:
     return tuple(use_of(plain) for plain in request.features.get(FEATURE) or ())
 
 
-def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundComponent:
-    """Around each call of an encoder of this process: the adapters of its request, at their scales.
+def brought(stage: StagePipeline, uses: Sequence[AdapterUse]) -> Brought:
+    """The adapters on this host, for the encoders of this process; none where it has no such encoder.
 
-    They are fetched at once. A component is called by one thread at a time (COMPONENT_CALL), in which its layers are
-    also put in. Raises as `AdapterLibrary.fetched`.
+    They stay there as long as the result does. In any thread, for as long as a download takes. Raises as
+    `AdapterLibrary.fetched`.
     """
     library: AdapterLibrary | None = stage.adapters
     if not uses or library is None:
-        return nothing_around
+        return []
     if not library.loadable:
         raise NotSupportedError(f"{type(stage.pipeline).__name__} takes no LoRA", FEATURE)
-    encoders = (frozenset(library.loadable) & stage.components.keys()) - frozenset(stage.layout.denoisers)
-    if not encoders:
+    if not encoders_with_adapters(stage):
+        return []
+    on_host = [library.fetched(use) for use in uses]
+    return [(replace(use, digest=each.digest), each) for use, each in zip(uses, on_host, strict=True)]
+
+
+def encoders_with_adapters(stage: StagePipeline) -> frozenset[str]:
+    """Of this process, those that can have some."""
+    return (frozenset(stage.adapters.loadable) & stage.components.keys()) - frozenset(stage.layout.denoisers)
+
+
+def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundComponent:
+    """Around each call of an encoder of this process: the adapters of its request, at their scales.
+
+    They are brought at once: all encoders get the same, and none waits for a file. A component is called by one thread
+    at a time (COMPONENT_CALL), in which its layers are also put in. Raises as `AdapterLibrary.fetched`.
+    """
+    found = brought(stage, uses)
+    if not found:
         return nothing_around
-    for use in uses:
-        library.fetched(use)
+    encoders, library = encoders_with_adapters(stage), stage.adapters
 
     @contextmanager
     def around(component: str) -> Iterator[None]:
         if component not in encoders:
             yield
             return
-        with library.holding(uses, [component]) as held:
+        with library.holding([use for use, _ in found], [component]) as held:
             scales: dict[str, float] = {}
             for each in held:
                 if component in each.components:
@@ -91,6 +116,13 @@ def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundC
                 yield
 
     return around
+
+
+def with_contents(request: GenerationRequest, found: Brought) -> GenerationRequest:
+    """The request that says which contents its adapters have."""
+    if not found:
+        return request
+    return replace(request, features=request.features | {FEATURE: [use.plain() for use, _ in found]})
 
 
 def answer_with_adapters(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:

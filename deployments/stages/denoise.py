@@ -154,9 +154,12 @@ class DenoiserStage:
         envelope: Envelope,
         follower: DenoisingFollower,
     ) -> tuple[DecodeInputs, DenoiseRun]:
-        wanted, contents = fetch_features(wanted_features(self.features, self.env, request), self.adapters)
+        asked = request
+        wanted, contents, request = fetch_features(
+            wanted_features(self.features, self.env, asked), self.adapters, asked
+        )
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, request)
+        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, asked)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None

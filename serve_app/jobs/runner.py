@@ -285,6 +285,9 @@ class JobRunner:
 
     async def _end_badly(self, job: Job, error: Exception) -> None:
         original = original_error(error)
+        if isinstance(original, StageUnavailableError) and isinstance(error, RayTaskError):
+            await self._postpone(job, POSTPONED_S, original)  # a stage lacks what this job needs, others need not
+            return
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
             pause_s = self._pause() if isinstance(original, AWAY) else POSTPONED_S
             logger.warning("job %s is tried again in %g s: %s", job.id, pause_s, type(original).__name__)
@@ -297,6 +300,13 @@ class JobRunner:
                 logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
             return
         await self._fail(job, report_error(error, job.id))
+
+    async def _postpone(self, job: Job, pause_s: float, error: Exception) -> None:
+        logger.warning("job %s is tried again in %g s: %s", job.id, pause_s, error)
+        try:
+            await self.threads.run(self.store.postpone, self.name, job.id, pause_s)
+        except STORE_FAILED:
+            logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
 
     def _pause(self) -> float:
         """No job is begun for so many seconds, twice as many as the time before if none was made in between."""

@@ -49,8 +49,7 @@ class Mixing:
 
     def note_right(self, pair: Sequence[Forward]) -> None:
         """A batch of the two, whose values differ, gave what each gives alone."""
-        for forward in self._untried(pair):
-            self._is_right[forward.structure, _kind_of(forward)] = True
+        self._note(self._untried(pair), True)
 
     def note_wrong(self, pair: Sequence[Forward]) -> None:
         """It did not. Of two that were not tried before nobody knows whose fault that is."""
@@ -58,8 +57,7 @@ class Mixing:
         if len({_kind_of(forward) for forward in untried}) > 1:
             self.note_vain(pair)
             return
-        for forward in untried:
-            self._is_right[forward.structure, _kind_of(forward)] = False
+        self._note(untried, False)
 
     def note_vain(self, pair: Sequence[Forward]) -> None:
         """It has shown nothing."""
@@ -70,6 +68,11 @@ class Mixing:
     def clear(self) -> None:
         self._is_right.clear()
         self._vain.clear()
+
+    def _note(self, forwards: Sequence[Forward], is_right: bool) -> None:
+        if len(self._is_right) >= VALUES_KEPT:  # callers choose what they mix
+            self._is_right.clear()
+        self._is_right.update({(forward.structure, _kind_of(forward)): is_right for forward in forwards})
 
     def _untried(self, pair: Sequence[Forward]) -> list[Forward]:
         return [f for f in pair if f.per_sample and (f.structure, _kind_of(f)) not in self._is_right]

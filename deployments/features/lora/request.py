@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from deployments.adapters.forward import RowsUnknownError, applied, prepare
-from deployments.adapters.held import Adapters, Held
+from deployments.adapters.held import Adapters, Held, OnHost
 from deployments.adapters.use import FEATURE, AdapterUse, use_of
 from deployments.denoising.checkpoint import ResumableSession
 from deployments.engine.batching.merging import CannotMergeError
@@ -36,6 +36,7 @@ class AdapterOptions:
 
     adapters: Adapters
     uses: Uses
+    on_host: tuple[OnHost, ...]  # so that they are there when the request begins, however many others come meanwhile
 
 
 def wanted(env: EnvConfig, asked: Any) -> Uses | None:
@@ -77,8 +78,10 @@ def fetch(adapters: Adapters | None, uses: Uses) -> Fetched:
     """Waits for the files; a request with other contents under the same names is another request."""
     if adapters is None:
         raise _refused("cannot be used: this process holds no adapters")
-    fetched = tuple(replace(use, digest=adapters.fetched(use).digest) for use in uses)
-    return Fetched(AdapterOptions(adapters, fetched), ",".join(use.digest for use in fetched))
+    on_host = tuple(adapters.fetched(use) for use in uses)
+    fetched = tuple(replace(use, digest=each.digest) for use, each in zip(uses, on_host, strict=True))
+    found = ",".join(use.digest for use in fetched)
+    return Fetched(AdapterOptions(adapters, fetched, on_host), found, [use.plain() for use in fetched])
 
 
 class RequestAdapters:

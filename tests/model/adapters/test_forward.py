@@ -69,6 +69,15 @@ def made(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Net, Net, Input
     return told, truth, lambda samples: x.to(dtype) if (x := inputs(samples)).is_floating_point() else x
 
 
+def test_a_call_inside_of_another_leaves_the_outer_ones_adapters() -> None:
+    told, truth, inputs = made("linear")
+    x = inputs(2)
+    with applied(told, [(2, {"a": 1.0})]):
+        with applied(told, [(2, {"b": 1.0})]):
+            told(x)
+        assert torch.equal(told(x), truth_of(truth, x, {"a": 1.0}))
+
+
 def truth_of(net: Net, x: torch.Tensor, scales: dict[str, float]) -> torch.Tensor:
     """What diffusers' `set_adapters` and a forward give; without adapters what `disable_lora` does."""
     for layer in net.modules():

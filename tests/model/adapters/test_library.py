@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
+from diffusers.hooks import apply_group_offloading
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from deployments.adapters.args import AdapterCacheArgs
+from deployments.adapters.fetch import AdapterFile, fetch_file
 from deployments.adapters.library import AdapterLibrary
 from deployments.adapters.use import AdapterUse
+from deployments.errors import StageUnavailableError
 from deployments.messages import STAGES, StageName
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from tests.support.adapter_files import (
@@ -223,6 +230,94 @@ def test_a_file_that_is_replaced_is_another_adapter(flux_checkpoint: Path, tmp_p
         with library.holding([use]) as [second]:
             assert first.peft_name != second.peft_name
             assert set(transformer.peft_config) == {first.peft_name, second.peft_name}
+
+
+def test_a_copy_from_elsewhere_is_compared_with_its_place_where_no_digest_is_known(
+    flux_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    layers = [lora_tensors(stage.components["transformer"], "transformer", ("to_q",), seed=seed) for seed in (0, 1)]
+    copies = [fetch_file(written(tmp_path, name, each), tmp_path) for name, each in zip("ab", layers, strict=True)]
+    there = replace(copies[0], stamp=None)
+
+    def fetched(*_: Any) -> AdapterFile:
+        os.utime(there.path)  # as another process does that uses it
+        return there
+
+    monkeypatch.setattr("deployments.adapters.library.fetch_file", fetched)
+    library = library_of(stage, tmp_path)
+    use = AdapterUse("style", "s3://bucket/style.safetensors")
+    first = library.fetched(use)
+    assert library.fetched(use) is first
+    there = replace(copies[1], stamp=None)  # the object was replaced
+    assert library.fetched(use).digest == copies[1].digest != first.digest
+    assert library.fetched(replace(use, digest=first.digest)) is first
+
+
+def test_a_file_that_changes_while_it_is_read_is_nobodys_fault(
+    flux_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    use = written(tmp_path, "style", lora_tensors(stage.components["transformer"], "transformer", ("to_q",)))
+
+    def and_cut(*asked: Any) -> AdapterFile:
+        file = fetch_file(*asked)
+        file.path.write_bytes(b"half of another")
+        return file
+
+    library = library_of(stage, tmp_path)
+    monkeypatch.setattr("deployments.adapters.library.fetch_file", and_cut)
+    with pytest.raises(StageUnavailableError, match="is being replaced; try again"):
+        library.fetched(use)
+    assert library.held() == ()
+
+
+def test_what_a_request_has_fetched_is_there_for_it_whatever_the_budget(flux_checkpoint: Path, tmp_path: Path) -> None:
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    use = written(tmp_path, "style", lora_tensors(stage.components["transformer"], "transformer", ("to_q",)))
+    library = library_of(stage, tmp_path, max_host_bytes=0)
+    found = library.fetched(use)
+    Path(use.path).unlink()
+    with library.holding([replace(use, digest=found.digest)]) as [held]:
+        assert held.peft_name == found.peft_name
+    assert library.describe()["host"]["bytes"] == 0
+
+
+def test_groups_of_blocks_that_a_stream_exchanges_know_the_tensors_that_are_there(
+    flux_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As on an accelerator: the stream itself is played."""
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    transformer: Any = stage.components["transformer"]
+    apply_group_offloading(transformer, onload_device=stage.device, num_blocks_per_group=1)
+    groups = [
+        hook.group
+        for module in transformer.modules()
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
+        if hasattr(hook, "group")
+    ]
+    for group in groups:
+        group.stream, group.low_cpu_mem_usage = "played", True
+        group.cpu_param_dict = group._init_cpu_param_dict()
+    before = sum(len(group.cpu_param_dict) for group in groups)
+    use = written(tmp_path, "style", lora_tensors(transformer, "transformer", ("to_q",)))
+    library = library_of(stage, tmp_path)
+    with library.holding([use]):
+        told = [set(map(id, group.cpu_param_dict)) for group in groups]
+        assert sum(map(len, told)) > before
+        for group, known in zip(groups, told, strict=True):
+            assert {id(each) for module in group.modules for each in module.parameters()} <= known
+        library.forget(library.fetched(use).digest)
+    assert sum(len(group.cpu_param_dict) for group in groups) == before
+
+
+def test_nothing_of_a_file_stays_in_what_has_converted_it(flux_checkpoint: Path, tmp_path: Path) -> None:
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    use = written(tmp_path, "style", lora_tensors(stage.components["transformer"], "transformer", ("to_q",)))
+    library = library_of(stage, tmp_path, max_host_bytes=0)
+    kept = weakref.ref(next(iter(library.fetched(use).parts["transformer"].tensors.values())))
+    gc.collect()
+    assert kept() is None
 
 
 def test_half_precision_weights_get_half_precision_layers_as_in_diffusers(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from deployments.adapters.fetch import AdapterFile, fetch_file
+from deployments.adapters.use import FEATURE
+from deployments.messages import GenerationRequest, OutputFormat
 from tests.support.adapter_files import lora_tensors, written
-from tests.support.tiny_models.checkpoints import load_unsplit
+from tests.support.tiny_models.checkpoints import load_unsplit, request_arguments
 from tests.support.whole_replica import MakeReplica, make_replica
 
 __all__ = ["make_replica"]
@@ -37,3 +43,23 @@ def test_a_replica_tells_what_it_holds_and_forgets_it(
         assert (await replica.inspect())["adapters"]["device"]["adapters"] == 0
 
     asyncio.run(asked())
+
+
+def test_the_thread_of_the_encoders_waits_for_no_file(
+    make_replica: MakeReplica, flux_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_unsplit(flux_checkpoint).text_encoder
+    use = written(tmp_path, "style", lora_tensors(encoder, "text_encoder", ("q_proj",)))
+    replica: Any = make_replica(flux_checkpoint, stages=("encoder",)).replica
+    threads: list[str] = []
+
+    def fetched(*asked: Any) -> AdapterFile:
+        threads.append(threading.current_thread().name)
+        return fetch_file(*asked)
+
+    monkeypatch.setattr("deployments.adapters.library.fetch_file", fetched)
+    features = {FEATURE: [use.plain()]}
+    request = GenerationRequest("r", "m", request_arguments("flux"), 0, OutputFormat("image", "png"), features=features)
+    asyncio.run(replica.encode(request))
+    assert len(threads) == 1
+    assert threads[0].startswith("request")

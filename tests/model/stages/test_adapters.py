@@ -137,6 +137,34 @@ def test_adapters_for_a_model_that_takes_none_stop_the_start(checkpoints_root: P
         described(built(svd, tmp_path, ("denoiser",)), AdapterUse("style", "artist/style"))
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"scale": {"text_encodr": 0}}, r"scale\.text_encodr: 'text_encodr'"), ({"component": "vae"}, "component: 'vae'")],
+)
+def test_a_component_that_can_have_none_stops_the_start(
+    given: dict[str, Any], named: str, folder: Path, tmp_path: Path
+) -> None:
+    """Else it would be of no effect."""
+    with pytest.raises(CheckpointError, match=rf"adapters\.style\.{named} can have no LoRA, but unet and text_encoder"):
+        built(folder, tmp_path, adapters={"style": {"path": "artist/style", **given}})
+
+
+def test_all_encoders_of_a_request_use_one_content(stage: StagePipeline, tmp_path: Path) -> None:
+    use = style(stage, tmp_path)
+    around: list[list[str]] = []
+    adapters_of = stage.adapters.holding
+
+    def replaced_meanwhile(uses: Any, components: Any) -> Any:
+        around.append([each.digest for each in uses])
+        Path(use.path).write_bytes(b"another")
+        return adapters_of(uses, components)
+
+    stage.adapters.holding = replaced_meanwhile
+    assert len(encoded(stage, use)) > 0
+    assert len({str(each) for each in around}) == 1
+    assert around[0][0]
+
+
 def test_weights_that_are_kept_in_float8_take_none_and_the_sentence_names_the_precision(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -162,10 +162,15 @@ def test_what_is_fetched_before_a_request_goes_to_its_begin_and_into_its_fingerp
         begun.append(options)
         return Played()
 
-    fetching = Feature("a", lambda env, asked: asked, begin, fetch=lambda adapters, o: Fetched(f"{adapters} {o}", "x1"))
-    wanted = wanted_features((fetching, row("b")), ENV, request(a="here", b=2))
-    fetched, fingerprint = fetch_features(wanted, "what is held")  # type: ignore[arg-type]
+    def fetch(adapters: Any, options: Any) -> Fetched:
+        return Fetched(f"{adapters} {options}", "x1", "as it is")
+
+    fetching = Feature("a", lambda env, asked: asked, begin, fetch=fetch)
+    asked = request(a="here", b=2)
+    wanted = wanted_features((fetching, row("b")), ENV, asked)
+    fetched, fingerprint, found = fetch_features(wanted, "what is held", asked)  # type: ignore[arg-type]
     assert fingerprint == "a:x1"
+    assert found.features == {"a": "as it is", "b": 2}
     begin_features(fetched, SimpleNamespace(saved_features={}, resumed_at=0))  # type: ignore[arg-type]
     assert begun == ["what is held here"]
 

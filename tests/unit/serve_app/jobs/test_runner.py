@@ -19,7 +19,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 from PIL import Image
-from ray.exceptions import RaySystemError
+from ray.exceptions import RaySystemError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import OperationalError
 
@@ -298,6 +298,21 @@ async def test_a_job_whose_stages_are_away_is_tried_again_however_long_that_is(
         await submit(jobs)
         assert (await ended(jobs)).status == "completed"
     assert len(stages.began_at) == times + 1
+
+
+async def test_a_job_whose_stage_cannot_reach_what_it_needs_waits_alone(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA's place is away: the replica lives, and says so."""
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.01)
+    away = StageUnavailableError("the adapter 'ink' cannot be fetched now")
+    stages = Stages()
+    stages.failures = [RayTaskError("denoise", "traceback", away).as_instanceof_cause() for _ in range(3)]  # type: ignore[no-untyped-call]
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+        assert jobs.runner._paused_until == 0.0
+    assert len(stages.began_at) == 4
 
 
 async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_grow(

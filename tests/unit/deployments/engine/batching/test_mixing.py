@@ -152,3 +152,11 @@ def test_samples_are_even_where_the_items_of_their_lists_are_as_long(axes: Batch
     assert not merger.is_even([of(4, 4), of(4, 5)])
     several = {"z": (torch.zeros(2, 3), torch.zeros(2, 5)), **of(4, 4)}
     assert merger.is_even([several, several]), "tensors that are no samples may have any shape"
+
+
+def test_what_was_seen_of_ever_new_kinds_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.engine.batching.mixing.VALUES_KEPT", 4)
+    waiting = Waiting()
+    for value in range(1, 20):
+        waiting.batches.mixing.note_right(waiting.forwards(None, float(value)))
+    assert len(waiting.batches.mixing._is_right) <= 4
