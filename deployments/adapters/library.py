@@ -191,8 +191,8 @@ class AdapterLibrary:
         parts = self._converted(use, file)
         self._refuse_obstacles(use, parts)
         # Parts of other processes are known by their names alone.
-        kept = {name: part if name in self._here else part.without_tensors() for name, part in parts.items()}
-        adapter = FetchedAdapter(file.digest, kept, sum(part.num_bytes for part in kept.values()), file.num_bytes)
+        own = {name: part if name in self._here else part.without_tensors() for name, part in parts.items()}
+        adapter = FetchedAdapter(file.digest, own, sum(part.num_bytes for part in own.values()), file.num_bytes)
         with self._lock:
             self._note_place(use, file)
             self._in_use[file.digest, use.component] = adapter
