@@ -48,7 +48,7 @@ def written(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], **more
 
 
 def adapter_state(model: Any, name: str) -> dict[str, Any]:
-    """What the layers of an adapter are in a model: their numbers, how they are scaled, whether they ask for gradients."""
+    """What the layers of an adapter are: numbers, how they are scaled, whether they ask for gradients."""
     state: dict[str, Any] = {
         path.replace(f".{name}.", "."): parameter.detach().clone().requires_grad_(parameter.requires_grad)
         for path, parameter in model.named_parameters()
