@@ -18,7 +18,21 @@ from safetensors.torch import load_file
 from tests.support.tiny_models.checkpoints import load_unsplit
 
 Scale = float | dict[str, float]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj", "qkv", "wo")
+ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "to_query",
+    "to_key",
+    "to_value",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "qkv",
+    "wo",
+)
 # Diffusers' loader knows no others in a text encoder.
 IN_TEXT_ENCODERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

@@ -23,7 +23,13 @@ async def test_head_of_every_get_route_has_the_headers_of_get_and_no_content(tmp
         server.make = make_video
         job = (await client.post("/v1/videos", json={"prompt": "x"})).json()
         [url] = [httpx.URL(each).path for each in (await finished(client, job["id"]))["urls"]]
-        values = {"video_id": job["id"], "job_id": job["id"], "key": url.removeprefix("/v1/files/"), "model": "flux"}
+        values = {
+            "video_id": job["id"],
+            "job_id": job["id"],
+            "key": url.removeprefix("/v1/files/"),
+            "model": "flux",
+            "name": "x",
+        }
         paths = (await client.get("/openapi.json")).json()["paths"]
         routes = [path.format(**values) for path, methods in paths.items() if "get" in methods]
         assert len(routes) > 8

@@ -458,7 +458,7 @@ async def test_an_unexpected_error_tells_nothing_of_the_inside(server):
 # --- the document ---
 
 
-BESIDE = ("own_arguments", "hosts", "plain_values", "video_edit_routes")
+BESIDE = ("own_arguments", "hosts", "lora_routes", "loras_in_requests", "plain_values", "video_edit_routes")
 
 
 def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> None:
@@ -468,6 +468,7 @@ def test_the_document_names_each_of_these_tests_and_none_that_there_is_not() -> 
     beside = [
         unit / "making/test_admission.py",
         *(unit / f"http/test_{name}.py" for name in BESIDE),
+        unit / "adapters/test_places.py",
         unit / "test_proxy.py",
         unit.parent / "env_config/test_secret.py",
         unit.parent / "deployments/test_input_pictures.py",
