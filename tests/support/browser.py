@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -110,10 +110,8 @@ def open_page(tab: Page) -> Iterator[OpenPage]:
             served: ServedPage,
             *,
             wait: bool = True,
-            is_cached: bool = False,
             color_scheme: Literal["light", "dark"] = "light",
         ) -> Visit:
-            """`is_cached`: files are kept as browsers do, which what answers in place of the server ends."""
             visits.close()  # those of the page before
             forget(tab, served.url)
             tab.emulate_media(color_scheme=color_scheme)
@@ -121,8 +119,6 @@ def open_page(tab: Page) -> Iterator[OpenPage]:
             visit = Visit(tab, served)
             visits.callback(visit.check)
             visits.enter_context(visit.listening())
-            if "/v1/loras" not in routes_of(served) and not is_cached:  # a 404, which browsers report as an error
-                tab.route("**/v1/loras", lambda route: route.fulfill(json={"data": []}))
             tab.goto(served.url)
             if wait:
                 tab.wait_for_selector("#generate:enabled")
@@ -146,8 +142,3 @@ def forget(page: Page, url: str) -> None:
 def generate(page: Page, prompt: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Generate").click()
-
-
-def routes_of(served: ServedPage) -> set[str]:
-    app: Any = served.server._opened and served.server._opened[1]
-    return {getattr(route, "path", "") for route in app.routes}

@@ -127,6 +127,8 @@ class SteppingHandle(PlayedHandle):
             self._num_made += 1
 
     def broadcast(self, method: str, *_: Any) -> Broadcast:
+        if method == "adapters_held":
+            return Broadcast([(), ()])
         assert method == "activity"
         self.looks += 1
         engine = {"batch_sizes": {1: self.looks, 4: 3 * self.looks}} if self.stage == "denoiser" else None
