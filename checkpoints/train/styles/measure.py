@@ -11,13 +11,13 @@ from checkpoints.train.judge import CORNER
 from checkpoints.train.pictures import render, training_scenes
 from checkpoints.train.styles.pictures import styled
 
-FAINT, PLAIN = 0.08, 0.35  # differences from the ground, of the channel with the largest
+PLAIN = 0.35  # a difference from the ground, of the channel with the largest
 WINDOW = 9  # pixels; no line is as wide
 EVERY = 12  # one training scene in twelve settles a threshold
 EVERY_WITH_STYLE = 4  # of these; they differ less
 
 # Of each style the figures that tell it from the base: all must lie on its side of their thresholds.
-FIGURES: dict[str, tuple[str, ...]] = {"sketch": ("ground", "chroma", "dark_lines"), "neon": ("ground", "halo")}
+FIGURES: dict[str, tuple[str, ...]] = {"sketch": ("ground", "chroma", "dark_lines"), "neon": ("ground", "bright_lines")}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Look:
     ground: float  # brightness of the corners
     chroma: float  # highest less lowest channel, the mean over all that differs plainly from the ground
     dark_lines: float  # darkness in lines narrower than the window, as a share of all differences from the ground
-    halo: float  # pixels that differ faintly from the ground, for each that differs plainly
+    bright_lines: float  # brightness in such lines, in the same way
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,16 @@ def look(picture: NDArray[np.uint8]) -> Look:
     differences = np.abs(values - ground).max(axis=-1)
     plain = differences >= PLAIN
     brightness = values.max(axis=-1)
-    # A closing fills what is dark and narrow (Serra, Image Analysis and Mathematical Morphology, 1982).
+    # A closing fills what is dark and narrow, an opening takes away what is bright and narrow (Serra, Image Analysis and
+    # Mathematical Morphology, 1982).
     closed = -_highest_near(-_highest_near(brightness))
+    opened = _highest_near(-_highest_near(-brightness))
+    all_differences = max(float(differences.sum()), 1.0)
     return Look(
         ground=float(ground.max()),
         chroma=float((brightness - values.min(axis=-1))[plain].mean()) if plain.any() else 0.0,
-        dark_lines=float((closed - brightness).sum() / max(float(differences.sum()), 1.0)),
-        halo=float(((differences > FAINT) & ~plain).sum() / max(int(plain.sum()), 1)),
+        dark_lines=float((closed - brightness).sum() / all_differences),
+        bright_lines=float((brightness - opened).sum() / all_differences),
     )
 
 

@@ -18,7 +18,7 @@ SHOWN: dict[str, dict[str, float]] = {
     "no LoRA": {},
     "sketch": {"sketch": 1.0},
     "neon": {"neon": 1.0},
-    "sketch 0.5 + neon 0.5": {"sketch": 0.5, "neon": 0.5},
+    "sketch 0.2 + neon 0.8": {"sketch": 0.2, "neon": 0.8},
 }
 MARGIN, CAPTION_HEIGHT, SCALE = 8, 24, 2  # the picture is drawn twice as large
 
