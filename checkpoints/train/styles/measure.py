@@ -47,8 +47,8 @@ def look(picture: NDArray[np.uint8]) -> Look:
     differences = np.abs(values - ground).max(axis=-1)
     plain = differences >= PLAIN
     brightness = values.max(axis=-1)
-    # A closing fills what is dark and narrow, an opening takes away what is bright and narrow (Serra, Image Analysis and
-    # Mathematical Morphology, 1982).
+    # A closing fills what is dark and narrow, an opening takes away what is bright and narrow (Serra, Image Analysis
+    # and Mathematical Morphology, 1982).
     closed = -_highest_near(-_highest_near(brightness))
     opened = _highest_near(-_highest_near(-brightness))
     all_differences = max(float(differences.sum()), 1.0)
