@@ -61,11 +61,9 @@ class HoldersFirst(PowerOfTwoChoicesRequestRouter):
         wanted = wanted_by(pending_request.args) if pending_request is not None else frozenset[str]()
         if not wanted or not any(wanted & held_by(each) for each in candidate_replicas):
             return others
-        cache = self.replica_queue_len_cache
-        unknown = [each for each in candidate_replicas if cache.get(each.replica_id) is None]
-        if unknown:
-            await self._probe_queue_lens(unknown, 0)  # keeps what they answer in the cache
-        candidates = [Candidate(each, cache.get(each.replica_id), held_by(each)) for each in candidate_replicas]
+        # Not Serve's cache of them, which does not see that requests end.
+        probed = await self._probe_queue_lens(candidate_replicas, 0)
+        candidates = [Candidate(each, ongoing, held_by(each)) for each, ongoing in probed]
         best = best_holders(candidates, wanted)
         return [best, *others] if best else others
 
