@@ -76,8 +76,10 @@ class Trial:
                     return None
                 if not pays:
                     return Verdict(False)
-                if self._is_right(shared, merged):
-                    return Verdict(True, shared, shows=not self.is_mixed or self._would_show())
+                # Not kept: it knows this trial, and in a circle the tensors would stay until the next collection.
+                noise = Noise(partial(self._merged_with_itself, shared))
+                if self._is_right(shared, merged, noise):
+                    return Verdict(True, shared, shows=not self.is_mixed or self._would_show(noise))
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -104,8 +106,7 @@ class Trial:
         if seconds is not None:
             self._batches.costs.record(self._pair[0].structure, num_samples, seconds)
 
-    def _is_right(self, shared: frozenset[Path], merged: list[Any]) -> bool:
-        noise = self._noise = Noise(lambda forward: self._call_merged([forward, forward], shared))
+    def _is_right(self, shared: frozenset[Path], merged: list[Any], noise: Noise) -> bool:
         if not noise.explains(self._pair, merged, self._alone):
             return False
         if self._merger.by_position and not all(
@@ -134,12 +135,15 @@ class Trial:
             return True
         return noise.explains([first, other], self._call_merged([first, other], shared), [self._alone[0], alone])
 
-    def _would_show(self) -> bool:
+    def _would_show(self, noise: Noise) -> bool:
         """Whether the first forward, surrounded as the second, is another: else no mistake of the two would be seen."""
         swapped = copy.copy(self._pair[0])
         swapped.per_sample = self._pair[1].per_sample
         apart = deviation(self._batches.call(swapped, swapped.arguments), self._alone[0])
-        return apart > bound(self._alone[0], self._noise.floor(self._pair[0], self._alone[0]))
+        return apart > bound(self._alone[0], noise.floor(self._pair[0], self._alone[0]))
+
+    def _merged_with_itself(self, shared: frozenset[Path], forward: Forward) -> list[Any]:
+        return self._call_merged([forward, forward], shared)
 
     def _call_merged(self, batch: list[Forward], shared: frozenset[Path]) -> list[Any]:
         return self._batches.call_merged(batch, self._merger, shared)
