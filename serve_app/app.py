@@ -1,10 +1,10 @@
-"""Builds the application: the ingress bound to the stages, from the `args:` of a Serve config file."""
+"""Builds the application: the ingress bound to the stages of each model, from the `args:` of a Serve config file."""
 
 import contextlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from deployments.adapters.args import AdapterArgs, AdapterCacheArgs
@@ -22,16 +22,19 @@ from deployments.model import (
     WarmUp,
     WatchdogArgs,
 )
-from deployments.replicas.table import bind_stages
+from deployments.replicas.table import Bound, bind_stages, deployment_name
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
 from serve_app.adapters.places import HERE
 from serve_app.ingress import Ingress, draining_s
-from serve_app.service import ServiceArgs
+from serve_app.models.args import ModelName, ServedModelArgs
+from serve_app.service import ServiceArgs, refuse_at_the_top
 
 
-class AppArgs(ServiceArgs):
-    """What is served. How the processes run is told by environment variables (env_config)."""
+class StageArgs(BaseModel):
+    """The arguments of one model that its stages work by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: PlainURL = Field(
         description="a folder, s3://bucket/prefix, a model id of the Hugging Face hub, or a .safetensors file"
@@ -127,6 +130,30 @@ class AppArgs(ServiceArgs):
             raise ValueError("compile is of no effect with denoising.deterministic, whose forwards are never compiled")
         return self
 
+
+class ModelEntry(ServedModelArgs, StageArgs):
+    """One of several models: what its stages and the ingress are told of it."""
+
+
+class AppArgs(ServiceArgs, StageArgs):
+    """What is served: one model, or several. How the processes run is told by environment variables (env_config)."""
+
+    model: PlainURL | None = Field(  # type: ignore[assignment]
+        None, description=f"{StageArgs.model_fields['model'].description}; or give several in `models`"
+    )
+    models: dict[ModelName, ModelEntry] = Field(
+        default_factory=dict, description=ServiceArgs.model_fields["models"].description
+    )
+
+    @model_validator(mode="after")
+    def check_that_it_has_models(self) -> Self:
+        """Raises ValueError."""
+        if self.models:
+            refuse_at_the_top(self.model_fields_set, StageArgs.model_fields)
+        elif self.model is None:
+            raise ValueError("model is required, or several models in `models`")
+        return self
+
     @model_validator(mode="after")
     def check_that_a_certificate_has_its_key(self) -> Self:
         """Raises ValueError."""
@@ -134,44 +161,94 @@ class AppArgs(ServiceArgs):
             raise ValueError("c2pa_certificate and c2pa_private_key are needed both, or neither")
         return self
 
+    @property
+    def entries(self) -> dict[str, ModelEntry]:
+        """The models by the names that callers use; the one of `model` is called by the last part of its address."""
+        if self.model is None:
+            return dict(self.models)
+        name = self.model_name or Path(self.model.rstrip("/")).name.removesuffix(".safetensors")
+        return {name: ModelEntry(**{field: getattr(self, field) for field in ModelEntry.model_fields})}
+
+    def entry(self, name: str | None = None) -> tuple[str, ModelEntry]:
+        """The model of this name, or the only one. Raises ValueError that lists what is there."""
+        entries = self.entries
+        if name is None and len(entries) == 1:
+            return next(iter(entries.items()))
+        if name not in entries:
+            raise ValueError(
+                f"{'name one of the models' if name is None else repr(name)}: there are {', '.join(entries)}"
+            )
+        return name, entries[name]
+
 
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
-    model = model_args(args)
-    changes = {
-        "model_name": model.name,
-        "adapters": model.adapters,
-        "adapter_places": tuple(map(located_place, args.adapter_places)),
-    }
-    service = ServiceArgs(**{name: getattr(args, name) for name in ServiceArgs.model_fields} | changes)
-    ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service))
-    return ingress.bind(service, *bind_stages(model, PLACEMENTS[args.placement], verify=args.verify))
+    service = service_args(args)
+    stages = {name: bind_model(args, name) for name in args.entries}
+    return Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages)
 
 
-def model_args(args: AppArgs) -> ModelArgs:
-    """What every stage is told of the model."""
-    return ModelArgs(
-        path=locate(args.model),
-        name=args.model_name or Path(args.model.rstrip("/")).name.removesuffix(".safetensors"),
-        dtype=args.dtype,
-        component_dtypes=args.component_dtypes,
-        precision=with_absolute_files(args.precision),
-        variant=args.variant,
-        config_folder=None if args.config_folder is None else locate(args.config_folder),
-        components=located(args.components),
-        pipeline_class=args.pipeline_class,
-        default_arguments=args.default_arguments,
-        quality=args.quality,
-        denoising=args.denoising,
-        watchdog=args.watchdog,
-        compile=args.compile,
-        adapter_cache=args.adapter_cache,
-        warm_up=args.warm_up,
-        fence_device_memory=args.fence_device_memory,
-        vae=args.vae,
-        offload=args.offload,
-        adapters={name: located_adapter(each) for name, each in args.adapters.items()},
+def bind_model(args: AppArgs, name: str) -> Bound:
+    """The stages of one model; those of one of several are named after it."""
+    entry = args.entries[name]
+    named_after = name if args.models else None
+    return bind_stages(
+        model_args(args, name), PLACEMENTS[entry.placement], verify=entry.verify, named_after=named_after
     )
+
+
+def deployments_of(args: AppArgs, name: str) -> dict[str, str]:
+    """The deployments of one model as the config names them, each with its name in REPLICAS."""
+    named_after = name if args.models else None
+    return {deployment_name(kind, named_after): kind for kind in PLACEMENTS[args.entries[name].placement]}
+
+
+def service_args(args: AppArgs) -> ServiceArgs:
+    """What the ingress is told: of one model as of several."""
+    of_models = {"model_name", "model_aliases", "models", "aliases", *ServedModelArgs.model_fields}
+    common = {name: getattr(args, name) for name in ServiceArgs.model_fields if name not in of_models}
+    names = {alias: name or next(iter(args.entries)) for alias, name in args.names.items()}
+    models = {name: served_args(entry) for name, entry in args.entries.items()}
+    places = tuple(map(located_place, args.adapter_places))
+    return ServiceArgs(**common | {"models": models, "aliases": names, "adapter_places": places})
+
+
+def served_args(entry: ModelEntry) -> ServedModelArgs:
+    """What the ingress is told of one model."""
+    given = {name: getattr(entry, name) for name in ServedModelArgs.model_fields}
+    return ServedModelArgs(**given | {"adapters": located_adapters(entry)})
+
+
+def model_args(args: AppArgs, name: str | None = None) -> ModelArgs:
+    """What every stage is told of the model of this name, or of the only one. Raises ValueError."""
+    name, entry = args.entry(name)
+    return ModelArgs(
+        path=locate(entry.model),
+        name=name,
+        dtype=entry.dtype,
+        component_dtypes=entry.component_dtypes,
+        precision=with_absolute_files(entry.precision),
+        variant=entry.variant,
+        config_folder=None if entry.config_folder is None else locate(entry.config_folder),
+        components=located(entry.components),
+        pipeline_class=entry.pipeline_class,
+        default_arguments=entry.default_arguments,
+        quality=entry.quality,
+        denoising=entry.denoising,
+        watchdog=entry.watchdog,
+        compile=entry.compile,
+        adapter_cache=entry.adapter_cache,
+        warm_up=entry.warm_up,
+        fence_device_memory=entry.fence_device_memory,
+        vae=entry.vae,
+        offload=entry.offload,
+        adapters=located_adapters(entry),
+    )
+
+
+def located_adapters(entry: ModelEntry) -> dict[str, AdapterArgs]:
+    """With absolute paths of those that are here."""
+    return {name: located_adapter(each) for name, each in entry.adapters.items()}
 
 
 PIPELINE_INDEXES = ("model_index.json", "modular_model_index.json")

@@ -84,7 +84,17 @@ class ReplicaRatio:
         return dict(zip(needed, replicas, strict=True)), {key: {PEAKS: value} for key, value in peaks.items()}
 
     def needed(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, int]:
-        """The replicas that the work of this moment asks for, within each deployment's bounds."""
+        """The replicas that the work of this moment asks for, within each deployment's bounds.
+
+        Requests go through the stages of one model: those of the others hear nothing of them.
+        """
+        of_models: dict[str, dict[Any, AutoscalingContext]] = {}
+        for deployment, context in contexts.items():
+            of_models.setdefault(model_of(deployment), {})[deployment] = context
+        return {key: count for each in of_models.values() for key, count in self.needed_by_one(each).items()}
+
+    def needed_by_one(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, int]:
+        """The same for the deployments of one model."""
         work = {deployment: stage_work(context) for deployment, context in contexts.items()}
         rates = work_rates(list(work.values()))
         most = most_requests(list(contexts.values()))
@@ -107,6 +117,11 @@ class ReplicaRatio:
         before: Peaks = context.policy_state.get(PEAKS, ((now, context.target_num_replicas),))
         kept = [(time_s, count) for time_s, count in before if time_s > now - self.cooldown_s and count > needed]
         return (*kept, (now, needed))
+
+
+def model_of(deployment: Any) -> str:
+    """Deployments are called Denoiser-MODEL where there are several models (deployments.replicas.table)."""
+    return str(getattr(deployment, "name", deployment)).partition("-")[2]
 
 
 def work_rates(deployments: Sequence[Mapping[str, StageWork]]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -32,13 +34,14 @@ class Ingress:
     docs_path = "/docs"  # where Serve's status page finds the routes
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, args: ServiceArgs, encoder: DeploymentHandle, denoiser: DeploymentHandle, vae: DeploymentHandle
+        self, args: ServiceArgs, models: Mapping[str, tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle]]
     ) -> None:
+        """`models`: the encoder, the denoiser and the VAE of each, by its name."""
         env = EnvConfig.from_environ()
         check_cache_root(env.runtime.cache_root)
         apply_logging_level(env.runtime.logging_level)
         owner = ray.get_runtime_context().get_actor_name() or ""
-        stages = Stages(encoder, denoiser, vae, owner)
+        stages = {name: Stages(*handles, owner) for name, handles in models.items()}
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -58,4 +61,4 @@ def draining_s(args: ServiceArgs) -> float:
 
     As long as the last of a full queue takes, by prediction, and the start of new replicas of the stages.
     """
-    return args.admission.max_queue_s + MORE_THAN_THE_QUEUE_S
+    return max(model.admission.max_queue_s for model in args.served.values()) + MORE_THAN_THE_QUEUE_S

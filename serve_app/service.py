@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from deployments.adapters.args import Adapter
-from deployments.adapters.use import FEATURE, use_of
-from deployments.errors import ModelNotFoundError, NotSupportedError
-from deployments.messages import GenerationRequest, StageDescription
+from deployments.messages import GenerationRequest
 from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.adapters.adapters import Adapters
-from serve_app.adapters.configured import check_arguments, check_configured
-from serve_app.adapters.names import AdapterName, adapter_in
 from serve_app.adapters.places import AdapterPlace
-from serve_app.adapters.records import ServedAdapter
 from serve_app.adapters.store import AdapterStore
 from serve_app.api_keys import ApiKeys
-from serve_app.deadlines import NO_LIMITS, TimeLimits
-from serve_app.errors import AdapterNotFoundError, ConflictError, JobNotFoundError, ObjectNotFoundError
 from serve_app.jobs.service import JobArgs, Jobs
 from serve_app.jobs.webhooks.delivery import WebhookRules
-from serve_app.making.admission import Admission, AdmissionArgs
+from serve_app.making.admission import Admission
 from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.layers import LAYERS, Layer, LayerContext, wrapped
 from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
+from serve_app.models.args import Alias, Purpose, ServedModelArgs, check_names
+from serve_app.models.earlier_outputs import EarlierOutputs
+from serve_app.models.registry import ServedModels
+from serve_app.models.service import ModelService
 from serve_app.public_address import HostPattern, Origin, ProxyNetwork, PublicURL
-from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
-from serve_app.requests.given.references import EarlierOutput
-from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
-from serve_app.requests.limits import RequestLimits
-from serve_app.requests.loras import AskedAdapter, asked_adapters
-from serve_app.requests.parse import parse
 from serve_app.storage.base import StorageBackend, URLStyle
 from serve_app.storage.guarded import GuardedStorage
 from serve_app.storage.s3 import S3Args
@@ -50,25 +41,25 @@ from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from serve_app.storage.table import make_storage
 
 
-class ServiceArgs(BaseModel):
-    """The arguments of the application that the ingress works by."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class ServiceArgs(ServedModelArgs):
+    """The arguments of the application that the ingress works by: of its one model, or of several in `models`."""
 
     model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
     model_aliases: tuple[str, ...] = Field(
         (), description="more names that callers may use, such as gpt-image-1 for clients that know no other"
     )
-    default_arguments: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of the pipeline's call that a request may override"
-    )
-    quality: dict[str, dict[str, JsonValue]] = Field(
+    models: Mapping[str, ServedModelArgs] = Field(
         default_factory=dict,
-        description="levels of OpenAI's `quality` and the arguments of each, such as `low: {num_inference_steps: 4}`",
+        description="several models behind this endpoint, by the names that callers use: each has what stands at the "
+        "top of `args` for one (`model`, `placement`, `limits` ...)",
     )
-    adapters: dict[AdapterName, Adapter] = Field(
+    aliases: dict[Alias, str] = Field(
+        default_factory=dict, description="more names of `models`, such as `gpt-image-1: flux`"
+    )
+    defaults: dict[Purpose, str] = Field(
         default_factory=dict,
-        description="LoRAs that requests may name: a path, or `{path, weight_name, scale, preload}`, by name",
+        description="which of `models` makes what (image, edit, video, audio, tensors) where a request names none; "
+        "default: the first that can",
     )
     adapter_places: tuple[AdapterPlace, ...] = Field(
         (),
@@ -78,7 +69,6 @@ class ServiceArgs(BaseModel):
     adapter_keys: tuple[str, ...] = Field(
         (), description="labels of api_keys_file whose keys may add and delete LoRAs; empty: all"
     )
-    limits: RequestLimits = Field(default_factory=RequestLimits, description="what a request may ask for at most")
     output_directory: Path | None = Field(
         None, description="where outputs are stored without S3; default: outputs/ below the cache root"
     )
@@ -97,9 +87,6 @@ class ServiceArgs(BaseModel):
     )
     url_style: URLStyle = Field("presigned", description="URLs of outputs in S3: presigned, public, or path")
     s3: S3Args = Field(default_factory=S3Args, description="how the bucket of S3 is reached, and its URLs")
-    admission: AdmissionArgs = Field(
-        default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
-    )
     api_keys_file: SecretPath | None = Field(
         None, description="lines of `python -m serve_app.tools.keys new LABEL`; without it no key is asked for"
     )
@@ -119,15 +106,35 @@ class ServiceArgs(BaseModel):
     )
     jobs: JobArgs = Field(default_factory=JobArgs, description="how jobs (videos, requests in the background) are kept")
 
+    @property
+    def served(self) -> Mapping[str, ServedModelArgs]:
+        """The models by name: those of `models`, or the one that the arguments at the top are of."""
+        return self.models or {self.model_name or "": self}
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The aliases, each with the name of its model."""
+        own = self.model_name or ""
+        return self.aliases | {alias: own for alias in self.model_aliases if alias != own}
+
     @model_validator(mode="after")
-    def check_adapters(self) -> Self:
+    def check_keys(self) -> Self:
         """Raises ValueError."""
-        if self.adapter_keys and self.api_keys_file is None:
-            raise ValueError("adapter_keys is of no effect without api_keys_file")
-        names = [name for name in (self.model_name, *self.model_aliases) if name]
-        check_configured(self.adapters, names, self.limits)
-        levels = [(f"quality.{level}", arguments) for level, arguments in self.quality.items()]
-        check_arguments([("default_arguments", self.default_arguments), *levels])
+        if self.api_keys_file is None:
+            for name, given in (("adapter_keys", self.adapter_keys), *model_keys_in(self.served)):
+                if given:
+                    raise ValueError(f"{name} is of no effect without api_keys_file")
+        return self
+
+    @model_validator(mode="after")
+    def check_models(self) -> Self:
+        """Raises ValueError for what belongs to one model beside several, and the other way round."""
+        if self.models:
+            refuse_at_the_top(self.model_fields_set, ServedModelArgs.model_fields)
+        for name in () if self.models else ("aliases", "defaults"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for `models`: one model has model_name and model_aliases")
+        check_names(self.served, self.names, self.defaults)
         return self
 
     @model_validator(mode="after")
@@ -138,96 +145,32 @@ class ServiceArgs(BaseModel):
         return self
 
 
+def refuse_at_the_top(given: Collection[str], of_each: Iterable[str]) -> None:
+    """Raises ValueError for an argument of one model beside several."""
+    instead = {"model_name": "the names are there", "model_aliases": "say `aliases: {NAME: MODEL}`"}
+    for name in (*instead, *of_each):
+        if name in given:
+            where = instead.get(name, f"give it to each of them, as models.NAME.{name}")
+            raise ValueError(f"{name} is of no effect beside models: {where}")
+
+
+def model_keys_in(models: Mapping[str, ServedModelArgs]) -> list[tuple[str, tuple[str, ...]]]:
+    """Where `model_keys` stand, and what they are."""
+    places = {name: f"models.{name}.model_keys" for name in models} if len(models) > 1 else {}
+    return [(places.get(name, "model_keys"), model.model_keys) for name, model in models.items()]
+
+
 @dataclass(frozen=True)
 class Service:
     """What the routes work with; a replica of the ingress has one."""
 
     args: ServiceArgs
     env: EnvConfig
-    model: ServedModel
-    stages: Stages
-    admission: Admission
-    at_once: MakeAtOnce
+    models: ServedModels
     jobs: Jobs
-    adapters: Adapters
     storage: StorageBackend
-    pictures: PictureRules
-    effects: KnownEffects
     keys: ApiKeys | None
     _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
-
-    async def parse(
-        self,
-        body: MediaBody,
-        caller: str,
-        request_id: str | None = None,
-        limits: TimeLimits = NO_LIMITS,
-    ) -> list[GenerationRequest]:
-        """The requests that a body of `caller` stands for. Raises InvalidRequestError that names the field at fault."""
-        of_model = await self.adapter_in(body.model)
-        description = await self.model.describe()
-        loras = await self._loras(body, of_model, description)
-        body = body.model_copy(update={"model": None})  # an alias is no other model
-        return await parse(
-            body,
-            description,
-            FileSource(self.pictures, lambda earlier, field: self._read_earlier(earlier, caller, field)),
-            self.model.name,
-            self.model.default_arguments,
-            self.model.quality,
-            self.effects,
-            request_id,
-            limits.shortest_s,
-            loras,
-        )
-
-    async def adapter_in(self, model: str | None) -> ServedAdapter | None:
-        """The LoRA of MODEL:LORA; None where the model alone is meant. Raises ModelNotFoundError."""
-        name = adapter_in(model, self.model.names)
-        if name is None:
-            self.model.check_name(model)
-            return None
-        try:
-            return await self.adapters.get(name, "model")
-        except AdapterNotFoundError as error:
-            raise ModelNotFoundError(error.message) from error
-
-    async def _loras(
-        self, body: MediaBody, of_model: ServedAdapter | None, description: StageDescription
-    ) -> list[dict[str, Any]]:
-        """What the stages are told of the LoRAs that a body names. Raises InvalidRequestError, NotFoundError."""
-        if body.loras and not description.takes_adapters:
-            body.refuse(NotSupportedError(f"loras is not supported: {description.pipeline_class} takes none", "loras"))
-        asked = asked_adapters(body, of_model.name if of_model else None, self.args.limits)
-        return await self.adapters.uses(asked)
-
-    async def renewed(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with its LoRAs as their names stand today. Raises AdapterNotFoundError for one that is gone."""
-        earlier = [use_of(plain) for plain in request.features.get(FEATURE, ())]
-        if not earlier:
-            return request
-        uses = await self.adapters.uses([AskedAdapter(use.name, use.scale) for use in earlier])
-        return replace(request, features=request.features | {FEATURE: uses})
-
-    async def _read_earlier(self, earlier: EarlierOutput, caller: str, field: str) -> bytes:
-        """The file that `field` names. Raises NotFoundError, ConflictError, StorageError."""
-        key = earlier.file_id or await self._key_of_output(earlier, caller, field)
-        try:
-            data, _ = await self.storage.load(key)
-        except ObjectNotFoundError as error:
-            raise ObjectNotFoundError(f"{field}: there is no file {key[:200]!r} here", field) from error
-        return data
-
-    async def _key_of_output(self, earlier: EarlierOutput, caller: str, field: str) -> str:
-        try:
-            job = await self.jobs.get(earlier.id, caller)
-        except JobNotFoundError as error:
-            raise JobNotFoundError(f"{field}: there is no job {earlier.id[:96]!r}", field) from error
-        if job.status != "completed":
-            raise ConflictError(f"{field}: {job.id!r} cannot be used, it is {job.status}", field, "output_not_ready")
-        if earlier.index >= len(job.outputs):
-            raise JobNotFoundError(f"{field}: {job.id!r} has {len(job.outputs)} files, from 0", field)
-        return job.outputs[earlier.index].key
 
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""
@@ -239,62 +182,70 @@ class Service:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
         for task in self._uploads:
             task.cancel()
-        self.adapters.close()
+        for model in self.models.all():
+            model.adapters.close()
         self.jobs.close()
 
 
 async def open_service(
-    args: ServiceArgs, env: EnvConfig, stages: Stages, application: str, layers: tuple[Layer, ...] = LAYERS
+    args: ServiceArgs,
+    env: EnvConfig,
+    stages: Mapping[str, Stages],
+    application: str,
+    layers: tuple[Layer, ...] = LAYERS,
 ) -> Service:
-    """`application` is Serve's name of it: jobs and spooled outputs belong to it, whatever model it serves.
+    """`stages` are those of each model, by its name. `application` is Serve's name of it: jobs and spooled outputs
+    belong to it, whatever models it serves.
 
     Raises what says which argument or variable to correct: StorageError, JobStoreError, ProvenanceError, SecretError,
     ValueError.
     """
-    model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality, args.model_aliases)
-    admission = Admission(args.admission)
-    stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
     storage = await open_storage(args, env, application)
-    context = LayerContext(env, stages, model, args.c2pa_certificate, args.c2pa_private_key)
+    making = {name: making_of(name, args, env, stages[name], layers) for name in args.served}
+    webhooks = WebhookRules(allow_private=args.private_targets)
+    jobs = Jobs(args.jobs, env.runtime.cache_root, application, making, storage, webhooks)
+    earlier = EarlierOutputs(jobs, storage)
+    models = [
+        ModelService(
+            at_once=making[name],
+            adapters=Adapters(
+                model.adapters,
+                args.adapter_places,
+                AdapterStore(jobs.database, application, name),
+                stages[name],
+                model.limits,
+            ),
+            pictures=PictureRules(model.limits, args.remote_images, args.private_targets),
+            effects=KnownEffects(making[name].model.effects),
+            read_earlier=earlier.read,
+            keys=frozenset(model.model_keys),
+        )
+        for name, model in args.served.items()
+    ]
+    return Service(
+        args=args,
+        env=env,
+        models=ServedModels(models, args.defaults),
+        jobs=jobs,
+        storage=storage,
+        keys=keys,
+    )
+
+
+def making_of(name: str, args: ServiceArgs, env: EnvConfig, stages: Stages, layers: tuple[Layer, ...]) -> MakeAtOnce:
+    """How the model makes what it is asked for, with all layers around it."""
+    its_own = args.served[name]
+    aliases = tuple(alias for alias, model in args.names.items() if model == name)
+    served = ServedModel(name, stages, its_own.default_arguments, its_own.quality, aliases)
+    admission = Admission(its_own.admission)
+    stages.take_refused = admission.take_refused
+    context = LayerContext(env, stages, served, args.c2pa_certificate, args.c2pa_private_key)
 
     async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:
         return await generate(stages, request, follower)
 
-    make = wrapped(through_the_stages, context, layers)
-    webhooks = WebhookRules(allow_private=args.private_targets)
-    jobs = Jobs(
-        args.jobs,
-        env.runtime.cache_root,
-        application,
-        make,
-        storage,
-        admission,
-        model.describe,
-        webhooks,
-        model.name,
-    )
-    adapters = Adapters(
-        args.adapters,
-        args.adapter_places,
-        AdapterStore(jobs.database, application, model.name),
-        stages,
-        args.limits,
-    )
-    return Service(
-        args=args,
-        env=env,
-        model=model,
-        stages=stages,
-        admission=admission,
-        at_once=MakeAtOnce(make, admission, model),
-        jobs=jobs,
-        adapters=adapters,
-        storage=storage,
-        effects=KnownEffects(model.effects),
-        pictures=PictureRules(args.limits, args.remote_images, args.private_targets),
-        keys=keys,
-    )
+    return MakeAtOnce(wrapped(through_the_stages, context, layers), admission, served)
 
 
 async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> StorageBackend:

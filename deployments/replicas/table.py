@@ -56,11 +56,12 @@ def bind_stages(
     names: tuple[str, str, str],
     options: Mapping[str, Mapping[str, Any]] | None = None,
     verify: bool = False,
+    named_after: str | None = None,
 ) -> Bound:
     """The deployments that run the encoder, the denoiser and the VAE, by their names in REPLICAS.
 
-    `options` are further options of Ray Serve, by the deployment's name. With `verify` the replicas that denoise hold
-    the split against the unsplit pipeline before they start.
+    `options` are further options of Ray Serve, by the names there. With `verify` the replicas that denoise hold the
+    split against the unsplit pipeline before they start. `named_after`: see `deployment_name`.
     """
     more = options or {}
     running = dict(zip(STAGES, names, strict=True))
@@ -70,9 +71,15 @@ def bind_stages(
         called = (*kind.calls, *(kind.calls_to_warm_up if model.warm_up else ()))
         handles = {stage: bound[running[stage]] for stage in called}
         checked = processes_of(names) if verify and "denoiser" in kind.stages else ()
-        bound[name] = deployment(kind, **more.get(name, {})).bind(model, kind.stages, handles, checked=checked)
+        own = {"name": deployment_name(name, named_after), **more.get(name, {})}
+        bound[name] = deployment(kind, **own).bind(model, kind.stages, handles, checked=checked)
     encoder, denoiser, vae = (bound[name] for name in names)
     return encoder, denoiser, vae
+
+
+def deployment_name(kind: str, named_after: str | None) -> str:
+    """Of a row of REPLICAS in an application: its own, or with that of the model where there are several."""
+    return kind if named_after is None else f"{kind}-{named_after}"
 
 
 def processes_of(names: tuple[str, str, str]) -> tuple[tuple[StageName, ...], ...]:
@@ -82,4 +89,4 @@ def processes_of(names: tuple[str, str, str]) -> tuple[tuple[StageName, ...], ..
 
 def deployment(kind: ReplicaKind, **options: Any) -> Any:
     """The Ray Serve deployment of the row; `options` come on top of the row's own."""
-    return serve.deployment(name=kind.name, **{**kind.options, **options})(STAGE_REPLICA)
+    return serve.deployment(**{"name": kind.name, **kind.options, **options})(STAGE_REPLICA)

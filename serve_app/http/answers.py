@@ -128,6 +128,9 @@ class ModelCard(BaseModel):
     created: int  # Unix time in seconds
     owned_by: str = "triptych"
     parent: str | None = Field(None, description="of a LoRA: the model that it changes")
+    alias_of: str | None = Field(None, description="the model's own name, where this is another one of it")
+    kind: MediaKind | None = Field(None, description="what it makes; null: it is not ready to tell")
+    state: Literal["ready", "loading"] = Field(description="loading: its stages have not told yet what they hold")
 
 
 class ModelList(BaseModel):

@@ -83,10 +83,10 @@ MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     known_hosts,
     same_origin,
     cross_origin,
-    lambda service: Middleware(RoomForRequests, admission=service.admission),
+    lambda service: Middleware(RoomForRequests, overloaded=service.models.overloaded),
     api_keys,
     lambda service: Middleware(PlainAddresses),
-    lambda service: Middleware(BodySizeLimit, max_body_bytes=service.args.limits.max_body_bytes),
+    lambda service: Middleware(BodySizeLimit, max_body_bytes=service.models.max_body_bytes),
     lambda service: Middleware(AnswerHead),
 )
 

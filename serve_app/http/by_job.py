@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import JobNotFoundError, JobStoreAwayError
@@ -26,13 +26,26 @@ from serve_app.http.answers import (
 from serve_app.http.asked import HowAsked, check_how_asked, how_asked, idempotency_key
 from serve_app.http.context import RequestContext
 from serve_app.http.errors import error_response
+from serve_app.http.middleware.limits import too_large
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.events import JobEvent
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
+from serve_app.models.service import ModelService
 from serve_app.requests.bodies import MediaBody
 from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs
+
+# The model that a body means, which may then be checked against it; raises InvalidRequestError, StageUnavailableError.
+ChooseModel = Callable[[], Awaitable[ModelService]]
+
+
+async def model_for(service: Service, context: RequestContext, body: MediaBody) -> ModelService:
+    """The model that the body means. Raises what `meant_by` raises, and 413 for a body beyond its limit."""
+    model = await service.models.meant_by(body, context.caller)
+    if context.body_bytes > model.limits.max_body_bytes:
+        raise HTTPException(413, too_large(model.limits.max_body_bytes))
+    return model
 
 
 async def answer_by_job(
@@ -41,13 +54,14 @@ async def answer_by_job(
     asked: HowAsked,
     route: str,
     body: MediaBody,
+    choose: ChooseModel,
 ) -> Response:
     """What the job made, when it has ended, be it of this request or of an earlier one with the same key; with
     `background`, `Prefer: respond-async` or `wait` the job itself, if it takes longer than was to be waited.
 
     The job goes on when the caller hangs up. Raises InvalidRequestError, OverloadedError, ConflictError.
     """
-    job = await job_of_body(service, context, asked, route, body)
+    job = await job_of_body(service, context, asked, route, body, choose)
     applied = {"Preference-Applied": asked.preference_applied} if asked.preference_applied else {}
     if asked.respond_async and not asked.wait_s:
         return await answer_with_job_object(service, context, job, applied)
@@ -67,10 +81,15 @@ async def answer_generation(
     """What the body asks for, when it is made, or the job that makes it."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
+
+    async def choose() -> ModelService:
+        return await model_for(service, context, body)
+
     if asked.wants_job:
-        return await answer_by_job(service, context, asked, request.url.path, body)
-    requests = await service.parse(body, context.caller, limits=asked.limits)
-    media = await service.at_once.all(requests, context.caller, asked.limits)
+        return await answer_by_job(service, context, asked, request.url.path, body, choose)
+    model = await choose()
+    requests = await model.parse(body, context.caller, limits=asked.limits)
+    media = await model.at_once.all(requests, context.caller, asked.limits)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
     items = await items_of_media(body.response_format, requests, media, urls)
@@ -83,10 +102,11 @@ async def job_of_body(
     asked: HowAsked,
     route: str,
     body: MediaBody,
+    choose: ChooseModel,
 ) -> Job:
     """The job that makes what `body` says, or the one of an earlier request with the same key.
 
-    A repeated request is not read again: pictures that it names may be gone.
+    A repeated request is not read again: pictures that it names may be gone, and so may its model.
     """
     key = idempotency_key(asked, route, body)
     known = await service.jobs.job_of_key(context.caller, key)
@@ -94,12 +114,13 @@ async def job_of_body(
         return known
     kind = body.media_kind
     job_id = new_job_id(kind)
-    requests = await service.parse(body, context.caller, job_id, asked.limits)
+    model = await choose()
+    requests = await model.parse(body, context.caller, job_id, asked.limits)
     shown: dict[str, Any] = {"prompt": body.prompt, "base_url": context.base_url}
     if body.end_user is not None:
         shown["safety_identifier"] = body.end_user
     if kind == "video":
-        shown |= shown_of_video(requests[0], await service.model.describe())
+        shown |= shown_of_video(requests[0], await model.describe())
     return await service.jobs.submit(
         kind, job_id, requests, shown, context.caller, key, body.webhook_url,
         is_awaited=asked.is_awaited, previews=getattr(body, "partial_images", None) or 0, limits=asked.limits,

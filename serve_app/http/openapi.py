@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from deployments.errors import StageUnavailableError
 from deployments.messages import StageDescription
 from serve_app.http.answers import JobObject
+from serve_app.models.service import ModelService
 from serve_app.requests.bodies import GenerationBody
 from serve_app.requests.given.schemas import form_schema, model_fields
 from serve_app.requests.limits import RequestLimits
@@ -65,22 +69,23 @@ FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
 def describe_truly(app: FastAPI, service: Service) -> None:
-    """Replace what FastAPI would answer at /openapi.json; the fields of the model are told as soon as it is ready."""
+    """Replace what FastAPI would answer at /openapi.json; the fields of a model are told as soon as it is ready."""
     app.openapi = functools.partial(openapi_document, app)  # type: ignore[method-assign]
     [route] = [each for each in app.router.routes if getattr(each, "path", None) == app.openapi_url]
     answer: Any = route.endpoint  # type: ignore[attr-defined]
 
-    async def with_model(request: Request) -> Response:
-        with contextlib.suppress(StageUnavailableError):
-            description = await service.model.describe()
-            app.openapi = lambda: with_model_fields(  # type: ignore[method-assign]
-                openapi_document(app), description, service.args.limits
-            )
+    async def with_models(request: Request) -> Response:
+        described = await asyncio.gather(*map(_described, service.models.all()))
+        ready = [each for each in described if each is not None]
+        is_one_of_several = len(described) > 1
+        app.openapi = lambda: with_model_fields(  # type: ignore[method-assign]
+            openapi_document(app), ready, is_one_of_several
+        )
         response: Response = await answer(request)
         return response
 
     app.router.routes.remove(route)
-    app.add_route(str(app.openapi_url), with_model, include_in_schema=False)
+    app.add_route(str(app.openapi_url), with_models, include_in_schema=False)
 
 
 def openapi_document(app: FastAPI) -> dict[str, Any]:
@@ -103,8 +108,28 @@ def openapi_document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def with_model_fields(document: dict[str, Any], description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
-    """The document with each argument of the served model as a field of the bodies that ask for its media."""
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model that has said what it takes."""
+
+    name: str
+    description: StageDescription
+    limits: RequestLimits
+
+
+async def _described(model: ModelService) -> ReadyModel | None:
+    with contextlib.suppress(StageUnavailableError):
+        return ReadyModel(model.name, await model.describe(), model.limits)
+    return None
+
+
+def with_model_fields(
+    document: dict[str, Any], models: Sequence[ReadyModel], is_one_of_several: bool = False
+) -> dict[str, Any]:
+    """The document with each argument of the served models as a field of the bodies that ask for their media.
+
+    Of one of several models each field says whose it is.
+    """
     document = copy.deepcopy(document)
     bodies = {body.__name__: body for body in _all_bodies(GenerationBody)}
     forms = [
@@ -115,13 +140,39 @@ def with_model_fields(document: dict[str, Any], description: StageDescription, l
     ]
     for schema in [*document["components"]["schemas"].values(), *forms]:
         body = bodies.get(schema.get("title", ""))
-        if body is None or body.media_kind != description.media_kind:
+        if body is None:
             continue
         is_form = any(schema is form for form in forms)
-        for name, field in model_fields(body, description, limits).items():
+        for name, fields in _fields_of(body, models, is_form).items():
             if name not in schema["properties"]:
-                schema["properties"][name] = form_schema(description.type_of(name), field) if is_form else field
+                schema["properties"][name] = _of_models(fields) if is_one_of_several else next(iter(fields.values()))
     return document
+
+
+def _fields_of(
+    body: type[GenerationBody], models: Sequence[ReadyModel], is_form: bool
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The schema of each field of the body, by the models that have it."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for model in models:
+        description = model.description
+        if body.media_kind == description.media_kind:
+            for name, field in model_fields(body, description, model.limits).items():
+                schema = form_schema(description.type_of(name), field) if is_form else field
+                found.setdefault(name, {})[model.name] = schema
+    return found
+
+
+def _of_models(fields: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One schema for what several models take under one name."""
+    first, *others = fields.values()
+    if all(other == first for other in others):
+        return _told_of(", ".join(fields), first)
+    return {"anyOf": [_told_of(name, field) for name, field in fields.items()]}
+
+
+def _told_of(names: str, field: dict[str, Any]) -> dict[str, Any]:
+    return field | {"description": f"{names}: {field.get('description', '')}".rstrip(": ")}
 
 
 def _all_bodies(body: type[GenerationBody]) -> list[type[GenerationBody]]:

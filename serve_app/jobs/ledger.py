@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from deployments.messages import Media
@@ -18,8 +18,11 @@ PAUSE_S = 1.0  # between looks at what other replicas have taken, begun or ended
 class JobLedger:
     """The tickets of every job that has not ended, whichever replica took it or runs it, from one start to the next."""
 
-    def __init__(self, admission: Admission, store: JobStore, threads: StoreThreads, runner: str) -> None:
-        self.admission = admission
+    def __init__(
+        self, admissions: Mapping[str, Admission], store: JobStore, threads: StoreThreads, runner: str
+    ) -> None:
+        """`admissions`: by model; that of the first counts the jobs of models that are not served any more."""
+        self._admissions = admissions
         self._store = store
         self._threads = threads
         self._runner = runner  # the name of this replica's
@@ -28,12 +31,12 @@ class JobLedger:
         self._running_elsewhere: set[str] = set()
 
     @contextmanager
-    def entering(self, job_id: str, sizes: Sequence[Size], owner: str, is_awaited: bool) -> Iterator[None]:
+    def entering(self, job_id: str, model: str, sizes: Sequence[Size], owner: str, is_awaited: bool) -> Iterator[None]:
         """Around the storing of a new job, which does not begin where there is no room.
 
         Raises OverloadedError, and InvalidRequestError for a job that no empty queue could take.
         """
-        self._tickets[job_id] = self.admission.admit_job(sizes, owner, is_awaited)
+        self._tickets[job_id] = self._admission_of(model).admit_job(sizes, owner, is_awaited)
         self._being_stored.add(job_id)
         try:
             yield
@@ -50,7 +53,7 @@ class JobLedger:
 
     def made(self, job: Job, request: int, media: Media) -> None:
         """One of the job's requests was made by this replica."""
-        tickets = self._tickets_of(job.id, job.sizes, job.owner)
+        tickets = self._tickets_of(job.id, job.asked.model, job.sizes, job.owner)
         if request < len(tickets):
             tickets[request].learn(media)
             tickets[request].close()
@@ -67,17 +70,21 @@ class JobLedger:
         for job_id in known - unfinished.keys():
             tickets = [ticket for ticket in self._tickets.pop(job_id) if ticket.is_open]
             if job_id in self._running_elsewhere:  # what it took is not known here, so the prediction stands for it
-                self.admission.count_work(sum(ticket.cost_s for ticket in tickets))
+                for admission in {ticket.admission for ticket in tickets}:
+                    admission.count_work(sum(ticket.cost_s for ticket in tickets))
             for ticket in tickets:
                 ticket.close()
         for job in unfinished.values():
-            for ticket in self._tickets_of(job.id, job.sizes, job.owner):
+            for ticket in self._tickets_of(job.id, job.model, job.sizes, job.owner):
                 ticket.is_waiting = job.runner is None and not job.is_awaited
         self._running_elsewhere = {
             job.id for job in unfinished.values() if job.runner is not None and job.runner != self._runner
         }
 
-    def _tickets_of(self, job_id: str, sizes: Sequence[Size], owner: str) -> list[Ticket]:
+    def _tickets_of(self, job_id: str, model: str | None, sizes: Sequence[Size], owner: str) -> list[Ticket]:
         if job_id not in self._tickets:
-            self._tickets[job_id] = self.admission.enter_job(sizes, owner)
+            self._tickets[job_id] = self._admission_of(model).enter_job(sizes, owner)
         return self._tickets[job_id]
+
+    def _admission_of(self, model: str | None) -> Admission:
+        return self._admissions.get(model or "") or next(iter(self._admissions.values()))

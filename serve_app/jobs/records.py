@@ -93,6 +93,7 @@ class UnfinishedJob:
     runner: str | None
     sizes: list[Size]
     is_awaited: bool = False
+    model: str | None = None  # None: an earlier version wrote it down elsewhere
 
 
 @dataclass(frozen=True)

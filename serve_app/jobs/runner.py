@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -132,8 +132,24 @@ class JobFollower(Follower):
         self.running.changed.set()
 
 
+@dataclass
+class ModelWork:
+    """How a model's jobs are made, and whether its stages were away."""
+
+    make: Make
+    paused_until: float = 0.0  # time.monotonic()
+    pause_s: float = 0.0
+
+    def pause(self) -> float:
+        """No job of it is begun for so many seconds, twice as many as the time before if none was made in between."""
+        if time.monotonic() >= self.paused_until:
+            self.pause_s = min(LONGEST_PAUSE_S, 2 * self.pause_s or POSTPONED_S)
+            self.paused_until = time.monotonic() + self.pause_s
+        return self.pause_s
+
+
 class JobRunner:
-    """Runs up to `max_running` jobs at a time, and those whose callers wait.
+    """Runs up to `max_running` jobs of each model at a time, and those whose callers wait.
 
     `name` is unlike that of any other runner, ever.
     """
@@ -145,30 +161,27 @@ class JobRunner:
         leases: StoreThreads,
         changes: Changes,
         watch: JobWatch,
-        make: Make,
+        makes: Mapping[str, Make],
         storage: StorageBackend,
         name: str,
         max_running: int = 8,
         lease_s: float = 15.0,
         on_made: OnMade = lambda *_: None,
-        model: str | None = None,
     ) -> None:
-        """`leases`: threads for what must not wait for other work. `model`: whose jobs can be made; None: all."""
+        """`leases`: threads for what must not wait for other work. `makes`: by the models whose jobs can be made."""
         self.store = store
         self.threads = threads
         self.leases = leases
         self.changes = changes
         self.watch = watch
-        self.make = make
+        self.models = {name: ModelWork(make) for name, make in makes.items()}
         self.storage = storage
         self.name = name
         self.max_running = max_running
         self.lease_s = lease_s
         self.on_made = on_made
-        self.model = model
         self.running: dict[str, asyncio.Task[None]] = {}
-        self._paused_until = 0.0  # time.monotonic(); the stages were away
-        self._pause_s = 0.0
+        self._model_of: dict[str, str] = {}  # by the ids of those that run
         self._tried: str | None = None  # the suspected job that runs, until it gets further
         self._loops: list[asyncio.Task[None]] = []
 
@@ -198,9 +211,14 @@ class JobRunner:
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
         await self.leases.run(self.store.look_at_leases)  # also where nothing is claimed: only what was seen counts
-        while len(self.running) < self.max_running + MOST_AWAITED and time.monotonic() >= self._paused_until:
-            is_full = len(self.running) >= self.max_running
-            job = await self.leases.run(self.store.claim, self.name, self.lease_s, is_full)
+        while len(self.running) < self.max_running * len(self.models) + MOST_AWAITED:
+            now = time.monotonic()
+            away = {name for name, work in self.models.items() if now < work.paused_until}
+            if len(away) == len(self.models):
+                break
+            busy = {name for name in self.models if self._num_running(name) >= self.max_running}
+            is_full = len(busy) == len(self.models)
+            job = await self.leases.run(self.store.claim, self.name, self.lease_s, is_full, busy, away)
             if job is None:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
@@ -212,15 +230,19 @@ class JobRunner:
                 self._tried = job.id
             task = asyncio.create_task(self._run(job))
             self.running[job.id] = task
+            self._model_of[job.id] = job.asked.model
             task.add_done_callback(partial(self._ended, job.id))
             self.watch.notify(job.id)
         await wait_for_change(change, POLL_S)
 
     def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
-        del self.running[job_id]
+        del self.running[job_id], self._model_of[job_id]
         self._passed(job_id)
         self.changes.notify()
         self.watch.notify(job_id)
+
+    def _num_running(self, model: str) -> int:
+        return sum(each == model for each in self._model_of.values())
 
     def _passed(self, job_id: str) -> None:
         """It has got further, or has ended: the next suspected job may run."""
@@ -289,7 +311,7 @@ class JobRunner:
             await self._postpone(job, POSTPONED_S, original)  # a stage lacks what this job needs, others need not
             return
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
-            pause_s = self._pause() if isinstance(original, AWAY) else POSTPONED_S
+            pause_s = self.models[job.asked.model].pause() if isinstance(original, AWAY) else POSTPONED_S
             logger.warning("job %s is tried again in %g s: %s", job.id, pause_s, type(original).__name__)
             try:
                 if isinstance(original, AWAY):
@@ -308,13 +330,6 @@ class JobRunner:
         except STORE_FAILED:
             logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
 
-    def _pause(self) -> float:
-        """No job is begun for so many seconds, twice as many as the time before if none was made in between."""
-        if time.monotonic() >= self._paused_until:
-            self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or POSTPONED_S)
-            self._paused_until = time.monotonic() + self._pause_s
-        return self._pause_s
-
     async def _fail(self, job: Job, report: ErrorReport) -> None:
         try:
             await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
@@ -328,8 +343,9 @@ class JobRunner:
         pictures = await self.threads.run(self.store.input_images, job.id)
         saved = await self.threads.run(self.store.checkpoints, job.id)
         requests = requests_from_json(job.requests, pictures)
-        if self.model is not None and requests[0].model != self.model:
-            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here, but {self.model!r}")
+        if requests[0].model not in self.models:
+            served = " and ".join(map(repr, self.models))
+            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here, but {served}")
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))
@@ -348,8 +364,9 @@ class JobRunner:
 
     async def _make_one(self, request: GenerationRequest, follower: JobFollower) -> None:
         running, number = follower.running, follower.request
-        media = await self.make(request, follower)
-        self._pause_s = 0.0
+        work = self.models[request.model]
+        media = await work.make(request, follower)
+        work.pause_s = 0.0
         self.on_made(running.job, number, media)
         await self._save_what_is_left(running)
         running.shares[number] = DENOISING_SHARE

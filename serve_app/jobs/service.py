@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
-from deployments.messages import GenerationRequest, MediaKind, StageDescription
+from deployments.messages import GenerationRequest, MediaKind
 from env_config.secret import SecretReference
 from serve_app.deadlines import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.errors import (
@@ -40,8 +40,8 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads
 from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, read_secret
 from serve_app.jobs.webhooks.sender import WebhookSender
-from serve_app.making.admission import Admission, size_of
-from serve_app.making.follower import Make
+from serve_app.making.admission import size_of
+from serve_app.making.at_once import MakeAtOnce
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
 
@@ -61,8 +61,8 @@ class JobArgs(BaseModel):
         description="postgresql://host/database for several machines, its password in PGPASSFILE, or where such a URL "
         "with a password stands: {file: PATH} or {env: NAME}; default: jobs.sqlite below the cache root",
     )
-    max_running: int = Field(8, ge=1, description="jobs that an ingress replica runs at a time")
-    max_queued: int = Field(1000, ge=1, description="jobs that may wait; beyond it new ones get 429")
+    max_running: int = Field(8, ge=1, description="jobs of each model that an ingress replica runs at a time")
+    max_queued: int = Field(1000, ge=1, description="jobs of each model that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
     webhook_secret: SecretReference | None = Field(
         None,
@@ -80,27 +80,24 @@ class Jobs:
         args: JobArgs,
         cache_root: Path,
         application: str,
-        make: Make,
+        models: Mapping[str, MakeAtOnce],
         storage: StorageBackend,
-        admission: Admission,
-        describe: Callable[[], Awaitable[StageDescription]],
         webhook_rules: WebhookRules | None = None,
-        model: str | None = None,
     ) -> None:
-        """Opens the store. `model`: the name of the one whose jobs can be made; None: all.
+        """Opens the store. `models`: how each of those whose jobs can be made makes them, by its name.
 
         Raises JobStoreError, and SecretError for a secret that cannot be read.
         """
         self.args = args
         self.database = open_database(args.store_url, cache_root)
-        self.store = JobStore(self.database, application, args.lifetime_s, model=model)
+        self.store = JobStore(self.database, application, args.lifetime_s, models=models.keys())
         self.threads = StoreThreads("job-store")
         self.leases = StoreThreads("job-leases", max_threads=2)
         self.following = StoreThreads("job-followers", max_threads=2)
         self.changes = Changes()
         self.watch = JobWatch(self.store, self.following)
         self.storage = storage
-        self.describe = describe
+        self.models = models
         self._is_closed = False
         self.webhook_rules = webhook_rules or WebhookRules()
         name = uuid.uuid4().hex
@@ -108,10 +105,12 @@ class Jobs:
         secret = read_secret(args.webhook_secret)
         if secret is not None:
             self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules, self._urls)
-        self.ledger = JobLedger(admission, self.store, self.threads, name)
+        admissions = {model: making.admission for model, making in models.items()}
+        self.ledger = JobLedger(admissions, self.store, self.threads, name)
         self.runner = JobRunner(
-            self.store, self.threads, self.leases, self.changes, self.watch, make, storage, name,
-            args.max_running, args.lease_s, on_made=self.ledger.made, model=model,
+            self.store, self.threads, self.leases, self.changes, self.watch,
+            {model: making.make for model, making in models.items()}, storage, name,
+            args.max_running, args.lease_s, on_made=self.ledger.made,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -154,7 +153,7 @@ class Jobs:
         previews: int = 0,
         limits: TimeLimits = NO_LIMITS,
     ) -> Job:
-        """The job of the requests, or the one that was asked for with the same key before.
+        """The job of the requests, all of one model, or the one that was asked for with the same key before.
 
         `previews`: pictures that each request is to show on its way, as events of the job.
         `limits`: after which it is cancelled, whichever replica took it or runs it.
@@ -170,21 +169,25 @@ class Jobs:
         known = await self.job_of_key(owner, key)
         if known is not None:  # a repeated request takes no queue space
             return known
+        making = self.models[requests[0].model]
         # One that is awaited goes before those that wait, and has a bound of its own (`max_pending`).
-        if not is_awaited and await self.threads.run(self.store.count, "queued") >= self.args.max_queued:
-            raise self.ledger.admission.overloaded("too many jobs are waiting")
-        description = await self.describe()
+        if not is_awaited and await self._num_queued(requests[0].model) >= self.args.max_queued:
+            raise making.admission.overloaded("too many jobs are waiting")
+        description = await making.model.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews)
         warnings = requests[0].warnings
         new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited, warnings)
-        with self.ledger.entering(job_id, sizes, owner, is_awaited):
+        with self.ledger.entering(job_id, requests[0].model, sizes, owner, is_awaited):
             job, is_new = await self.threads.run(self.store.add, new, key)
         if is_new:
             self.changes.notify()
         else:
             self.ledger.close(job_id)
         return job
+
+    async def _num_queued(self, model: str) -> int:
+        return await self.threads.run(self.store.count, "queued", model)
 
     async def job_of_key(self, owner: str, key: IdempotencyKey | None) -> Job | None:
         """The job that the key stands for, if it was used before. Raises ConflictError for a key of another request."""

@@ -60,9 +60,9 @@ class JobStore:
         lifetime_s: float = 86_400,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        model: str | None = None,
+        models: Collection[str] | None = None,
     ) -> None:
-        """`clock` gives Unix time, `monotonic` seconds that no one sets. `model`: whose jobs are claimed; None: all."""
+        """`clock`: Unix time, `monotonic`: seconds that no one sets. `models`: whose jobs are claimed; None: any."""
         self.application = application
         self.lifetime_s = lifetime_s
         self._engine = engine
@@ -70,7 +70,7 @@ class JobStore:
         self._clock = clock
         self._monotonic = monotonic
         self._began = clock() - monotonic()
-        self._model = model
+        self._models = models
         self._leases = SeenLeases(monotonic)
         self._unserved_since: dict[str, float] = {}  # monotonic
         self._expired_since: dict[str, float] = {}  # monotonic
@@ -170,18 +170,21 @@ class JobStore:
             row = self._row(connection, job_id)
             return self._position(connection, row) if row.status == "queued" else None
 
-    def count(self, status: Status) -> int:
-        """How many jobs have this status."""
+    def count(self, status: Status, model: str | None = None) -> int:
+        """How many jobs have this status, of one model or of all."""
         select = sa.select(sa.func.count()).where(jobs.c.application == self.application, jobs.c.status == status)
+        if model is not None:
+            select = select.where(jobs.c.model == model)
         with self._engine.begin() as connection:
             return int(connection.execute(select).scalar_one())
 
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""
-        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes, jobs.c.is_awaited)
+        select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes, jobs.c.is_awaited, jobs.c.model)
         select = select.where(jobs.c.application == self.application, _unfinished())
         with self._engine.begin() as connection:
-            return [UnfinishedJob(*row[:3], _sizes(row.sizes), row.is_awaited) for row in connection.execute(select)]
+            rows = connection.execute(select).all()
+        return [UnfinishedJob(*row[:3], _sizes(row.sizes), row.is_awaited, row.model) for row in rows]
 
     def cancel(self, job_id: str, owner: str | None = None, error: dict[str, Any] | None = None) -> Job:
         """The job as it was, with outputs that are now nobody's; its runner finds its lease gone and stops.
@@ -294,9 +297,17 @@ class JobStore:
             rows = connection.execute(select).all()
         return self._leases.look(_lease(row) for row in rows)
 
-    def claim(self, runner: str, lease_s: float, awaited_only: bool = False) -> Job | None:
+    def claim(
+        self,
+        runner: str,
+        lease_s: float,
+        awaited_only: bool = False,
+        busy: Collection[str] = (),
+        away: Collection[str] = (),
+    ) -> Job | None:
         """The job that waits longest, or whose lease or pause has ended; it is now leased to `runner`.
 
+        Of models that are `busy` only one whose caller waits, of those that are `away` none.
         Those whose callers wait come before the others; one of another model only if it was free, and none of that
         model was worked on, for UNSERVED_S: it is not served any more.
         """
@@ -322,6 +333,10 @@ class JobStore:
         )
         if awaited_only:
             first = first.where(jobs.c.is_awaited)
+        if busy:
+            first = first.where(sa.or_(jobs.c.is_awaited, jobs.c.model.is_(None), jobs.c.model.not_in(busy)))
+        if away:
+            first = first.where(sa.or_(jobs.c.model.is_(None), jobs.c.model.not_in(away)))
         with self._engine.begin() as connection:
             if connection.execute(first).scalar_one_or_none() is None:  # so that nothing is locked where nothing waits
                 return None
@@ -331,7 +346,7 @@ class JobStore:
                 return None
             row = self._row(connection, job_id)
             taken_over = row.lease_owner is not None
-            if self._model is not None and row.model not in (None, self._model):
+            if self._models is not None and row.model is not None and row.model not in self._models:
                 lease_s = FAILING_LEASE_S
             connection.execute(
                 sa.update(jobs)
@@ -477,13 +492,13 @@ class JobStore:
     # --- parts of transactions ---
 
     def _is_for_this_replica(self, is_free: sa.ColumnElement[bool], ended: Collection[str]) -> sa.ColumnElement[bool]:
-        """While the application is changed, replicas of the old and of the new model share its jobs for a while.
+        """While the application is changed, replicas with the old and with the new models share its jobs for a while.
 
-        Those of the old model may be busy for long, with more jobs behind them. `ended`: jobs whose leases have ended.
+        Those of an old model may be busy for long, with more jobs behind them. `ended`: jobs whose leases have ended.
         """
-        if self._model is None:
+        if self._models is None:
             return sa.true()
-        others = (jobs.c.application == self.application, jobs.c.model != self._model)
+        others = (jobs.c.application == self.application, jobs.c.model.not_in(self._models))
         free = sa.select(jobs.c.id, jobs.c.model).where(*others, is_free).order_by(jobs.c.created_at).limit(1000)
         leased = sa.select(jobs.c.id, jobs.c.model).where(
             *others, jobs.c.status == "in_progress", sa.func.coalesce(jobs.c.lease_s, EARLIER_LEASE_S) > FAILING_LEASE_S
@@ -496,7 +511,7 @@ class JobStore:
             row.id: now if row.model in served else self._unserved_since.get(row.id, now) for row in unserved
         }
         given_up = [job_id for job_id, since in self._unserved_since.items() if now - since >= UNSERVED_S]
-        return sa.or_(jobs.c.model.is_(None), jobs.c.model == self._model, jobs.c.id.in_(given_up))
+        return sa.or_(jobs.c.model.is_(None), jobs.c.model.in_(self._models), jobs.c.id.in_(given_up))
 
     def _adopt(self) -> None:
         """Earlier versions put the name of the model behind that of the application: their rows are its own too."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -19,27 +19,39 @@ from serve_app.making.ray_errors import first_line
 from serve_app.making.stages import Stages
 
 T = TypeVar("T")
+State = Literal["running", "failed"]
 
 TIMEOUT_S = 2.0
 # Of its own, so that a controller that never answers keeps this one thread and no other.
 CONTROLLER_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="controller")
+FAILED = "its replicas fail to start: the server's log says why"
 NO_ANSWER = "no replica answered in time: it is still loading, or it is down"
 
 
-async def read_health(stages: Stages) -> dict[str, Any]:
-    """The content of GET /health: each deployment, and which of them cannot serve."""
-    answers = await describe_stages(stages)
-    details = {name: _detail(answer) for name, answer in answers.items()}
-    silent = {name for name, answer in answers.items() if answer == NO_ANSWER}
+async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
+    """The content of GET /health: each deployment, and which of them cannot serve.
+
+    `models`: the stages of each, by its name.
+    """
+    answers = await asyncio.gather(*(describe_stages(stages) for stages in models.values()))
+    details = {name: _detail(answer) for answered in answers for name, answer in answered.items()}
+    silent = {name for answered in answers for name, answer in answered.items() if answer == NO_ANSWER}
     if silent:
-        application = stages.encoder.app_name
-        running = await _in_time(set[str](), running_deployments, application)
-        for name in silent & running:
+        application = next(iter(models.values())).encoder.app_name
+        known = await _in_time(dict[str, State](), deployment_states, application)
+        running = {name for name in silent if known.get(name) == "running"}
+        for name in running:
             details[name] = {"ready": True, "detail": "its replicas are busy"}
+        for name in silent - running:
+            details[name]["detail"] = FAILED if known.get(name) == "failed" else NO_ANSWER
         for name, told in (await _in_time(dict[str, str](), starts_of, application, silent - running)).items():
             details[name]["detail"] = told
     missing = [name for name, detail in details.items() if not detail["ready"]]
-    return {"status": "loading" if missing else "ok", "stages": details, "missing": missing}
+    states = {
+        name: "loading" if any(each in missing for each in stages.deployments()) else "ready"
+        for name, stages in models.items()
+    }
+    return {"status": "loading" if missing else "ok", "models": states, "stages": details, "missing": missing}
 
 
 async def _in_time(otherwise: T, ask: Callable[..., T], *about: Any) -> T:
@@ -62,16 +74,23 @@ def _detail(answer: StageDescription | str) -> dict[str, Any]:
     }
 
 
-def running_deployments(application: str) -> set[str]:
-    """Those with a replica that Serve's controller has found healthy; empty when the controller cannot be asked.
+def deployment_states(application: str) -> dict[str, State]:
+    """Those with a replica that Serve's controller has found healthy, and those whose replicas it could not start.
 
-    A question to a replica waits behind the requests that wait for it, so under load it says nothing.
+    Empty when the controller cannot be asked. A question to a replica waits behind the requests that wait for it, so
+    under load it says nothing.
     """
     try:
         deployments = serve.status().applications[application].deployments
     except (RayError, RayServeException, KeyError):
-        return set()
-    return {name for name, deployment in deployments.items() if deployment.replica_states.get("RUNNING", 0)}
+        return {}
+    states: dict[str, State] = {}
+    for name, deployment in deployments.items():
+        if deployment.replica_states.get("RUNNING", 0):
+            states[name] = "running"
+        elif deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+            states[name] = "failed"
+    return states
 
 
 def starts_of(application: str, deployments: set[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import ModelNotFoundError, StageUnavailableError
+from deployments.errors import StageUnavailableError
 from deployments.messages import ArgumentDescription, Effects, GenerationRequest, StageDescription
 from serve_app.making.health import describe_stages
 from serve_app.making.stages import Stages
@@ -69,8 +69,3 @@ class ServedModel:
     def names(self) -> tuple[str, ...]:
         """All that callers may use, the first its own."""
         return self.name, *self.aliases
-
-    def check_name(self, name: str | None) -> None:
-        """Raises ModelNotFoundError for another name; None stands for this model."""
-        if name is not None and name not in self.names:
-            raise ModelNotFoundError(f"The model {name[:80]!r} is not served here; this server has {self.name!r}")

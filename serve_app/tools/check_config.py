@@ -22,7 +22,7 @@ from env_config.secret import SecretReference
 from env_config.section import EnvConfigError, read_environ
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from env_config.variables import EnvConfig
-from serve_app.app import PLACEMENTS, AppArgs, located_place, model_args
+from serve_app.app import AppArgs, deployments_of, located_place, model_args
 from serve_app.autoscaling import ReplicaRatio
 from serve_app.tools.fits import cannot_fit, gpu
 
@@ -112,9 +112,18 @@ def check_adapters(args: BaseModel, where: str) -> list[str]:
     """LoRAs, and places for them, that are not there; absolute ones are looked for where the folder around them is."""
     if not isinstance(args, AppArgs):
         return []
-    paths = [(f"{where}.adapters.{name}.path", each.path) for name, each in model_args(args).adapters.items()]
+    paths = [
+        (f"{place_of(args, model, where)}.adapters.{name}.path", each.path)
+        for model in args.entries
+        for name, each in model_args(args, model).adapters.items()
+    ]
     paths += [(f"{where}.adapter_places", located_place(place)) for place in args.adapter_places]
     return [f"{place}: there is no file or folder {path!r} here" for place, path in paths if is_missing(path)]
+
+
+def place_of(args: AppArgs, model: str, where: str) -> str:
+    """Where the arguments of one model stand."""
+    return join(where, "models", model) if args.models else where
 
 
 def is_missing(path: str) -> bool:
@@ -133,14 +142,16 @@ def check_accelerators(
     problems: list[str] = []
     if not isinstance(args, AppArgs):
         return problems
-    for name in dict.fromkeys(PLACEMENTS[args.placement]):
+    places = [(name, model) for model in args.entries for name in deployments_of(args, model)]
+    for name, model in places:
         options = next((each.get("ray_actor_options") for each in deployments if each.get("name") == name), None)
         target = target_device_of(application, mapping_or_empty(options))
         share = ACCELERATORS[target].asked(mapping_or_empty(options)) if target in ACCELERATORS else 0
         problem = share_problem(target, share) if isinstance(share, int | float) else None  # else: Serve's schema
         problems += [f"{where}.deployments[{name}].{problem}"] if problem else []
-        if args.fence_device_memory and target and target not in ACCELERATORS:
-            problems.append(f"{where}.args.fence_device_memory is true: with {VARIABLE}={target} it must be false")
+        if args.entries[model].fence_device_memory and target and target not in ACCELERATORS:
+            place = place_of(args, model, f"{where}.args")
+            problems.append(f"{place}.fence_device_memory is true: with {VARIABLE}={target} it must be false")
     return problems
 
 

@@ -19,7 +19,8 @@ from deployments.plan.process import MeasureOrder, run_measure
 from deployments.replicas.table import REPLICAS
 from env_config.children import environment_of_children
 from env_config.serve_config import mapping, read_serve_configs
-from serve_app.app import PLACEMENTS, AppArgs, model_args
+from serve_app.app import AppArgs, ModelEntry, model_args
+from serve_app.app import deployments_of as deployments_of_model
 
 BUILDER = "serve_app.app:build_app"
 
@@ -47,21 +48,29 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
     if card is None or application.get("import_path") != BUILDER:
         return
     args = AppArgs.model_validate(application.get("args") or {})
-    model = model_args(args)
-    if not Path(model.path).is_dir():
-        return
-    measured = run_measure(MeasureOrder(model=model), environment_of_children())
     where = f"applications[{application.get('name', 'default')}]"
-    if measured.problem:
-        yield f"{where}: it cannot be told whether {model.name} fits: {measured.problem}"
-        return
-    totals = needed(demanded(measured, args, application, 1))
-    if (most := max(totals.values())) > usable(card.num_bytes):
+    demanded_by_all: list[Demand] = []
+    told: list[str] = []
+    sizes: list[str] = []
+    for name, entry in args.entries.items():
+        model = model_args(args, name)
+        if not Path(model.path).is_dir():
+            continue
+        measured = run_measure(MeasureOrder(model=model), environment_of_children())
+        if measured.problem:
+            yield f"{where}: it cannot be told whether {name} fits: {measured.problem}"
+            continue
+        demanded_by_all += demanded(measured, args, application, 1, name)
+        sizes.append(f"{measured.width}x{measured.height}")
+        told.append(f"{name} in {entry.placement}")
+    totals = needed(demanded_by_all)
+    if totals and (most := max(totals.values())) > usable(card.num_bytes):
+        addresses = [entry.model for entry in args.entries.values()]
         yield (
-            f"{where}: {model.name} in {args.placement} needs {gb(most)} on one card, at {measured.width}x"
-            f"{measured.height} and one request at a time; {card.name} has {gb(card.num_bytes)}, of which "
-            f"{gb(usable(card.num_bytes))} can be counted on. `python -m serve_app.tools.plan {args.model} --gpu "
-            f"{card.name}` tells what fits"
+            f"{where}: {' and '.join(told)} {'needs' if len(told) == 1 else 'need'} {gb(most)} on one card, at "
+            f"{' and '.join(sizes)} and one request at a time; {card.name} has {gb(card.num_bytes)}, of which "
+            f"{gb(usable(card.num_bytes))} can be counted on. `python -m serve_app.tools.plan "
+            f"{addresses[0] if len(addresses) == 1 else 'MODEL'} --gpu {card.name}` tells what fits"
         )
 
 
@@ -85,7 +94,7 @@ def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], car
         yield f"{card.name}: {total / 1e9:.1f} of {card.num_bytes / 1e9:.1f} GB{which} ({parts}){more}."
 
 
-def levers_of(args: AppArgs, measured: Measured) -> Levers:
+def levers_of(args: AppArgs | ModelEntry, measured: Measured) -> Levers:
     """A word for all denoisers, or one for each component that is named; a GGUF file's name tells of how many bits."""
     asked = args.precision or {}
     if isinstance(asked, str):
@@ -100,15 +109,23 @@ def scheme_of(word: str) -> Scheme:
     return cast(Scheme, word)  # the args allow no other
 
 
-def demanded(measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int) -> tuple[Demand, ...]:
-    processes: Processes = tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(PLACEMENTS[args.placement]))
-    choice = Choice(args.placement, levers_of(args, measured), args.vae.tiling == "on", merged)
-    return demands(measured, choice, processes, cards_of(processes, application))
+def demanded(
+    measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int, name: str | None = None
+) -> tuple[Demand, ...]:
+    """By the processes of the model of this name, or of the only one, on the cards that all models share."""
+    name, entry = args.entry(name)
+    choice = Choice(entry.placement, levers_of(entry, measured), entry.vae.tiling == "on", merged)
+    cards = cards_of([each for model in args.entries for each in deployments_of_model(args, model)], application)
+    return demands(measured, choice, processes_of(args, name), cards)
 
 
-def cards_of(processes: Processes, application: Mapping[str, Any]) -> dict[str, int]:
-    """On which card Ray puts each process: the largest shares first, each where it still fits."""
-    shares = {name: share_of(name, application) for name, _ in processes}
+def processes_of(args: AppArgs, name: str) -> Processes:
+    return tuple((deployment, REPLICAS[kind].stages) for deployment, kind in deployments_of_model(args, name).items())
+
+
+def cards_of(names: Sequence[str], application: Mapping[str, Any]) -> dict[str, int]:
+    """On which card Ray puts each deployment: the largest shares first, each where it still fits."""
+    shares = {name: share_of(name, application) for name in names}
     free: list[float] = []
     found: dict[str, int] = {}
     for name in sorted(shares, key=lambda name: -shares[name]):

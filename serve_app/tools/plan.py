@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         lines += [
             "",
             "the config as it is:",
-            *needs(measured, args, chosen(options.config, options.application), plan.card),
+            *needs(measured, args, chosen(options.config, options.application, options.name), plan.card),
         ]
     print(as_json(measured, plan) if options.json else "\n".join(lines))
     if plan.choice is not None and options.write is not None:
@@ -77,6 +77,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
     parser.add_argument("--application", metavar="NAME", help="which of those in the file")
+    parser.add_argument("--name", metavar="NAME", help="which of its `models`, where it has several")
     parser.add_argument("--json", action="store_true", help="what was measured, and the plan, as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a Serve config of the plan")
     return parser

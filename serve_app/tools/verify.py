@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 
 from deployments.messages import StageName
 from deployments.model import DType
-from deployments.replicas.table import processes_of
+from deployments.replicas.table import REPLICAS, deployment_name, processes_of
 from deployments.verify.asked import Asked
 from deployments.verify.process import REPORT, CheckOrder, run_check
 from deployments.verify.verdict import Report
@@ -48,6 +48,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="as at `model:` in the args of a Serve config")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
     parser.add_argument("--application", metavar="NAME", help="which of those in the file")
+    parser.add_argument("--name", metavar="NAME", help="which of its `models`, where it has several")
     parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as stored")
     parser.add_argument("--precision", help="of the denoisers' weights, such as int8; default: as the dtype says")
     parser.add_argument("--variant", help="of the weight files, such as fp16")
@@ -77,18 +78,46 @@ def served(options: argparse.Namespace, names: Sequence[str] = SERVED) -> tuple[
     if options.config is None:
         if options.model is None:
             raise MisuseError("name a MODEL, or a Serve config with --config FILE")
-        if options.application is not None:
-            raise MisuseError("--application chooses one of a file: name it with --config FILE")
+        for option in ("application", "name"):
+            if getattr(options, option) is not None:
+                raise MisuseError(f"--{option} chooses one of a file: name it with --config FILE")
         return AppArgs.model_validate(given), {}
     if problems := check_config(options.config):
         raise MisuseError("\n".join(problems))
-    application = chosen(options.config, options.application)
+    application = chosen(options.config, options.application, options.name)
     args = AppArgs.model_validate({**(application.get("args") or {}), **given})
     return args, variables_of(application, PLACEMENTS[args.placement][1])
 
 
-def chosen(file: Path, name: str | None) -> Mapping[str, Any]:
-    """The application of the file that has this name, or the only one. Raises MisuseError."""
+def chosen(file: Path, name: str | None, model: str | None = None) -> Mapping[str, Any]:
+    """The application of the file that has this name, or the only one, with one model: that of this name.
+
+    Raises MisuseError.
+    """
+    return with_one_model(application_of(file, name), model)
+
+
+def with_one_model(application: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """As if the application served but the model of this name. Raises MisuseError."""
+    models = mapping(mapping(application, "args"), "models")
+    if not models and name is None:
+        return application
+    if name not in models:
+        raise MisuseError(
+            f"the application has the models {', '.join(models)}: choose with --name NAME"
+            if models
+            else "--name chooses one of `models`: the application has only one"
+        )
+    kinds = {deployment_name(kind, name): kind for kind in REPLICAS}
+    deployments = [
+        {**each, "name": kinds[each["name"]]}
+        for each in application.get("deployments") or []
+        if each.get("name") in kinds
+    ]
+    return {**application, "args": {**models[name], "model_name": name}, "deployments": deployments}
+
+
+def application_of(file: Path, name: str | None) -> Mapping[str, Any]:
     applications = [each for config in read_serve_configs(file) for each in config["applications"]]
     names = [application.get("name", "default") for application in applications]
     if name is None and len(applications) == 1:

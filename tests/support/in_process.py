@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from deployments.messages import GenerationRequest, Media, MediaFile, StageDescr
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.making.stages import Stages
+from serve_app.models.registry import ServedModels
+from serve_app.models.service import ModelService
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.service import Service, ServiceArgs, open_service
 from tests.support.job_stores import put_tables
@@ -86,13 +88,21 @@ class Server:
         self.configure()
 
     def configure(
-        self, describing: StageDescription = TEXT_TO_IMAGE, pictures: PictureRules | None = None, **args: Any
+        self,
+        describing: StageDescription = TEXT_TO_IMAGE,
+        pictures: PictureRules | None = None,
+        several: Mapping[str, StageDescription] | None = None,
+        **args: Any,
     ) -> None:
-        """Start again with these arguments of the application, and `pictures` in place of the rules that they make."""
+        """Start again with these arguments of the application, and `pictures` in place of the rules that they make.
+
+        `several`: what each of `models` says of itself, by its name.
+        """
         self.close()
+        names: dict[str, Any] = {"models": {each: {} for each in several}} if several else {"model_name": "flux"}
         self._args = ServiceArgs(
             **{
-                "model_name": "flux",
+                **names,
                 "output_directory": self.folder,
                 "url_style": "path",
                 "allowed_hosts": ("test",),
@@ -101,7 +111,14 @@ class Server:
         )
         self._pictures = pictures
         self._opening = asyncio.Lock()
-        self.handle = PlayedHandle(describing, lambda request: self.make(request), make_at_once)
+        self.handles = {name: self._played(each, name) for name, each in (several or {}).items()}
+        self.handle = next(iter(self.handles.values()), None) or self._played(describing)
+
+    def _played(self, describing: StageDescription, name: str | None = None) -> PlayedHandle:
+        handle = PlayedHandle(describing, lambda request: self.make(request), make_at_once)
+        if name is not None:
+            handle.deployment_name = f"Played-{name}"
+        return handle
 
     @property
     def requests(self) -> list[GenerationRequest]:
@@ -112,6 +129,12 @@ class Server:
         """Once it is open."""
         assert self._opened is not None
         return self._opened[0]
+
+    @property
+    def model(self) -> ModelService:
+        """The one that is served, once the service is open."""
+        [model] = self.service.models.all()
+        return model
 
     async def open(self) -> ASGIApp:
         """The application; a second time the same one."""
@@ -124,14 +147,21 @@ class Server:
         cache_root = put_tables(self.folder.with_name(f"{self.folder.name}-cache"))
         runtime = {"cache_root": cache_root, **self.environment.get("runtime", {})}
         env = EnvConfig.model_validate({**self.environment, "runtime": runtime})
-        service = await open_service(self._args, env, self.stages(), "app")
+        service = await open_service(self._args, env, self.all_stages(), "app")
         if self._pictures is not None:
-            service = dataclasses.replace(service, pictures=self._pictures)
+            [model] = service.models.all()
+            changed = dataclasses.replace(model, pictures=self._pictures)
+            service = dataclasses.replace(service, models=ServedModels([changed]))
         return service, http_app(service)
 
     def stages(self) -> Stages:
         """Of the next service."""
         return played(self.handle)
+
+    def all_stages(self) -> dict[str, Stages]:
+        """By the name of the model."""
+        several = {name: played(handle) for name, handle in self.handles.items()}
+        return several or {self._args.model_name or "": self.stages()}
 
     def close(self) -> None:
         if self._opened is not None:

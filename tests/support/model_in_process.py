@@ -187,8 +187,9 @@ class ModelServer:
         self._loop = asyncio.new_event_loop()
         stage: Any = self.handle
         self.service = self._loop.run_until_complete(
-            open_service(self._args, self._env, Stages(stage, stage, stage), "app")
+            open_service(self._args, self._env, {folder.name: Stages(stage, stage, stage)}, "app")
         )
+        [self.model] = self.service.models.all()
         self.app = http_app(self.service)
         self._loop.run_until_complete(self._start())
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -205,7 +206,7 @@ class ModelServer:
 
     def make(self, request: GenerationRequest) -> Media:
         """As a route does, without the checks at the door."""
-        [media] = self._loop.run_until_complete(self.service.at_once.all([request], "caller"))
+        [media] = self._loop.run_until_complete(self.model.at_once.all([request], "caller"))
         return media
 
     def close(self) -> None:

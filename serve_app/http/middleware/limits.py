@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import report_error
+from serve_app.errors import OverloadedError, report_error
+from serve_app.http.context import context_of
 from serve_app.http.errors import error_response
-from serve_app.making.admission import Admission
 
 MAX_DIGITS = 18  # of a length that is announced
 MAX_BODY_S = 120.0  # from the first to the last byte of a body
@@ -24,6 +25,9 @@ MAX_REQUESTS_AT_ONCE = 1_000  # that an ingress replica is answering: those that
 # refuses before, at once, as OpenAI's clients understand it, and with the time that the queue needs. What lies between
 # the two numbers is room for these refusals and for questions about health.
 SERVE_MAX_ONGOING_REQUESTS = 10 * MAX_REQUESTS_AT_ONCE
+
+
+Overloaded = Callable[[str], OverloadedError]
 
 
 class BodySizeLimit:
@@ -72,6 +76,7 @@ class BodySizeLimit:
             is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             self.num_bytes += len(message.get("body", b""))
+            context_of(scope).body_bytes = num_bytes
             if self.num_bytes > self.max_bytes_at_once:
                 raise HTTPException(429, "too many large bodies at once; try again in 5 s", {"Retry-After": "5"})
             return message if num_bytes <= self.max_body_bytes else await self._refuse()
@@ -83,15 +88,20 @@ class BodySizeLimit:
 
     async def _refuse(self) -> Message:
         # FastAPI passes an HTTPException on that is raised while it reads the body.
-        raise HTTPException(413, f"the body may have at most {self.max_body_bytes} bytes")
+        raise HTTPException(413, too_large(self.max_body_bytes))
+
+
+def too_large(max_body_bytes: int) -> str:
+    return f"the body may have at most {max_body_bytes} bytes"
 
 
 class RoomForRequests:
     """ASGI middleware: beyond `max_requests` at a time the answer is 429, before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, admission: Admission, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
+    def __init__(self, app: ASGIApp, overloaded: Overloaded, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
+        """`overloaded`: the refusal that says when there should be room, for a reason."""
         self.app = app
-        self.admission = admission
+        self.overloaded = overloaded
         self.max_requests = max_requests
         self.num_requests = 0
 
@@ -100,7 +110,7 @@ class RoomForRequests:
             await self.app(scope, receive, send)
             return
         if self.num_requests >= self.max_requests:
-            refusal = report_error(self.admission.overloaded("too many requests at once"))
+            refusal = report_error(self.overloaded("too many requests at once"))
             await error_response(refusal)(scope, receive, send)
             return
         self.num_requests += 1

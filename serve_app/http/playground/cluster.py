@@ -18,8 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.errors import TriptychError
 from serve_app.errors import OverloadedError
 from serve_app.jobs.service import Jobs
-from serve_app.making.admission import Admission
-from serve_app.making.stages import Stages
+from serve_app.models.registry import ServedModels
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +49,8 @@ class Watcher:
 class ClusterWatch:
     """Asks every replica of the stages what it does, and tells it to all who watch."""
 
-    def __init__(
-        self, stages: Stages, admission: Admission, jobs: Jobs, look_s: float = LOOK_S, watch_s: float = WATCH_S
-    ) -> None:
-        self.stages = stages
-        self.admission = admission
+    def __init__(self, models: ServedModels, jobs: Jobs, look_s: float = LOOK_S, watch_s: float = WATCH_S) -> None:
+        self.models = models
         self.jobs = jobs
         self.look_s = look_s
         self.watch_s = watch_s
@@ -100,16 +96,21 @@ class ClusterWatch:
 
     async def look(self) -> Seen:
         """What waits here, and every deployment with its replicas."""
-        handles = self.stages.deployments()
+        handles = self.models.deployments()
+        whose = {name: model.name for model in self.models.all() for name in model.stages.deployments()}
+        admissions = [model.admission for model in self.models.all()]
         answers = await asyncio.gather(*map(_ask, handles.values()))
         now = time.monotonic()
-        deployments = [self._deployment(name, answer, now) for name, answer in zip(handles, answers, strict=True)]
+        deployments = [
+            {"model": whose[name]} | self._deployment(name, answer, now)
+            for name, answer in zip(handles, answers, strict=True)
+        ]
         self._before = {key: each for key, each in self._before.items() if now - each[0] < OLD_S}
         return {
             "at": time.time(),
             "waiting": {
-                "let_in": self.admission.num_pending,
-                "queue_s": round(self.admission.queue_s(), 1),
+                "let_in": sum(each.num_pending for each in admissions),
+                "queue_s": round(max(each.queue_s() for each in admissions), 1),  # each model has its own devices
                 "jobs": await self._jobs(),
             },
             "deployments": deployments,

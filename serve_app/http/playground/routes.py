@@ -29,7 +29,7 @@ def page_routes(service: Service) -> APIRouter | None:
     if not service.args.playground:
         return None
     router = APIRouter(include_in_schema=False)
-    watch = ClusterWatch(service.stages, service.admission, service.jobs)
+    watch = ClusterWatch(service.models, service.jobs)
 
     @router.get("/")
     async def read_page(request: Request) -> Response:

@@ -6,14 +6,15 @@ They show configuration and stacks: do not open them to the public.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from fastapi.routing import APIRoute
+from ray.serve.handle import DeploymentHandle
 
 from env_config.told.effective import effective_values
-from serve_app.making.stages import Stages
 from serve_app.service import Service
 
 TIMEOUT_S = 30.0
@@ -25,6 +26,7 @@ def dev_routes(service: Service) -> APIRouter | None:
     if not service.env.runtime.server_dev_mode:
         return None
     router = APIRouter(prefix="/dev", include_in_schema=False)
+    handles = service.models.deployments()
 
     @router.get("")
     async def list_routes() -> dict[str, str]:
@@ -38,7 +40,7 @@ def dev_routes(service: Service) -> APIRouter | None:
     @router.get("/config")
     async def show_configuration() -> dict[str, Any]:
         """The 45 variables in effect in this ingress and in every replica of the stages; secrets are masked."""
-        replicas = await ask_all(service.stages, "inspect")
+        replicas = await ask_all(handles, "inspect")
         return {
             "Ingress": [asdict(value) for value in effective_values(service.env)],
             **{name: {r["replica_id"]: r["environment"] for r in answers} for name, answers in replicas.items()},
@@ -47,35 +49,35 @@ def dev_routes(service: Service) -> APIRouter | None:
     @router.get("/replicas")
     async def show_replicas() -> dict[str, Any]:
         """Every replica, the requests that run or wait in it, and what its step engine did."""
-        replicas = await ask_all(service.stages, "inspect")
+        replicas = await ask_all(handles, "inspect")
         return {name: [without(answer, "environment") for answer in answers] for name, answers in replicas.items()}
 
     @router.get("/stacks")
     async def show_stacks() -> dict[str, Any]:
         """The stack of each thread of every replica."""
-        return await ask_all(service.stages, "thread_stacks")
+        return await ask_all(handles, "thread_stacks")
 
     @router.post("/profiler/start")
     async def start_profiler(
         max_s: Annotated[float, Body(gt=0, le=MAX_WINDOW_S, embed=True)] = MAX_WINDOW_S,
     ) -> dict[str, Any]:
         """Open a torch profiler window of at most `max_s` seconds in every replica; answers the files to come."""
-        return await ask_all(service.stages, "start_profiler", max_s)
+        return await ask_all(handles, "start_profiler", max_s)
 
     @router.post("/profiler/stop")
     async def stop_profiler() -> dict[str, Any]:
         """End the windows; answers the files, which are complete."""
-        return await ask_all(service.stages, "stop_profiler")
+        return await ask_all(handles, "stop_profiler")
 
     @router.get("/features")
     async def show_features() -> dict[str, Any]:
         """What each feature has done for the latest requests of every replica."""
-        return await ask_all(service.stages, "feature_summaries")
+        return await ask_all(handles, "feature_summaries")
 
     @router.get("/cache_dit")
     async def show_cache_dit() -> dict[str, Any]:
         """Steps and blocks that Cache-DiT computed and reused, for the last cached requests of every replica."""
-        replicas = await ask_all(service.stages, "feature_summaries")
+        replicas = await ask_all(handles, "feature_summaries")
         return {
             name: [{"replica_id": a["replica_id"], "requests": a["features"].get("cache_dit", [])} for a in answers]
             for name, answers in replicas.items()
@@ -84,19 +86,18 @@ def dev_routes(service: Service) -> APIRouter | None:
     @router.get("/caches")
     async def show_caches() -> dict[str, Any]:
         """Bytes of each folder below the cache root and of the device's memory, for every replica."""
-        return await ask_all(service.stages, "caches")
+        return await ask_all(handles, "caches")
 
     @router.post("/caches/clear")
     async def clear_caches() -> dict[str, Any]:
         """Forget past requests and give unused memory back, in every replica; files stay."""
-        return await ask_all(service.stages, "clear_caches")
+        return await ask_all(handles, "clear_caches")
 
     return router
 
 
-async def ask_all(stages: Stages, method: str, *arguments: Any) -> dict[str, list[Any]]:
+async def ask_all(handles: Mapping[str, DeploymentHandle], method: str, *arguments: Any) -> dict[str, list[Any]]:
     """The answers of all replicas, by the names of their deployments; raises what the first refusal raises."""
-    handles = stages.deployments()
     answers = await asyncio.gather(
         *(handle.broadcast(method, *arguments).results_async(timeout_s=TIMEOUT_S) for handle in handles.values())
     )

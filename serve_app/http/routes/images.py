@@ -11,7 +11,7 @@ from deployments.errors import InvalidRequestError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.http.answers import Answer, ImagesAnswer, answer_of, items_of_media
 from serve_app.http.asked import ASKING_HEADERS, HowAsked, check_how_asked, how_asked
-from serve_app.http.by_job import answer_by_job, job_of_body
+from serve_app.http.by_job import ChooseModel, answer_by_job, job_of_body, model_for
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import EVENT_STREAM, JOB_ACCEPTED
 from serve_app.http.reading import openapi_content, read_body
@@ -23,6 +23,7 @@ from serve_app.http.streaming import (
     picture_events,
     picture_events_of_job,
 )
+from serve_app.models.service import ModelService
 from serve_app.requests.bodies import ImageGenerationBody
 from serve_app.requests.edit_bodies import ImageEditBody
 from serve_app.requests.given.own_arguments import is_edit_of_pictures, takes_mask
@@ -48,8 +49,13 @@ def image_routes(service: Service) -> APIRouter:
     async def create_images(request: Request, context: Context) -> Answer | Response:
         """Pictures from a prompt, made by as many parallel generations as `n` says."""
         body = await read_body(request, ImageGenerationBody)
-        check_generation(body, await service.model.describe())
-        return await answer_images(service, context, request, body, "image_generation")
+
+        async def choose() -> ModelService:
+            model = await model_for(service, context, body)
+            check_generation(body, await model.describe())
+            return model
+
+        return await answer_images(service, context, request, body, "image_generation", choose)
 
     @router.post(
         "/v1/images/edits",
@@ -60,27 +66,38 @@ def image_routes(service: Service) -> APIRouter:
     async def edit_images(request: Request, context: Context) -> Answer | Response:
         """Pictures from pictures and a prompt; `mask` where the model takes one."""
         body = await read_body(request, ImageEditBody)
-        check_edit(body, await service.model.describe())
-        return await answer_images(service, context, request, body, "image_edit")
+
+        async def choose() -> ModelService:
+            model = await model_for(service, context, body)
+            check_edit(body, await model.describe())
+            return model
+
+        return await answer_images(service, context, request, body, "image_edit", choose)
 
     return router
 
 
 async def answer_images(
-    service: Service, context: RequestContext, request: Request, body: ImageGenerationBody, prefix: StreamPrefix
+    service: Service,
+    context: RequestContext,
+    request: Request,
+    body: ImageGenerationBody,
+    prefix: StreamPrefix,
+    choose: ChooseModel,
 ) -> Answer | Response:
     """The answer to generations and edits: by a job, with `stream` as events, or at once."""
     asked = how_asked(request.headers, body)
     check_how_asked(asked, body)
     if asked.wants_job and asked.is_streamed:
-        job = await job_of_body(service, context, asked, prefix, body)
+        job = await job_of_body(service, context, asked, prefix, body, choose)
         return event_stream(picture_events_of_job(prefix, service.jobs, service.storage, job))
     if asked.wants_job:
-        return await answer_by_job(service, context, asked, prefix, body)
-    requests = await service.parse(body, context.caller, limits=asked.limits)
+        return await answer_by_job(service, context, asked, prefix, body, choose)
+    model = await choose()
+    requests = await model.parse(body, context.caller, limits=asked.limits)
     if asked.is_streamed:
-        return await stream_images(service, context, asked, requests, body, prefix)
-    media = await service.at_once.all(requests, context.caller, asked.limits)
+        return await stream_images(service, context, model, asked, requests, body, prefix)
+    media = await model.at_once.all(requests, context.caller, asked.limits)
     context.count_compute(media)
     urls = OutputURLs(service.storage, context.base_url)
     items = await items_of_media(body.response_format, requests, media, urls)
@@ -90,6 +107,7 @@ async def answer_images(
 async def stream_images(
     service: Service,
     context: RequestContext,
+    model: ModelService,
     asked: HowAsked,
     requests: list[GenerationRequest],
     body: ImageGenerationBody,
@@ -99,7 +117,7 @@ async def stream_images(
     partials = PartialPictures()
     followers = [PartialPictureFollower(partials, each, body.partial_images or 0) for each in requests]
     store = partial(store_media, service.storage) if service.storage.is_shared else None
-    tasks = await service.at_once.start(requests, context.caller, followers, store, asked.limits)
+    tasks = await model.at_once.start(requests, context.caller, followers, store, asked.limits)
     return event_stream(picture_events(prefix, tasks, partials, end_user=body.end_user))
 
 

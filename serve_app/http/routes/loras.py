@@ -9,14 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.functional_validators import AfterValidator
 
 from deployments.adapters.args import check_weight_name
-from deployments.errors import NotSupportedError
+from deployments.errors import InvalidRequestError, NotSupportedError
 from serve_app.adapters.adapters import NewAdapter
-from serve_app.adapters.names import NAME_PATTERN, AdapterName, name_in_model
+from serve_app.adapters.names import NAME_PATTERN, AdapterName, adapter_in, name_in_model
 from serve_app.adapters.places import MAX_PATH_CHARS
 from serve_app.adapters.records import ServedAdapter, Source
-from serve_app.errors import NotAllowedError
+from serve_app.errors import AdapterNotFoundError, NotAllowedError
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.reading import JSONRoute
+from serve_app.models.service import ModelService
 from serve_app.requests.loras import Scale
 from serve_app.requests.plain_values import given_value
 from serve_app.service import Service
@@ -31,6 +32,9 @@ class NewLoRABody(BaseModel):
 
     given_value = field_validator("*", mode="before")(classmethod(given_value))
 
+    model: str | None = Field(
+        None, max_length=MAX_FILE_NAME_CHARS, description="the model that it changes; needed where several are served"
+    )
     name: AdapterName = Field(description="that requests give", json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})
     path: str = Field(
         min_length=1,
@@ -84,38 +88,65 @@ class DeletedLoRA(BaseModel):
 
 def lora_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=JSONRoute)
-    model, adapters = service.model.name, service.adapters
 
     @router.get("/v1/loras")
-    async def list_loras() -> LoRAList:
+    async def list_loras(context: Context) -> LoRAList:
         """Those of the configuration and those that were added, with what is known of each."""
-        held = await adapters.held()
-        return LoRAList(data=[described(model, each, held) for each in await adapters.all()])
+        models = service.models.of_caller(context.caller)
+        return LoRAList(data=[each for model in models for each in await all_of(model)])
 
     @router.post("/v1/loras")
     async def add_lora(body: NewLoRABody, context: Context) -> LoRAObject:
         """Load one from a place that the server allows; answered when the model is known to take it."""
         check_may_change(service, context)
-        description = await service.model.describe()
+        model = service.models.one_for(body.model, context.caller)
+        description = await model.describe()
         if not description.takes_adapters:
             raise NotSupportedError(f"{description.pipeline_class} takes no LoRA", "path")
         new = NewAdapter(body.name, body.path, body.weight_name, body.component, body.scale)
-        return described(model, await adapters.add(new), await adapters.held())
+        return described(model.name, await model.adapters.add(new), await model.adapters.held())
 
     @router.get("/v1/loras/{name}")
-    async def read_lora(name: str) -> LoRAObject:
-        """One of them; its file is read if no stage has done it yet."""
-        adapter = await adapters.with_facts(await adapters.get(name))
-        return described(model, adapter, await adapters.held())
+    async def read_lora(name: str, context: Context) -> LoRAObject:
+        """One of them, as NAME or MODEL:NAME; its file is read if no stage has done it yet."""
+        model, adapter = await find_lora(service, context, name)
+        adapter = await model.adapters.with_facts(adapter)
+        return described(model.name, adapter, await model.adapters.held())
 
     @router.delete("/v1/loras/{name}")
     async def delete_lora(name: str, context: Context) -> DeletedLoRA:
         """No request can name it any more; those under way go on."""
         check_may_change(service, context)
-        await adapters.remove(name)
-        return DeletedLoRA(id=name_in_model(model, name), name=name)
+        model, adapter = await find_lora(service, context, name)
+        await model.adapters.remove(adapter.name)
+        return DeletedLoRA(id=name_in_model(model.name, adapter.name), name=adapter.name)
 
     return router
+
+
+async def all_of(model: ModelService) -> list[LoRAObject]:
+    held = await model.adapters.held()
+    return [described(model.name, each, held) for each in await model.adapters.all()]
+
+
+async def find_lora(service: Service, context: RequestContext, name: str) -> tuple[ModelService, ServedAdapter]:
+    """The LoRA of this name, and its model. Raises AdapterNotFoundError, InvalidRequestError for one of two models."""
+    models = service.models.of_caller(context.caller)
+    for model in models:
+        if (own := adapter_in(name, model.served.names)) is not None:
+            return model, await model.adapters.get(own)
+    found, missing = [], None
+    for model in models:
+        try:
+            found.append((model, await model.adapters.get(name)))
+        except AdapterNotFoundError as error:
+            missing = missing or error
+    if len(found) > 1:
+        choices = " or ".join(name_in_model(model.name, name) for model, _ in found)
+        raise InvalidRequestError(f"name: several models have a LoRA {name[:80]!r}: say {choices}", "name")
+    if not found:
+        raise missing or AdapterNotFoundError(f"name: there is no LoRA {name[:80]!r} here", "name")
+    return found[0]
 
 
 def check_may_change(service: Service, context: RequestContext) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import asyncio
+from typing import Any, Literal, get_args
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -12,7 +13,9 @@ from deployments.errors import StageUnavailableError
 from deployments.messages import MediaKind, StageDescription, Task
 from serve_app.adapters.names import name_in_model
 from serve_app.http.answers import ModelCard, ModelList
+from serve_app.http.context import Context
 from serve_app.making.health import read_health
+from serve_app.models.service import ModelService
 from serve_app.requests.given.own_arguments import OTHER_NAMES
 from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
 from serve_app.requests.limits import RequestLimits
@@ -102,21 +105,21 @@ def how_to_ask(description: StageDescription, limits: RequestLimits) -> HowToAsk
     )
 
 
-async def read_arguments(service: Service) -> list[ModelArgument] | None:
+async def read_arguments(model: ModelService) -> list[ModelArgument] | None:
     """None while the stages cannot be asked."""
     try:
-        description = await service.model.describe()
+        description = await model.describe()
     except StageUnavailableError:
         return None
     body = MEDIA[description.media_kind].body
     fields = sendable_arguments(body, description)
-    if how_to_ask(description, service.args.limits).route == EDIT_ROUTE:
+    if how_to_ask(description, model.limits).route == EDIT_ROUTE:
         of_edits = {name: field for field, name in OTHER_NAMES.items() if not description.takes(field)}
         fields = {name: of_edits.get(name, field) for name, field in fields.items()}
-    known = await service.model.arguments(tuple(fields))
+    known = await model.served.arguments(tuple(fields))
     if known is None:
         return None
-    schemas = model_fields(body, description, service.args.limits)
+    schemas = model_fields(body, description, model.limits)
     return [
         ModelArgument(
             field=fields[argument.name],
@@ -132,40 +135,40 @@ async def read_arguments(service: Service) -> list[ModelArgument] | None:
 
 def model_routes(service: Service) -> APIRouter:
     router = APIRouter()
-    served = service.model
 
     @router.get("/v1/models")
-    async def list_models() -> ModelList:
-        models = [ModelCard(id=name, created=served.created) for name in served.names]
-        adapters = [
-            ModelCard(id=name_in_model(served.name, each.name), created=int(each.created), parent=served.name)
-            for each in await service.adapters.all()
-        ]
-        return ModelList(data=[*models, *adapters])
+    async def list_models(context: Context) -> ModelList:
+        """Each model under all its names, and its LoRAs; those that the caller's key may use."""
+        cards = await asyncio.gather(*map(cards_of, service.models.of_caller(context.caller)))
+        return ModelList(data=[card for each in cards for card in each])
 
     @router.get("/v1/models/{model:path}")
-    async def read_model(model: str) -> ModelDetails:
+    async def read_model(model: str, context: Context) -> ModelDetails:
         """The model, and the arguments that its checkpoint reads. Its id may have slashes, as those of the hub do."""
-        adapter = await service.adapter_in(model)
-        created = served.created if adapter is None else int(adapter.created)
-        arguments = await read_arguments(service)
-        asked = None if arguments is None else how_to_ask(await served.describe(), service.args.limits)
+        found = service.models.named(model, context.caller)
+        adapter = await found.adapter_in(model)
+        created = found.served.created if adapter is None else int(adapter.created)
+        arguments = await read_arguments(found)
+        asked = None if arguments is None else how_to_ask(await found.describe(), found.limits)
         return ModelDetails(
             id=model,
             created=created,
-            parent=None if adapter is None else served.name,
+            parent=None if adapter is None else found.name,
+            alias_of=found.name if adapter is None and model != found.name else None,
+            **await state_of(found),
             asked=asked,
             arguments=arguments,
-            quality=sorted(served.quality),
+            quality=sorted(found.served.quality),
         )
 
     @router.get("/model_info", include_in_schema=False)
     @router.get("/v1/model_info")
-    async def read_model_info() -> ModelInfo:
-        """What is served, in SGLang's words."""
-        description = await served.describe()
+    async def read_model_info(context: Context, model: str | None = None) -> ModelInfo:
+        """What is served, in SGLang's words; of several models the first, where none is named."""
+        found = service.models.named(model, context.caller) if model else service.models.first_for(context.caller)
+        description = await found.describe()
         return ModelInfo(
-            model_path=served.name,
+            model_path=found.name,
             architectures=[description.pipeline_class],
             is_image_gen=description.media_kind == "image",
             output_types=[description.media_kind],
@@ -173,8 +176,30 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """200 when every stage can serve, else 503 with what is missing."""
-        content = await read_health(service.stages)
+        """200 when every stage of every model can serve, else 503 with what is missing."""
+        content = await read_health(service.models.stages())
         return JSONResponse(content, status_code=503 if content["missing"] else 200)
 
     return router
+
+
+async def cards_of(model: ModelService) -> list[ModelCard]:
+    """The model under each of its names, and its LoRAs."""
+    served, state = model.served, await state_of(model)
+    models = [
+        ModelCard(id=name, created=served.created, alias_of=served.name if name != served.name else None, **state)
+        for name in served.names
+    ]
+    adapters = [
+        ModelCard(id=name_in_model(served.name, each.name), created=int(each.created), parent=served.name, **state)
+        for each in await model.adapters.all()
+    ]
+    return [*models, *adapters]
+
+
+async def state_of(model: ModelService) -> dict[str, Any]:
+    """The fields of a card that the stages tell."""
+    try:
+        return {"kind": (await model.describe()).media_kind, "state": "ready"}
+    except StageUnavailableError:
+        return {"kind": None, "state": "loading"}

@@ -12,10 +12,11 @@ from deployments.messages import StageDescription
 from serve_app.errors import ConflictError
 from serve_app.http.answers import VideoObject
 from serve_app.http.asked import ASKING_HEADERS
-from serve_app.http.by_job import video_job
+from serve_app.http.by_job import model_for, video_job
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.reading import openapi_content, read_body
 from serve_app.http.routes.videos import answer_with_job
+from serve_app.models.service import ModelService
 from serve_app.requests.bodies import VideoGenerationBody
 from serve_app.requests.edit_bodies import SourceVideo, VideoEditBody, VideoExtensionBody
 from serve_app.requests.input_videos import ReadVideo, read_video
@@ -36,17 +37,21 @@ def video_edit_routes(service: Service) -> APIRouter:
     async def edit_video(request: Request, response: Response, context: Context) -> VideoObject:
         """A new video from a video and a prompt, as long as the first; for models whose pipeline takes `video`."""
         asked = await read_body(request, VideoEditBody)
-        description = await service.model.describe()
-        check_edit(asked, description)
 
-        async def source() -> tuple[VideoGenerationBody, str | None]:
-            video = await _read(service, context, asked.video, last_frame_only=False)
+        async def choose() -> ModelService:
+            model = await model_for(service, context, asked)
+            check_edit(asked, await model.describe())
+            return model
+
+        async def source(model: ModelService) -> tuple[VideoGenerationBody, str | None]:
+            description = await model.describe()
+            video = await _read(service, context, model, asked.video, last_frame_only=False)
             changes: dict[str, Any] = {"video": video.frames} | _like(video, asked, description)
             if "num_frames" in description.parameters:
                 changes["num_frames"] = len(video.frames)
             return asked.model_copy(update=changes), asked.video.id
 
-        return await answer_with_job(service, context, request, response, asked, source)
+        return await answer_with_job(service, context, request, response, asked, source, choose)
 
     @router.post(
         "/v1/videos/extensions",
@@ -55,15 +60,19 @@ def video_edit_routes(service: Service) -> APIRouter:
     async def extend_video(request: Request, response: Response, context: Context) -> VideoObject:
         """What follows a video: a new one that begins with its last frame; for models that start from a picture."""
         asked = await read_body(request, VideoExtensionBody)
-        description = await service.model.describe()
-        check_extension(asked, description)
 
-        async def source() -> tuple[VideoGenerationBody, str | None]:
-            video = await _read(service, context, asked.video, last_frame_only=True)
+        async def choose() -> ModelService:
+            model = await model_for(service, context, asked)
+            check_extension(asked, await model.describe())
+            return model
+
+        async def source(model: ModelService) -> tuple[VideoGenerationBody, str | None]:
+            description = await model.describe()
+            video = await _read(service, context, model, asked.video, last_frame_only=True)
             changes = {"video": None, "image": video.frames[0]} | _like(video, asked, description)
             return asked.model_copy(update=changes), asked.video.id
 
-        return await answer_with_job(service, context, request, response, asked, source)
+        return await answer_with_job(service, context, request, response, asked, source, choose)
 
     @router.post("/v1/videos/characters", include_in_schema=False)
     @router.get("/v1/videos/characters/{character_id}", include_in_schema=False)
@@ -97,14 +106,16 @@ def check_extension(body: VideoExtensionBody, description: StageDescription) -> 
         body.refuse(InvalidRequestError("image is not supported here: the video's last frame is the picture", "image"))
 
 
-async def _read(service: Service, context: RequestContext, source: SourceVideo, last_frame_only: bool) -> ReadVideo:
+async def _read(
+    service: Service, context: RequestContext, model: ModelService, source: SourceVideo, last_frame_only: bool
+) -> ReadVideo:
     data = source.data
     if data is None:
         job = await video_job(service, context, source.id or "")
         if job.status != "completed":
             raise ConflictError(f"the video {job.id!r} cannot be used: it is {job.status}", "video", "video_not_ready")
         data, _ = await service.storage.load(job.outputs[0].key)
-    return await asyncio.to_thread(read_video, data, service.args.limits, last_frame_only)
+    return await asyncio.to_thread(read_video, data, model.limits, last_frame_only)
 
 
 def _like(source: ReadVideo, body: VideoGenerationBody, description: StageDescription) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from serve_app.http.asked import (
     how_asked,
     idempotency_key,
 )
-from serve_app.http.by_job import answer_generation, video_job
+from serve_app.http.by_job import ChooseModel, answer_generation, model_for, video_job
 from serve_app.http.byte_ranges import file_answer
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.openapi import FILE_ANSWERS, JOB_ACCEPTED
@@ -38,6 +38,7 @@ from serve_app.http.reading import JSONRoute, openapi_content, read_body
 from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
+from serve_app.models.service import ModelService
 from serve_app.requests.argument_values import check_text
 from serve_app.requests.bodies import VideoGenerationBody
 from serve_app.requests.edit_bodies import VideoRemixBody
@@ -45,8 +46,8 @@ from serve_app.service import Service
 from serve_app.storage.outputs import OutputURLs
 from serve_app.storage.previews import spritesheet, thumbnail
 
-# What is to be made, once it is read, and the id of the video that it comes from.
-ReadSource = Callable[[], Awaitable[tuple[VideoGenerationBody, str | None]]]
+# What the model is to make, once it is read, and the id of the video that it comes from.
+ReadSource = Callable[[ModelService], Awaitable[tuple[VideoGenerationBody, str | None]]]
 Variant = Literal["video", "thumbnail", "spritesheet"]
 PREVIEWS = {"thumbnail": thumbnail, "spritesheet": spritesheet}
 POLL_HEADER = "openai-poll-after-ms"  # the client waits so long before it asks again
@@ -73,10 +74,13 @@ def video_routes(service: Service) -> APIRouter:
         """A video as a job; it is stored before this is answered, and survives the end of any process."""
         body = await read_body(request, VideoGenerationBody)
 
-        async def source() -> tuple[VideoGenerationBody, str | None]:
+        async def source(_: ModelService) -> tuple[VideoGenerationBody, str | None]:
             return body, None
 
-        return await answer_with_job(service, context, request, response, body, source)
+        async def choose() -> ModelService:
+            return await model_for(service, context, body)
+
+        return await answer_with_job(service, context, request, response, body, source, choose)
 
     @router.get("/v1/videos")
     async def list_videos(
@@ -140,15 +144,16 @@ def video_routes(service: Service) -> APIRouter:
         if known is not None:  # the original may be gone since
             return await _answer(service, context, how, known, response)
         original = await video_job(service, context, video_id)
-        description = await service.model.describe()
+        model = await model_to_remix(service, context, original)
+        description = await model.describe()
         if not description.takes("prompt"):
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
-        check_text("prompt", body.prompt, service.args.limits)
+        check_text("prompt", body.prompt, model.limits)
         if not body.prompt.strip():
             raise InvalidRequestError("prompt must not be empty", "prompt", "missing_required_parameter")
         job_id = new_job_id("video")
         requests = [
-            await service.renewed(_remixed(each, service.model.name, body.prompt, job_id, number))
+            await model.renewed(_remixed(each, model.name, body.prompt, job_id, number))
             for number, each in enumerate(await service.jobs.requests_of(original))
         ]
         shown = shown_of_video(requests[0], description) | {
@@ -173,6 +178,7 @@ async def answer_with_job(
     response: Response,
     asked: VideoGenerationBody,
     source: ReadSource,
+    choose: ChooseModel,
 ) -> VideoObject:
     """The job that makes what `asked` says, as soon as it is stored; with `Prefer: wait` as it stands then.
 
@@ -187,10 +193,11 @@ async def answer_with_job(
     key = idempotency_key(how, request.url.path, asked)
     job = await service.jobs.job_of_key(context.caller, key)
     if job is None:
-        body, source_id = await source()
+        model = await choose()
+        body, source_id = await source(model)
         job_id = new_job_id("video")
-        requests = await service.parse(body, context.caller, job_id, how.limits)
-        shown = shown_of_video(requests[0], await service.model.describe()) | {
+        requests = await model.parse(body, context.caller, job_id, how.limits)
+        shown = shown_of_video(requests[0], await model.describe()) | {
             "remixed_from_video_id": source_id,
             "base_url": context.base_url,
         }
@@ -201,6 +208,12 @@ async def answer_with_job(
             is_awaited=bool(how.wait_s), previews=body.partial_images or 0, limits=how.limits,
         )  # fmt: skip
     return await _answer(service, context, how, job, response)
+
+
+async def model_to_remix(service: Service, context: RequestContext, original: Job) -> ModelService:
+    """The one that made the original, or the one for videos where that is no longer served."""
+    earlier = service.models.of_earlier(original.asked.model, context.caller)
+    return earlier or await service.models.meant_by(VideoGenerationBody(), context.caller)
 
 
 def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, number: int) -> GenerationRequest:

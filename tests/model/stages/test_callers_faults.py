@@ -60,7 +60,7 @@ def server(
 
 
 def asked(server: ModelServer, **changes: Any) -> Any:
-    name = server.service.model.name
+    name = server.model.name
     body = {"prompt": "a fox", "seed": 1, **GOOD[name], **changes}
     if "sigmas" in changes.get("extra_args", {}):  # beside them steps have no effect
         del body["num_inference_steps"]
@@ -69,7 +69,7 @@ def asked(server: ModelServer, **changes: Any) -> Any:
 
 
 def test_a_request_that_cannot_be_made_is_refused_with_its_argument(server: ModelServer) -> None:
-    for changes, param in FAULTS[server.service.model.name]:
+    for changes, param in FAULTS[server.model.name]:
         answer = asked(server, **changes)
         assert answer.status_code == 400, (changes, answer.text)
         error = answer.json()["error"]
@@ -84,14 +84,14 @@ def test_numbers_that_are_none_are_the_fault_of_a_value_beyond_sense_and_change_
     server: ModelServer,
 ) -> None:
     arguments = {"prompt": "a fox", "num_inference_steps": 1, "width": 32, "height": 32, "guidance_scale": 3e38}
-    if server.service.model.name == "flux":
+    if server.model.name == "flux":
         arguments |= {"true_cfg_scale": 3e38, "negative_prompt": "x"}
-    if server.service.model.name == "sd15_inpaint":
+    if server.model.name == "sd15_inpaint":
         return  # begins with a picture
     request = GenerationRequest("r", "m", arguments, 0, OutputFormat("image", "png"))
     with pytest.raises(InvalidRequestError, match="not numbers"):
         server.make(request)
-    assert server.service.stages.hand_off_of(request) == "first"
+    assert server.model.stages.hand_off_of(request) == "first"
 
 
 def test_hostile_requests_find_no_failure_of_the_server(server: ModelServer) -> None:

@@ -65,6 +65,7 @@ ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "de
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
 LORA_ROOM = room("serve_app.adapters")  # those of the configuration, and those that were added while running
+MODELS = room("serve_app.models")  # each with all that its requests need, and which of them a request means
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
 # What every room of the application may ask.
 LORAS = ("deployments.adapters.args", "deployments.adapters.use")
@@ -77,6 +78,7 @@ RULES = (
         (
             "serve_app.ingress",
             "serve_app.service",
+            "serve_app.models.args",
             "serve_app.adapters.places",
             *DOOR,
             "deployments.replicas.table",
@@ -116,6 +118,7 @@ RULES = (
             "serve_app.public_address",
             *JOBS,
             *LORA_ROOM,
+            *MODELS,
             *MAKING,
             *REQUESTS,
             *STORAGE,
@@ -124,8 +127,19 @@ RULES = (
     ),
     Rule(
         ("serve_app.service",),
-        ("serve_app.api_keys", "serve_app.public_address", *JOBS, *LORA_ROOM, *MAKING, *REQUESTS, *STORAGE, *DOOR),
+        (
+            "serve_app.api_keys",
+            "serve_app.public_address",
+            *JOBS,
+            *LORA_ROOM,
+            *MODELS,
+            *MAKING,
+            *REQUESTS,
+            *STORAGE,
+            *DOOR,
+        ),
     ),
+    Rule(MODELS, (*MODELS, *JOBS, *LORA_ROOM, *MAKING, *REQUESTS, *STORAGE, *DOOR), never=HTTP),
     Rule(
         LORA_ROOM,
         (

@@ -13,10 +13,12 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from benchmarks.report import table_in
 from deployments.plan.budget import needed, usable
+from deployments.plan.cards import card_of
 from env_config.ray_proxy import AROUND_PROXY, VARIABLE
-from serve_app.app import AppArgs, build_app
+from serve_app.app import AppArgs, ModelEntry, build_app
 from serve_app.tools.check_config import check_config, deployment_names
 from serve_app.tools.fits import demanded
+from tests.support.measured_published import kept_measurement
 from tests.support.planned_configs import PAGE, comment, planned_comment, planned_files, planned_table
 from tests.support.planned_configs import application_of as planned_application
 
@@ -25,9 +27,9 @@ SERVE_FILES = sorted(FOLDER.rglob("serve_*.yaml"))
 KUBERAY_FILES = sorted(FOLDER.glob("kuberay_*.yaml"))
 CLUSTER_FILES = sorted(FOLDER.glob("cluster_*.yaml"))
 DEPLOYMENTS = {
-    "three_stage": {"Ingress", "Encoder", "Denoiser", "VAE"},
-    "two_stage": {"Ingress", "EncoderVAE", "Denoiser"},
-    "one_stage": {"Ingress", "Pipeline"},
+    "three_stage": {"Encoder", "Denoiser", "VAE"},
+    "two_stage": {"EncoderVAE", "Denoiser"},
+    "one_stage": {"Pipeline"},
 }
 PIPELINES = {  # what `model_index.json` of each checkpoint names
     "checkpoints/emoji-flux": "FluxPipeline",
@@ -56,12 +58,20 @@ def application_of(file: Path) -> Any:
     return application
 
 
+ENTRIES = [
+    (f"{file.name} {name}", entry)
+    for file in SERVE_FILES
+    for name, entry in AppArgs(**application_of(file)["args"]).entries.items()
+]
+ONE_MODEL = [file for file in SERVE_FILES if "model" in application_of(file)["args"]]
+
+
 def test_the_promised_models_are_there() -> None:
-    assert {application_of(file)["args"]["model"] for file in SERVE_FILES} == set(PIPELINES)
+    assert {entry.model for _, entry in ENTRIES} == set(PIPELINES)
 
 
 def test_every_placement_has_an_example() -> None:
-    assert {placement_of(application_of(file)) for file in SERVE_FILES} == set(DEPLOYMENTS)
+    assert {entry.placement for _, entry in ENTRIES} == set(DEPLOYMENTS)
 
 
 @pytest.mark.parametrize("file", SERVE_FILES + KUBERAY_FILES, ids=file_name)
@@ -71,9 +81,10 @@ def test_a_file_has_no_problems(file: Path) -> None:
 
 @pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
 def test_a_file_builds_the_deployments_of_its_placement(file: Path) -> None:
-    application = application_of(file)
-    built = deployment_names(build_app(AppArgs(**application["args"])))
-    assert set(built) == DEPLOYMENTS[placement_of(application)]
+    args = AppArgs(**application_of(file)["args"])
+    named = {name: f"-{name}" if args.models else "" for name in args.entries}
+    stages = {f"{kind}{named[name]}" for name, entry in args.entries.items() for kind in DEPLOYMENTS[entry.placement]}
+    assert set(deployment_names(build_app(args))) == {"Ingress", *stages}
 
 
 @pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
@@ -81,10 +92,9 @@ def test_a_file_opens_its_port_to_this_machine_only(file: Path) -> None:
     assert load(file)["http_options"]["host"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
-def test_the_defaults_are_within_the_limits(file: Path) -> None:
-    args = AppArgs(**application_of(file)["args"])
-    defaults, limits = args.default_arguments, args.limits
+@pytest.mark.parametrize(("name", "entry"), ENTRIES)
+def test_the_defaults_are_within_the_limits(name: str, entry: ModelEntry) -> None:
+    defaults, limits = entry.default_arguments, entry.limits
     if "width" in defaults:  # else it follows from the picture
         assert defaults["width"] * defaults["height"] <= limits.max_pixels
         assert max(defaults["width"], defaults["height"]) <= limits.max_side
@@ -92,12 +102,11 @@ def test_the_defaults_are_within_the_limits(file: Path) -> None:
     assert defaults.get("num_frames", 1) <= limits.max_frames
 
 
-@pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
-def test_the_pipeline_takes_the_defaults(file: Path) -> None:
+@pytest.mark.parametrize(("name", "entry"), ENTRIES)
+def test_the_pipeline_takes_the_defaults(name: str, entry: ModelEntry) -> None:
     """The replica would refuse them too, but only after the weights were downloaded."""
-    args = AppArgs(**application_of(file)["args"])
-    pipeline_class = getattr(diffusers, PIPELINES[args.model])
-    assert set(args.default_arguments) <= set(inspect.signature(pipeline_class.__call__).parameters)
+    pipeline_class = getattr(diffusers, PIPELINES[entry.model])
+    assert set(entry.default_arguments) <= set(inspect.signature(pipeline_class.__call__).parameters)
 
 
 @pytest.mark.parametrize("file", SERVE_FILES, ids=file_name)
@@ -137,9 +146,23 @@ def test_a_file_was_planned_at_its_default_size(file: Path) -> None:
 
 
 def test_every_file_for_a_gpu_has_its_plan_and_the_page_has_them_all() -> None:
-    on_gpus = [file for file in SERVE_FILES if "TARGET_DEVICE: cuda" in file.read_text(encoding="utf-8")]
+    on_gpus = [file for file in ONE_MODEL if "TARGET_DEVICE: cuda" in file.read_text(encoding="utf-8")]
     assert list(planned_files()) == on_gpus
     assert table_in(PAGE.read_text(encoding="utf-8"), "plan") == planned_table()
+
+
+def test_several_models_fit_their_cards_together() -> None:
+    file = FOLDER / "serve_many_models.yaml"
+    application, card = application_of(file), card_of("H100")
+    args = AppArgs(**application["args"])
+    all_demands = [
+        demand
+        for name, entry in args.entries.items()
+        for demand in demanded(kept_measurement(entry.model), args, application, entry.denoising.max_batch_size, name)
+    ]
+    totals = needed(all_demands)
+    assert len(totals) == 4
+    assert max(totals.values()) <= usable(card.num_bytes)
 
 
 MISTAKES: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
@@ -208,11 +231,6 @@ def test_a_cluster_runs_the_pinned_ray(file: Path) -> None:
     assert set(named) == {pinned}
 
 
-def placement_of(application: Any) -> str:
-    placement: str = application["args"].get("placement", "three_stage")
-    return placement
-
-
 @pytest.mark.parametrize("file", SERVE_FILES + KUBERAY_FILES, ids=file_name)
 def test_an_ingress_that_is_replaced_may_answer_all_that_its_queue_holds(file: Path) -> None:
     """By default, and where the file says another number."""
@@ -222,7 +240,7 @@ def test_an_ingress_that_is_replaced_may_answer_all_that_its_queue_holds(file: P
     ingress = build_app(args)._bound_deployment
     by_file = {each["name"]: each for each in application["deployments"]}.get("Ingress", {})
     draining_s = by_file.get("graceful_shutdown_timeout_s", ingress._deployment_config.graceful_shutdown_timeout_s)
-    assert draining_s >= args.admission.max_queue_s + 300
+    assert draining_s >= max(entry.admission.max_queue_s for entry in args.entries.values()) + 300
     assert ingress._deployment_config.max_surge_percent == 100
 
 

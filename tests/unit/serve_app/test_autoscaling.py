@@ -133,6 +133,17 @@ def test_what_is_in_work_in_each_replica_is_no_queue() -> None:
     assert decide({"Denoiser": context(*four, target=4)}, cooldown_s=0) == {"Denoiser": 3}
 
 
+def test_the_stages_of_one_model_hear_nothing_of_the_requests_of_another() -> None:
+    """Each decides as it would alone; what all may have together is shared."""
+    busy = three_stages(rate=10, seconds=(0.2, 4.0, 0.8))
+    idle = three_stages(rate=0.1, seconds=(0.2, 40.0, 0.8), num_waiting=0)
+    both = {f"{name}-{model}": each for model, told in (("a", busy), ("b-c", idle)) for name, each in told.items()}
+    alone = {model: decide(told, target_queue_s=1e12) for model, told in (("a", busy), ("b-c", idle))}
+    decided = decide(both, target_queue_s=1e12)
+    assert decided == {f"{name}-{model}": count for model, each in alone.items() for name, count in each.items()}
+    assert sum(decide(both, max_replicas_in_all=20).values()) == 20
+
+
 def test_there_are_no_more_replicas_than_requests() -> None:
     lone_video = replica("denoiser", request_s=600.0, rate=1 / 30, waiting=1)
     assert decide({"Denoiser": context(lone_video)}) == {"Denoiser": 1}

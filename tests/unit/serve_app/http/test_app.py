@@ -22,7 +22,7 @@ def planted_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/planted")
     async def read_planted() -> dict[str, str]:
-        return {"model": service.model.name}
+        return {"model": service.models.all()[0].name}
 
     return router
 
@@ -44,7 +44,7 @@ class PlantedHeader:
 
 
 def planted_header(service: Service) -> Middleware:
-    return Middleware(PlantedHeader, value=service.model.name)
+    return Middleware(PlantedHeader, value=service.models.all()[0].name)
 
 
 async def test_a_row_adds_a_family_of_routes_and_another_a_header_to_every_answer(tmp_path: Path) -> None:

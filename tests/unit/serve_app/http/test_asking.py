@@ -273,7 +273,7 @@ async def test_what_takes_longer_than_its_caller_allows_is_cancelled_and_told(
     async with held(tmp_path) as (server, client):
         answer = await client.post(IMAGES, json=BODY | {"stream": "stream" in way}, headers=headers)
         await until(lambda: server.cancelled == len(server.server.requests))
-        assert server.server.service.admission.num_pending == 0
+        assert server.server.model.admission.num_pending == 0
         for job in (await client.get("/v1/jobs")).json()["data"]:
             assert (job["status"], job["error"]["code"]) == ("cancelled", LIMITS[header])
     error = events_of(answer)[-1][1]["error"] if "stream" in way else answer.json()["error"]

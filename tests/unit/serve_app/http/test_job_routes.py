@@ -185,7 +185,7 @@ async def test_two_callers_who_ask_the_same_at_once_share_one_generation(tmp_pat
         body = {"prompt": "x", "seed": 3}
         asked = [asyncio.ensure_future(client.post(IMAGES, json=body)) for _ in range(3)]
         async with asyncio.timeout(60):
-            while server.service.admission.num_pending < 3:  # noqa: ASYNC110
+            while server.model.admission.num_pending < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         go.set()
         answers = await asyncio.gather(*asked)

@@ -177,7 +177,7 @@ async def test_a_job_that_is_not_done_has_no_files(tmp_path: Path) -> None:
 async def watch_of(server: Server, **changes: Any) -> ClusterWatch:
     await server.open()
     service = server.service
-    return ClusterWatch(service.stages, service.admission, service.jobs, look_s=0.01, **changes)
+    return ClusterWatch(service.models, service.jobs, look_s=0.01, **changes)
 
 
 async def test_however_many_watch_each_replica_is_asked_once_a_look_and_by_nobody_when_they_have_left(

@@ -72,7 +72,7 @@ class Machine:
     def store(self, model: str | None = None) -> JobStore:
         engine = open_database(None, put_tables(self.path))
         clocks = {"clock": self.wall, "monotonic": self.monotonic}
-        self.stores.append(JobStore(engine, lifetime_s=DAY_S, model=model, **clocks))
+        self.stores.append(JobStore(engine, lifetime_s=DAY_S, models=None if model is None else [model], **clocks))
         return self.stores[-1]
 
 

@@ -56,6 +56,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhooks import sender
 from serve_app.jobs.webhooks.delivery import WebhookRules
 from serve_app.making.admission import Admission, AdmissionArgs
+from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
@@ -118,8 +119,11 @@ class Stages:
         return Media((MediaFile(bytes([state]) * 100, "video/mp4", 32, 32, 9, 16.0),), self.seconds)
 
 
-async def describe() -> StageDescription:
-    return TEXT_TO_IMAGE
+class Described:
+    """In place of a served model."""
+
+    async def describe(self) -> StageDescription:
+        return TEXT_TO_IMAGE
 
 
 class Folder:
@@ -140,7 +144,9 @@ class Folder:
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, serves)
+        described: Any = Described()
+        models = {serves: MakeAtOnce(stages.make, admission, described)}
+        jobs = Jobs(job_args, self.path, "app", models, self.storage, webhook_rules)
         jobs.start()
         try:
             yield jobs
@@ -250,7 +256,7 @@ async def test_what_was_stored_before_a_takeover_is_not_made_again(folder: Folde
                 await asyncio.Event().wait()
             return await make(request, follower)
 
-        first.runner.make = first_only
+        first.runner.models["wan"].make = first_only
         await submit(first, n=2)
         await until(lambda: first.store.get("video_1").outputs)
         for loop in first.runner._loops:
@@ -311,7 +317,7 @@ async def test_a_job_whose_stage_cannot_reach_what_it_needs_waits_alone(
     async with folder.runner(stages) as jobs:
         await submit(jobs)
         assert (await ended(jobs)).status == "completed"
-        assert jobs.runner._paused_until == 0.0
+        assert jobs.runner.models["wan"].paused_until == 0.0
     assert len(stages.began_at) == 4
 
 
@@ -323,13 +329,13 @@ async def test_no_other_job_is_begun_while_the_stages_are_away_and_the_pauses_gr
     stages.failures = [RayServeException("no replica") for _ in range(2)]
     began: list[float] = []
     async with folder.runner(stages, max_running=1) as jobs:
-        make = jobs.runner.make
+        make = jobs.runner.models["wan"].make
 
         async def timed(*arguments: Any) -> Media:
             began.append(time.monotonic())
             return await make(*arguments)
 
-        jobs.runner.make = timed
+        jobs.runner.models["wan"].make = timed
         for job_id in ("video_1", "video_2"):
             await submit(jobs, job_id)
         for job_id in ("video_1", "video_2"):
@@ -636,7 +642,7 @@ async def test_a_job_that_has_begun_stays_so_and_loses_nothing_where_the_store_w
         return await Stages.make(stages, request, follower)
 
     async with folder.runner(stages) as jobs:
-        jobs.runner.make = make
+        jobs.runner.models["wan"].make = make
         failed = []
         for name in ("save_beginning", "save_warnings", "save_progress", "save_event", "save_checkpoint"):
             monkeypatch.setattr(jobs.store, name, failing_once(name, getattr(jobs.store, name), failed))
@@ -890,8 +896,8 @@ async def test_jobs_of_before_a_restart_still_count(folder: Folder) -> None:
     folder.admission = Admission(AdmissionArgs(max_job_queue_s=12, first_guess_s=5))
     async with folder.runner(later, max_running=1) as jobs:
         await later.reached.wait()
-        await until(lambda: jobs.ledger.admission.queue_s(with_waiting_jobs=False) == 5)
-        assert jobs.ledger.admission.queue_s() == 10
+        await until(lambda: jobs.models["wan"].admission.queue_s(with_waiting_jobs=False) == 5)
+        assert jobs.models["wan"].admission.queue_s() == 10
         with pytest.raises(OverloadedError) as refused:
             await submit(jobs, "video_3")
         assert refused.value.retry_after_s == 3

@@ -254,7 +254,7 @@ async def test_health_is_answered_when_no_more_requests_are_and_these_get_429():
         if scope["path"] != "/health":
             await let_go.wait()
 
-    room = RoomForRequests(ends_when_told, Admission(AdmissionArgs()), max_requests=2)
+    room = RoomForRequests(ends_when_told, Admission(AdmissionArgs()).overloaded, max_requests=2)
     sent: list[dict[str, Any]] = []
 
     async def send(message):
@@ -322,9 +322,9 @@ async def test_too_many_requests_get_429_with_retry_after_and_the_others_their_p
             assert answer.headers["retry-after"] == "5"
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
             assert answer.json()["error"]["type"] == "rate_limit_error"
-    assert server.service.admission.num_pending == 0
+    assert server.model.admission.num_pending == 0
     told = sum(envelope.refused_before for envelope in server.handle.envelopes)
-    assert told + server.service.admission.take_refused() == 4
+    assert told + server.model.admission.take_refused() == 4
 
 
 async def test_limits_per_key_count_by_the_label_of_the_key(server, tmp_path):
@@ -361,7 +361,7 @@ async def test_failures_and_hung_up_callers_leave_the_queue_empty(server):
 
     server.make = fail
     assert (await server.post("/v1/images/generations", json={"prompt": "x", "n": 3})).status_code == 500
-    assert server.service.admission.num_pending == 0
+    assert server.model.admission.num_pending == 0
 
     async def never(_: GenerationRequest) -> Media:
         await asyncio.Event().wait()
@@ -370,10 +370,10 @@ async def test_failures_and_hung_up_callers_leave_the_queue_empty(server):
     server.make = never
     for body in ({"prompt": "x"}, {"prompt": "x", "stream": True}):
         asked = asyncio.ensure_future(server.post("/v1/images/generations", json=body))
-        await until(lambda: server.service.admission.num_pending == 1)
+        await until(lambda: server.model.admission.num_pending == 1)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        await until(lambda: server.service.admission.num_pending == 0)
+        await until(lambda: server.model.admission.num_pending == 0)
 
 
 async def test_answers_tell_the_seconds_of_waiting_and_of_computing(server):

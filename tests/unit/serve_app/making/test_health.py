@@ -29,10 +29,10 @@ async def test_a_controller_that_never_answers_does_not_hold_up_the_answer(monke
     thread = ThreadPoolExecutor(1)
     monkeypatch.setattr(health, "CONTROLLER_THREAD", thread)
     monkeypatch.setattr(health, "TIMEOUT_S", 0.05)
-    monkeypatch.setattr(health, "running_deployments", lambda _: stopped.wait(30))
+    monkeypatch.setattr(health, "deployment_states", lambda _: stopped.wait(30))
     silent: Any = Silent()
     for _ in range(3):
-        answer = await read_health(Stages(silent, silent, silent))
+        answer = await read_health({"m": Stages(silent, silent, silent)})
         assert (answer["status"], answer["missing"]) == ("loading", ["Silent"])
         assert answer["stages"]["Silent"]["detail"] == NO_ANSWER
     stopped.set()
@@ -40,17 +40,31 @@ async def test_a_controller_that_never_answers_does_not_hold_up_the_answer(monke
 
 
 async def test_a_stage_whose_replicas_are_busy_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "running_deployments", lambda _: {"Silent"})
+    monkeypatch.setattr(health, "deployment_states", lambda _: {"Silent": "running"})
     silent: Any = Silent()
-    assert (await read_health(Stages(silent, silent, silent)))["status"] == "ok"
+    assert (await read_health({"m": Stages(silent, silent, silent)}))["status"] == "ok"
 
 
 async def test_a_stage_that_starts_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {("app", "Silent"): "warming up, request 1 of 2: step 3 of 28"}
-    monkeypatch.setattr(health, "running_deployments", lambda _: set())
+    monkeypatch.setattr(health, "deployment_states", lambda _: {})
     monkeypatch.setattr(health, "told_start", lambda *asked: told.get(asked))
     silent: Any = Silent()
-    answer = await read_health(Stages(silent, silent, silent))
+    answer = await read_health({"m": Stages(silent, silent, silent)})
     assert answer["stages"]["Silent"] == {"ready": False, "detail": "warming up, request 1 of 2: step 3 of 28"}
     told.clear()
-    assert (await read_health(Stages(silent, silent, silent)))["stages"]["Silent"]["detail"] == NO_ANSWER
+    assert (await read_health({"m": Stages(silent, silent, silent)}))["stages"]["Silent"]["detail"] == NO_ANSWER
+
+
+async def test_a_model_whose_replicas_fail_to_start_is_named_and_the_others_are_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good, bad = Silent(), Silent()
+    good.deployment_name, bad.deployment_name = "Pipeline-flux", "Pipeline-wan"
+    monkeypatch.setattr(health, "deployment_states", lambda _: {"Pipeline-flux": "running", "Pipeline-wan": "failed"})
+    monkeypatch.setattr(health, "told_start", lambda *_: None)
+    models: Any = {"flux": (good,) * 3, "wan": (bad,) * 3}
+    answer = await read_health({name: Stages(*handles) for name, handles in models.items()})
+    assert (answer["status"], answer["missing"]) == ("loading", ["Pipeline-wan"])
+    assert answer["models"] == {"flux": "ready", "wan": "loading"}
+    assert answer["stages"]["Pipeline-wan"]["detail"] == health.FAILED

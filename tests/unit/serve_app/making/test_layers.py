@@ -26,9 +26,11 @@ def count(make: Make, context: LayerContext) -> Make:
 async def test_a_row_puts_a_layer_round_everything_that_is_made(tmp_path: Path) -> None:
     env = EnvConfig.model_validate({"runtime": {"cache_root": tmp_path}})
     stages = played(PlayedHandle(TEXT_TO_IMAGE, make_at_once, make_at_once))
-    service = await open_service(ServiceArgs(model_name="m"), env, stages, "app", (Layer("planted", count), *LAYERS))
+    service = await open_service(
+        ServiceArgs(model_name="m"), env, {"m": stages}, "app", (Layer("planted", count), *LAYERS)
+    )
     try:
-        [media] = await service.at_once.all([generation("a")], "")
+        [media] = await service.models.all()[0].at_once.all([generation("a")], "")
     finally:
         service.close()
     assert media.seconds["planted"] == 1.0

@@ -146,7 +146,7 @@ async def test_answers_and_stored_files_are_signed_and_show_the_same_picture(tmp
 
 async def test_equal_requests_at_the_same_time_get_the_same_signed_bytes(tmp_path: Path, chain: Chain) -> None:
     async def make_when_both_have_asked(request: GenerationRequest) -> Media:
-        await until(lambda: server.service.admission.num_pending == 2)
+        await until(lambda: server.model.admission.num_pending == 2)
         return await make_at_once(request)
 
     with serving(tmp_path / "outputs") as server:

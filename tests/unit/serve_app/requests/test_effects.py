@@ -114,7 +114,7 @@ async def test_a_request_waits_no_longer_than_it_may_take(
     await server.open()
     body = ImageGenerationBody(prompt="x", guidance_scale=2, deadline_s=deadline_s)
     async with asyncio.timeout(20):
-        [request] = await server.service.parse(body, "caller", limits=limits)
+        [request] = await server.model.parse(body, "caller", limits=limits)
     assert [each.code for each in request.warnings] == ["not_checked"]
 
 

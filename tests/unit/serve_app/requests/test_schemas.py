@@ -432,7 +432,7 @@ def test_the_answer_with_a_video_says_how_long_it_is():
 
 
 def test_the_openai_client_reads_the_list_of_models():
-    listed = ModelList(data=[ModelCard(id="tiny", created=1)]).model_dump()
+    listed = ModelList(data=[ModelCard(id="tiny", created=1, state="ready")]).model_dump()
     assert listed["object"] == "list"
     assert openai.types.Model.model_validate(listed["data"][0], strict=True).id == "tiny"
 

@@ -2,7 +2,7 @@
 
 import { callJSON, CallError, getKey, inWordsOf, keys, newId, patience, pause, setKey } from "./api.js";
 import { markOwn, watchWhile } from "./cluster.js";
-import { byId, say, tell } from "./dom.js";
+import { byId, el, say, tell } from "./dom.js";
 import { makeForm } from "./form.js";
 import { keep, makeGallery } from "./gallery.js";
 import { startRun } from "./runs.js";
@@ -11,7 +11,8 @@ import { showSnippets } from "./snippets.js";
 import { openStore } from "./store.js";
 
 const THEMES = ["system", "light", "dark"];
-let served = null; // {details, form}, once the server has told
+let served = null; // {details, form, isOneOfSeveral}, once the server has told
+let asking = null; // the latest that asks what the chosen model takes
 
 const store = await openStore();
 tell(byId("notice"), store.trouble);
@@ -24,17 +25,26 @@ gallery.show(await store.all("items"));
 for (const run of await store.all("runs")) begin(run);
 setUpForm();
 
-/** Asks what is served until it is told, and says meanwhile why not. */
+/** Asks what the chosen model takes until it is told, and says meanwhile why not; another one may be chosen then. */
 async function setUpForm() {
+  const mine = (asking = {});
+  served = null;
+  byId("generate").disabled = true;
   for (let tries = 0; !served; tries++) {
     try {
-      const details = await readModel();
-      const form = makeForm(fieldsOf(details), await readAdapters());
-      served = { details, form };
+      const models = await readModels();
+      if (mine !== asking) return;
+      offer(models);
+      const details = await readModel(byId("model").value);
+      const adapters = await readAdapters(details.id);
+      if (mine !== asking) return;
+      served = { details, form: makeForm(fieldsOf(details), adapters), isOneOfSeveral: models.length > 1 };
     } catch (error) {
+      if (mine !== asking) return;
       tell(byId("notice"), error instanceof CallError ? inWordsOf(error) : error.message);
       if (error.status === 401) await new Promise((resolve) => keys.addEventListener("given", resolve, { once: true }));
       else await pause(patience(error, tries));
+      if (mine !== asking) return;
     }
   }
   tell(byId("notice"), store.trouble);
@@ -43,17 +53,36 @@ async function setUpForm() {
   byId("generate").disabled = false;
 }
 
-async function readModel() {
+/** The models by their own names, without their LoRAs. */
+async function readModels() {
   const { data } = await callJSON("v1/models");
-  const details = await callJSON(`v1/models/${data[0].id.split("/").map(encodeURIComponent).join("/")}`);
+  const models = data.filter((each) => !each.parent && !each.alias_of);
+  if (!models.length) throw new CallError(404, "No model is served here for this key.");
+  return models;
+}
+
+/** The choice is shown where there is one. */
+function offer(models) {
+  const choice = byId("model");
+  const before = choice.value;
+  const told = ({ id, kind, state }) => `${id}${kind ? ` (${kind})` : ""}${state === "ready" ? "" : ", loading"}`;
+  choice.replaceChildren(...models.map((each) => el("option", { value: each.id }, told(each))));
+  if (models.some((each) => each.id === before)) choice.value = before;
+  byId("models").hidden = models.length < 2;
+}
+
+byId("model").addEventListener("change", setUpForm);
+
+async function readModel(name) {
+  const details = await callJSON(`v1/models/${name.split("/").map(encodeURIComponent).join("/")}`);
   if (!details.arguments) throw new CallError(503, "The model is loading.", { retryAfter: 2 });
   return details;
 }
 
-/** LoRAs that a request may name; none where the server has no route for them. */
-async function readAdapters() {
+/** LoRAs that a request of the model may name; none where the server has no route for them. */
+async function readAdapters(model) {
   try {
-    return (await callJSON("v1/loras")).data;
+    return (await callJSON("v1/loras")).data.filter((each) => each.parent === model);
   } catch (error) {
     if (error.status === 404) return [];
     throw error;
@@ -79,8 +108,9 @@ byId("copy-call").onclick = () => {
 function bodyOfForm() {
   tell(byId("form-error"), "");
   try {
-    const { previews } = served.details.asked;
-    return { ...served.form.body(), ...(previews ? { partial_images: previews } : {}) };
+    const { details, form, isOneOfSeveral } = served;
+    const { previews } = details.asked;
+    return { ...(isOneOfSeveral ? { model: details.id } : {}), ...form.body(), ...(previews ? { partial_images: previews } : {}) };
   } catch (error) {
     tell(byId("form-error"), error.message);
     return null;
@@ -99,8 +129,12 @@ async function onmade(items) {
 }
 
 /** Its settings into the form: one, with its seed. */
-function again(item) {
-  const { n, ...body } = item.body;
+async function again(item) {
+  const { n, model, ...body } = item.body;
+  if (model && model !== served?.details.id && [...byId("model").options].some((each) => each.value === model)) {
+    byId("model").value = model;
+    await setUpForm();
+  }
   served?.form.fill(item.seed === undefined ? item.body : { ...body, seed: item.seed });
   location.hash = "#make";
   byId("field-prompt")?.focus();
