@@ -264,8 +264,9 @@ class DenoiseRun:
         self, outcome: HandOff | Result, num_steps: int, moment: Moment, here: StagePipeline | None = None
     ) -> DecodeInputs:
         """Beside the forwards of other requests, which are queued by now."""
-        with beside_forwards(self.denoiser.stage.device, moment):
-            return pack_outcome(outcome, num_steps, (*self.conditioning.warnings, *self.warnings), here)
+        device, warnings = self.denoiser.stage.device, (*self.conditioning.warnings, *self.warnings)
+        with beside_forwards(device, moment):
+            return pack_outcome(outcome, device, num_steps, warnings, here)
 
     def _feature_states(self) -> dict[str, Any] | None:
         limit = self.denoiser.args.max_checkpoint_cache_bytes
