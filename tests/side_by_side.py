@@ -1,4 +1,4 @@
-"""Tests of several folders, two folders at a time; `make test`, `make test TESTS=all` and `make test TESTS=rest`.
+"""Tests of several folders, two folders at a time: `make test`, `make test TESTS=all` (with lint) and `TESTS=rest`.
 
     python -m tests.side_by_side quick | all | rest
 
@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LINT = "lint"  # `make lint`, among the folders
 # The longest first, so that both lanes end together. A folder inside another is run on its own only.
 UNIT = ("tests/unit", "tests/unit/deployments", "tests/unit/serve_app/http")
 ALL = ("tests/served", "tests/model", "tests/parity/core", *UNIT, "tests/services", "tests/variables", "tests/page")
-RUNS = {"quick": UNIT, "all": ALL, "rest": ALL}
+RUNS = {"quick": UNIT, "all": (*ALL, LINT), "rest": ALL}
 MARKED = {"quick": "not rest", "all": "not rest", "rest": "rest"}  # the tests of a run, as pytest's -m takes them
 AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
@@ -29,7 +30,7 @@ REPORT_EVERY_S = 30.0
 
 @dataclass(frozen=True)
 class Run:
-    """pytest on one folder; what it prints goes to `log`."""
+    """pytest on one folder, or lint; what it prints goes to `log`."""
 
     folder: str
     process: subprocess.Popen[bytes]
@@ -46,7 +47,10 @@ def main(name: str) -> int:
 
 
 def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
-    """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try."""
+    """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try.
+
+    LINT among the folders must pass too, in its first try.
+    """
     codes = run_all(folders, root, marked)
     for folder, code in codes.items():
         if code == TESTS_FAILED:
@@ -84,7 +88,7 @@ def start(folder: str, folders: Sequence[str], root: Path, marked: str) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        command = pytest_command(folder, folders, root, marked)
+        command = ["make", "lint"] if folder == LINT else pytest_command(folder, folders, root, marked)
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
     return Run(folder, process, log)
 
