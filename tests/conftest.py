@@ -31,6 +31,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector would go through it again and again, a sixth of the time."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # trees of syntax and of modules that tests make are mostly no garbage either
     gc.enable()
 
 
@@ -40,13 +41,16 @@ def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
+OURS = ("deployments", "env_config", "serve_app")  # what the names of our loggers begin with
+
+
 @pytest.fixture(autouse=True)
 def loggers_are_fresh() -> None:
     """A replica that an earlier test made in this process gives its level to our loggers, and to pytest's handlers."""
     for handler in logging.root.handlers:
         handler.setLevel(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("deployments", "env_config", "serve_app"):
+        if name.startswith(OURS) and isinstance(logger, logging.Logger):
             logger.handlers, logger.propagate = [], True
             logger.setLevel(logging.NOTSET)
 
