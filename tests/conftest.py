@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from env_config.children import without_proxy
+from tests.side_by_side import CHECKPOINTS
 
 os.environ.update(without_proxy())  # the servers of the tests are on this machine, wherever a proxy is
 
@@ -37,8 +38,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests.support.tiny_models.checkpoint builds its folders."""
-    return tmp_path_factory.mktemp("checkpoints")
+    """Where tests.support.tiny_models.checkpoint builds its folders; runs side by side share one."""
+    shared = os.environ.get(CHECKPOINTS)
+    return Path(shared) if shared else tmp_path_factory.mktemp("checkpoints")
 
 
 OURS = ("deployments", "env_config", "serve_app")  # what the names of our loggers begin with

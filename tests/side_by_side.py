@@ -7,11 +7,13 @@ Tests that are marked `rest` are further cases of what others show: the run `res
 Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 NO_TESTS = 5  # of the marked ones there need not be any
 REPORT_EVERY_S = 30.0
+CHECKPOINTS = "TESTS_CHECKPOINTS"  # names the folder in which the runs build their tiny checkpoints, each of them once
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
 
     LINT among the folders must pass too, in its first try.
     """
-    codes = run_all(folders, root, marked)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        codes = run_all(folders, root, marked, os.environ | {CHECKPOINTS: checkpoints})
     for folder, code in codes.items():
         if code == TESTS_FAILED:
             print(f"== {folder}: once more, what failed", flush=True)
@@ -64,7 +68,7 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
     return max(codes.values())
 
 
-def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
+def run_all(folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> dict[str, int]:
     """pytest's exit code by folder; prints what a run printed when it ends, and meanwhile how far they are."""
     began = time.monotonic()
     waiting, running = list(folders), list[Run]()
@@ -72,7 +76,7 @@ def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
     next_report_at = began + REPORT_EVERY_S
     while waiting or running:
         while waiting and len(running) < AT_A_TIME:
-            running.append(start(waiting.pop(0), folders, root, marked))
+            running.append(start(waiting.pop(0), folders, root, marked, environ))
         time.sleep(0.2)
         seconds = time.monotonic() - began
         for each in [run for run in running if run.process.poll() is not None]:
@@ -85,12 +89,12 @@ def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
     return codes
 
 
-def start(folder: str, folders: Sequence[str], root: Path, marked: str) -> Run:
+def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
         command = ["make", "lint"] if folder == LINT else pytest_command(folder, folders, root, marked)
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, env=environ)
     return Run(folder, process, log)
 
 

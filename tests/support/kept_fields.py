@@ -1,4 +1,4 @@
-"""FastAPI's fields, made once a process: each application makes hundreds of equal ones, half of a small server's start."""
+"""FastAPI's fields, made once a process: each application makes hundreds of equal ones, half of a server's start."""
 
 from __future__ import annotations
 
