@@ -5,7 +5,11 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-PRELOADED = ["tests.support.stage_worker", "tests.support.resuming_process"]  # torch, diffusers: seconds of each start
+# With torch and diffusers, which are seconds of each start.
+PRELOADED = [
+    "tests.support.stage_worker",
+    "tests.support.resuming_process",
+]
 
 
 def forked_context() -> ForkServerContext:
