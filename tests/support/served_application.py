@@ -29,7 +29,7 @@ from serve_app.tools.launch import LOG_FILE, processes_of_session
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
-START_TIMEOUT_S = 280  # two cores that others use too; each replica imports torch and diffusers
+START_TIMEOUT_S = 400  # two cores that others use too; each replica imports torch and diffusers
 STOP_TIMEOUT_S = 120
 THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
 CHECKPOINT_EVERY = 1
