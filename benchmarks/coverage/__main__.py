@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.coverage.exported import exported_modular_pipelines, exported_pipelines, is_modular
 from benchmarks.coverage.page import write_page
-from benchmarks.coverage.rows import MAX_REASON, PASSED, Row, read_rows, row_of, write_rows
+from benchmarks.coverage.rows import MAX_REASON, Row, is_missing, read_rows, row_of, write_rows
 
 if TYPE_CHECKING:
     from benchmarks.coverage.cases import Case
@@ -155,14 +155,8 @@ def _wanted(arguments: argparse.Namespace, known: dict[str, Row]) -> list[str]:
     exported = [*exported_pipelines(), *exported_modular_pipelines()]
     wanted = [name for name in exported if re.search(arguments.only, name)]
     if arguments.missing:
-        wanted = [name for name in wanted if _is_missing(known.get(name), arguments.engine)]
+        wanted = [name for name in wanted if is_missing(known.get(name), arguments.engine)]
     return wanted
-
-
-def _is_missing(row: Row | None, with_engine: bool) -> bool:
-    if row is None or row.verdict == "not_judged":
-        return True
-    return with_engine and row.verdict in PASSED and row.batched is None
 
 
 def _import_libraries(packages: Path | None) -> None:

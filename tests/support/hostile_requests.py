@@ -14,15 +14,25 @@ import hypothesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from deployments.messages import StageDescription, ValueType
+from deployments.messages import MediaKind, StageDescription, ValueType
 from serve_app.requests.argument_values import has_json_form
-from serve_app.requests.bodies import FIELD_INSTEAD, AudioGenerationBody, ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import (
+    FIELD_INSTEAD,
+    AudioGenerationBody,
+    GenerationBody,
+    ImageGenerationBody,
+    VideoGenerationBody,
+)
 from tests.support.model_in_process import ModelServer, describe
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
 VIDEOS, VIDEO_JOBS = "/v1/videos/generations", "/v1/videos"
 SOUNDS = "/v1/audio/generations"
-BODIES = {"image": ImageGenerationBody, "video": VideoGenerationBody, "audio": AudioGenerationBody}
+BODIES: dict[MediaKind, type[GenerationBody]] = {
+    "image": ImageGenerationBody,
+    "video": VideoGenerationBody,
+    "audio": AudioGenerationBody,
+}
 ADDRESSES = (
     "/v1/jobs/{}", "/v1/jobs/{}/events", "/v1/videos/{}", "/v1/videos/{}/content", "/v1/files/{}", "/v1/models/{}",
     "/v1/jobs?after={}", "/v1/videos?after={}", "/v1/jobs?limit={}",
