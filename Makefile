@@ -2,7 +2,7 @@
 # make test  [TESTS=quick|all|rest|parity|stress|fuzz]
 #                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
 #                                           the further cases that CI leaves out; every model against its unsplit
-#                                           pipeline; kills and outages for minutes; 10,000 hostile requests
+#                                           pipeline; kills and outages for minutes; 14,000 hostile requests
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
