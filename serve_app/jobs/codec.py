@@ -182,7 +182,8 @@ def previews_from_json(rows: Sequence[Row]) -> list[int]:
 
 def trace_from_json(rows: Any) -> Carrier:
     """That of the HTTP request that a job with these rows came with; empty where it was not traced."""
-    trace = rows[0].get("trace") if isinstance(rows, list) and rows and _is_object(rows[0]) else None
+    first: Any = rows[0] if isinstance(rows, list) and rows else None
+    trace: Any = first.get("trace") if _is_object(first) else None
     return {name: value for name, value in trace.items() if _is_text(value)} if _is_object(trace) else {}
 
 

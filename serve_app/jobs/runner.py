@@ -275,18 +275,18 @@ class JobRunner:
         if not tracing.is_on():
             await self._run(job)
             return
-        trace, told = trace_from_json(job.requests), {"job_id": job.id}
+        trace = trace_from_json(job.requests)
         claims = [each for each in await self._events(job) if each.kind == "in_progress"]
         if len(claims) <= 1:
-            with tracing.begun("queue", trace, job.created_at, **told):
+            with tracing.begun("queue", trace, job.created_at, job_id=job.id):
                 pass
         taken_over = bool(claims and claims[-1].data.get("taken_over"))
-        more = {"kind": job.kind, "attempt": max(1, len(claims)), "taken_over": taken_over, "n": len(job.requests)}
-        with tracing.begun("job", trace, **told, **more):
+        attempt, n = max(1, len(claims)), len(job.requests)
+        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, attempt=attempt, taken_over=taken_over, n=n):
             await self._run(job)
 
     async def _events(self, job: Job) -> list[Event]:
-        """None where the store is away: a trace is no reason to leave a job."""
+        """No events where the store is away: a trace is no reason to leave a job."""
         try:
             return (await self.threads.run(self.store.story, job.id, 0)).events
         except (JobNotFoundError, *STORE_FAILED):

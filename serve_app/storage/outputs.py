@@ -111,10 +111,9 @@ async def _store(
     key = object_key(request, index, file.mime_type, day)
     metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
     metadata |= _made(media, file)
-    told = {"request_id": request.request_id, "bytes_out": len(file.data), "content_type": file.mime_type}
-    with tracing.span("store", **told) as span:
+    with tracing.span("store", request_id=request.request_id, content_type=file.mime_type) as span:
         stored = await _stored(storage, key, file, metadata, on_failure)
-        span.set(upload_pending=stored.upload_pending)
+        span.set(bytes_out=stored.num_bytes, upload_pending=stored.upload_pending)
     return _stored_file(stored, request, media, index)
 
 

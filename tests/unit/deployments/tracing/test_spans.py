@@ -21,7 +21,7 @@ from deployments.tracing.sdk import SDKTracer, open_tracer
 from env_config.asked_traces import AskedTraces, asked_traces
 from env_config.section import EnvConfigError
 from tests.support.in_process import serving
-from tests.support.traced import Traces, attributes_of, traces
+from tests.support.traced import Traces, attributes_of, id_of, trace_of, traces
 
 __all__ = ["traces"]
 
@@ -137,7 +137,9 @@ def test_lines_of_the_log_have_the_ids(traces: Traces) -> None:
     with tracing.begun("job", {}):
         assert TraceIds().filter(inside)
     assert TraceIds().filter(outside)
-    assert [vars(inside)["trace_id"]] == [traces.tree() and f"{traces.one('job').context.trace_id:032x}"]
+    job = traces.one("job")
+    assert vars(inside)["trace_id"] == trace_of(job)
+    assert vars(inside)["span_id"] == f"{id_of(job):016x}"
     assert not hasattr(outside, "trace_id")
 
 

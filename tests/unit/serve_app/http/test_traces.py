@@ -16,7 +16,7 @@ from tests.support.traced import Traces, attributes_of, events_of, id_of, parent
 __all__ = ["traces"]
 
 ROUTE = "/v1/images/generations"
-SECRET = "a fox that nobody may know of"
+SECRET = "xylophones quietly zigzag"
 BODY = {"prompt": SECRET, "response_format": "url", "size": "64x32", "num_inference_steps": 3, "seed": 5}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -125,8 +125,8 @@ async def test_nothing_that_the_caller_wrote_is_sent(traces: Traces, server: Ser
         assert (await client.post(ROUTE, json=BODY, headers=headers)).status_code == 500
         assert (await client.post(ROUTE, json=BODY | {"size": SECRET})).status_code == 400
     assert len(traces.spans) > 8
-    for word in (*SECRET.split()[1:], "secret-key", "Amz"):
-        assert word not in traces.text.replace("denoise", ""), word
+    for word in (*SECRET.split(), "secret-key", "Amz"):
+        assert word not in traces.text, word
 
 
 async def test_what_failed_says_its_class_and_a_callers_fault_is_no_error_of_the_server(
