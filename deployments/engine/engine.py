@@ -414,6 +414,7 @@ class Engine:
             for forward in batch:
                 forward.fiber.forwards += 1
                 forward.fiber.merged_forwards += is_merged
+                note_batch(forward.fiber, batch if is_merged else [forward])
                 self._last[forward.fiber] = turn
         if failed:  # the device may have raised it of a turn before
             for each in tuple(self._in_flight):
@@ -490,6 +491,14 @@ class Engine:
             self._waiting.remove(forward)
             forward.error = forward.fiber.failed
             self._soon(forward.caller)
+
+
+def note_batch(fiber: Fiber, batch: list[Forward]) -> None:
+    """One of its forwards was in it."""
+    fiber.batched_forwards += len(batch)
+    fiber.largest_batch = max(fiber.largest_batch, len(batch))
+    if len(batch) > 1:
+        fiber.mates.update(each.fiber.number for each in batch if each.fiber is not fiber)
 
 
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:

@@ -120,6 +120,7 @@ class DenoiseRun:
         self.follower = follower
         self.features = FeaturesInUse({})
         self.num_steps = 0
+        self.measured: list[object] = []  # by its features, at its end
         self.kind = tuple(sorted(request.arguments))
         self.forwards_a_step = denoiser.forwards_a_step.get(self.kind, 1.0)
         self.started = time.monotonic()
@@ -304,6 +305,7 @@ class DenoiseRun:
 
     def _note_summary(self, feature: str, summary: Summary) -> None:
         self.denoiser.recent_summaries[feature].append({"request_id": self.request.request_id, **summary.values})
+        self.measured += summary.measurements
         for measurement in summary.measurements:
             self.denoiser.measure(measurement)
 

@@ -48,6 +48,7 @@ MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_in
 # What a stage is built from, and what a request says of a LoRA; no library but pydantic.
 ARGUMENTS = ("deployments.model", "deployments.memory.args", "deployments.adapters.args", "deployments.adapters.use")
 ADAPTERS = room("deployments.adapters")  # LoRAs: fetched, in memory, in a forward
+TRACING = room("deployments.tracing")  # spans, which every room may make
 STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
@@ -69,7 +70,15 @@ LORA_ROOM = room("serve_app.adapters")  # those of the configuration, and those 
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
 # What every room of the application may ask.
 LORAS = ("deployments.adapters.args", "deployments.adapters.use")
-DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *LORAS, *ENV_CONFIG)
+DOOR = (
+    "serve_app.errors",
+    "serve_app.deadlines",
+    "serve_app.bounded_threads",
+    *MESSAGES,
+    *LORAS,
+    *TRACING,
+    *ENV_CONFIG,
+)
 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
@@ -166,6 +175,7 @@ RULES = (
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
+    Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
     Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
     Rule(
@@ -215,6 +225,7 @@ RULES = (
         (
             *REPLICAS,
             *STARTING,
+            *TRACING,
             *ASK_FOR_A_CHECK,
             *STAGES,
             *ADAPTERS,
@@ -240,6 +251,7 @@ RULES = (
         STAGES,
         (
             *STAGES,
+            *TRACING,
             *ADAPTERS,
             *STAGE_PIPELINE,
             *ENGINE,
@@ -289,7 +301,7 @@ RULES = (
         (*ACCELERATIONS, *WEIGHTS, *OUT_OF_MEMORY, *MODULES, *DEVICES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
-    Rule(OBSERVABILITY, (*OBSERVABILITY, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
+    Rule(OBSERVABILITY, (*OBSERVABILITY, *TRACING, *DEVICES, *MESSAGES, *ENV_CONFIG), never=("ray", *HTTP)),
     Rule(
         ("deployments.media.outputs", "deployments.media.pixels", "deployments.media.samples"),
         (*MEDIA, *LORAS, *MESSAGES, *ENV_CONFIG),
@@ -327,6 +339,7 @@ WRAPPED_BY = {
     "cache_dit": ("deployments.features.cache_dit.*",),
     "flash_attn": ("deployments.accelerations.*",),
     "flash_attn_interface": ("deployments.accelerations.*",),
+    "opentelemetry": ("deployments.tracing.sdk",),
     "mlx": ("deployments.accelerations.*",),
     "gguf": ("deployments.weights.*",),
     "runai_model_streamer": ("deployments.weights.*",),
