@@ -88,7 +88,12 @@ RULES = (
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_CHECK, "deployments.replicas.table", *ARGUMENTS),
     ),
     Rule(
-        ("serve_app.tools.plan", "serve_app.tools.planned_config", "serve_app.tools.fits"),
+        (
+            "serve_app.tools.options",
+            "serve_app.tools.plan",
+            "serve_app.tools.planned_config",
+            "serve_app.tools.fits",
+        ),
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
     ),
     Rule(
