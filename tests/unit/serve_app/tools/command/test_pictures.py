@@ -58,7 +58,7 @@ def test_what_is_transparent_has_no_sixel() -> None:
 
 
 def test_a_large_picture_is_made_smaller() -> None:
-    assert read_sixels(picture_bytes(file_of(picture(size=(2048, 1024))), "sixel")).shape == (256, 512, 3)
+    assert b'"1;1;512;256#' in picture_bytes(file_of(picture(size=(2048, 1024))), "sixel")
 
 
 def test_what_is_no_picture_raises() -> None:
