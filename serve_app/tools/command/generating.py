@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from serve_app.tools.command.server.client import Content, Server
 
 SHOW = ("auto", "no", "kitty", "iterm2", "sixel")
+MOST_ASKED = 5  # times, each of which the server lets last a minute
+PAUSE_S = 2.0
 OF_A_PROCESS = ("dtype", "precision", "variant", "config_folder", "application")
 
 
@@ -66,7 +68,7 @@ def generate(
         shown_progress(prompt or model or "generate", quiet) as progress,
         opened_server(url, api_key_file, model, own, asked, progress) as server,
     ):
-        details = details_of(server, model if url else None)
+        details = details_of(server, model if url else None, progress)
         body, route = asked.body(details, prompt, model if url else None, Path(output or "").suffix)
         job = made(server, route, body, progress)
         files = files_of(server, job)
@@ -149,17 +151,20 @@ def is_serve_config(model: str) -> bool:
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
-def details_of(server: Server, model: str | None) -> dict[str, Any]:
-    """GET /v1/models/{model}; of the first that is served where none is named."""
+def details_of(server: Server, model: str | None, progress: Progress) -> dict[str, Any]:
+    """GET /v1/models/{model}; of the first that is served where none is named. What a model takes is learned when it is
+    first asked for: the server answers without it where that lasts."""
     from urllib.parse import quote
 
     name = model or server.get("v1/models")["data"][0]["id"]
-    details: dict[str, Any] = server.get(f"v1/models/{quote(name, safe='/:')}")
-    if details.get("asked") is None:
-        raise CommandError(
-            "the model is not ready yet: try again, `triptych status` tells how far it is", Exit.SERVERS_FAULT
-        )
-    return details
+    for _ in range(MOST_ASKED):
+        details: dict[str, Any] = server.get(f"v1/models/{quote(name, safe='/:')}")
+        if details.get("asked") is not None:
+            return details
+        progress.say("waiting for the model to tell what it takes")
+        time.sleep(PAUSE_S)
+    hint = "try again, `triptych status` tells how far it is"
+    raise CommandError(f"the model is not ready yet: {hint}", Exit.SERVERS_FAULT)
 
 
 def made(server: Server, route: str, body: dict[str, Any], progress: Progress) -> dict[str, Any]:

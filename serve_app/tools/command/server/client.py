@@ -106,8 +106,8 @@ def server_at(url: str, api_key_file: Path | None) -> Iterator[Server]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx2.Timeout(ANSWER_S, connect=CONNECT_S)
     is_here = host in LOOPBACK  # reached directly, whatever proxy the environment names
-    is_safe = base.startswith("https:") or not is_here  # else no certificate is read, which takes a while
-    with httpx2.Client(base_url=base, headers=headers, timeout=timeout, trust_env=not is_here, verify=is_safe) as client:
+    verify = base.startswith("https:") or not is_here  # else no certificates are read, which takes a while
+    with httpx2.Client(base_url=base, headers=headers, timeout=timeout, trust_env=not is_here, verify=verify) as client:
         yield Server(client, shown)
 
 

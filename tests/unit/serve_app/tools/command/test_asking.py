@@ -16,9 +16,11 @@ from serve_app.tools.command.exits import Exit
 from serve_app.tools.command.main import run
 from serve_app.tools.command.server.client import Server
 from serve_app.tools.command.shown.progress import Lines
+from tests.support.in_process import description
 from tests.support.played_page import INPAINTING, TEXT_TO_VIDEO, ServedPage, served_page
 
 Said = pytest.CaptureFixture[str]
+FLUX = description("FluxPipeline", takes_adapters=True)
 NOWHERE = "http://127.0.0.1:9"  # the port of `discard`, which nobody serves
 
 
@@ -27,7 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
     folder = tmp_path_factory.mktemp("command")
     (folder / "loras").mkdir()
     (folder / "loras" / "ink.safetensors").touch()
-    with served_page(folder / "outputs", adapter_places=(str(folder / "loras"),)) as served:
+    with served_page(folder / "outputs", describing=FLUX, adapter_places=(str(folder / "loras"),)) as served:
         served.server.pace.step_s = 0.001
         yield served
 

@@ -72,6 +72,24 @@ def test_the_end_of_a_job_decides_the_exit_code(kind: str, data: dict[str, Any],
     assert raised.value.exit == exit
 
 
+@pytest.mark.parametrize("tells_at", [3, 99])
+def test_a_model_that_is_not_ready_is_asked_again_and_then_told(tells_at: int) -> None:
+    class Slow(Server):
+        num_asked = 0
+
+        def get(self, path: str, **params: Any) -> Any:
+            self.num_asked += 1
+            return {"asked": {"makes": "image"} if self.num_asked == tells_at else None}
+
+    client: Any = None
+    asked = Slow(client, "http://server")
+    if tells_at == 3:
+        assert generating.details_of(asked, "m", Nothing())["asked"] == {"makes": "image"}
+        return
+    with pytest.raises(CommandError, match="the model is not ready yet: try again"):
+        generating.details_of(asked, "m", Nothing())
+
+
 def test_signs_of_life_are_no_events() -> None:
     lines = [": still working", "", "id: 3", "event: step", 'data: {"step": 1}', "", "data: 1", ""]
     assert list(events_of(iter(lines))) == [ServerEvent("step", {"step": 1}, 3), ServerEvent("message", 1)]
