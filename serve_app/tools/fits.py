@@ -5,7 +5,6 @@ The card is named by whoever checks, or by `accelerator_type` among the `ray_act
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,14 +21,6 @@ from env_config.serve_config import mapping, read_serve_configs
 from serve_app.app import PLACEMENTS, AppArgs, model_args
 
 BUILDER = "serve_app.app:build_app"
-
-
-def gpu(text: str) -> Card:
-    """Of a command line: a size or a name."""
-    try:
-        return card_of(text)
-    except UnknownCardError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def cannot_fit(file: Path | str, named: Card | None) -> list[str]:

@@ -60,6 +60,7 @@ ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pip
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
 STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
+ONE_PROCESS = room("deployments.one_process")  # all stages here, behind handles like Ray's
 VERIFY = room("deployments.verify")  # the check of a split; what asks for one and reads its report needs no torch
 PLAN = room("deployments.plan")  # the memory plan; what asks for one and chooses by it needs no torch
 ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measured", "cards", "budget", "choose"))
@@ -98,8 +99,27 @@ RULES = (
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_CHECK, "deployments.replicas.table", *ARGUMENTS),
     ),
     Rule(
-        ("serve_app.tools.plan", "serve_app.tools.planned_config", "serve_app.tools.fits"),
+        (
+            "serve_app.tools.options",
+            "serve_app.tools.plan",
+            "serve_app.tools.planned_config",
+            "serve_app.tools.fits",
+        ),
         ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
+    ),
+    Rule(
+        ("serve_app.tools.command.server.here_process",),  # an ingress and its stages in one process
+        (
+            "serve_app.app",
+            "serve_app.service",
+            "serve_app.http.app",
+            "serve_app.jobs.service",
+            "serve_app.making.stages",
+            "serve_app.storage.s3",
+            *TOOLS,
+            *ONE_PROCESS,
+            *DOOR,
+        ),
     ),
     Rule(
         TOOLS,
@@ -246,6 +266,25 @@ RULES = (
             *ENV_CONFIG,
         ),
         never=("diffusers", "transformers", *HTTP),
+    ),
+    Rule(
+        ONE_PROCESS,
+        (
+            *ONE_PROCESS,
+            "deployments.replicas.threads",
+            *STAGES,
+            *ADAPTERS,
+            *STAGE_PIPELINE,
+            *ENGINE,
+            *FEATURES,
+            *OBSERVABILITY,
+            *MEDIA,
+            *DEVICES,
+            *ARGUMENTS,
+            *MESSAGES,
+            *ENV_CONFIG,
+        ),
+        never=HTTP,
     ),
     Rule(
         STAGES,
