@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.adapters.use import use_of
 from deployments.devices import select_device, synchronize
@@ -42,7 +41,7 @@ from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
 from env_config.variables import EnvConfig
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class WholePipeline:
@@ -112,7 +111,7 @@ class WholePipeline:
     async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
         return self.observers.recall(request_id)
 
-    async def _aside(self, function: Any, *arguments: Any) -> Any:
+    async def _aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """In a thread that may wait."""
         return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, function, *arguments)
 

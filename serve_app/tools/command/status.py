@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CLUSTER = "ui/cluster"
 PAUSE_S = 2.0  # where the server tells nothing of itself as it happens
+AGAIN_S = 0.1  # after a stream that the server has ended
 NO_CLUSTER = "replicas and batches are not told: the server has `playground: false`"
 
 
@@ -89,6 +90,7 @@ def cluster_of(server: Server) -> Iterator[dict[str, Any] | None]:
         try:
             for event in server.events(CLUSTER):
                 yield event.data
+            time.sleep(AGAIN_S)
         except CommandError as error:
             if error.details.get("status") != 404:
                 raise

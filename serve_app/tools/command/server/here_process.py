@@ -71,8 +71,8 @@ def ordered(order: Order) -> tuple[AppArgs, dict[str, str]]:
     )
     args, variables = served(options, (*SERVED, "precision"))
     if order.loras:
-        adapters = args.model_dump(exclude_unset=True).get("adapters", {}) | dict(order.loras)
-        args = AppArgs.model_validate(args.model_dump(exclude_unset=True) | {"adapters": adapters})
+        added = AppArgs.model_validate({"model": args.model, "adapters": dict(order.loras)}).adapters
+        args = args.model_copy(update={"adapters": {**args.adapters, **added}})
     if order.device and TARGET_DEVICE not in {**read_environ(), **variables}:
         variables[TARGET_DEVICE] = order.device
     return args, variables
@@ -106,7 +106,7 @@ async def serve(args: AppArgs, env: EnvConfig, pipeline: WholePipeline, folder: 
 
 def service_args(args: AppArgs, folder: Path) -> ServiceArgs:
     """Those of a server for one user: what is made is the same; nobody else asks, and nothing is kept."""
-    own = {
+    own: dict[str, Any] = {
         "model_name": model_args(args).name,
         "adapters": model_args(args).adapters,
         "output_directory": folder / "outputs",
