@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from env_config.asked_traces import asked_traces
+from env_config.section import EnvConfigError, Problem
 
 Value = str | bool | int | float | Sequence[str]
 Carrier = Mapping[str, str]  # W3C's headers traceparent and tracestate; empty: there is no trace
@@ -115,8 +116,12 @@ def start(instance: str) -> bool:
     global _opened
     if _tracer is None and (asked := asked_traces()) is not None:
         from deployments.tracing.logs import tell_ids_in_logs
-        from deployments.tracing.sdk import open_tracer
 
+        try:
+            from deployments.tracing.sdk import open_tracer
+        except ImportError as error:
+            cause = f"traces need OpenTelemetry's SDK: pip install 'triptych[tracing]' ({error})"
+            raise EnvConfigError(Problem(asked.variable, asked.value, cause)) from error
         _opened = open_tracer(asked, instance)
         use(_opened)
         tell_ids_in_logs()

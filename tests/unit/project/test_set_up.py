@@ -27,7 +27,8 @@ PACKAGES = ("serve_app", "deployments", "env_config")
 
 # Libraries that are there only beside their hardware; the file that wraps one says so when it is asked for.
 ONLY_WITH_THEIR_HARDWARE = {"flash_attn", "flash_attn_interface", "mlx", "torch_musa", "torch_npu"}
-ONLY_WITH_AN_EXTRA = {"gguf", "torchao"}  # precision; the file that imports one is asked only where it is there
+# Of precision and of traces; the file that imports one is asked only where it is asked for.
+ONLY_WITH_AN_EXTRA = {"gguf", "opentelemetry", "torchao"}
 
 
 def constraints() -> dict[str, str]:

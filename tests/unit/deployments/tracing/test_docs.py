@@ -9,13 +9,13 @@ HEAD = ["| span | parent | what it times | attributes and events |", "|---|---|-
 
 
 def test_the_docs_have_every_span_with_its_attributes_and_events() -> None:
-    lines = DOCS.read_text().splitlines()
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
     begin = lines.index(HEAD[0])
     assert lines[begin : begin + len(table())] == table()
 
 
 def test_the_docs_have_the_attributes_of_every_span() -> None:
-    docs = DOCS.read_text()
+    docs = DOCS.read_text(encoding="utf-8")
     for name, what in ({PREFIX + each: what for each, what in EVERYWHERE.items()} | EVERYWHERE_STANDARD).items():
         assert f"`{name}`: {what}" in docs
 

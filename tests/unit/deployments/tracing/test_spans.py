@@ -87,6 +87,17 @@ def test_an_exporter_that_is_not_installed_is_a_start_up_error(name: str, monkey
     assert "OTEL_TRACES_EXPORTER to one of none, console" in said
 
 
+def test_traces_without_the_sdk_are_a_start_up_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deployments.tracing.sdk", None)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    with pytest.raises(EnvConfigError) as error:
+        tracing.start("replica")
+    assert "OTEL_TRACES_EXPORTER = 'console': traces need OpenTelemetry's SDK: pip install 'triptych[tracing]'" in str(
+        error.value
+    )
+    assert not tracing.is_on()
+
+
 def test_without_the_variables_nothing_is_imported_and_no_span_is_made() -> None:
     code = (
         "import contextvars, sys; from deployments import tracing as t; "
