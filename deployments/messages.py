@@ -7,6 +7,7 @@ turns tensors and outputs of models into `Packed` and back, so a process without
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,6 +130,7 @@ class Conditioning:
     calls: Packed
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
     warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
+    adapters: Mapping[str, str] = field(default_factory=dict)  # LoRAs by name, with the digests of what encoders used
 
 
 @dataclass(frozen=True)
