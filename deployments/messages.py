@@ -131,6 +131,7 @@ class Conditioning:
     calls: Packed
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
     warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
+    adapters: Mapping[str, str] = field(default_factory=dict)  # LoRAs by name, with the digests of what encoders used
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,11 @@ class Engine:
         return self._thread.is_alive()
 
     @property
+    def is_here(self) -> bool:
+        """Whether this is the engine's thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def num_waiting(self) -> int:
         """Fibers that wait for the thread."""
         return len(self._waiting) + len(self._ready)
@@ -225,7 +230,7 @@ class Engine:
         Raises what the module raised, CancelledStage, DeadlineExceededError when the fiber has expired, or
         ReplicaUnfitError where an earlier forward of the fiber failed after it had gone on.
         """
-        if threading.current_thread() is not self._thread:
+        if not self.is_here:
             settings = surround, merge_key, by_position, per_sample
             return self.call(fiber, lambda: self.run(fiber, module, component, context, args, kwargs, *settings))
         arguments = bind(module, args, kwargs)
@@ -433,7 +438,7 @@ class Engine:
 
     def _settle(self, turn: Turn) -> None:
         """Waits for the device, and notes what the turn has cost or that it failed; of no effect a second time."""
-        is_engine, was_reached = threading.current_thread() is self._thread, turn.ended.is_reached()
+        is_engine, was_reached = self.is_here, turn.ended.is_reached()
         error, seconds = None, 0.0
         with self.under_way.work(turn.kind) if is_engine and not was_reached else nullcontext():
             try:

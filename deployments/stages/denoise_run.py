@@ -46,7 +46,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
-from deployments.stages.adapters import adapters_around, uses_of
+from deployments.stages.adapters import adapters_around, brought, uses_of
 from deployments.stages.encode import call_arguments, unpack_conditioning
 from deployments.tensors.copies import Moment, beside_forwards, queued_so_far
 from deployments.tensors.out_of_memory import is_out_of_memory
@@ -187,7 +187,8 @@ class DenoiseRun:
             previews=self._previews() if call_remotely is None else None,
             num_steps=self.request.num_steps,
         )
-        self.session.around_component = adapters_around(self.denoiser.stage, uses_of(self.request))
+        found = brought(self.denoiser.stage, uses_of(self.request))
+        self.session.around_component = adapters_around(self.denoiser.stage, found)
         self.features = begin_features(self.wanted, self.session)
         try:
             return self._run_with_features(resume_from)

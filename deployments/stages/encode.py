@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from deployments.stage_pipeline.inputs.values import (
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
 from deployments.stage_pipeline.sessions.plays.unread import without_unread
-from deployments.stages.adapters import adapters_around, uses_of
+from deployments.stages.adapters import adapters_around, brought, uses_of
 from deployments.tensors.packing import pack, unpack
 from deployments.tensors.values import with_anything
 
@@ -38,7 +39,8 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     Raises InvalidRequestError for what the pipeline refuses, DeviceFullError or TooLargeForDeviceError.
     """
     arguments = call_arguments(stage, request)
-    around = adapters_around(stage, uses_of(request))
+    found = brought(stage, uses_of(request))
+    around = adapters_around(stage, found)
 
     def work() -> Conditioning:
         session = EncodeSession(stage, arguments, request.seed)
@@ -46,7 +48,8 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
         calls = session.run()
         return pack_conditioning(without_unread(stage, arguments, calls), stage.device, cut_texts(session))
 
-    return stage.memory.run(work, is_steady=request.deterministic)
+    conditioning = stage.memory.run(work, is_steady=request.deterministic)
+    return replace(conditioning, adapters={use.name: use.digest for use, _ in found})
 
 
 def cut_texts(session: EncodeSession) -> tuple[RequestWarning, ...]:
