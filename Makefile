@@ -2,7 +2,7 @@
 # make test  [TESTS=quick|all|rest|parity|stress|fuzz]
 #                                           set up, then lint and test: unit tests; what CI runs (where CI is set);
 #                                           the further cases that CI leaves out; every model against its unsplit
-#                                           pipeline; kills and outages for minutes; 10,000 hostile requests
+#                                           pipeline; kills and outages for minutes; 14,000 hostile requests
 # make lint, make clean
 CONFIG ?= ray_configs/serve_emoji_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
@@ -18,16 +18,19 @@ endif
 
 VENV := .venv
 COMMA := ,
+# What the last step of $(VENV)/installed and of $(VENV)/installed-dev installs.
+REST_installed := Ray Serve, diffusers and the rest
+REST_installed-dev := Ray Serve, diffusers, tools for the tests and the rest
+EXTRA_installed-dev := [dev]
 # Without bytecode, which takes longer than the download: Python writes that of what it imports, at its first use.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 LOG := $(VENV)/set-up.log
-STEPS := $(if $(filter test lint $(VENV)/installed-dev,$(MAKECMDGOALS)),4,3)
 
 # $(call step,NUMBER,TEXT,COMMAND): one line with the seconds that the command takes, which count up on a terminal.
 # What the command says goes to the log, and its last lines are shown when it fails.
 define step
-( line="[$(1)/$(STEPS)] $(2) ..."; began=$$(date +%s); seconds() { echo "$$(($$(date +%s) - began)) s"; }; \
+( line="[$(1)/3] $(2) ..."; began=$$(date +%s); seconds() { echo "$$(($$(date +%s) - began)) s"; }; \
 	printf '%s ' "$$line"; ticker=; again=; \
 	if [ -t 1 ]; then \
 		(while sleep 1 && kill -0 $$$$ 2>/dev/null; do printf '\r%s %s' "$$line" "$$(seconds)"; done) & ticker=$$!; \
@@ -47,7 +50,8 @@ CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why, and all i
 serve: $(VENV)/installed
 	@exec $(VENV)/bin/python -m serve_app.tools.launch $(CONFIG)
 
-test: lint
+# CI lints beside the tests (tests/side_by_side.py).
+test: $(if $(filter all,$(TESTS)),$(VENV)/installed-dev,lint)
 	@echo "== tests ($(TESTS))"
 	@exec $(VENV)/bin/python -m $(TESTS_$(TESTS))
 
@@ -61,14 +65,10 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 # torch first and alone: it is the big one, and nothing installed after it may bring another.
-$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+$(VENV)/installed $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@$(call step,2,torch$(COMMA) the largest download,$(PIP) torch) || $(CANNOT_INSTALL)
-	@$(call step,3,Ray Serve$(COMMA) diffusers and the rest,$(PIP) --editable .) || $(CANNOT_INSTALL)
-	@touch $@
-
-$(VENV)/installed-dev: $(VENV)/installed
-	@$(call step,4,tools for the tests,$(PIP) --editable '.[dev]') || $(CANNOT_INSTALL)
-	@touch $@
+	@$(call step,3,$(REST_$(@F)),$(PIP) --editable '.$(EXTRA_$(@F))') || $(CANNOT_INSTALL)
+	@touch $(VENV)/installed $@
 
 $(VENV)/bin/pip:
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \

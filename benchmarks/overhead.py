@@ -3,7 +3,9 @@
     python -m benchmarks.overhead [--config FILE] [--steps N ...] [--rounds N]
 
 Both sides use one thread and take turns, so that a noisy machine hits both alike. Figures are medians; the
-parts come from the answer's own timings. Writes docs/benchmarks/overhead.md.
+parts come from the answer's own timings. What is added for each step is the slope over the numbers of steps; it is told
+apart into forwards (the same arithmetic, slower beside Ray's processes) and what happens between them. Writes
+docs/benchmarks/overhead.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +139,14 @@ def measure(pipeline: Any, url: str, arguments: dict[str, Any], rounds: int) -> 
         "size": f"{arguments['width']}x{arguments['height']}",
         "num_inference_steps": arguments["num_inference_steps"],
     }
-    alone, served, parts = [], [], []
+    alone, served, parts, between, forwards = [], [], [], [], []
+    clock = ForwardClock(pipeline.transformer)
     with httpx.Client(timeout=300) as client:
         for seed in range(rounds + 2):
             started = time.perf_counter()
             picture = call(pipeline, body["prompt"], arguments, seed)
             middle = time.perf_counter()
+            taken = clock.read()
             answer = client.post(f"{url}/v1/images/generations", json={**body, "seed": seed, "deterministic": True})
             ended = time.perf_counter()
             made = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
@@ -150,7 +156,10 @@ def measure(pipeline: Any, url: str, arguments: dict[str, Any], rounds: int) -> 
                 alone.append(middle - started)
                 served.append(ended - middle)
                 parts.append(answer.json()["timings"][0])
+                forwards.append(taken.forwards_s)
+                between.append(taken.between_s)
     seconds = {name: statistics.median(p[name] for p in parts) for name in parts[0]}
+    clock.remove()
     return {
         "steps": arguments["num_inference_steps"],
         "alone_s": statistics.median(alone),
@@ -158,7 +167,58 @@ def measure(pipeline: Any, url: str, arguments: dict[str, Any], rounds: int) -> 
         "added_ms": 1e3 * statistics.median(b - a for a, b in zip(alone, served, strict=True)),
         "ratio": statistics.median(b / a for a, b in zip(alone, served, strict=True)),
         "quartiles_of_ratio": statistics.quantiles([b / a for a, b in zip(alone, served, strict=True)], n=4),
+        "forwards_added_ms": 1e3 * (seconds["denoiser_forwards"] - statistics.median(forwards)),
+        "between_alone_ms": 1e3 * statistics.median(between),
+        "between_served_ms": 1e3 * (seconds["denoise"] - seconds["denoiser_forwards"]),
         "parts_ms": {name: 1e3 * value for name, value in seconds.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds in a call's forwards, and from the first one's begin to the last one's end outside of them."""
+
+    forwards_s: float
+    between_s: float
+
+
+class ForwardClock:
+    """When each forward of a module began and ended."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._began: list[float] = []
+        self._ended: list[float] = []
+        self._hooks = [
+            module.register_forward_pre_hook(lambda *_: self._began.append(time.perf_counter())),
+            module.register_forward_hook(lambda *_: self._ended.append(time.perf_counter())),
+        ]
+
+    def read(self) -> Taken:
+        """Of the forwards since the last reading."""
+        forwards_s = sum(self._ended) - sum(self._began)
+        taken = Taken(forwards_s, self._ended[-1] - self._began[0] - forwards_s)
+        self._began.clear()
+        self._ended.clear()
+        return taken
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def per_step(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Milliseconds that a step adds (the slope from the fewest to the most steps), its parts, and what comes once."""
+    first, last = min(rows, key=lambda row: row["steps"]), max(rows, key=lambda row: row["steps"])
+
+    def slope(of: Callable[[Mapping[str, Any]], float]) -> float:
+        return (of(last) - of(first)) / (last["steps"] - first["steps"])
+
+    added = slope(lambda row: row["added_ms"])
+    return {
+        "once_ms": first["added_ms"] - added * first["steps"],
+        "step_ms": added,
+        "forward_ms": slope(lambda row: row["forwards_added_ms"]),
+        "between_ms": slope(lambda row: row["between_served_ms"] - row["between_alone_ms"]),
     }
 
 
@@ -184,6 +244,14 @@ def write(result: dict[str, Any]) -> None:
             f"| {row['steps']} | {row['alone_s'] * 1e3:.0f} ms | {row['served_s'] * 1e3:.0f} ms "
             f"| {row['added_ms']:.0f} ms | {row['ratio']:.3f} | {parts} |"
         )
+    if len(result["rows"]) > 1:
+        each = per_step(result["rows"])
+        lines += [
+            "",
+            f"Added once: {each['once_ms']:.0f} ms. Added for each step: {each['step_ms']:.2f} ms, of which "
+            f"{each['forward_ms']:.2f} ms in the forward (the same arithmetic beside Ray's processes) and "
+            f"{each['between_ms']:.2f} ms between two forwards (the engine, the checkpoint, the events).",
+        ]
     lines += ["", "| deployment | bytes of weights | resident (PSS) | torch loaded |", "|---|---|---|---|"]
     for name, process in sorted(result["memory"]["processes"].items()):
         weights = result["memory"]["weight_bytes"].get(name, 0)

@@ -7,6 +7,7 @@ turns tensors and outputs of models into `Packed` and back, so a process without
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ class Envelope:
     remote_calls: bool = False  # make decoder calls in their stage at once, and hand over the result
     tried_until: int | None = None  # a suspected request: until this step no other such is in the replica
     refused_before: int = 0  # requests that its ingress had no room for since the last: for the autoscaling
+    trace: Mapping[str, str] = field(default_factory=dict)  # deployments.tracing.Carrier; empty: it is not traced
 
 
 UNFOLLOWED = Envelope()
@@ -129,6 +131,7 @@ class Conditioning:
     calls: Packed
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
     warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
+    adapters: Mapping[str, str] = field(default_factory=dict)  # LoRAs by name, with the digests of what encoders used
 
 
 @dataclass(frozen=True)

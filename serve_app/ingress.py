@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments import tracing
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
@@ -40,6 +41,7 @@ class Ingress:
         env = EnvConfig.from_environ()
         check_cache_root(env.runtime.cache_root)
         apply_logging_level(env.runtime.logging_level)
+        tracing.start(serve.get_replica_context().replica_id.unique_id)
         owner = ray.get_runtime_context().get_actor_name() or ""
         stages = {name: Stages(*handles, owner) for name, handles in models.items()}
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
@@ -51,9 +53,10 @@ class Ingress:
         return app
 
     def __del__(self) -> None:
-        """Serve calls it when the replica is stopped: its jobs go to others at once."""
+        """Serve calls it when the replica is stopped: its jobs go to others at once, its spans that wait are sent."""
         if hasattr(self, "service"):
             self.service.close()
+        tracing.stop()
 
 
 def draining_s(args: ServiceArgs) -> float:

@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from env_config.children import without_proxy
+from tests.side_by_side import CHECKPOINTS
 
 os.environ.update(without_proxy())  # the servers of the tests are on this machine, wherever a proxy is
 
@@ -31,13 +32,18 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector would go through it again and again, a sixth of the time."""
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # trees of syntax and of modules that tests make are mostly no garbage either
     gc.enable()
 
 
 @pytest.fixture(scope="session")
 def checkpoints_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests.support.tiny_models.checkpoint builds its folders."""
-    return tmp_path_factory.mktemp("checkpoints")
+    """Where tests.support.tiny_models.checkpoint builds its folders; runs side by side share one."""
+    shared = os.environ.get(CHECKPOINTS)
+    return Path(shared) if shared else tmp_path_factory.mktemp("checkpoints")
+
+
+OURS = ("deployments", "env_config", "serve_app")  # what the names of our loggers begin with
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +52,7 @@ def loggers_are_fresh() -> None:
     for handler in logging.root.handlers:
         handler.setLevel(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("deployments", "env_config", "serve_app"):
+        if name.startswith(OURS) and isinstance(logger, logging.Logger):
             logger.handlers, logger.propagate = [], True
             logger.setLevel(logging.NOTSET)
 

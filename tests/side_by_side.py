@@ -1,4 +1,4 @@
-"""Tests of several folders, two folders at a time; `make test`, `make test TESTS=all` and `make test TESTS=rest`.
+"""Tests of several folders, two folders at a time: `make test`, `make test TESTS=all` (with lint) and `TESTS=rest`.
 
     python -m tests.side_by_side quick | all | rest
 
@@ -7,29 +7,34 @@ Tests that are marked `rest` are further cases of what others show: the run `res
 Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LINT = "lint"  # `make lint`, among the folders
 # The longest first, so that both lanes end together. A folder inside another is run on its own only.
 UNIT = ("tests/unit", "tests/unit/deployments", "tests/unit/serve_app/http")
 ALL = ("tests/served", "tests/model", "tests/parity/core", *UNIT, "tests/services", "tests/variables", "tests/page")
-RUNS = {"quick": UNIT, "all": ALL, "rest": ALL}
+# Lint early: meanwhile the first folder writes the bytecode of torch and diffusers that the others read.
+RUNS = {"quick": UNIT, "all": (ALL[0], LINT, *ALL[1:]), "rest": ALL}
 MARKED = {"quick": "not rest", "all": "not rest", "rest": "rest"}  # the tests of a run, as pytest's -m takes them
 AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 NO_TESTS = 5  # of the marked ones there need not be any
 REPORT_EVERY_S = 30.0
+CHECKPOINTS = "TESTS_CHECKPOINTS"  # names the folder in which the runs build their tiny checkpoints, each of them once
 
 
 @dataclass(frozen=True)
 class Run:
-    """pytest on one folder; what it prints goes to `log`."""
+    """pytest on one folder, or lint; what it prints goes to `log`."""
 
     folder: str
     process: subprocess.Popen[bytes]
@@ -46,8 +51,12 @@ def main(name: str) -> int:
 
 
 def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
-    """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try."""
-    codes = run_all(folders, root, marked)
+    """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try.
+
+    LINT among the folders must pass too, in its first try.
+    """
+    with tempfile.TemporaryDirectory() as checkpoints:
+        codes = run_all(folders, root, marked, os.environ | {CHECKPOINTS: checkpoints})
     for folder, code in codes.items():
         if code == TESTS_FAILED:
             print(f"== {folder}: once more, what failed", flush=True)
@@ -59,7 +68,7 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
     return max(codes.values())
 
 
-def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
+def run_all(folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> dict[str, int]:
     """pytest's exit code by folder; prints what a run printed when it ends, and meanwhile how far they are."""
     began = time.monotonic()
     waiting, running = list(folders), list[Run]()
@@ -67,7 +76,7 @@ def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
     next_report_at = began + REPORT_EVERY_S
     while waiting or running:
         while waiting and len(running) < AT_A_TIME:
-            running.append(start(waiting.pop(0), folders, root, marked))
+            running.append(start(waiting.pop(0), folders, root, marked, environ))
         time.sleep(0.2)
         seconds = time.monotonic() - began
         for each in [run for run in running if run.process.poll() is not None]:
@@ -80,12 +89,12 @@ def run_all(folders: Sequence[str], root: Path, marked: str) -> dict[str, int]:
     return codes
 
 
-def start(folder: str, folders: Sequence[str], root: Path, marked: str) -> Run:
+def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        command = pytest_command(folder, folders, root, marked)
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root)
+        command = ["make", "lint"] if folder == LINT else pytest_command(folder, folders, root, marked)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, env=environ)
     return Run(folder, process, log)
 
 

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.coverage.exported import exported_modular_pipelines, exported_pipelines, is_modular
 from benchmarks.coverage.page import write_page
-from benchmarks.coverage.rows import MAX_REASON, Row, read_rows, row_of, write_rows
+from benchmarks.coverage.rows import MAX_REASON, Row, is_missing, read_rows, row_of, write_rows
 
 if TYPE_CHECKING:
     from benchmarks.coverage.cases import Case
@@ -155,7 +155,7 @@ def _wanted(arguments: argparse.Namespace, known: dict[str, Row]) -> list[str]:
     exported = [*exported_pipelines(), *exported_modular_pipelines()]
     wanted = [name for name in exported if re.search(arguments.only, name)]
     if arguments.missing:
-        wanted = [name for name in wanted if name not in known or known[name].verdict == "not_judged"]
+        wanted = [name for name in wanted if is_missing(known.get(name), arguments.engine)]
     return wanted
 
 
@@ -193,7 +193,11 @@ def _arguments() -> argparse.Namespace:
     what.add_argument("--tiny-models", action="store_true", help="those of Triptych's own tests, in their place")
     what.add_argument("--page", action="store_true", help="only make docs/models.md again of the rows")
     parser.add_argument("--only", default="", metavar="REGEX", help="the classes whose name matches")
-    parser.add_argument("--missing", action="store_true", help="the classes without a row that judges them")
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="the classes that no row judges; with --engine also those it was not tried of",
+    )
     parser.add_argument("--engine", action="store_true", help="also the step engine: alone, merged, resumed, previews")
     parser.add_argument(
         "--placement",

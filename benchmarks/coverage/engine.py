@@ -145,7 +145,7 @@ class EngineWorker:
             calls = unpack_conditioning(each.conditioning, self._stage("denoiser"))
             arguments = call_arguments(self._stage("denoiser"), each.request)
             session = DenoiseSession(self._stage("denoiser"), arguments, each.request.seed, calls)
-            plain = self._numbers(pack_outcome(session.run()))
+            plain = self._numbers(pack_outcome(session.run(), session.device))
             if not _same(each.numbers, plain):
                 differences.append(f"alone in the engine a request differs by {_deviation(each.numbers, plain):.3g}")
         return differences

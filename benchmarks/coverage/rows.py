@@ -92,6 +92,13 @@ def row_of(pipeline: str, found: Sequence[Found]) -> Row:
     )
 
 
+def is_missing(row: Row | None, with_engine: bool) -> bool:
+    """Whether the class is to be tried: no row judges it, or the engine was not tried of one that passed."""
+    if row is None or row.verdict == "not_judged":
+        return True
+    return with_engine and row.verdict in PASSED and row.batched is None
+
+
 def read_rows(file: Path = ROWS) -> dict[str, Row]:
     """The rows by the name of the class; none where there is no file."""
     if not file.exists():

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class FaultCluster:
     postgresql: PostgreSQL
     disk: Path  # a small volume of its own: the cache root of every replica
     folder: Path  # RAY_TMPDIR, by which the processes of this cluster are known
+    applications: Mapping[str, str]  # by route, the checkpoint
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Those of Ray's processes in whose command line the title stands, without their forks."""
@@ -55,7 +56,9 @@ class FaultCluster:
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """One of each application."""
         return [
-            process for name in APPLICATIONS for process in self.processes(f"ray::ServeReplica:{name}:{deployment}")
+            process
+            for name in self.applications
+            for process in self.processes(f"ray::ServeReplica:{name}:{deployment}")
         ]
 
     def media_workers(self) -> list[psutil.Process]:
@@ -88,7 +91,8 @@ class FaultCluster:
 
     def is_healthy(self) -> bool:
         with suppress(httpx.HTTPError):
-            return all(httpx.get(f"{self.url}/{name}/health", timeout=5).status_code == 200 for name in APPLICATIONS)
+            urls = [f"{self.url}/{name}/health" for name in self.applications]
+            return all(httpx.get(url, timeout=5).status_code == 200 for url in urls)
         return False
 
     def wait_until_healthy(self) -> None:
@@ -101,7 +105,7 @@ class FaultCluster:
 
 
 @contextmanager
-def fault_cluster() -> Iterator[FaultCluster]:
+def fault_cluster(applications: Mapping[str, str] = APPLICATIONS) -> Iterator[FaultCluster]:
     """Raises RuntimeError without PostgreSQL, or without the right to mount a volume."""
     programs = installed_programs()
     if programs is None or os.geteuid() != 0:
@@ -120,7 +124,8 @@ def fault_cluster() -> Iterator[FaultCluster]:
         cleaning.callback(ray.shutdown)
         second = add_node(ray)
         port = free_port()
-        cluster = FaultCluster(f"http://127.0.0.1:{port}", ray, second, s3, postgresql, disk, folder)
+        url = f"http://127.0.0.1:{port}"
+        cluster = FaultCluster(url, ray, second, s3, postgresql, disk, folder, applications)
         deploy(f"http://{ray.head_node.webui_url}", serve_config(cluster, port))
         cluster.wait_until_healthy()
         yield cluster
@@ -144,11 +149,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def serve_config(cluster: FaultCluster, port: int) -> dict[str, Any]:
-    """Both applications, in the form of a Serve config file."""
+    """The applications, in the form of a Serve config file."""
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application(name, model, cluster) for name, model in APPLICATIONS.items()],
+        "applications": [application(name, model, cluster) for name, model in cluster.applications.items()],
     }
 
 

@@ -15,10 +15,11 @@ import sys
 import httpx
 import psutil
 
-from benchmarks.faults.cluster import FaultCluster, fault_cluster
+from benchmarks.faults.cluster import APPLICATIONS, FaultCluster, fault_cluster
 from benchmarks.faults.load import client
 from benchmarks.report import machine
 
+PICTURES = "pictures"
 ROUNDS, REQUESTS, CANCELS = 5, 200, 40  # requests and cancels of a round
 AT_ONCE = 6
 PICTURE = {"prompt": "a red apple", "size": "64x64", "num_inference_steps": 2}
@@ -26,7 +27,7 @@ LONG = PICTURE | {"num_inference_steps": 900, "background": True}
 
 
 def main() -> int:
-    with fault_cluster() as cluster:
+    with fault_cluster({PICTURES: APPLICATIONS[PICTURES]}) as cluster:
         asyncio.run(run(cluster))
     return 0
 
@@ -59,16 +60,16 @@ def line(requests: int, parts: dict[str, psutil.Process]) -> str:
 
 async def picture(http: httpx.AsyncClient, slots: asyncio.Semaphore, seed: int) -> None:
     async with slots:
-        answer = await http.post("/pictures/v1/images/generations", json=PICTURE | {"seed": seed})
+        answer = await http.post(f"/{PICTURES}/v1/images/generations", json=PICTURE | {"seed": seed})
         answer.raise_for_status()
 
 
 async def cancelled(http: httpx.AsyncClient, slots: asyncio.Semaphore, seed: int) -> None:
     async with slots:
-        answer = await http.post("/pictures/v1/images/generations", json=LONG | {"seed": seed})
+        answer = await http.post(f"/{PICTURES}/v1/images/generations", json=LONG | {"seed": seed})
         job = answer.raise_for_status().json()
         await asyncio.sleep(0.2)  # some are cancelled in the queue, some in the middle of their steps
-        (await http.post(f"/pictures/v1/jobs/{job['id']}/cancel")).raise_for_status()
+        (await http.post(f"/{PICTURES}/v1/jobs/{job['id']}/cancel")).raise_for_status()
 
 
 if __name__ == "__main__":

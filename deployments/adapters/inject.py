@@ -24,6 +24,7 @@ from deployments.tensors.global_generators import global_states, set_global_stat
 
 def inject(component: Any, part: Part, name: str, device: torch.device) -> int:
     """The bytes that the layers of the adapter `name` have, all on `device`. Raises what the loader raises."""
+    had_layers = any(True for _ in layers_of(component))
     states = global_states(device)  # new layers are drawn before they are filled
     try:
         with BUILDING:
@@ -34,7 +35,7 @@ def inject(component: Any, part: Part, name: str, device: torch.device) -> int:
                 for parameter in adapter_parameters(component, name):
                     parameter.data = parameter.data.to(component.dtype)
     except BaseException:
-        eject(component, name)
+        eject(component, name, keeps_layers=had_layers)
         raise
     finally:
         set_global_states(states, device)
@@ -66,14 +67,18 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def eject(component: Any, name: str) -> None:
-    """The adapter's layers are gone; with the last one the component is as it was before the first."""
+def eject(component: Any, name: str, keeps_layers: bool = False) -> None:
+    """The adapter's weights are gone; with the last one the component is as it was before the first.
+
+    `keeps_layers`: PEFT's layers stay, empty, after the last one: without them what is compiled is compiled again,
+    and once more with the next adapter.
+    """
     rest(component)
     delete_adapter_layers(component, name)
     configs = getattr(component, "peft_config", None)
     if configs:
         configs.pop(name, None)
-    if not configs:
+    if not (configs or keeps_layers):
         recurse_remove_peft_layers(component)
         if configs is not None:
             del component.peft_config

@@ -28,7 +28,7 @@ from deployments.adapters.tier import Tier
 from deployments.adapters.use import FEATURE, AdapterUse
 from deployments.errors import InvalidRequestError, NotSupportedError, StageUnavailableError
 from deployments.stage_pipeline.loading import StagePipeline
-from deployments.tensors.out_of_memory import is_out_of_memory
+from deployments.tensors.out_of_memory import is_out_of_memory, let_go
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class AdapterLibrary:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline, self._device = stage.pipeline, stage.device
+        self._compiled, self._memory = stage.switches, stage.memory
         self._denoisers = frozenset(stage.layout.denoisers)
         self._here = frozenset(stage.components)
         self._converter = Converter(stage.pipeline, stage.layout)
@@ -284,14 +285,11 @@ class AdapterLibrary:
         part, started = adapter.parts[name], self._clock()
         self._make_room(name, part.num_elements * element_size(component))
         try:
-            num_bytes = inject(component, part, layers, self._device)
-        except Exception as error:
+            num_bytes = self._injected(name, part, layers)
+        except Exception as raised:
+            error = cause_of(raised)
             if is_out_of_memory(error):
-                raise
-            if isinstance(error, KeyError) and isinstance(
-                error.__context__, Exception
-            ):  # diffusers' own, of its way out
-                error = error.__context__
+                raise error from None
             logger.warning("the adapter %s cannot be put into %s", use.name, name, exc_info=True)
             raise refusal(use, f"its layers cannot be put into {name} ({type(component).__name__}): {error}") from error
         with self._lock:
@@ -299,6 +297,20 @@ class AdapterLibrary:
             tier.pin(layers)
             self.loads.misses["device"] += 1
             self.loads.seconds.append(("device", self._clock() - started))
+
+    def _injected(self, name: str, part: Part, layers: str) -> int:
+        """The bytes of the layers. Where memory was lacking, once more without what nobody uses."""
+        component: Any = getattr(self._pipeline, name)
+        try:
+            return inject(component, part, layers, self._device)
+        except Exception as error:
+            if not is_out_of_memory(cause_of(error)):
+                raise
+            let_go(error)
+        # Outside of the block, whose error holds what was put in so far.
+        self.evict_idle([name])
+        self._memory.free()
+        return inject(component, part, layers, self._device)
 
     def _make_room(self, name: str, num_bytes: int) -> None:
         """Of the component's own adapters, those used longest ago go, until all that this process has fit."""
@@ -310,7 +322,7 @@ class AdapterLibrary:
             self._take_out(name, layers)
 
     def _take_out(self, name: str, layers: str) -> None:
-        eject(getattr(self._pipeline, name), layers)
+        eject(getattr(self._pipeline, name), layers, keeps_layers=name in self._compiled)
         with self._lock:
             self._device_tiers[name].remove(layers)
             self.loads.evictions["device"] += 1
@@ -346,6 +358,15 @@ class AdapterLibrary:
         for name in self._here & frozenset(components):
             self._remove_forgotten(name)
 
+    def evict_idle(self, components: Collection[str]) -> None:
+        """All adapters that no request uses leave the layers of these components. In the thread that owns them."""
+        for name in self._here & frozenset(components):
+            with self._lock:
+                tier = self._device_tiers[name]
+                gone = [layers for layers, _ in tier.items() if not tier.is_pinned(layers)]
+            for layers in gone:
+                self._take_out(name, layers)
+
     def held(self) -> tuple[str, ...]:
         """The digests of the adapters that are in memory."""
         with self._lock:
@@ -374,6 +395,12 @@ class AdapterLibrary:
         with self._lock:
             taken, self.loads.seconds = self.loads.seconds, []
             return taken
+
+
+def cause_of(error: Exception) -> Exception:
+    """Without the KeyError that diffusers raises on its way out of a loading that has failed."""
+    cause = error.__context__
+    return cause if isinstance(error, KeyError) and isinstance(cause, Exception) else error
 
 
 def obstacle_of(component: torch.nn.Module, precision: str | None) -> str | None:

@@ -173,6 +173,11 @@ class Engine:
         return self._thread.is_alive()
 
     @property
+    def is_here(self) -> bool:
+        """Whether this is the engine's thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def num_waiting(self) -> int:
         """Fibers that wait for the thread."""
         return len(self._waiting) + len(self._ready)
@@ -225,7 +230,7 @@ class Engine:
         Raises what the module raised, CancelledStage, DeadlineExceededError when the fiber has expired, or
         ReplicaUnfitError where an earlier forward of the fiber failed after it had gone on.
         """
-        if threading.current_thread() is not self._thread:
+        if not self.is_here:
             settings = surround, merge_key, by_position, per_sample
             return self.call(fiber, lambda: self.run(fiber, module, component, context, args, kwargs, *settings))
         arguments = bind(module, args, kwargs)
@@ -414,6 +419,7 @@ class Engine:
             for forward in batch:
                 forward.fiber.forwards += 1
                 forward.fiber.merged_forwards += is_merged
+                note_batch(forward.fiber, batch if is_merged else [forward])
                 self._last[forward.fiber] = turn
         if failed:  # the device may have raised it of a turn before
             for each in tuple(self._in_flight):
@@ -432,7 +438,7 @@ class Engine:
 
     def _settle(self, turn: Turn) -> None:
         """Waits for the device, and notes what the turn has cost or that it failed; of no effect a second time."""
-        is_engine, was_reached = threading.current_thread() is self._thread, turn.ended.is_reached()
+        is_engine, was_reached = self.is_here, turn.ended.is_reached()
         error, seconds = None, 0.0
         with self.under_way.work(turn.kind) if is_engine and not was_reached else nullcontext():
             try:
@@ -490,6 +496,14 @@ class Engine:
             self._waiting.remove(forward)
             forward.error = forward.fiber.failed
             self._soon(forward.caller)
+
+
+def note_batch(fiber: Fiber, batch: list[Forward]) -> None:
+    """One of its forwards was in it."""
+    fiber.batched_forwards += len(batch)
+    fiber.largest_batch = max(fiber.largest_batch, len(batch))
+    if len(batch) > 1:
+        fiber.mates.update(each.fiber.number for each in batch if each.fiber is not fiber)
 
 
 def fulfil(result: Future[T], work: Callable[[], T]) -> None:

@@ -30,6 +30,9 @@ class Fiber:
     failed: BaseException | None = None  # what the device raised of a forward after the fiber had gone on
     forwards: int = 0  # that were given to the device
     merged_forwards: int = 0
+    batched_forwards: int = 0  # of all its batches, those of others too
+    largest_batch: int = 0  # forwards
+    mates: set[int] = field(default_factory=set)  # numbers of those that shared a batch with it
     timed_forwards: int = 0  # that the device has done
     seconds: float = 0.0  # its share of the device's time
     step_s: float = 0.0  # seconds of its newest forward alone, as such forwards usually take; 0: not known yet

@@ -61,6 +61,7 @@ class StageMemory:
         self._weight_bytes = weight_bytes
         self._waiting = waiting or NothingWaits()
         self._is_steady = is_steady
+        self._idle: list[Callable[[], None]] = []  # what lets go of what no request uses
         self._work: ContextVar[Work] = ContextVar("work")
 
     # -- asked by what computes -----------------------------------------------------------------------------
@@ -90,6 +91,12 @@ class StageMemory:
     def note_need(self, count: Callable[[], int | None]) -> None:
         """`count` gives the least bytes with which the call could do that found too little memory."""
         self._here.count_need = count
+
+    def when_lacking(self, let_go: Callable[[], None]) -> None:
+        """From now on `let_go` is called where memory was lacking, in the thread of that work: it takes from the device
+        what is kept there for requests to come, and does not wait for long.
+        """
+        self._idle.append(let_go)
 
     # -- around the work of a stage ---------------------------------------------------------------------------
 
@@ -164,7 +171,9 @@ class StageMemory:
         self._device.give_back()
 
     def free(self) -> None:
-        """The same after a failure of this work; the least that is free then counts."""
+        """The same after a failure of this work, and what is kept for later; the least that is free then counts."""
+        for let_go in self._idle:
+            let_go()
         self.give_back()
         room = self._device.room()
         if room is not None:

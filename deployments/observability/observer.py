@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from deployments.messages import UNFOLLOWED, Envelope, GenerationRequest, StageName
+from deployments.tracing import NO_SPAN, Span
 from env_config.variables import EnvConfig
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -39,6 +40,7 @@ class StageWork:
     bytes_out: int = 0
     steps: int = 0  # of the scheduler, done here
     on_step: list[Callable[[], None]] = field(default_factory=list)
+    span: Span = NO_SPAN  # that times it, where it is traced
 
     def step(self) -> None:
         """A step of the scheduler is done: calls all of `on_step`, in the thread that did it."""

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments import tracing
 from deployments.adapters.use import AdapterUse, use_of
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
@@ -208,15 +209,17 @@ class StageReplica:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""
         self._check_stage("vae")
         async with self.fitness.work(envelope):
-            return await self._decode(request, inputs)
+            return await self._decode(request, inputs, envelope)
 
-    async def _decode(self, request: GenerationRequest, inputs: DecodeInputs) -> Media:
+    async def _decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope) -> Media:
         assert self.media_pool is not None
-        decoded = await self.threads.run("vae", request, UNFOLLOWED, decode, inputs)
+        decoded = await self.threads.run("vae", request, envelope, decode, inputs)
         started = time.perf_counter()
         loop, pool = asyncio.get_running_loop(), self.media_pool
-        writing = [loop.run_in_executor(self.threads.request_threads, pool.write, file) for file in decoded.files]
-        files = tuple(await asyncio.gather(*writing))
+        with tracing.continued("write", envelope.trace, files=len(decoded.files)) as span:
+            writing = [loop.run_in_executor(self.threads.request_threads, pool.write, file) for file in decoded.files]
+            files = tuple(await asyncio.gather(*writing))
+            span.set(bytes_out=sum(len(file.data) for file in files))
         seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}
         return Media(files, seconds, decoded.usage, inputs.num_steps, inputs.warnings)
 
@@ -237,6 +240,10 @@ class StageReplica:
         """Raises RuntimeError: the application was bound wrongly."""
         if stage not in self.stage.stages:
             raise RuntimeError(f"this replica runs {' and '.join(self.stage.stages)}, it has no {stage} stage")
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica is stopped: its spans that wait are sent."""
+        tracing.stop()
 
     def synchronize(self) -> None:
         """Waits until the device has done what was queued."""

@@ -9,11 +9,13 @@ import time
 import uuid
 from typing import Any
 
+import torch
+
 from deployments.messages import DecodeInputs, RequestWarning
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import DecoderCall, HandOff, Result, check_numbers
 from deployments.stage_pipeline.sessions.encode import EncoderCall
-from deployments.tensors.packing import pack, unpack
+from deployments.tensors.packing import made_on, pack, unpack
 from deployments.tensors.values import without_opaque
 
 MOST_KEPT = 16  # hand-offs: of those that another process decodes, or nobody, the oldest are let go of
@@ -21,12 +23,14 @@ MOST_KEPT = 16  # hand-offs: of those that another process decodes, or nobody, t
 
 def pack_outcome(
     outcome: HandOff | Result,
+    device: torch.device,
     num_steps: int | None = None,
     warnings: tuple[RequestWarning, ...] = (),
     here: StagePipeline | None = None,
 ) -> DecodeInputs:
-    """`num_steps`: scheduler steps that led to it; `warnings`: those of the conditioning and the denoising.
+    """What came out of a stage on `device`.
 
+    `num_steps`: scheduler steps that led to it; `warnings`: those of the conditioning and the denoising.
     `here`: the stage of this process, where it has the decoders too, which then keeps the hand-off for itself.
 
     Raises NotNumbersError for arguments of a decoder that are none.
@@ -35,14 +39,23 @@ def pack_outcome(
         return DecodeInputs("result", pack(without_opaque(outcome.output)), time.time(), num_steps, warnings)
     check_numbers(outcome)
     content = {
-        "encoder_calls": [[c.component, c.method, c.output, c.random_states, c.hooks] for c in outcome.encoder_calls],
+        "encoder_calls": [row_of(call, device) for call in outcome.encoder_calls],
         "events": outcome.events,
-        "descriptions": outcome.descriptions,
-        "decoder_calls": [[c.component, c.method, c.args, c.kwargs] for c in outcome.decoder_calls],
+        "descriptions": made_on(device, without_opaque(outcome.descriptions)),
+        "decoder_calls": [
+            [c.component, c.method, made_on(device, without_opaque(c.args)), made_on(device, without_opaque(c.kwargs))]
+            for c in outcome.decoder_calls
+        ],
     }
-    packed = pack(without_opaque(content))
+    packed = pack(content)
     token = _keep(here.handed_over, outcome) if here is not None else ""
     return DecodeInputs("decoder_calls", packed, time.time(), num_steps, warnings, token)
+
+
+def row_of(call: EncoderCall, device: torch.device) -> list[Any]:
+    """The fields of a call that a stage on `device` recorded or replayed, for `pack`."""
+    output = made_on(device, without_opaque(call.output))
+    return [call.component, call.method, output, *without_opaque([call.random_states, call.hooks])]
 
 
 def unpack_outcome(inputs: DecodeInputs, stage: StagePipeline) -> HandOff | Result:

@@ -25,13 +25,14 @@ from deployments.stage_pipeline.sessions.session import (
 )
 from deployments.stage_pipeline.sessions.switches import set_switches
 from deployments.tensors.global_generators import global_states, set_global_states
-from deployments.tensors.packing import pack, unpack
+from deployments.tensors.packing import made_on, pack, unpack
 from deployments.tensors.values import leaves, with_anything, without_opaque
 
 
 def component_call(session: Session, component: str, method: str, args: Any, kwargs: Any) -> ComponentCall:
     """The caller's side: the call as a message. Raises NotSupportedError for what the request has changed otherwise."""
-    arguments = args, kwargs, global_states(session.device), session.switches(component)
+    given = made_on(session.device, args), made_on(session.device, kwargs)
+    arguments = *given, global_states(session.device), session.switches(component)
     return ComponentCall(component, method, pack(arguments), is_steady=session.stage.memory.is_steady)
 
 
@@ -67,7 +68,8 @@ def _answer(stage: StagePipeline, call: ComponentCall, around_component: AroundC
         set_global_states(of_torch, stage.device)
         output = session.call_inside(call.component, function, args, kwargs)
         states = [generator.get_state() for generator in _generators((args, kwargs))]
-        return ComponentAnswer(pack((without_opaque(output), states, global_states(stage.device))))
+        given = made_on(stage.device, without_opaque(output))
+        return ComponentAnswer(pack((given, states, global_states(stage.device))))
 
 
 class AnsweringSession(Session):

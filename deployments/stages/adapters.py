@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL
 from deployments.stage_pipeline.sessions.session import AroundComponent, nothing_around
+
+MAX_WAIT_S = 1.0  # for the encoders, where memory is lacking: their thread may be the one that waits
 
 Brought = list[tuple[AdapterUse, FetchedAdapter]]
 
@@ -37,7 +40,9 @@ def with_adapters(stage: StagePipeline, model: ModelArgs, cache_root: Path) -> S
             if component not in (None, *library.loadable):
                 allowed = " and ".join(library.loadable)
                 raise CheckpointError(f"adapters.{name}.{field}: {component!r} can have no LoRA, but {allowed} can")
-    return replace(stage, adapters=library)
+    stage = replace(stage, adapters=library)
+    stage.memory.when_lacking(partial(evict_idle_of_encoders, stage))
+    return stage
 
 
 def configured_uses(model: ModelArgs, is_preloaded: bool = False) -> list[AdapterUse]:
@@ -91,13 +96,12 @@ def encoders_with_adapters(stage: StagePipeline) -> frozenset[str]:
     return (frozenset(stage.adapters.loadable) & stage.components.keys()) - frozenset(stage.layout.denoisers)
 
 
-def adapters_around(stage: StagePipeline, uses: Sequence[AdapterUse]) -> AroundComponent:
+def adapters_around(stage: StagePipeline, found: Brought) -> AroundComponent:
     """Around each call of an encoder of this process: the adapters of its request, at their scales.
 
-    They are brought at once: all encoders get the same, and none waits for a file. A component is called by one thread
-    at a time (COMPONENT_CALL), in which its layers are also put in. Raises as `AdapterLibrary.fetched`.
+    They were brought at once: all encoders get the same, and none waits for a file. A component is called by one thread
+    at a time (COMPONENT_CALL), in which its layers are also put in.
     """
-    found = brought(stage, uses)
     if not found:
         return nothing_around
     encoders, library = encoders_with_adapters(stage), stage.adapters
@@ -125,9 +129,19 @@ def with_contents(request: GenerationRequest, found: Brought) -> GenerationReque
     return replace(request, features=request.features | {FEATURE: [use.plain() for use, _ in found]})
 
 
+def with_digests(request: GenerationRequest, digests: Mapping[str, str]) -> GenerationRequest:
+    """The request whose LoRAs are those that its encoders have used, where it did not say which contents it means."""
+    asked = request.features.get(FEATURE)
+    if not (asked and digests):
+        return request
+    told = [use.plain() | {"digest": use.digest or digests.get(use.name, "")} for use in uses_of(request)]
+    return replace(request, features=request.features | {FEATURE: told})
+
+
 def answer_with_adapters(stage: StagePipeline, call: ComponentCall) -> ComponentAnswer:
-    """Makes the call of another stage, with the adapters of its request. Raises as `answer_call`."""
-    return answer_call(stage, call, adapters_around(stage, [use_of(plain) for plain in call.adapters]))
+    """Makes the call of another stage, with the adapters of its request. Raises as `answer_call` and `brought`."""
+    found = brought(stage, [use_of(plain) for plain in call.adapters])
+    return answer_call(stage, call, adapters_around(stage, found))
 
 
 def described(stage: StagePipeline, use: AdapterUse) -> dict[str, Any]:
@@ -142,3 +156,12 @@ def give_back_of_encoders(stage: StagePipeline) -> None:
     """What was forgotten leaves the encoders; in the thread that calls them."""
     with COMPONENT_CALL:
         stage.adapters.give_back(stage.components.keys() - set(stage.layout.denoisers))
+
+
+def evict_idle_of_encoders(stage: StagePipeline, wait_s: float = MAX_WAIT_S) -> None:
+    """Adapters that no request uses leave the encoders, unless these are called all the time."""
+    if stage.adapters is not None and COMPONENT_CALL.acquire(timeout=wait_s):
+        try:
+            stage.adapters.evict_idle(encoders_with_adapters(stage))
+        finally:
+            COMPONENT_CALL.release()

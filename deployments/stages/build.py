@@ -70,9 +70,9 @@ def build_stage(
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
-    stage = with_adapters(stage, model, env.runtime.cache_root)
     modules = stage_modules(stage, device, wrap_kernel, modes)
     stage, lines = fitted(stage, modules, model)
+    stage = with_adapters(stage, model, env.runtime.cache_root)
     lines += [f"precision: {name} is held as {each}" for name, each in stage.precisions.items()]
     # Features come last: Cache-DiT keeps the forwards that it finds.
     for line in (*lines, *install_all(modules, env), *install_features(modules, env)):

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.executor import LocalExecutor
 from deployments.engine.fiber import Fiber
 from deployments.engine.statistics import ignore
-from deployments.errors import FeedsBackError, NotSupportedError
+from deployments.errors import FeedsBackError, GenerationFailedError, NotSupportedError
 from deployments.features import FEATURES
 from deployments.features.feature import Feature
 from deployments.features.in_use import fetch_features, wanted_features
@@ -49,7 +50,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, call_directly
 from deployments.stage_pipeline.sessions.own_modules import is_rewired
-from deployments.stages.adapters import uses_of
+from deployments.stages.adapters import evict_idle_of_encoders, uses_of, with_digests
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from env_config.variables import EnvConfig
@@ -61,6 +62,7 @@ Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
 MOST_KINDS = 1000  # of requests that are remembered
 NUM_SENDERS = 4  # threads; each waits for the device most of the time
+EVICTION_S = 2.0  # at most, for the engine's thread to come by
 RECENT = 100  # requests whose summaries are kept for each feature
 
 
@@ -105,11 +107,12 @@ class DenoiserStage:
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(self.compiled, stage.device, stage.memory.give_back),
+            LocalExecutor(self.compiled, stage.device, self._free_memory),
             measure,
             self.args.merging,
             compilation_s=lambda: self.compiled.compilation_s,
         )
+        stage.memory.when_lacking(self._evict_idle)
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
         settings += [(name, value) for name, value in accelerated if value]
@@ -124,6 +127,23 @@ class DenoiserStage:
         self._learning: set[Kind] = set()  # kinds of requests whose batch axes are asked for, or were
         self._learned: set[Kind] = set()  # whose axes are known, or cannot be
 
+    def _free_memory(self) -> None:
+        """After a forward that did not fit; called by the engine, in whatever thread that was seen."""
+        self._evict_idle(wait_s=0.0)
+        evict_idle_of_encoders(self.stage, wait_s=0.0)
+        self.stage.memory.give_back()
+
+    def _evict_idle(self, wait_s: float = EVICTION_S) -> None:
+        """LoRAs that no request uses leave the denoisers, in the engine's thread."""
+        if self.stage.adapters is None:
+            return
+        work = partial(self.stage.adapters.evict_idle, self.stage.layout.denoisers)
+        if self.engine.is_here:
+            work()
+            return
+        with suppress(TimeoutError, GenerationFailedError):  # the engine is at a forward, or closed
+            self.engine.submit(Fiber("idle adapters"), work).result(wait_s)
+
     def denoise(
         self,
         request: GenerationRequest,
@@ -134,9 +154,10 @@ class DenoiserStage:
     ) -> tuple[DecodeInputs, DenoiseRun]:
         """Runs in the engine's thread, by turns with other requests; the caller's waits.
 
-        Raises InvalidRequestError for what a feature or the pipeline refuses, CannotResumeError for a checkpoint that
-        is of no use here, HandOffError where the pipeline does not fit, CancelledStage when the run's fiber was
-        cancelled, DeviceFullError or TooLargeForDeviceError.
+        Raises InvalidRequestError for what a feature or the pipeline refuses, AdapterReplacedError for a LoRA of which
+        the encoders have used other contents than there are here, CannotResumeError for a checkpoint that is of no use
+        here, HandOffError where the pipeline does not fit, CancelledStage when the run's fiber was cancelled,
+        DeviceFullError or TooLargeForDeviceError.
         """
         try:
             return self.stage.memory.named(
@@ -154,9 +175,9 @@ class DenoiserStage:
         envelope: Envelope,
         follower: DenoisingFollower,
     ) -> tuple[DecodeInputs, DenoiseRun]:
-        asked = request
+        asked, request = request, with_digests(request, conditioning.adapters)
         wanted, contents, request = fetch_features(
-            wanted_features(self.features, self.env, asked), self.adapters, asked
+            wanted_features(self.features, self.env, request), self.adapters, request
         )
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, asked)

@@ -46,7 +46,7 @@ from deployments.stage_pipeline.hand_off import pack_outcome
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import CallRemotely, HandOff, Result
 from deployments.stage_pipeline.sessions.encode import EncoderCall
-from deployments.stages.adapters import adapters_around, uses_of
+from deployments.stages.adapters import adapters_around, brought, uses_of
 from deployments.stages.encode import call_arguments, unpack_conditioning
 from deployments.tensors.copies import Moment, beside_forwards, queued_so_far
 from deployments.tensors.out_of_memory import is_out_of_memory
@@ -120,6 +120,7 @@ class DenoiseRun:
         self.follower = follower
         self.features = FeaturesInUse({})
         self.num_steps = 0
+        self.measured: list[object] = []  # by its features, at its end
         self.kind = tuple(sorted(request.arguments))
         self.forwards_a_step = denoiser.forwards_a_step.get(self.kind, 1.0)
         self.started = time.monotonic()
@@ -186,7 +187,8 @@ class DenoiseRun:
             previews=self._previews() if call_remotely is None else None,
             num_steps=self.request.num_steps,
         )
-        self.session.around_component = adapters_around(self.denoiser.stage, uses_of(self.request))
+        found = brought(self.denoiser.stage, uses_of(self.request))
+        self.session.around_component = adapters_around(self.denoiser.stage, found)
         self.features = begin_features(self.wanted, self.session)
         try:
             return self._run_with_features(resume_from)
@@ -264,8 +266,9 @@ class DenoiseRun:
         self, outcome: HandOff | Result, num_steps: int, moment: Moment, here: StagePipeline | None = None
     ) -> DecodeInputs:
         """Beside the forwards of other requests, which are queued by now."""
-        with beside_forwards(self.denoiser.stage.device, moment):
-            return pack_outcome(outcome, num_steps, (*self.conditioning.warnings, *self.warnings), here)
+        device, warnings = self.denoiser.stage.device, (*self.conditioning.warnings, *self.warnings)
+        with beside_forwards(device, moment):
+            return pack_outcome(outcome, device, num_steps, warnings, here)
 
     def _feature_states(self) -> dict[str, Any] | None:
         limit = self.denoiser.args.max_checkpoint_cache_bytes
@@ -303,6 +306,7 @@ class DenoiseRun:
 
     def _note_summary(self, feature: str, summary: Summary) -> None:
         self.denoiser.recent_summaries[feature].append({"request_id": self.request.request_id, **summary.values})
+        self.measured += summary.measurements
         for measurement in summary.measurements:
             self.denoiser.measure(measurement)
 

@@ -22,6 +22,8 @@ from deployments.messages import (
 )
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_run import DenoiseRun, DenoisingFollower
+from deployments.stages.denoise_trace import traced
+from deployments.tracing import Span
 
 StreamItem = DenoisingBegun | DenoisingProgress | RequestWarning | PayloadFollows | Checkpoint | DecodeInputs
 
@@ -31,6 +33,9 @@ class Work(Protocol):
 
     steps: int
     bytes_out: int
+
+    @property
+    def span(self) -> Span: ...
 
     def step(self) -> None: ...
 
@@ -88,7 +93,8 @@ async def denoising_stream(
                     emit(progress)
 
             follower = DenoisingFollower(on_start, on_progress, on_checkpoint, on_preview)
-            inputs, run = stage.denoise(request, conditioning, checkpoint, envelope, follower)
+            with traced(follower, observed.span) as told:
+                inputs, run = stage.denoise(request, conditioning, checkpoint, envelope, told)
             observed.steps = run.session.steps_done - run.session.resumed_at
             observed.bytes_out = inputs.content.num_bytes
             seconds = {

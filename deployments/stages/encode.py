@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from deployments.media.input_sounds import read_sound
 from deployments.media.inputs import decode_input_image, decode_mask
 from deployments.messages import Conditioning, GenerationRequest, InputImage, InputSound, RequestWarning
 from deployments.stage_pipeline.description import reads_alpha
+from deployments.stage_pipeline.hand_off import row_of
 from deployments.stage_pipeline.inputs.values import (
     Waveform,
     as_pipeline_takes,
@@ -20,9 +24,9 @@ from deployments.stage_pipeline.inputs.values import (
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.encode import EncoderCall, EncodeSession
 from deployments.stage_pipeline.sessions.plays.unread import without_unread
-from deployments.stages.adapters import adapters_around, uses_of
+from deployments.stages.adapters import adapters_around, brought, uses_of
 from deployments.tensors.packing import pack, unpack
-from deployments.tensors.values import with_anything, without_opaque
+from deployments.tensors.values import with_anything
 
 MAX_INPUT_PIXELS = 50_000_000  # far above what any model takes; the ingress has its own, lower limit
 MAX_SOUND_S = 3_600.0
@@ -35,15 +39,17 @@ def encode(stage: StagePipeline, request: GenerationRequest) -> Conditioning:
     Raises InvalidRequestError for what the pipeline refuses, DeviceFullError or TooLargeForDeviceError.
     """
     arguments = call_arguments(stage, request)
-    around = adapters_around(stage, uses_of(request))
+    found = brought(stage, uses_of(request))
+    around = adapters_around(stage, found)
 
     def work() -> Conditioning:
         session = EncodeSession(stage, arguments, request.seed)
         session.around_component = around
         calls = session.run()
-        return pack_conditioning(without_unread(stage, arguments, calls), cut_texts(session))
+        return pack_conditioning(without_unread(stage, arguments, calls), stage.device, cut_texts(session))
 
-    return stage.memory.run(work, is_steady=request.deterministic)
+    conditioning = stage.memory.run(work, is_steady=request.deterministic)
+    return replace(conditioning, adapters={use.name: use.digest for use, _ in found})
 
 
 def cut_texts(session: EncodeSession) -> tuple[RequestWarning, ...]:
@@ -92,10 +98,11 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def pack_conditioning(calls: list[EncoderCall], warnings: tuple[RequestWarning, ...] = ()) -> Conditioning:
-    """Objects that cannot leave their process (caches) are replaced by a placeholder, tensors are kept."""
-    packed = pack([[c.component, c.method, *without_opaque([c.output, c.random_states, c.hooks])] for c in calls])
-    return Conditioning(packed, time.time(), warnings)
+def pack_conditioning(
+    calls: list[EncoderCall], device: torch.device, warnings: tuple[RequestWarning, ...] = ()
+) -> Conditioning:
+    """What a stage on `device` recorded. Caches, which cannot leave their process, are replaced by a placeholder."""
+    return Conditioning(pack([row_of(call, device) for call in calls]), time.time(), warnings)
 
 
 def unpack_conditioning(conditioning: Conditioning, stage: StagePipeline) -> list[EncoderCall]:

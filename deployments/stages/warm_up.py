@@ -118,7 +118,7 @@ def warm_vae(stage: StagePipeline, request: GenerationRequest, conditioning: Con
         calls = unpack_conditioning(conditioning, stage)
         session = DenoiseSession(stage, call_arguments(stage, request), request.seed, calls, run_denoiser=played)
         try:
-            return pack_outcome(session.run(), session.steps_done)
+            return pack_outcome(session.run(), session.device, session.steps_done)
         except torch.AcceleratorError:
             raise
         except Exception as error:

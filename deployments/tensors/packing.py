@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections import UserDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,22 @@ from deployments.tensors.values import (
 )
 
 Buffers = list[torch.Tensor | Bytes]  # the tensors are copied later, all together
+
+
+@dataclass(frozen=True)
+class OnStageDevice:
+    """A value whose tensors are said to be on the sender's device; made by `made_on`."""
+
+    value: Any
+
+
+def made_on(device: torch.device, value: Any) -> Any:
+    """What a component takes or gives, for `pack` by a stage on `device`.
+
+    It belongs on the device of whoever unpacks it. Where the sender has no other device than the CPU, where a tensor
+    lies does not tell it from what the pipeline keeps on the host (random states, a schedule).
+    """
+    return OnStageDevice(value) if device.type == "cpu" else value
 
 
 def pack(value: Any) -> Packed:
@@ -84,6 +101,10 @@ def unpack(packed: Packed, device: torch.device) -> Any:
 def _pack(value: Any, buffers: Buffers, known: dict[int, JSON]) -> Any:
     if isinstance(value, PLAIN) and not isinstance(value, bytes):
         return value
+    if isinstance(value, OnStageDevice):
+        node = _pack(value.value, buffers, known)
+        _count_as_on_device(node)
+        return node
     if isinstance(value, torch.Tensor):
         if id(value) not in known:
             known[id(value)] = _pack_tensor(value, buffers)
@@ -110,6 +131,14 @@ def _pack(value: Any, buffers: Buffers, known: dict[int, JSON]) -> Any:
     return {"kind": "library", "class": _class_path(type(value)), "names": names, "items": items}
 
 
+def _count_as_on_device(tree: JSON) -> None:
+    for node in _nodes(tree):
+        if node["kind"] == "tensor":
+            node["on_stage_device"] = True
+        elif node["kind"] == "missing":
+            node["value"][2] = True
+
+
 def _names_of(value: Any) -> list[str]:
     """Those of the children that `parts` gives; none of a named tuple's."""
     if is_output(value):
@@ -118,14 +147,17 @@ def _names_of(value: Any) -> list[str]:
 
 
 def _tensor_nodes(tree: JSON) -> Iterator[dict[str, Any]]:
+    return (node for node in _nodes(tree) if node["kind"] == "tensor")
+
+
+def _nodes(tree: JSON) -> Iterator[dict[str, Any]]:
     if isinstance(tree, list):
         for item in tree:
-            yield from _tensor_nodes(item)
+            yield from _nodes(item)
     elif isinstance(tree, dict):
         node: dict[str, Any] = tree
-        if node["kind"] == "tensor":
-            yield node
-        yield from _tensor_nodes(node.get("items"))
+        yield node
+        yield from _nodes(node.get("items"))
 
 
 def _unpack(tree: JSON, buffers: tuple[Bytes, ...], tensors: dict[int, torch.Tensor]) -> Any:

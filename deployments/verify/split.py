@@ -98,7 +98,7 @@ class Split:
         )
         with stage.memory.steady(request.deterministic):
             outcome = session.run()
-        return sent(pack_outcome(outcome, session.steps_done))
+        return sent(pack_outcome(outcome, session.device, session.steps_done))
 
     def _call_remotely(
         self, session: DenoiseSession, stage: StageName, component: str, method: str, args: Any, kwargs: Any

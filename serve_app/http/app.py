@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments import tracing
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.middleware.addresses import PlainAddresses
 from serve_app.http.middleware.head import AnswerHead
@@ -19,6 +20,7 @@ from serve_app.http.middleware.keys import OPEN_PATHS, RequireApiKey
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
 from serve_app.http.middleware.origins import SameOrigin
 from serve_app.http.middleware.timing import AnswerHeaders
+from serve_app.http.middleware.traces import TRACE_HEADERS, Traces
 from serve_app.http.openapi import describe_truly
 from serve_app.http.playground.routes import open_paths, page_routes
 from serve_app.http.routes.audio import audio_routes
@@ -63,7 +65,7 @@ def cross_origin(service: Service) -> Middleware | None:
         CORSMiddleware,
         allow_origins=list(service.args.cors_origins),
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", *ASKING, "last-event-id", *CONDITIONS],
+        allow_headers=["authorization", "content-type", *ASKING, *TRACE_HEADERS, "last-event-id", *CONDITIONS],
         expose_headers=["x-request-id", *SECONDS, "retry-after", "openai-poll-after-ms", *ANSWERING, *PARTS],
     )
 
@@ -79,6 +81,7 @@ MakeRoutes = Callable[[Service], APIRouter | None]  # None: they are off
 
 # The first is the outermost.
 MIDDLEWARE: tuple[MakeMiddleware, ...] = (
+    lambda service: Middleware(Traces) if tracing.is_on() else None,
     lambda service: Middleware(AnswerHeaders),
     known_hosts,
     same_origin,

@@ -29,6 +29,7 @@ from deployments.messages import (
     Packed,
     RequestWarning,
 )
+from deployments.tracing import Carrier
 from serve_app.errors import ErrorReport
 from serve_app.storage.base import CONTENT_TYPES
 
@@ -85,7 +86,12 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-ROW_FIELDS = {"version": Field(_is_whole), WORK: Field(_is_object, True), "previews": Field(_is_whole)}
+ROW_FIELDS = {
+    "version": Field(_is_whole),
+    WORK: Field(_is_object, True),
+    "previews": Field(_is_whole),
+    "trace": Field(_is_object),
+}
 WORK_FIELDS = {
     "request_id": Field(_is_text, True),
     "model": Field(_is_text, True),
@@ -121,10 +127,12 @@ class Asked:
     background: str = ""
 
 
-def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -> tuple[list[Row], list[bytes]]:
+def requests_to_json(
+    requests: Sequence[GenerationRequest], previews: int = 0, trace: Carrier | None = None
+) -> tuple[list[Row], list[bytes]]:
     """The requests as JSON, and the files sent along, each once; the JSON has their numbers.
 
-    `previews`: how many pictures each is to show on its way.
+    `previews`: how many pictures each is to show on its way. `trace`: that of the HTTP request that they came with.
     """
     pictures: dict[bytes, int] = {}
 
@@ -153,7 +161,7 @@ def requests_to_json(requests: Sequence[GenerationRequest], previews: int = 0) -
         work = {
             name: value for name, value in work.items() if value or name not in ("warnings", "left_out", "num_steps")
         }
-        rows.append({"version": VERSION, WORK: work, "previews": previews})
+        rows.append({"version": VERSION, WORK: work, "previews": previews} | ({"trace": dict(trace)} if trace else {}))
     return rows, list(pictures)
 
 
@@ -170,6 +178,13 @@ def requests_from_json(rows: Sequence[Row], pictures: Sequence[bytes]) -> list[G
 def previews_from_json(rows: Sequence[Row]) -> list[int]:
     """How many pictures each request is to show on its way. Raises UnreadableRowError."""
     return [previews if _is_whole(previews := today(row).get("previews")) else 0 for row in rows]
+
+
+def trace_from_json(rows: Any) -> Carrier:
+    """That of the HTTP request that a job with these rows came with; empty where it was not traced."""
+    first: Any = rows[0] if isinstance(rows, list) and rows else None
+    trace: Any = first.get("trace") if _is_object(first) else None
+    return {name: value for name, value in trace.items() if _is_text(value)} if _is_object(trace) else {}
 
 
 def asked_from_json(rows: Sequence[Row]) -> Asked:

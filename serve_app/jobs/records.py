@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.messages import MediaKind, RequestWarning
+from deployments.tracing import Carrier
 from serve_app.deadlines import NO_LIMITS, TimeLimits
 from serve_app.jobs.codec import Asked, asked_from_json
 from serve_app.making.admission import Size
@@ -107,6 +108,7 @@ class Webhook:
     url: str
     target: str  # its host and port
     attempt: int
+    trace: Carrier = field(default_factory=dict)  # of the HTTP request that the job came with
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
+from deployments import tracing
 from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
 from serve_app.errors import (
@@ -36,9 +37,10 @@ from serve_app.jobs.codec import (
     error_to_json,
     previews_from_json,
     requests_from_json,
+    trace_from_json,
 )
 from serve_app.jobs.events import JobWatch
-from serve_app.jobs.records import Job, Output
+from serve_app.jobs.records import Event, Job, Output
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.follower import Follower, Make
@@ -228,7 +230,7 @@ class JobRunner:
                     await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
                     continue
                 self._tried = job.id
-            task = asyncio.create_task(self._run(job))
+            task = asyncio.create_task(self._traced(job))
             self.running[job.id] = task
             self._model_of[job.id] = job.asked.model
             task.add_done_callback(partial(self._ended, job.id))
@@ -290,6 +292,28 @@ class JobRunner:
 
     # --- one job ---
 
+    async def _traced(self, job: Job) -> None:
+        """In the trace of the HTTP request that it came with, whichever runner took it before."""
+        if not tracing.is_on():
+            await self._run(job)
+            return
+        trace = trace_from_json(job.requests)
+        claims = [each for each in await self._events(job) if each.kind == "in_progress"]
+        if len(claims) <= 1:
+            with tracing.begun("queue", trace, job.created_at, job_id=job.id):
+                pass
+        taken_over = bool(claims and claims[-1].data.get("taken_over"))
+        attempt, n = max(1, len(claims)), len(job.requests)
+        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, attempt=attempt, taken_over=taken_over, n=n):
+            await self._run(job)
+
+    async def _events(self, job: Job) -> list[Event]:
+        """No events where the store is away: a trace is no reason to leave a job."""
+        try:
+            return (await self.threads.run(self.store.story, job.id, 0)).events
+        except (JobNotFoundError, *STORE_FAILED):
+            return []
+
     async def _run(self, job: Job) -> None:
         try:
             if job.takeovers > MAX_TAKEOVERS:
@@ -331,6 +355,7 @@ class JobRunner:
             logger.exception("job %s is left to whoever finds its lease ended: the job store failed", job.id)
 
     async def _fail(self, job: Job, report: ErrorReport) -> None:
+        tracing.current().fail(report.code or report.type)
         try:
             await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
         except LeaseLostError as lost:

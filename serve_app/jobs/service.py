@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from deployments import tracing
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind
 from env_config.secret import SecretReference
@@ -41,7 +42,7 @@ from serve_app.jobs.threads import Changes, StoreThreads
 from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, read_secret
 from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import size_of
-from serve_app.making.at_once import MakeAtOnce
+from serve_app.making.at_once import MakeAtOnce, note_admitted
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
 
@@ -175,11 +176,13 @@ class Jobs:
             raise making.admission.overloaded("too many jobs are waiting")
         description = await making.model.describe()
         sizes = [size_of(request, description) for request in requests]
-        rows, pictures = requests_to_json(requests, previews)
+        rows, pictures = requests_to_json(requests, previews, tracing.carried())
         warnings = requests[0].warnings
         new = NewJob(job_id, kind, rows, pictures, shown, owner, webhook_url, sizes, limits, is_awaited, warnings)
         with self.ledger.entering(job_id, requests[0].model, sizes, owner, is_awaited):
+            note_admitted(making.admission)
             job, is_new = await self.threads.run(self.store.add, new, key)
+        tracing.current().set(job_id=job.id)
         if is_new:
             self.changes.notify()
         else:
@@ -191,7 +194,9 @@ class Jobs:
 
     async def job_of_key(self, owner: str, key: IdempotencyKey | None) -> Job | None:
         """The job that the key stands for, if it was used before. Raises ConflictError for a key of another request."""
-        return None if key is None else await self.threads.run(self.store.job_of_key, owner, key)
+        known = None if key is None else await self.threads.run(self.store.job_of_key, owner, key)
+        tracing.current().set(job_id=known.id if known else None)
+        return known
 
     async def counts(self) -> dict[str, int]:
         """How many of the application's jobs wait and run, whichever replica took them. Raises JobStoreAwayError."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from deployments.messages import RequestWarning, Usage
 from serve_app.errors import ConflictError, JobNotFoundError, LeaseLostError
 from serve_app.jobs import tables
-from serve_app.jobs.codec import asked_from_json, warnings_from_json
+from serve_app.jobs.codec import asked_from_json, trace_from_json, warnings_from_json
 from serve_app.jobs.database import writing
 from serve_app.jobs.leases import Lease, SeenLeases
 from serve_app.jobs.records import (
@@ -274,7 +274,8 @@ class JobStore:
             )
             columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
             more = (sa.func.coalesce(jobs.c.webhook_target, ""), jobs.c.webhook_attempts)
-            return Webhook(*connection.execute(change.returning(*columns, *more)).one())
+            *values, rows = connection.execute(change.returning(*columns, *more, jobs.c.requests)).one()
+            return Webhook(*values, trace=trace_from_json(rows))
 
     def webhook_failed(self, taker: str, job_id: str, again_after_s: float) -> None:
         """Its delivery failed; the next one is due so many seconds from now."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from deployments import tracing
 from deployments.messages import GenerationRequest, Media
 from serve_app.deadlines import NO_LIMITS, Deadlines, TimeLimits
 from serve_app.making.admission import Admission, Ticket
@@ -52,6 +53,7 @@ class MakeAtOnce:
         queue could take.
         """
         tickets = self.admission.admit(list(requests), await self.model.describe(), caller)
+        note_admitted(self.admission)
         deadlines = None if limits == NO_LIMITS else Deadlines(limits)
         tasks = {}
         for request, ticket, follower in zip(requests, tickets, followers, strict=True):
@@ -67,3 +69,9 @@ class MakeAtOnce:
         if then is not None:
             await then(request, media)
         return media
+
+
+def note_admitted(admission: Admission) -> None:
+    """In the span of the HTTP request."""
+    if span := tracing.current():
+        span.event("admitted", queue_s=admission.queue_s(), pending=admission.num_pending)

@@ -11,12 +11,14 @@ import asyncio
 import dataclasses
 import logging
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayError
 from ray.serve.exceptions import RayServeException
 
+from deployments import tracing
 from deployments.errors import (
     CannotResumeError,
     DeviceFullError,
@@ -37,6 +39,7 @@ from deployments.messages import (
     Media,
     RequestWarning,
 )
+from deployments.tracing import Span
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
 from serve_app.making.metrics import generation_metrics
@@ -66,6 +69,7 @@ class Reached:
     seconds: dict[str, float] = field(default_factory=dict)
     shown: set[int] = field(default_factory=set)  # steps of previews: a step that is made again is not shown again
     has_resumed: bool = False  # what it has reached is founded on a checkpoint
+    calls: Counter[str] = field(default_factory=Counter)  # of each stage, so far
 
     @property
     def step(self) -> int:
@@ -89,7 +93,7 @@ class Reached:
         self.conditioning = self.decode_inputs_reference = None
 
     def from_the_start(self) -> Reached:
-        return Reached(shown=self.shown)
+        return Reached(shown=self.shown, calls=self.calls)
 
 
 @dataclass
@@ -175,11 +179,13 @@ def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None
         logger.warning(
             "request %s starts again with %s: %s", request.request_id, HAND_OFFS[way.hand_off], first_line(error)
         )
+    tracing.current().event("begun again", error=type(error).__name__, hand_off=way.hand_off)
     way.reached = way.reached.from_the_start()
 
 
 async def _wait_after_refusal(way: Way, error: Exception) -> None:
     way.refusals += 1
+    tracing.current().event("refused by a replica")
     if way.refusals >= MAX_REFUSALS:
         raise StageUnavailableError("no replica of a stage would begin with the request") from error
     await _pause(way.refusals)
@@ -193,6 +199,7 @@ async def _wait_for_memory(request: GenerationRequest, way: Way, follower: Follo
     _forget_lost_steps(way.reached)
     way.suspicion.end_turn()
     follower.on_wait("device")
+    tracing.current().event("waits for the device", waiting_s=wait_s)
     logger.warning("request %s is tried again in about %g s: %s", request.request_id, wait_s, first_line(error))
     await _rest(wait_s)
 
@@ -206,6 +213,7 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
     reached.forget_references()
     lost_steps = _forget_lost_steps(reached)
     metrics.recoveries.inc()
+    tracing.current().event("replica lost", error=type(death).__name__, first_step=reached.step, lost_steps=lost_steps)
     logger.warning(
         "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
         request.request_id, way.failures, reached.step, lost_steps, first_line(death),
@@ -242,7 +250,8 @@ async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follo
     if reached.decode_inputs is None:
         await encode_and_denoise(stages, request, way, follower)
     inputs = reached.decode_inputs_reference or reached.decode_inputs
-    media: Media = await stages.vae.decode.remote(request, inputs, envelope_of(stages, way, follower))
+    with call_of("decode", reached):
+        media: Media = await stages.vae.decode.remote(request, inputs, envelope_of(stages, way, follower))
     warnings = (*request.warnings, *media.warnings)
     return dataclasses.replace(media, seconds=reached.seconds | media.seconds, warnings=warnings)
 
@@ -250,20 +259,30 @@ async def run_stages(stages: Stages, request: GenerationRequest, way: Way, follo
 async def encode_and_denoise(stages: Stages, request: GenerationRequest, way: Way, follower: Follower) -> None:
     reached = way.reached
     if reached.conditioning is None:
-        envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
-        conditioning = stages.encoder.encode.remote(request, envelope)
-        await conditioning
+        with call_of("encode", reached):
+            envelope = dataclasses.replace(envelope_of(stages, way, follower), refused_before=stages.take_refused())
+            conditioning = stages.encoder.encode.remote(request, envelope)
+            await conditioning
         reached.conditioning = conditioning
         way.note_reached()
     reached.has_resumed = reached.checkpoint is not None
     previews = Previews(stages.vae, request, follower, reached.shown)
-    call = stages.denoiser.options(stream=True).denoise.remote(
-        request, envelope_of(stages, way, follower), reached.conditioning, reached.checkpoint
-    )
-    try:
-        await denoise(DenoiserStream(call), way, follower, previews)
-    finally:
-        previews.stop()
+    with call_of("denoise", reached) as span:
+        span.set(first_step=reached.step)
+        call = stages.denoiser.options(stream=True).denoise.remote(
+            request, envelope_of(stages, way, follower), reached.conditioning, reached.checkpoint
+        )
+        try:
+            await denoise(DenoiserStream(call), way, follower, previews)
+        finally:
+            previews.stop()
+            span.set(last_step=reached.last_step or None)
+
+
+def call_of(stage: str, reached: Reached) -> Span:
+    """The span of one call of a stage."""
+    reached.calls[stage] += 1
+    return tracing.span(stage, attempt=reached.calls[stage])
 
 
 def envelope_of(stages: Stages, way: Way, follower: Follower) -> Envelope:
@@ -272,12 +291,13 @@ def envelope_of(stages: Stages, way: Way, follower: Follower) -> Envelope:
 
 async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews: Previews) -> None:
     """Reads the denoiser's stream to its end and keeps what it reaches."""
-    reached = way.reached
+    reached, span = way.reached, tracing.current()
     try:
         async for event in stream.events():
             match event:
                 case DenoisingBegun():
                     follower.on_begin()
+                    span.event("begun")
                 case DenoisingProgress(step=step):
                     reached.last_step = step
                     if follower.wants_progress:
@@ -287,8 +307,10 @@ async def denoise(stream: DenoiserStream, way: Way, follower: Follower, previews
                 case CheckpointArrived(checkpoint):
                     reached.checkpoint = checkpoint
                     follower.on_checkpoint(checkpoint)
+                    span.event("checkpoint held", step=checkpoint.step)
                 case PreviewArrived(step, inputs):
                     previews.show(step, inputs)
+                    span.event("preview", step=step)
                 case DecodeInputsArrived(inputs, reference, seconds):
                     reached.decode_inputs, reached.decode_inputs_reference = inputs, reference
                     reached.seconds = seconds

@@ -9,7 +9,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.messages import GenerationRequest, OutputFormat
+from deployments import tracing
+from deployments.messages import Envelope, GenerationRequest, OutputFormat
 from serve_app.making.follower import Follower
 from serve_app.making.ray_errors import first_line
 
@@ -39,7 +40,8 @@ class Previews:
         try:
             if request.output.kind == "video":  # its first frame
                 request = dataclasses.replace(request, output=OutputFormat("image", "jpeg"))
-            self._follower.on_preview(step, await self._vae.decode.remote(request, inputs))
+            envelope = Envelope(trace=tracing.carried())
+            self._follower.on_preview(step, await self._vae.decode.remote(request, inputs, envelope))
         except Exception as error:  # noqa: BLE001  (the picture itself comes, or says what is wrong)
             logger.warning("request %s: no preview of step %d: %s", request.request_id, step, first_line(error))
 

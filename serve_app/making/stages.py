@@ -8,6 +8,7 @@ from typing import Literal
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments import tracing
 from deployments.messages import Envelope, GenerationRequest
 from serve_app.making.follower import Follower
 from serve_app.making.suspects import Suspects, Suspicion
@@ -44,6 +45,7 @@ class Stages:
             complete_hand_off=hand_off == "complete",
             remote_calls=hand_off == "remote",
             tried_until=suspicion.tried_until,
+            trace=tracing.carried(),
         )
 
     def hand_off_of(self, request: GenerationRequest) -> HandOffWay:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from deployments import tracing
 from deployments.messages import GenerationRequest, StageDescription
 from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects, with_effects
@@ -33,13 +34,15 @@ async def parse(
     `patience_s`: how long it may take at most to learn which arguments have an effect; None: as long as for any.
     `loras`: those that the body names, as the stages read them.
     """
-    limits = files.rules.limits
-    body = with_pipelines_names(body, description)
-    body = with_mask(await with_pictures(body, files), description, limits)
-    body = await with_markup(body, limits)
-    body = await with_own_files(body, description, files)
-    request_id = request_id or uuid.uuid4().hex
-    requests = to_generation_requests(
-        body, description, limits, request_id, model_name, default_arguments, quality, loras
-    )
-    return await with_effects(requests, body, description, effects, patience_s)
+    limits, request_id = files.rules.limits, request_id or uuid.uuid4().hex
+    asked = tracing.current()
+    asked.set(request_id=request_id, model=model_name, tasks=list(description.tasks), n=getattr(body, "n", 1))
+    with tracing.span("read"):
+        body = with_pipelines_names(body, description)
+        body = with_mask(await with_pictures(body, files), description, limits)
+        body = await with_markup(body, limits)
+        body = await with_own_files(body, description, files)
+        requests = to_generation_requests(
+            body, description, limits, request_id, model_name, default_arguments, quality, loras
+        )
+        return await with_effects(requests, body, description, effects, patience_s)

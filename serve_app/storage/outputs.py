@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from deployments import tracing
 from deployments.errors import StorageError
 from deployments.messages import GenerationRequest, Media, MediaFile, play_time
 from serve_app.storage.base import StorageBackend, StoredObject
@@ -110,17 +111,25 @@ async def _store(
     key = object_key(request, index, file.mime_type, day)
     metadata = {"model": request.model, "seed": str(request.seed), "request-id": request.request_id}
     metadata |= _made(media, file)
+    with tracing.span("store", request_id=request.request_id, content_type=file.mime_type) as span:
+        stored = await _stored(storage, key, file, metadata, on_failure)
+        span.set(bytes_out=stored.num_bytes, upload_pending=stored.upload_pending)
+    return _stored_file(stored, request, media, index)
+
+
+async def _stored(
+    storage: StorageBackend, key: str, file: MediaFile, metadata: dict[str, str], on_failure: OnFailure
+) -> StoredObject:
     pause_s = FIRST_PAUSE_S
     while True:
         try:
-            stored = await storage.store(key, file.data, file.mime_type, metadata)
+            return await storage.store(key, file.data, file.mime_type, metadata)
         except StorageError as error:
+            tracing.current().event("storing failed", waiting_s=pause_s)
             await on_failure(error, pause_s)
             logger.warning("%s is kept in memory and stored again in %g s: %s", key, pause_s, error)
             await asyncio.sleep(pause_s)
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        else:
-            return _stored_file(stored, request, media, index)
 
 
 def _stored_file(stored: StoredObject, request: GenerationRequest, media: Media, index: int) -> StoredFile:

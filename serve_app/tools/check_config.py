@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_v
 from env_config.variables import EnvConfig
 from serve_app.app import AppArgs, deployments_of, located_place, model_args
 from serve_app.autoscaling import ReplicaRatio
-from serve_app.tools.fits import cannot_fit, gpu
+from serve_app.tools.fits import cannot_fit
+from serve_app.tools.options import parser_of_check
 
 # Fields that Serve's schema types as a plain mapping and reads as one of these only after the start.
 READ_AS: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
@@ -36,15 +38,19 @@ RUNTIME_ENV_OWNERS = (ServeApplicationSchema, RayActorOptionsSchema)
 
 
 def main(arguments: list[str]) -> int:
-    """Check the files named on the command line; 1 when one of them has a problem. A warning is none."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.check_config", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--gpu", type=gpu, metavar="SIZE|NAME", help="warn of what does not fit on it: 24GB, H100 ...")
-    options = parser.parse_args(arguments)
+    return run(parser_of_check().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Checks the files; 1 when one of them has a problem. A warning is none. `options`: of `parser_of_check`."""
     problems = {file: check_config(file) for file in options.files}
-    for file, lines in problems.items():
-        print("\n".join(lines) or f"{file}: ok")
-        print("".join(f"{warning}\n" for warning in (() if lines else cannot_fit(file, options.gpu))), end="")
+    warnings = {file: [] if lines else cannot_fit(file, options.gpu) for file, lines in problems.items()}
+    if options.json:
+        files = [{"file": file, "problems": problems[file], "warnings": warnings[file]} for file in problems]
+        print(json.dumps({"ok": not any(problems.values()), "files": files}, indent=2))
+    else:
+        for file, lines in problems.items():
+            print("\n".join([*(lines or [f"{file}: ok"]), *warnings[file]]))
     return 1 if any(problems.values()) else 0
 
 

@@ -5,7 +5,6 @@ The card is named by whoever checks, or by `accelerator_type` among the `ray_act
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +22,6 @@ from serve_app.app import AppArgs, ModelEntry, model_args
 from serve_app.app import deployments_of as deployments_of_model
 
 BUILDER = "serve_app.app:build_app"
-
-
-def gpu(text: str) -> Card:
-    """Of a command line: a size or a name."""
-    try:
-        return card_of(text)
-    except UnknownCardError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def cannot_fit(file: Path | str, named: Card | None) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,13 +63,18 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m serve_app.tools.launch CONFIG", file=sys.stderr)
         return 2
+    return run(Path(arguments[0]))
+
+
+def run(config: Path, tell_ready: Callable[[Address], None] | None = None) -> int:
+    """The statuses of `main`; `tell_ready` is called in place of what is printed when the application is ready."""
     for stop_signal in STOP_SIGNALS:
         signal.signal(stop_signal, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale may lack letters of the config
             stream.reconfigure(errors="backslashreplace")
     try:
-        launch(Path(arguments[0]))
+        launch(config, tell_ready or print_ready)
     except LaunchError as error:
         print(f"\nTriptych is not running: {error}", file=sys.stderr)
         return 1
@@ -78,7 +83,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def launch(config: Path) -> None:
+def print_ready(address: Address) -> None:
+    print(ready_message(address, makes_videos(address)), flush=True)
+
+
+def launch(config: Path, tell_ready: Callable[[Address], None] = print_ready) -> None:
     """Serve `config` until a signal raises KeyboardInterrupt.
 
     Raises LaunchError when the file or its port is no good, the application fails to deploy, or Serve ends.
@@ -88,7 +97,7 @@ def launch(config: Path) -> None:
     print(f"Starting Ray and Serve; the log is {LOG_FILE}.", flush=True)
     with running_serve(config, address) as serve:
         wait_until_ready(serve, address)
-        print(ready_message(address, makes_videos(address)), flush=True)
+        tell_ready(address)
         serve.wait()
         raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
 

@@ -1,5 +1,4 @@
-"""What a model needs on a GPU, told before any weight is loaded, and what would be chosen for given cards, with the
-reasons. 0: something fits; 1: nothing does, or the model could not be looked at; 2: the command is wrong."""
+"""What a model needs on a GPU, told before any weight is loaded, and what would be chosen for given cards."""
 
 from __future__ import annotations
 
@@ -7,8 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import get_args
 
 from pydantic import ValidationError
@@ -20,26 +18,58 @@ from deployments.plan.process import MeasureOrder, run_measure
 from deployments.replicas.table import REPLICAS
 from env_config.children import environment_of_children
 from serve_app.app import PLACEMENTS, AppArgs, model_args
-from serve_app.tools.fits import gpu, needs
+from serve_app.tools.fits import needs
+from serve_app.tools.options import parser_of_plan
 from serve_app.tools.planned_config import serve_config
-from serve_app.tools.verify import MisuseError, chosen, served, size, told
+from serve_app.tools.verify import MisuseError, chosen, served, told
 
-MOST_CARDS = 64
+
+@dataclass(frozen=True)
+class Planned:
+    """What was measured, what was chosen, and both in lines for people."""
+
+    args: AppArgs
+    measured: Measured
+    plan: Plan
+    lines: list[str]
+
+    def config(self, host: str = "127.0.0.1", port: int = 8000) -> str:
+        """The Serve config; something fits."""
+        return serve_config(self.args, self.measured, self.plan, self.lines, host, port)
+
+
+class NotPlannedError(Exception):
+    """The model could not be looked at."""
 
 
 def main(arguments: list[str]) -> int:
-    options = parser_of_arguments().parse_args(arguments)
+    return run(parser_of_plan().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """`options` are those of `parser_of_plan`."""
     try:
-        args, variables = served(options)
         check_that_it_can_be_written(options)
-        order = order_of(args, options.size, options.num_frames)
+        made = planned(options)
     except (MisuseError, ValidationError) as error:
         print(told(error), file=sys.stderr)
         return 2
-    measured = run_measure(order, environment_of_children() | variables)
-    if measured.problem:
-        print(f"{args.model} cannot be planned for: {measured.problem}", file=sys.stderr)
+    except NotPlannedError as error:
+        print(error, file=sys.stderr)
         return 1
+    print(as_json(made.measured, made.plan) if options.json else "\n".join(made.lines))
+    if made.plan.choice is not None and options.write is not None:
+        options.write.write_text(made.config(), encoding="utf-8")
+        print(f"written: {options.write}", file=sys.stderr)
+    return 0 if made.plan.choice is not None else 1
+
+
+def planned(options: argparse.Namespace) -> Planned:
+    """Raises MisuseError, ValidationError, NotPlannedError."""
+    args, variables = served(options)
+    measured = run_measure(order_of(args, options.size, options.num_frames), environment_of_children() | variables)
+    if measured.problem:
+        raise NotPlannedError(f"{args.model} cannot be planned for: {measured.problem}")
     wishes = Wishes(options.precision, options.placement, options.max_batch_size)
     plan = choose(measured, options.gpu, options.gpus, all_placements(), wishes)
     lines = list(told_plan(measured, plan))
@@ -49,38 +79,13 @@ def main(arguments: list[str]) -> int:
             "the config as it is:",
             *needs(measured, args, chosen(options.config, options.application, options.name), plan.card),
         ]
-    print(as_json(measured, plan) if options.json else "\n".join(lines))
-    if plan.choice is not None and options.write is not None:
-        options.write.write_text(serve_config(args, measured, plan, lines), encoding="utf-8")
-        print(f"written: {options.write}", file=sys.stderr)
-    return 0 if plan.choice is not None else 1
+    return Planned(args, measured, plan, lines)
 
 
 def check_that_it_can_be_written(options: argparse.Namespace) -> None:
     """Raises MisuseError."""
     if options.write is not None and str(options.precision).startswith("gguf"):
         raise MisuseError("--write: GGUF needs a file, which no plan knows: write its address at `precision:` yourself")
-
-
-def parser_of_arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.plan", description=__doc__)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as at `model:` in the args of a Serve config")
-    parser.add_argument("--gpu", type=gpu, required=True, metavar="SIZE|NAME", help="24GB, H100, L40S, 4090 ...")
-    parser.add_argument("--gpus", type=number_of_cards, default=1, metavar="N", help="how many of them; default: 1")
-    parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="pixels; default: the model's own")
-    parser.add_argument("--num-frames", type=positive, metavar="N", help="of a video; default: the model's own")
-    parser.add_argument("--precision", choices=get_args(Scheme), help="of the denoisers; default: what fits best")
-    parser.add_argument("--placement", choices=list(PLACEMENTS), help="default: what fits best")
-    parser.add_argument("--max-batch-size", type=positive, metavar="N", help="default: 4 pictures, 1 video, or less")
-    parser.add_argument("--dtype", help="of the weights, as in `args`; default: as stored")
-    parser.add_argument("--variant", help="of the weight files, such as fp16")
-    parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
-    parser.add_argument("--application", metavar="NAME", help="which of those in the file")
-    parser.add_argument("--name", metavar="NAME", help="which of its `models`, where it has several")
-    parser.add_argument("--json", action="store_true", help="what was measured, and the plan, as JSON")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a Serve config of the plan")
-    return parser
 
 
 def order_of(args: AppArgs, pixels: tuple[int, int] | None, num_frames: int | None) -> MeasureOrder:
@@ -94,18 +99,6 @@ def all_placements() -> Placements:
         placement: tuple((name, REPLICAS[name].stages) for name in dict.fromkeys(names))
         for placement, names in PLACEMENTS.items()
     }
-
-
-def positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def number_of_cards(text: str) -> int:
-    if positive(text) > MOST_CARDS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_CARDS}, got {text!r}")
-    return int(text)
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

@@ -9,25 +9,44 @@ import yaml
 
 from deployments.plan.choose import Plan
 from deployments.plan.measured import Measured
-from serve_app.app import AppArgs
+from serve_app.app import PLACEMENTS, AppArgs
 
 SCALING = {"upscale_delay_s": 0, "downscale_delay_s": 0}  # the policy waits by itself
 COOLDOWN_S = 600  # loading the weights again costs more than ten idle minutes
 
 
-def serve_config(args: AppArgs, measured: Measured, plan: Plan, lines: Sequence[str]) -> str:
+def serve_config(
+    args: AppArgs, measured: Measured, plan: Plan, lines: Sequence[str], host: str = "127.0.0.1", port: int = 8000
+) -> str:
     """`args` are those that were asked for; the plan's come on top. `lines` become the comment at its head."""
+    application = {
+        "args": planned_args(args, measured, plan),
+        **autoscaling(plan),
+        "deployments": [deployment(name, share, plan) for name, share in plan.num_gpus.items()],
+    }
+    return written(application, "cuda", lines, host, port)
+
+
+def cpu_config(args: AppArgs, lines: Sequence[str], host: str = "127.0.0.1", port: int = 8000) -> str:
+    """Without a plan: on a CPU the memory is the machine's, and each stage computes where it finds a core."""
+    own = args.model_dump(mode="json", exclude_unset=True)
+    shares = [
+        {"name": name, "ray_actor_options": {"num_cpus": 0.5}} for name in dict.fromkeys(PLACEMENTS[args.placement])
+    ]
+    return written({"args": own, "deployments": shares}, "cpu", lines, host, port)
+
+
+def written(application: Mapping[str, Any], device: str, lines: Sequence[str], host: str, port: int) -> str:
+    """As YAML, below the lines as its comment."""
     config = {
-        "http_options": {"host": "127.0.0.1", "port": 8000},
+        "http_options": {"host": host, "port": port},
         "applications": [
             {
                 "name": "triptych",
                 "route_prefix": "/",
                 "import_path": "serve_app.app:build_app",
-                "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cuda"}},
-                "args": planned_args(args, measured, plan),
-                **autoscaling(plan),
-                "deployments": [deployment(name, share, plan) for name, share in plan.num_gpus.items()],
+                "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": device}},
+                **application,
             }
         ],
     }

@@ -1,5 +1,4 @@
-"""Hold the split against the unsplit pipeline: one small request through both, on your checkpoint, with a verdict for
-each stage. 0: they make the same; 1: they do not, or it could not be checked; 2: the command is wrong."""
+"""Hold the split against the unsplit pipeline: one small request through both, with a verdict for each stage."""
 
 from __future__ import annotations
 
@@ -9,12 +8,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from deployments.messages import StageName
-from deployments.model import DType
 from deployments.replicas.table import REPLICAS, deployment_name, processes_of
 from deployments.verify.asked import Asked
 from deployments.verify.process import REPORT, CheckOrder, run_check
@@ -23,6 +21,7 @@ from env_config.children import environment_of_children
 from env_config.serve_config import env_vars_of, mapping, read_serve_configs
 from serve_app.app import PLACEMENTS, AppArgs, model_args
 from serve_app.tools.check_config import check_config
+from serve_app.tools.options import parser_of_verify
 
 
 class MisuseError(ValueError):
@@ -30,8 +29,11 @@ class MisuseError(ValueError):
 
 
 def main(arguments: list[str]) -> int:
-    parser = parser_of_arguments()
-    options = parser.parse_args(arguments)
+    return run(parser_of_verify().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """`options` are those of `parser_of_verify`."""
     try:
         args, variables = served(options, (*SERVED, "precision"))
         order = CheckOrder(model=model_args(args), processes=processes(args), asked=asked(options))
@@ -41,32 +43,6 @@ def main(arguments: list[str]) -> int:
     report = run_check(order, environment_of_children() | variables)
     print(as_json(report) if options.json else "\n".join(report.lines()))
     return 0 if report.passed else 1
-
-
-def parser_of_arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m serve_app.tools.verify", description=__doc__)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as at `model:` in the args of a Serve config")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a Serve config: its model, args and variables")
-    parser.add_argument("--application", metavar="NAME", help="which of those in the file")
-    parser.add_argument("--name", metavar="NAME", help="which of its `models`, where it has several")
-    parser.add_argument("--dtype", choices=get_args(DType), help="of the weights; default: as stored")
-    parser.add_argument("--precision", help="of the denoisers' weights, such as int8; default: as the dtype says")
-    parser.add_argument("--variant", help="of the weight files, such as fp16")
-    parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
-    parser.add_argument("--placement", choices=list(PLACEMENTS), help="which stages share a process")
-    parser.add_argument("--prompt")
-    parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="pixels; default: as small as it may be")
-    parser.add_argument("--steps", type=int, help="default: 3, or as many as `strength` leaves 3 of")
-    parser.add_argument(
-        "--argument",
-        action="append",
-        type=named,
-        default=[],
-        metavar="NAME=VALUE",
-        help="a further argument of the pipeline's call, as JSON or text; @FILE is a picture. May be given repeatedly",
-    )
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
-    return parser
 
 
 SERVED = ("model", "dtype", "variant", "config_folder", "placement")  # options that are arguments of the application
@@ -142,23 +118,6 @@ def asked(options: argparse.Namespace) -> Asked:
     width, height = options.size or (None, None)
     arguments = dict(options.argument)
     return Asked(prompt=options.prompt, width=width, height=height, steps=options.steps, arguments=arguments)
-
-
-def size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"must be like 512x512, got {text!r}")
-    return int(width), int(height)
-
-
-def named(text: str) -> tuple[str, JsonValue]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"must be like guidance_scale=3.5, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def as_json(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""Ten thousand hostile requests against five families, in every placement: no answer blames the server."""
+"""Two thousand hostile requests against each of seven families, in every placement: no answer blames the server."""
 
 from pathlib import Path
 
@@ -18,6 +18,8 @@ FAMILIES = {
     "sd3_img2img": "one_stage",
     "qwenimage_edit": "three_stage",
     "wan21_i2v": "three_stage",
+    "qwen_layered": "two_stage",
+    "stable_audio": "one_stage",
 }
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 
 import httpx
+import pytest
 
 from tests.support.served_application import ServedApplication
+
+pytestmark = pytest.mark.timeout(600)  # the first test starts Ray
 
 APPLICATION = {
     "name": "routed",

@@ -47,7 +47,7 @@ def guarded(served: ServedApplication, inpaint_checkpoint: Path) -> Iterator[Ser
         placement="one_stage",
         api_keys_file=str(keys),
         cors_origins=[ORIGIN],
-        admission={"max_queue_s": 40, "first_guess_s": 10},
+        admission={"max_queue_s": 20, "first_guess_s": 5},
     )
     with served.beside(beside):
         served.wait_until_healthy("/edits")
@@ -183,7 +183,7 @@ def test_an_answer_has_one_request_id_and_its_seconds(served: ServedApplication)
 
 def test_a_crowd_gets_pictures_or_429_while_health_stays_true(guarded: ServedApplication) -> None:
     image, mask = (base64.b64encode(png(picture)).decode() for picture in pictures())
-    body = {"prompt": PROMPT, "image": image, "mask": mask, "n": 2, "num_inference_steps": 60, "strength": 1.0}
+    body = {"prompt": PROMPT, "image": image, "mask": mask, "n": 2, "num_inference_steps": 30, "strength": 1.0}
     headers = {"authorization": f"Bearer {KEY}"}
     done = threading.Event()
     healthy: list[int] = []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.side_by_side import MARKED, RUNS, run
+from tests.side_by_side import LINT, MARKED, RUNS, run
 
 PASSES = "def test_it():\n    pass\n"
 FAILS = "def test_it():\n    assert False\n"
@@ -58,6 +58,12 @@ def test_all_folders_must_pass_at_the_latest_in_their_second_try(
         (tmp_path / name / f"test_{name}.py").write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
     assert (run(folders, tmp_path) == 0) == ends_well
+
+
+@pytest.mark.parametrize(("lint", "ends_well"), [("@true", True), ("@false", False)])
+def test_lint_beside_the_folders_must_pass(lint: str, ends_well: bool, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text(f"lint:\n\t{lint}\n")
+    assert (run((LINT,), tmp_path) == 0) == ends_well
 
 
 def test_the_run_of_further_cases_makes_those_and_no_other_run_does(tmp_path: Path) -> None:

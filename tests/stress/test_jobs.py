@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.served_application import THREE_STAGE, ServedApplication, serve_run
 from tests.support.tiny_models import checkpoint
-from tests.support.video_jobs import PROMPT, WAIT_S, content_of, create, wait_for_end, wait_for_progress
+from tests.support.video_jobs import PROMPT, WAIT_S, content_of, create, picture_of_job, wait_for_progress
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -56,11 +56,3 @@ def create_picture(http: httpx.Client, seed: int) -> str:
     answer = http.post("/v1/images/generations", json=body)
     assert answer.status_code == 202, answer.text
     return answer.json()["id"]
-
-
-def picture_of_job(http: httpx.Client, job_id: str) -> bytes:
-    """The file of a job that must complete."""
-    job = wait_for_end(http, job_id)
-    assert job["status"] == "completed", job
-    [item] = job["result"]["data"]
-    return http.get(item["url"]).content

@@ -135,7 +135,7 @@ class Stages:
         """What the loop makes without an engine."""
         calls = unpack_conditioning(self.encode(request), self.stage)
         session = DenoiseSession(self.stage, call_arguments(self.stage, request), request.seed, calls)
-        return self.numbers(pack_outcome(session.run()))
+        return self.numbers(pack_outcome(session.run(), session.device))
 
     def alone(self, request: GenerationRequest) -> tuple[list[torch.Tensor], list[Checkpoint]]:
         checkpoints: list[Checkpoint] = []

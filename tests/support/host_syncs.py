@@ -1,8 +1,10 @@
-"""Count where the host waits for a simulated device while requests are denoised: `python -m tests.support.host_syncs`.
+"""Count where the host waits for a simulated device while requests are denoised.
 
-Its arguments are a tiny model, the folder of the checkpoints, how many requests run at once, and their steps. Counted
-in the engine's thread, from the second time on that such requests run: device-wide synchronisations, waits for an event
-behind which the device had nothing to do, questions that need the device's answer, and copies between host and device.
+    python -m tests.support.host_syncs MODEL FOLDER REQUESTS STEPS
+
+FOLDER holds the checkpoints, REQUESTS run at once. Counted in the engine's thread, from the second time on that such
+requests run: device-wide synchronisations, waits for an event behind which the device had nothing to do, questions that
+need the device's answer, and copies between host and device.
 """
 
 import json

@@ -14,13 +14,25 @@ import hypothesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from deployments.messages import StageDescription, ValueType
+from deployments.messages import MediaKind, StageDescription, ValueType
 from serve_app.requests.argument_values import has_json_form
-from serve_app.requests.bodies import FIELD_INSTEAD, ImageGenerationBody, VideoGenerationBody
+from serve_app.requests.bodies import (
+    FIELD_INSTEAD,
+    AudioGenerationBody,
+    GenerationBody,
+    ImageGenerationBody,
+    VideoGenerationBody,
+)
 from tests.support.model_in_process import ModelServer, describe
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
 VIDEOS, VIDEO_JOBS = "/v1/videos/generations", "/v1/videos"
+SOUNDS = "/v1/audio/generations"
+BODIES: dict[MediaKind, type[GenerationBody]] = {
+    "image": ImageGenerationBody,
+    "video": VideoGenerationBody,
+    "audio": AudioGenerationBody,
+}
 ADDRESSES = (
     "/v1/jobs/{}", "/v1/jobs/{}/events", "/v1/videos/{}", "/v1/videos/{}/content", "/v1/files/{}", "/v1/models/{}",
     "/v1/jobs?after={}", "/v1/videos?after={}", "/v1/jobs?limit={}",
@@ -159,7 +171,10 @@ def good_bodies(description: StageDescription) -> Good:
         body |= {"num_frames": 5, "response_format": "b64_json"}
     if description.takes("mask_image"):
         body["mask_image"] = data_url(side, side, "white")
-    path = VIDEOS if description.media_kind == "video" else EDITS if description.takes("image") else IMAGES
+    if description.media_kind == "audio":
+        body["seconds"] = 2
+    pictures_path = EDITS if description.takes("image") else IMAGES
+    path = {"image": pictures_path, "video": VIDEOS, "audio": SOUNDS}[description.media_kind]
     if not description.takes("image"):
         return st.builds(lambda: (path, dict(body)))
     image = st.just(data_url(side, side))
@@ -173,7 +188,7 @@ FIELDS_OF_ANY_MODEL = ["guidance_scale", "true_cfg_scale", "strength", "num_infe
 def changes(description: StageDescription) -> Change:
     """Functions that change a body."""
     own = {"prompt", "image", "mask_image"}
-    kind = ImageGenerationBody if description.media_kind == "image" else VideoGenerationBody
+    kind = BODIES[description.media_kind]
     names = sorted(name for name in description.parameters.keys() - own if "callback" not in name)
     sendable = [name for name in names if has_json_form(description.type_of(name)) and name not in FIELD_INSTEAD]
     put = {name: _with if name in kind.field_names() else _with_argument for name in sendable}

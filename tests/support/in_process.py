@@ -23,7 +23,10 @@ from serve_app.models.service import ModelService
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.service import Service, ServiceArgs, open_service
 from tests.support.job_stores import put_tables
+from tests.support.kept_fields import keep_fields
 from tests.support.played_stages import PlayedHandle, played
+
+keep_fields()
 
 TEXT_TO_IMAGE = StageDescription(
     stages=("encoder",),

@@ -173,6 +173,7 @@ class RecoveryLog(logging.Handler):
         super().__init__()
         self.recoveries = 0
         self.lost_steps = 0
+        self._logger = logging.getLogger("serve_app.making.generate")
 
     def emit(self, record: logging.LogRecord) -> None:
         lost = re.search(r"going on from step \d+ \((\d+) steps lost\)", record.getMessage())
@@ -181,11 +182,14 @@ class RecoveryLog(logging.Handler):
             self.lost_steps += int(lost[1])
 
     def __enter__(self) -> RecoveryLog:
-        logging.getLogger("serve_app.making.generate").addHandler(self)
+        self._logger.addHandler(self)
+        self._level_before = self._logger.level
+        self._logger.setLevel(logging.INFO)  # also where the caller has silenced the rest
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("serve_app.making.generate").removeHandler(self)
+        self._logger.setLevel(self._level_before)
+        self._logger.removeHandler(self)
 
 
 def wait_for_metrics(port: int, names: tuple[str, ...]) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -19,14 +18,15 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stages.build import build_stage
 from deployments.stages.denoise import DenoiserStage
 from env_config.variables import EnvConfig
+from tests.support.forked import forked_context
 from tests.support.tiny_models import tiny_model, tiny_patches
 
 
 class ResumingProcess:
-    """One spawned process; it loads a model when a request for another one comes."""
+    """One process; it loads a model when a request for another one comes."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet)
+        self._pool = ProcessPoolExecutor(1, mp_context=forked_context(), initializer=_quiet)
 
     def resume(
         self,

@@ -8,7 +8,7 @@ As on CUDA, it draws random numbers with a generator of its own, and refuses one
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ synchronized: list[int] = []  # how many operations had run at each call of sync
 events_waited_for: list[int] = []  # how many operations had been given to the device after each event waited for
 OPERATION_MS = 0.01
 crossings: list["Crossing"] = []  # every copy between the device and the host
+before_operations: list[Callable[[], None]] = []  # called before each; may raise what a device raises
 kept_for: list[str] = []  # streams for which memory of another one was kept
 waits: list["Wait"] = []  # every time that a thread waited for the device
 _storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -172,6 +173,8 @@ class SimulatedTensor(torch.Tensor):
 
 
 def _run_on_cpu(func: Any, *args: Any, **kwargs: Any) -> Any:
+    for look in before_operations:
+        look()
     dispatched.append(str(func))
     device = kwargs.get("device")
     leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

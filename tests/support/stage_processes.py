@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,16 +19,17 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DType
+from tests.support.forked import forked_context
 
 STAGES: tuple[StageName, ...] = ("encoder", "denoiser", "vae")
 
 
 class StageProcess:
-    """A spawned process that holds one stage of the pipeline it was last told to load."""
+    """A process that holds one stage of the pipeline it was last told to load."""
 
     def __init__(self, stage: StageName) -> None:
         self.stage = stage
-        context = multiprocessing.get_context("spawn")
+        context = forked_context()
         self._connection, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(stage, child), daemon=True)
         self._process.start()

@@ -1,7 +1,7 @@
 """What crosses between host and device, and where threads wait for the device, counted on a simulated one.
 
-    python -m tests.support.traffic_on_simulated_device FOLDER MODEL --steps 8 --requests 1 --checkpoint-every 0 \
-        --placement three_stage
+    python -m tests.support.traffic_on_simulated_device FOLDER MODEL --steps 8 --requests 1 \
+        --checkpoint-every 0 --placement three_stage
 
 Prints JSON: of one request and of each further step, by the thread and the stream, how often and how many bytes.
 """

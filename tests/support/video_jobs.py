@@ -86,3 +86,11 @@ def content_of(http: httpx.Client, video_id: str) -> bytes:
     answer = http.get(f"/v1/videos/{video_id}/content")
     assert answer.status_code == 200, answer.text
     return answer.content
+
+
+def picture_of_job(http: httpx.Client, job_id: str) -> bytes:
+    """The file of a job that must complete."""
+    job = wait_for_end(http, job_id)
+    assert job["status"] == "completed", job
+    [item] = job["result"]["data"]
+    return http.get(item["url"]).content

@@ -23,6 +23,7 @@ from deployments.engine.statistics import EngineStatistics
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
 from deployments.tensors.out_of_memory import is_out_of_memory, let_go
+from deployments.tensors.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +160,25 @@ class Batches:
         return False
 
     def _run_alone(self, forward: Forward) -> None:
+        """Once more with what could be freed, where it did not fit and the failed forward has left nothing behind."""
+        watched = Watched(forward.arguments)
+        forward.error = self._failed_alone(forward)
+        if forward.error is None or not is_out_of_memory(forward.error):
+            return
+        if forward.merge_key is None or watched.is_written():  # what surrounds it may keep something
+            return
+        forward.error = None
+        self.executor.free_memory()
+        forward.error = self._failed_alone(forward)
+
+    def _failed_alone(self, forward: Forward) -> BaseException | None:
         try:
             forward.output = self.call(forward, forward.arguments)
         except BaseException as error:  # noqa: BLE001  (raised where the fiber waits)
-            forward.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
             if is_out_of_memory(error):
                 let_go(error)
+            return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # not this frame
+        return None
 
     def _merged(self, batch: list[Forward]) -> list[Any]:
         structure, merger = batch[0].structure, batch[0].merger

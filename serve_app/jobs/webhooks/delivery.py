@@ -20,6 +20,7 @@ from typing import Any, Literal
 import aiohttp
 from pydantic import SecretStr
 
+from deployments import tracing
 from deployments.errors import InvalidRequestError
 from env_config.secret import SecretError, SecretReference
 from serve_app.outbound import ForbiddenTargetError, checked_url, client_session
@@ -74,7 +75,8 @@ async def deliver(url: str, secret: str, payload: Mapping[str, Any], rules: Webh
     """
     body = json.dumps(payload, separators=(",", ":")).encode()
     try:
-        status = await _post(url, signed_headers(secret, webhook_id, int(time.time()), body), body, rules)
+        headers = signed_headers(secret, webhook_id, int(time.time()), body) | dict(tracing.carried())
+        status = await _post(url, headers, body, rules)
     except ForbiddenTargetError as error:
         logger.warning("webhook %s was not sent: %s", webhook_id, error)
         return "refused"

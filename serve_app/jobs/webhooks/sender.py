@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from pydantic import SecretStr
 
+from deployments import tracing
 from serve_app.jobs.records import Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
@@ -94,7 +95,11 @@ class WebhookSender:
             "data": {"id": webhook.job_id} | ({"urls": urls} if urls else {}),
         }
         secret = self._secret.get_secret_value()
-        outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
+        with tracing.begun("webhook", webhook.trace, job_id=webhook.job_id, attempt=webhook.attempt) as span:
+            outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
+            span.set(outcome=outcome)
+            if outcome != "taken":
+                span.fail(outcome)
         if outcome == "failed" and webhook.attempt < self._rules.attempts:
             return False
         if outcome == "failed":

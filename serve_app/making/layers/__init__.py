@@ -8,8 +8,9 @@ from serve_app.making.layers.request_log import REQUEST_LOG
 from serve_app.making.layers.sharing import SHARING
 from serve_app.making.layers.signing import SIGNING
 from serve_app.making.layers.time_limits import TIME_LIMITS
+from serve_app.making.layers.traces import TRACES
 
-LAYERS: tuple[Layer, ...] = (REPLACED_ADAPTERS, CALLERS_FAULTS, REQUEST_LOG, SIGNING, SHARING, TIME_LIMITS)
+LAYERS: tuple[Layer, ...] = (REPLACED_ADAPTERS, CALLERS_FAULTS, REQUEST_LOG, SIGNING, SHARING, TIME_LIMITS, TRACES)
 
 
 def wrapped(make: Make, context: LayerContext, layers: tuple[Layer, ...] = LAYERS) -> Make:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import dataclasses
 
+from deployments import tracing
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
 from serve_app.making.follower import NOBODY, Follower, Make
 from serve_app.making.layers.digest import work_digest
@@ -25,6 +26,7 @@ class SharedGeneration(Follower):
         self.resume_from = first.resume_from
         self.followers: list[Follower] = []
         self.has_begun = False
+        self.trace = tracing.carried()  # of the request that it began with
         self.task: asyncio.Task[Media] | None = None
 
     def on_begin(self) -> None:
@@ -68,6 +70,9 @@ class SharedGenerations:
             shared = self._under_way.get((digest, follower.previews, False))
         if shared is None:
             shared = self._start(digest, request, follower)
+        elif span := tracing.current():
+            span.link(shared.trace)
+            span.event("shared")
         assert shared.task is not None
         shared.followers.append(follower)
         shared.patience_s = max(shared.patience_s, follower.patience_s)
@@ -91,7 +96,8 @@ class SharedGenerations:
                 self._forget(shared)
 
         # An empty context: it does not end with the HTTP request that began it, which others may share.
-        shared.task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
+        context = tracing.carried_into(contextvars.Context())
+        shared.task = asyncio.get_running_loop().create_task(work(), context=context)
         self._under_way[shared.key] = shared
         return shared
 

@@ -9,6 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from deployments.accelerations import compile as compile_row
 from deployments.adapters.forward import applied, num_layers, prepare
+from deployments.adapters.inject import eject
 from tests.support.compiled_denoiser import Compiler, Denoiser, Served, arguments_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
@@ -88,3 +89,18 @@ def test_the_first_adapter_is_compiled_once_for_all_blocks_and_watched_as_a_firs
     assert torch.equal(told(served, {"a": 1.0}), truth({"a": 1.0}))
     assert compiler.graphs == 2 * before
     assert served.forwards.compilation_s > compiled_s, "what it took is no measure of a forward"
+
+
+@MODES
+def test_the_last_adapter_goes_and_the_next_one_comes_without_being_compiled(mode: str, compiler: Compiler) -> None:
+    served = Served(mode, compiler, layers=num_layers)
+    put_in(served.denoiser, "a")
+    served.make("first")
+    told(served, {"a": 1.0})
+    graphs = compiler.graphs
+    eject(served.denoiser, "a", keeps_layers=True)
+    assert torch.equal(told(served, {}), truth({}))
+    put_in(served.denoiser, "b")
+    assert torch.equal(told(served, {"b": 0.5}), truth({"b": 0.5}))
+    assert compiler.graphs == graphs
+    assert not served.forwards._refused

@@ -2,37 +2,17 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from diffusers.utils.peft_utils import delete_adapter_layers, set_weights_and_activate_adapters
+from diffusers.utils.peft_utils import delete_adapter_layers
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from deployments.adapters.forward import RowsUnknownError, applied, num_layers, prepare, why_not
+from tests.support.adapted_layers import LONE, Inputs, Net, numbers, told_of, truth_of, with_adapters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
-
-Inputs = Callable[[int], torch.Tensor]
-
-
-class Net(torch.nn.Module):
-    """Layers one after another."""
-
-    def __init__(self, *layers: torch.nn.Module) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-def numbers(*shape: int) -> Inputs:
-    return lambda samples: torch.randn(samples, *shape, generator=torch.Generator().manual_seed(1))
-
 
 KINDS: dict[str, tuple[Callable[[], Net], Inputs]] = {
     "linear": (lambda: Net(torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)), numbers(5, 6)),
@@ -44,19 +24,6 @@ KINDS: dict[str, tuple[Callable[[], Net], Inputs]] = {
         lambda samples: torch.arange(5 * samples).reshape(samples, 5) % 11,
     ),
 }
-CONFIGS: dict[str, dict[str, Any]] = {
-    "a": {"r": 2, "lora_alpha": 3},
-    "b": {"r": 4, "lora_alpha": 2, "use_rslora": True},
-    "c": {"r": 3, "rank_pattern": {"0": 2}, "alpha_pattern": {"0": 7}},
-}
-
-
-def with_adapters(net: Net, names: str = "abc", dtype: torch.dtype = torch.float32) -> Net:
-    torch.manual_seed(3)
-    for name in names:
-        config = LoraConfig(target_modules=["0", "1"], init_lora_weights=False, **CONFIGS[name])
-        inject_adapter_in_model(config, net, name)
-    return net.to(dtype).requires_grad_(False).eval()
 
 
 def made(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Net, Net, Inputs]:
@@ -76,23 +43,6 @@ def test_a_call_inside_of_another_leaves_the_outer_ones_adapters() -> None:
         with applied(told, [(2, {"b": 1.0})]):
             told(x)
         assert torch.equal(told(x), truth_of(truth, x, {"a": 1.0}))
-
-
-def truth_of(net: Net, x: torch.Tensor, scales: dict[str, float]) -> torch.Tensor:
-    """What diffusers' `set_adapters` and a forward give; without adapters what `disable_lora` does."""
-    for layer in net.modules():
-        if isinstance(layer, LoraLayer):
-            layer.enable_adapters(bool(scales))
-    set_weights_and_activate_adapters(net, list(scales), list(scales.values()))
-    return net(x)
-
-
-def told_of(net: Net, x: torch.Tensor, *samples: tuple[int, dict[str, float]], is_even: bool = True) -> torch.Tensor:
-    with applied(net, samples, is_even):
-        return net(x)
-
-
-LONE: list[dict[str, float]] = [{"a": 1.0}, {"b": -0.7}, {"c": 0.3}, {"c": 0.9, "a": -0.4, "b": 2.1}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

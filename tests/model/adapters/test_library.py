@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from deployments.adapters.args import AdapterCacheArgs
 from deployments.adapters.fetch import AdapterFile, fetch_file
+from deployments.adapters.inject import inject
 from deployments.adapters.library import AdapterLibrary
 from deployments.adapters.use import AdapterUse
 from deployments.errors import StageUnavailableError
@@ -186,6 +187,76 @@ def test_twelve_adapters_share_the_room_of_three(flux_checkpoint: Path, tmp_path
     assert told["evictions"] == {"host": 6, "device": 9}
     with library.holding(uses[-2:]), library.holding(uses[:1]):  # all are there still
         assert library.describe()["misses"] == told["misses"]
+
+
+def lacks_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def lacks_memory_in_diffusers() -> None:
+    """Its way out of a loading that has failed fails too."""
+    try:
+        lacks_memory()
+    except torch.OutOfMemoryError:
+        raise KeyError("peft_config")  # noqa: B904
+
+
+@pytest.mark.parametrize("fail", [lacks_memory, lacks_memory_in_diffusers])
+def test_where_memory_is_lacking_those_that_no_request_uses_make_room(
+    fail: Callable[[], None], flux_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    transformer: Any = stage.components["transformer"]
+    uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(4)]
+    library = library_of(stage, tmp_path)
+    others: list[int] = []
+    stage.memory.when_lacking(lambda: others.append(len(transformer.peft_config)))
+
+    def with_room_for_two(*args: Any) -> int:
+        if len(getattr(transformer, "peft_config", ())) >= 2:
+            fail()
+        return inject(*args)
+
+    monkeypatch.setattr("deployments.adapters.library.inject", with_room_for_two)
+    with library.holding(uses[:1]) as [pinned]:
+        for use in uses[1:]:
+            with library.holding([use]) as [held]:
+                assert set(transformer.peft_config) == {pinned.peft_name, held.peft_name}
+        assert others == [1, 1], "what others keep goes too"
+        with (
+            library.holding(uses[1:2]),
+            pytest.raises(torch.OutOfMemoryError),
+            library.holding(uses[2:3]),
+        ):
+            pytest.fail("both are in use")
+    library.evict_idle(["transformer"])
+    assert layers_in(transformer) == 0
+    assert library.describe()["device"]["bytes"] == 0
+
+
+def test_a_compiled_model_keeps_the_empty_layers_of_its_last_adapter(flux_checkpoint: Path, tmp_path: Path) -> None:
+    """It is compiled with them."""
+    stage = load_stage(flux_checkpoint, ("denoiser",))
+    stage.switches["transformer"] = "compiled"
+    transformer: Any = stage.components["transformer"]
+    uses = [written(tmp_path, f"s{i}", lora_tensors(transformer, "transformer", ("to_q",), seed=i)) for i in range(2)]
+    layer: Any = transformer.get_submodule("transformer_blocks.0.attn.to_q")
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1))
+    before, weights = layer(x), sum(each.numel() for each in transformer.parameters())
+    library = library_of(stage, tmp_path)
+    found = set()
+    for use in uses:
+        with library.holding([use]) as [held]:
+            assert list(transformer.peft_config) == [held.peft_name]
+            found.add(id(transformer.get_submodule("transformer_blocks.0.attn.to_q")))
+            expected = load_unsplit(flux_checkpoint).transformer
+            expected.load_lora_adapter(use.path, adapter_name="expected")
+            assert_same_state(adapter_state(transformer, held.peft_name), adapter_state(expected, "expected"))
+        library.evict_idle(["transformer"])
+        assert not getattr(transformer, "peft_config", None)
+        assert torch.equal(transformer.get_submodule("transformer_blocks.0.attn.to_q")(x), before)
+        assert sum(each.numel() for each in transformer.parameters()) == weights
+    assert len(found) == 1, "one layer for both"
 
 
 def test_a_model_computes_as_before_while_no_adapter_is_applied_and_after_the_last(

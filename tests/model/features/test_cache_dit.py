@@ -154,6 +154,16 @@ def begin(
 # --- what cache-dit itself does with a fresh transformer is the truth ---
 
 
+SETTINGS = pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(DYNAMIC, id="dynamic"),
+        pytest.param(STATIC, id="static", marks=pytest.mark.rest),
+        pytest.param(TAYLOR, id="taylorseer"),
+    ],
+)
+
+
 @pytest.mark.parametrize("overrides", [DYNAMIC, STATIC, TAYLOR], ids=["dynamic", "static", "taylorseer"])
 def test_a_request_equals_cache_dits_own_result_on_a_fresh_transformer_bit_for_bit(
     overrides: dict[str, Any],
@@ -197,7 +207,7 @@ def test_two_guidance_passes_equal_cache_dits_own_separate_guidance_bit_for_bit(
 # --- requests take turns ---
 
 
-@pytest.mark.parametrize("overrides", [DYNAMIC, STATIC, TAYLOR], ids=["dynamic", "static", "taylorseer"])
+@SETTINGS
 @pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), further(wan_transformer, 2)])
 def test_interleaved_requests_equal_running_alone_bit_for_bit(
     build: Callable[[], torch.nn.Module], num_passes: int, overrides: dict[str, Any]
@@ -319,7 +329,7 @@ def test_first_and_last_blocks_are_always_computed() -> None:
 # --- checkpoints ---
 
 
-@pytest.mark.parametrize("overrides", [DYNAMIC, STATIC, TAYLOR], ids=["dynamic", "static", "taylorseer"])
+@SETTINGS
 @pytest.mark.parametrize(("build", "num_passes"), [(flux_transformer, 1), further(wan_transformer, 2)])
 def test_a_snapshot_continues_on_another_transformer_with_the_same_bytes(
     build: Callable[[], torch.nn.Module], num_passes: int, overrides: dict[str, Any]

@@ -105,7 +105,7 @@ def test_the_stages_of_a_request_are_read_as_one_record(tmp_path):
 def test_lines_of_several_processes_stay_whole(tmp_path):
     def write_lines(name):
         timings = StageTimer(tmp_path / "logs" / "performance.jsonl", name, lambda: None)
-        for number in range(200):
+        for number in range(60):
             with timings.around(work_on(f"{name}-{number}", "vae")):
                 pass
 
@@ -115,7 +115,7 @@ def test_lines_of_several_processes_stay_whole(tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert {timing["request_id"] for timing in read(tmp_path)} == {f"{n}-{i}" for n in "ab" for i in range(200)}
+    assert {timing["request_id"] for timing in read(tmp_path)} == {f"{n}-{i}" for n in "ab" for i in range(60)}
 
 
 def test_the_latest_timings_of_a_request_are_remembered_until_they_are_forgotten(tmp_path):

@@ -11,12 +11,14 @@ import torch
 
 from deployments.adapters.use import FEATURE, AdapterUse
 from deployments.devices import select_device
-from deployments.errors import CheckpointError, InvalidRequestError
-from deployments.messages import STAGES, ComponentCall, GenerationRequest, OutputFormat
+from deployments.errors import AdapterReplacedError, CheckpointError, InvalidRequestError
+from deployments.messages import STAGES, ComponentCall, Conditioning, GenerationRequest, OutputFormat
 from deployments.model import ModelArgs
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
+from deployments.stage_pipeline.sessions.denoise import call_directly
 from deployments.stages.adapters import answer_with_adapters, described, preload
 from deployments.stages.build import build_stage
+from deployments.stages.denoise import DenoiserStage
 from deployments.stages.encode import encode, unpack_conditioning
 from deployments.tensors.global_generators import global_states
 from deployments.tensors.packing import pack, unpack
@@ -174,3 +176,99 @@ def test_weights_that_are_kept_in_float8_take_none_and_the_sentence_names_the_pr
     use = written(tmp_path, "style", lora_tensors(held.components["unet"], "unet", ("to_q",)))
     with pytest.raises(InvalidRequestError, match="layerwise"):
         described(held, use)
+
+
+def test_a_forward_that_finds_no_memory_is_made_when_the_idle_adapters_of_all_models_here_are_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = built(folder, tmp_path, STAGES)
+    models = {name: stage.components[name] for name in ("unet", "text_encoder")}
+    layers = lora_tensors(models["unet"], "unet", ("to_q",)) | lora_tensors(
+        models["text_encoder"], "text_encoder", CLIP
+    )
+    with stage.adapters.holding([written(tmp_path, "style", layers)], models):
+        pass
+    room: list[int] = []
+
+    def with_little_room(module: Any, *args: Any) -> Any:
+        room.append(sum(bool(getattr(model, "peft_config", None)) for model in models.values()))
+        if room[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return call_directly(module, *args)
+
+    denoiser = DenoiserStage(stage)
+    monkeypatch.setattr(denoiser.compiled, "_call", with_little_room)
+    try:
+        inputs, _ = denoiser.denoise(asked(), encode(stage, asked()))
+        assert inputs.content.num_bytes > 0
+        assert room[:2] == [2, 0]
+        assert not any(room[1:])
+    finally:
+        denoiser.engine.close()
+
+
+def test_a_decoding_that_finds_no_memory_has_the_idle_adapters_leave_the_denoiser_in_its_own_thread(
+    folder: Path, tmp_path: Path
+) -> None:
+    stage = built(folder, tmp_path, STAGES)
+    unet, denoiser = stage.components["unet"], DenoiserStage(stage)
+    with stage.adapters.holding([written(tmp_path, "style", lora_tensors(unet, "unet", ("to_q",)))]):
+        pass
+    threads: list[bool] = []
+    take_out = stage.adapters.evict_idle
+
+    def evict_idle(components: Any) -> None:
+        if "unet" in components:
+            threads.append(denoiser.engine.is_here)
+        take_out(components)
+
+    stage.adapters.evict_idle = evict_idle
+
+    def work() -> str:
+        if getattr(unet, "peft_config", None):
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return "made"
+
+    try:
+        assert stage.memory.run(work) == "made"
+        assert threads == [True]
+    finally:
+        denoiser.engine.close()
+
+
+def test_the_denoiser_uses_the_contents_that_the_encoders_have_used_or_the_request_starts_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Where nobody has looked into the file before: it is replaced between the two."""
+    encoder, denoising = built(folder, tmp_path), built(folder, tmp_path, ("denoiser",))
+    unet, text = denoising.components["unet"], encoder.components["text_encoder"]
+
+    contents = [
+        lora_tensors(unet, "unet", ("to_q",), seed=seed) | lora_tensors(text, "text_encoder", CLIP, seed=seed)
+        for seed in range(2)
+    ]
+
+    def use(number: int) -> AdapterUse:
+        return written(tmp_path, "style", contents[number])
+
+    request = asked(use(0))
+    conditioning = encode(encoder, request)
+    [digest] = conditioning.adapters.values()
+    denoiser = DenoiserStage(denoising)
+
+    def used(conditioning: Conditioning) -> str:
+        denoiser.denoise(request, conditioning)
+        found: str = denoiser.recent_summaries[FEATURE][-1]["style"]
+        return found
+
+    try:
+        use(1)
+        with pytest.raises(AdapterReplacedError, match="its file was replaced"):
+            used(conditioning)
+        again = encode(encoder, request)
+        assert used(again) == again.adapters["style"] != digest
+        use(0)
+        assert used(again) == again.adapters["style"], "it is in memory still"
+        assert used(conditioning) == digest
+    finally:
+        denoiser.engine.close()

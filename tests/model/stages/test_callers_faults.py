@@ -19,7 +19,7 @@ from tests.support.tiny_models import checkpoint
 # What diffusers, torch and numpy say of arguments without sense.
 pytestmark = pytest.mark.filterwarnings("default")
 
-CASES = 25  # of each model; 10,000 in tests/fuzz
+CASES = 25  # of each model; thousands in tests/fuzz
 PICTURE, WHITE = data_url(32, 32), data_url(32, 32, "white")
 PLACEMENT = {"flux": "three_stage", "sd15_inpaint": "two_stage", "sd15": "one_stage"}
 GOOD: dict[str, dict[str, Any]] = {

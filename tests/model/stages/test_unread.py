@@ -80,7 +80,7 @@ def ltx2(checkpoints_root: Path) -> Any:
 def test_the_layers_of_a_language_model_stay_where_the_connector_behind_them_was_called(ltx2: Any) -> None:
     arguments = request_arguments("ltx2")
     request = GenerationRequest("r", "ltx2", arguments, 0, OutputFormat("video", "mp4"))
-    whole = pack_conditioning(EncodeSession(ltx2, call_arguments(ltx2, request), 0).run())
+    whole = pack_conditioning(EncodeSession(ltx2, call_arguments(ltx2, request), 0).run(), ltx2.device)
     sent = encode(ltx2, request)
     prompt, connected = unpack_conditioning(sent, ltx2)[:2]
     assert missing(prompt)

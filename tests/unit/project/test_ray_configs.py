@@ -24,7 +24,7 @@ from tests.support.planned_configs import application_of as planned_application
 
 FOLDER = Path(__file__).resolve().parents[3] / "ray_configs"
 SERVE_FILES = sorted(FOLDER.rglob("serve_*.yaml"))
-KUBERAY_FILES = sorted(FOLDER.glob("kuberay_*.yaml"))
+KUBERAY_FILES = sorted(FOLDER.rglob("kuberay_*.yaml"))
 CLUSTER_FILES = sorted(FOLDER.glob("cluster_*.yaml"))
 DEPLOYMENTS = {
     "three_stage": {"Encoder", "Denoiser", "VAE"},

@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import side_by_side
 from tests.support.source import nodes_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,7 +27,8 @@ PACKAGES = ("serve_app", "deployments", "env_config")
 
 # Libraries that are there only beside their hardware; the file that wraps one says so when it is asked for.
 ONLY_WITH_THEIR_HARDWARE = {"flash_attn", "flash_attn_interface", "mlx", "torch_musa", "torch_npu"}
-ONLY_WITH_AN_EXTRA = {"gguf", "torchao"}  # precision; the file that imports one is asked only where it is there
+# Of precision and of traces; the file that imports one is asked only where it is asked for.
+ONLY_WITH_AN_EXTRA = {"gguf", "opentelemetry", "torchao"}
 
 
 def constraints() -> dict[str, str]:
@@ -131,7 +133,7 @@ exit 0
 """
 PIP = "python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt"
 INSTALL = [f"{PIP} torch", f"{PIP} --editable ."]
-INSTALL_FOR_TESTS = [*INSTALL, f"{PIP} --editable .[dev]"]
+INSTALL_FOR_TESTS = [f"{PIP} torch", f"{PIP} --editable .[dev]"]
 LINT = ["ruff check .", "mypy "]
 
 
@@ -193,16 +195,15 @@ def without_seconds(printed: str) -> list[str]:
 
 def test_a_step_says_one_line_and_its_program_speaks_to_the_log(clone: Path) -> None:
     done = run(clone, "make", "test", SAYS="Collecting everything")
-    assert without_seconds(done.stdout)[:5] == [
-        "[1/4] .venv with Python 3.12.0 ... N s",
-        "[2/4] torch, the largest download ... N s",
-        "[3/4] Ray Serve, diffusers and the rest ... N s",
-        "[4/4] tools for the tests ... N s",
+    assert without_seconds(done.stdout)[:4] == [
+        "[1/3] .venv with Python 3.12.0 ... N s",
+        "[2/3] torch, the largest download ... N s",
+        "[3/3] Ray Serve, diffusers, tools for the tests and the rest ... N s",
         "== ruff",
     ]
     log = (clone / ".venv/set-up.log").read_text()
-    assert log.count("Collecting everything") == 3
-    assert "[4/4] tools for the tests" in log
+    assert log.count("Collecting everything") == 2
+    assert "[3/3] Ray Serve" in log
 
 
 def test_on_a_terminal_the_seconds_of_a_step_count_up(clone: Path) -> None:
@@ -232,6 +233,18 @@ def test_the_second_make_serve_installs_nothing(clone: Path) -> None:
     called(clone)
     run(clone, "make", "serve")
     assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_cpu.yaml"]
+
+
+def test_make_serve_after_make_test_installs_nothing_and_make_test_after_make_serve_the_tools(clone: Path) -> None:
+    run(clone, "make", "test")
+    called(clone)
+    run(clone, "make", "serve")
+    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_cpu.yaml"]
+    run(clone, "make", "clean")
+    run(clone, "make", "serve")
+    called(clone)
+    run(clone, "make", "lint")
+    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT]
 
 
 def test_new_pins_are_installed_at_the_next_make_serve(clone: Path) -> None:
@@ -284,7 +297,8 @@ RUNS = {
 @pytest.mark.parametrize("tests", RUNS)
 def test_make_test_runs_the_folders_of_its_choice(tests: str, clone: Path) -> None:
     assert run(clone, "make", "test", f"TESTS={tests}").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, f"python -m {RUNS[tests]}"]
+    lint = [] if tests == "all" else LINT  # which is among what tests.side_by_side runs
+    assert called(clone) == [*INSTALL_FOR_TESTS, *lint, f"python -m {RUNS[tests]}"]
 
 
 def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
@@ -294,7 +308,8 @@ def test_make_test_runs_the_quick_tests_by_default(clone: Path) -> None:
 
 def test_ci_runs_lint_and_all_tests_but_the_long_ones(clone: Path) -> None:
     assert run(clone, ".ci/run").returncode == 0
-    assert called(clone) == [*INSTALL_FOR_TESTS, *LINT, "python -m tests.side_by_side all"]
+    assert called(clone) == [*INSTALL_FOR_TESTS, "python -m tests.side_by_side all"]
+    assert side_by_side.LINT in side_by_side.RUNS["all"]
 
 
 def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
@@ -302,13 +317,22 @@ def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
     assert called(clone)[-1] == "python -m tests.side_by_side all"
 
 
-@pytest.mark.parametrize("step", ["ruff", "mypy", "tests.side_by_side"])
-def test_ci_fails_when_a_step_fails(step: str, clone: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "command"),
+    [
+        ("ruff", ("make", "lint")),
+        ("mypy", ("make", "lint")),
+        ("--editable", (".ci/run",)),
+        ("side_by_side", (".ci/run",)),
+    ],
+)
+def test_ci_fails_when_a_step_fails(step: str, command: tuple[str, ...], clone: Path) -> None:
+    """tests/services/test_side_by_side.py shows that the tests fail with the lint beside them."""
     write_program(
         clone.parent / "programs/tool",
         STAND_IN_TOOL.replace("exit 0", f'case "$0 $*" in *{step}*) exit 1 ;; esac'),
     )
-    assert run(clone, ".ci/run").returncode != 0
+    assert run(clone, *command).returncode != 0
 
 
 def test_an_unknown_choice_of_tests_is_refused(clone: Path) -> None:

@@ -52,6 +52,27 @@ def test_a_lack_of_memory_is_answered_by_freeing_it_and_trying_once_more_with_le
     assert (tries, device.given_back, memory.is_short) == ([False, True], 1, False)
 
 
+@pytest.mark.parametrize("is_tried_again", [True, False])
+def test_what_is_kept_for_requests_to_come_goes_before_anything_is_refused(is_tried_again: bool) -> None:
+    device = Played(free=1 * GB)
+    memory = StageMemory(device)
+    given: list[tuple[int, float]] = []
+
+    def let_go() -> None:
+        given.append((device.given_back, device.free))
+        device.free = 2 * GB
+
+    memory.when_lacking(let_go)
+    work, _ = failing(2, memory)
+    with pytest.raises(DeviceFullError, match=r"has 2\.0 GB free"):
+        (memory.run if is_tried_again else memory.named)(work)
+    assert given[0] == (0, 1 * GB), "first that, and then what the allocator holds"
+    given.clear()
+    assert memory.run(failing(0, memory)[0]) == "made"
+    memory.give_back()
+    assert not given, "it stays while memory is not lacking"
+
+
 def test_what_the_failed_try_made_is_gone_before_the_next_one() -> None:
     """Red where the second try runs inside the `except` block, whose traceback holds the frames of the first."""
     memory, made = StageMemory(Played()), []

@@ -23,6 +23,7 @@ from deployments.messages import (
     PayloadFollows,
 )
 from deployments.stages.denoise_stream import denoising_stream
+from deployments.tracing import NO_SPAN
 
 PATIENCE_S = 30
 STEPS = 3
@@ -38,6 +39,7 @@ class PlayedThreads:
         self.steps, self.bytes_out = 0, -1
         self.traced_steps = 0
         self.outcome = ""
+        self.span = NO_SPAN
 
     @contextmanager
     def observed_denoising(self, request: Any, envelope: Any, arrived: float, conditioning: Any) -> Iterator[Any]:

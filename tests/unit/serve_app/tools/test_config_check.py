@@ -1,7 +1,5 @@
 """A Serve config file with a mistake is refused by name; Serve itself would accept most of these."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +7,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.tools.check_config import check_config
+from serve_app.tools.check_config import check_config, main
 
-ROOT = Path(__file__).resolve().parents[4]
 POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 
 
@@ -204,18 +201,14 @@ def test_the_config_inside_a_ray_service_is_looked_at(tmp_path: Path) -> None:
     assert problems_of(service, tmp_path) == ["http_options.prot: unknown key; did you mean 'port'?"]
 
 
-def test_the_command_tells_each_file_and_fails_when_one_is_refused(tmp_path: Path) -> None:
+def test_the_command_tells_each_file_and_fails_when_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(yaml.safe_dump(good_config()))
     bad.write_text(yaml.safe_dump(changed("http_options.prot", 1)))
-    answer = subprocess.run(
-        [sys.executable, "-m", "serve_app.tools.check_config", str(good), str(bad)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert answer.returncode == 1
-    assert answer.stdout.splitlines() == [
+    assert main([str(good), str(bad)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
         f"{good}: ok",
         f"{bad}: http_options.prot: unknown key; did you mean 'port'?",
     ]

@@ -268,6 +268,42 @@ def test_a_lone_forward_that_does_not_fit_holds_nothing_though_its_request_has_n
     assert activations[0]() is None
 
 
+class TooFull(CountedExecutor):
+    """Has no memory until what is kept there for later has gone; `spoil` is done to the forward's input before."""
+
+    def __init__(self, spoil: Compute = lambda x: x) -> None:
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            spoil(x)
+            if not self.freed:
+                raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            return 2 * x
+
+        super().__init__(compute)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_lone_forward_that_does_not_fit_is_made_once_more_with_what_was_freed(deterministic: bool) -> None:
+    executor = TooFull()
+    batches = make(executor)
+    alone = waiting(batches, [3.0], deterministic=deterministic)
+    batches.run(alone)
+    assert (alone[0].error, outputs(alone)) == (None, [6.0])
+    assert (executor.freed, executor.sizes) == (1, [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "merge_key"), [(lambda x: x, None), (lambda x: x.add_(1), ())], ids=["a surrounding's", "its input"]
+)
+def test_a_forward_that_may_have_left_something_behind_is_not_made_again(spoil: Compute, merge_key: Any) -> None:
+    """A cache would count a step twice, and what was written over would be computed with."""
+    executor = TooFull(spoil)
+    batches = make(executor)
+    alone = waiting(batches, [3.0], merge_key=merge_key)
+    batches.run(alone)
+    assert isinstance(alone[0].error, torch.OutOfMemoryError)
+    assert executor.sizes == [1]
+
+
 # --- surroundings ---
 
 
