@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments.metrics.serve_meter import ServeMeter
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
@@ -38,7 +39,7 @@ class Ingress:
         check_cache_root(env.runtime.cache_root)
         apply_logging_level(env.runtime.logging_level)
         owner = ray.get_runtime_context().get_actor_name() or ""
-        stages = Stages(encoder, denoiser, vae, owner)
+        stages = Stages(encoder, denoiser, vae, owner, meter=ServeMeter())
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

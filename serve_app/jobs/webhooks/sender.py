@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from pydantic import SecretStr
 
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.jobs.records import Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
@@ -41,6 +43,7 @@ class WebhookSender:
         secret: SecretStr,
         rules: WebhookRules,
         urls_of: Callable[[Webhook], Awaitable[list[str]]],
+        meter: Meter = NO_METER,
     ) -> None:
         self._store = store
         self._threads = threads
@@ -48,6 +51,7 @@ class WebhookSender:
         self._secret = secret
         self._rules = rules
         self._urls_of = urls_of
+        self._meter = meter
         self._sending: dict[asyncio.Task[None], Webhook] = {}
 
     async def keep(self) -> None:
@@ -94,10 +98,15 @@ class WebhookSender:
             "data": {"id": webhook.job_id} | ({"urls": urls} if urls else {}),
         }
         secret = self._secret.get_secret_value()
+        began = time.perf_counter()
         outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
-        if outcome == "failed" and webhook.attempt < self._rules.attempts:
+        is_given_up = outcome == "failed" and webhook.attempt >= self._rules.attempts
+        told = "given_up" if is_given_up else outcome
+        self._meter.count("triptych_webhooks_total", outcome=told)
+        self._meter.observe("triptych_webhook_seconds", time.perf_counter() - began, outcome=told)
+        if outcome == "failed" and not is_given_up:
             return False
-        if outcome == "failed":
+        if is_given_up:
             logger.warning("webhook %s was given up after %d attempts", webhook_id, webhook.attempt)
         await self._threads.run(self._store.webhook_done, webhook.job_id)
         return True

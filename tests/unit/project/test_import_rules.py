@@ -47,6 +47,8 @@ MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_in
 # What a stage is built from, and what a request says of a LoRA; no library but pydantic.
 ARGUMENTS = ("deployments.model", "deployments.memory.args", "deployments.adapters.args", "deployments.adapters.use")
 ADAPTERS = room("deployments.adapters")  # LoRAs: fetched, in memory, in a forward
+METER = ("deployments.metrics.meter", "deployments.metrics.metric", "deployments.metrics.table")
+SERVE_METER = ("deployments.metrics.serve_meter",)
 STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
@@ -68,7 +70,7 @@ LORA_ROOM = room("serve_app.adapters")  # those of the configuration, and those 
 JOBS, STORAGE, TOOLS = room("serve_app.jobs"), room("serve_app.storage"), room("serve_app.tools")
 # What every room of the application may ask.
 LORAS = ("deployments.adapters.args", "deployments.adapters.use")
-DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *LORAS, *ENV_CONFIG)
+DOOR = ("serve_app.errors", "serve_app.deadlines", "serve_app.bounded_threads", *MESSAGES, *METER, *LORAS, *ENV_CONFIG)
 
 # The first rule that a module matches is its rule; a module without one fails the test. From the top of the house down.
 RULES = (
@@ -105,7 +107,14 @@ RULES = (
     ),
     Rule(
         ("serve_app.ingress",),
-        ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
+        (
+            "serve_app.service",
+            *HTTP_ROOM,
+            *MAKING,
+            *DOOR,
+            *SERVE_METER,
+            "deployments.observability.logging_setup",
+        ),
     ),
     Rule(
         HTTP_ROOM,
@@ -166,6 +175,8 @@ RULES = (
     Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
+    Rule(SERVE_METER, METER, never=(*HEAVY, *HTTP)),
+    Rule(room("deployments.metrics"), room("deployments.metrics"), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
@@ -213,6 +224,8 @@ RULES = (
         REPLICAS,
         (
             *REPLICAS,
+            *METER,
+            *SERVE_METER,
             *STARTING,
             *ASK_FOR_A_CHECK,
             *STAGES,
