@@ -24,7 +24,7 @@ from tests.support.served_application import ROOT, free_port
 
 EMOJI = ROOT / "ray_configs/serve_emoji_cpu.yaml"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
-START_TIMEOUT_S = 600
+START_TIMEOUT_S = 1500
 BODY = {"height": 64, "width": 64, "num_inference_steps": 12}
 
 
