@@ -10,7 +10,7 @@ BYTES = (1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 ROUTE = Label("as `/docs` shows it; `unrouted`: refused before, or there is none", at_most=64)
-STATUS = Label("of HTTP; `none`: the caller hung up before an answer", at_most=32)
+STATUS = Label("of HTTP; `none`: the caller hung up before an answer", at_most=24)
 ANSWERED = Label("the class of the status", ("2xx", "3xx", "4xx", "5xx", "hung_up"))
 KEY = Label("12 digits of the SHA-256 of the API key's label; `none`: no keys are asked for", at_most=100)
 KIND = Label("of media", ("image", "video", "audio", "tensors"))

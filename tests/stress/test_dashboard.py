@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -37,12 +36,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """It has seen the load, and an exporter that plays what only a GPU and S3 have."""
     folder = tmp_path_factory.mktemp("watched")
     rules = (ROOT / "docs/dashboards/rules.yaml",)
-    with watched_application(folder) as application, played_exporter(played_text) as port:
-        with running_prometheus(folder / "prometheus", [scraped_ray(), scraped_exporter(port)], rules) as prometheus:
-            load(application, LOAD_S)
-            assert {200, 202, 400} <= set(application.statuses)
-            time.sleep(LAST_LOOKS_S)
-            yield prometheus
+    with (
+        watched_application(folder) as application,
+        played_exporter(played_text) as port,
+        running_prometheus(folder / "prometheus", [scraped_ray(), scraped_exporter(port)], rules) as prometheus,
+    ):
+        load(application, LOAD_S)
+        assert {200, 202, 400} <= set(application.statuses)
+        time.sleep(LAST_LOOKS_S)
+        yield prometheus
 
 
 def played_text() -> str:
