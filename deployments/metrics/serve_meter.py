@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from itertools import product
+from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from deployments.metrics.metric import LabelValues, Metric
+from deployments.metrics.metric import Kind, LabelValues, Metric
 from deployments.metrics.table import AREAS, METRICS
-
-Instrument = Counter | Gauge | Histogram
 
 
 class ServeMeter:
@@ -18,7 +17,7 @@ class ServeMeter:
 
     def __init__(self) -> None:
         self._values = LabelValues()
-        self._instruments: dict[str, Instrument] = {}
+        self._instruments: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def begin(self, area: str, /, **known: tuple[str, ...]) -> None:
@@ -30,37 +29,37 @@ class ServeMeter:
                     self._instrument(metric)._record(0, tags=tags)  # `inc` takes no 0, and what it calls does
 
     def count(self, name: str, value: float = 1.0, /, **labels: str) -> None:
-        metric = METRICS[name]
-        tags, counter = self._tags(metric, labels), self._instrument(metric)
-        assert isinstance(counter, Counter)
+        counter, tags = self._found(name, "counter", labels)
         if value > 0:
             counter.inc(value, tags)
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
-        metric = METRICS[name]
-        tags, gauge = self._tags(metric, labels), self._instrument(metric)
-        assert isinstance(gauge, Gauge)
+        gauge, tags = self._found(name, "gauge", labels)
         gauge.set(value, tags)
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
-        metric = METRICS[name]
-        tags, histogram = self._tags(metric, labels), self._instrument(metric)
-        assert isinstance(histogram, Histogram)
+        histogram, tags = self._found(name, "histogram", labels)
         histogram.observe(value, tags)
+
+    def _found(self, name: str, kind: Kind, labels: dict[str, str]) -> tuple[Any, dict[str, str]]:
+        metric = METRICS[name]
+        if metric.kind != kind:
+            raise ValueError(f"{name} is a {metric.kind}, no {kind}")
+        return self._instrument(metric), self._tags(metric, labels)
 
     def _tags(self, metric: Metric, labels: dict[str, str]) -> dict[str, str]:
         metric.check(labels)
         with self._lock:
             return {name: self._values.bounded(metric.labels[name], value) for name, value in labels.items()}
 
-    def _instrument(self, metric: Metric) -> Instrument:
+    def _instrument(self, metric: Metric) -> Any:
         with self._lock:
             if metric.name not in self._instruments:
                 self._instruments[metric.name] = _opened(metric)
             return self._instruments[metric.name]
 
 
-def _opened(metric: Metric) -> Instrument:
+def _opened(metric: Metric) -> Any:
     names = tuple(metric.labels)
     match metric.kind:
         case "counter":

@@ -52,4 +52,5 @@ class CountRequests:
 
 def route_of(scope: Scope) -> str:
     """The route that answered, such as /v1/videos/{video_id}; "unrouted" where none did."""
-    return getattr(scope.get("route"), "path", "unrouted")
+    path: str = getattr(scope.get("route"), "path", "unrouted")
+    return path
