@@ -15,7 +15,18 @@ from tests.support.served_application import ServedApplication
 pytestmark = pytest.mark.timeout(600)  # the first test starts Ray
 
 PATIENCE_S = 90  # Ray passes metrics on every 10 s
-OF_RAY = {"SessionName", "WorkerId", "NodeAddress", "Version", "Component", "JobId", "node_type", "NodeId", "ip", "pid"}
+OF_RAY = {
+    "SessionName",
+    "WorkerId",
+    "NodeAddress",
+    "Version",
+    "Component",
+    "JobId",
+    "node_type",
+    "NodeId",
+    "ip",
+    "pid",
+} | {f"otel_scope_{name}" for name in ("name", "version", "schema_url")}
 # What one picture, one job and one mistake must have moved, and how the stages stand.
 MOVED = {
     "triptych_requests_total", "triptych_request_seconds", "triptych_key_requests_total", "triptych_key_made_total",
