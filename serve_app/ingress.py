@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments import tracing
+from deployments.metrics.serve_meter import ServeMeter
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
@@ -40,7 +41,7 @@ class Ingress:
         apply_logging_level(env.runtime.logging_level)
         tracing.start(serve.get_replica_context().replica_id.unique_id)
         owner = ray.get_runtime_context().get_actor_name() or ""
-        stages = Stages(encoder, denoiser, vae, owner)
+        stages = Stages(encoder, denoiser, vae, owner, meter=ServeMeter())
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,8 @@ from deployments.adapters.args import Adapter
 from deployments.adapters.use import FEATURE, use_of
 from deployments.errors import ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest, StageDescription
+from deployments.metrics.meter import NO_METER, Meter
+from deployments.metrics.table import OF_THE_INGRESS
 from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.adapters.adapters import Adapters
@@ -48,6 +51,10 @@ from serve_app.storage.guarded import GuardedStorage
 from serve_app.storage.s3 import S3Args
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from serve_app.storage.table import make_storage
+
+logger = logging.getLogger(__name__)
+
+TELLING_S = 5.0  # between two looks at what there is, for the metrics; Ray passes them on every 10 s
 
 
 class ServiceArgs(BaseModel):
@@ -154,7 +161,12 @@ class Service:
     pictures: PictureRules
     effects: KnownEffects
     keys: ApiKeys | None
-    _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
+    _loops: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
+
+    @property
+    def meter(self) -> Meter:
+        """Takes what this process measures."""
+        return self.stages.meter
 
     async def parse(
         self,
@@ -232,12 +244,36 @@ class Service:
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""
         self.jobs.start()
+        self._loops.append(asyncio.create_task(self._keep_telling()))
         if isinstance(self.storage, SpooledStorage):
-            self._uploads.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+            self._loops.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+
+    async def _keep_telling(self) -> None:
+        """What there is at this moment, to the meter, again and again."""
+        for area in OF_THE_INGRESS:
+            self.meter.begin(area)
+        while True:
+            try:
+                await self.tell()
+            except Exception:  # if this ended, the metrics would stand still in a replica that looks healthy
+                logger.exception("what there is could not be told to the metrics; trying again")
+            await asyncio.sleep(TELLING_S)
+
+    async def tell(self) -> None:
+        """What there is at this moment, to the meter."""
+        self.meter.set("triptych_model_info", 1, model=self.model.name)
+        for name in self.stages.deployments():
+            self.meter.set("triptych_stages_wanted", 1, target=name)
+        self.admission.tell()
+        await self.jobs.tell()
+        if isinstance(self.storage, SpooledStorage):
+            await self.storage.tell()
+        elif isinstance(self.storage, GuardedStorage):
+            self.storage.tell()
 
     def close(self) -> None:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
-        for task in self._uploads:
+        for task in self._loops:
             task.cancel()
         self.adapters.close()
         self.jobs.close()
@@ -252,10 +288,10 @@ async def open_service(
     ValueError.
     """
     model = ServedModel(args.model_name or "", stages, args.default_arguments, args.quality, args.model_aliases)
-    admission = Admission(args.admission)
+    admission = Admission(args.admission, stages.meter)
     stages.take_refused = admission.take_refused
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
-    storage = await open_storage(args, env, application)
+    storage = await open_storage(args, env, application, stages.meter)
     context = LayerContext(env, stages, model, args.c2pa_certificate, args.c2pa_private_key)
 
     async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:
@@ -273,6 +309,7 @@ async def open_service(
         model.describe,
         webhooks,
         model.name,
+        stages.meter,
     )
     adapters = Adapters(
         args.adapters,
@@ -297,7 +334,7 @@ async def open_service(
     )
 
 
-async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> StorageBackend:
+async def open_storage(args: ServiceArgs, env: EnvConfig, application: str, meter: Meter = NO_METER) -> StorageBackend:
     """The configured storage, behind a spool where it is on another machine; raises StorageError unless it works."""
     cache_root, cloud = env.runtime.cache_root, env.cloud_storage
     if args.s3 != S3Args() and cloud.type != "s3":
@@ -310,9 +347,9 @@ async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> S
         spools, name = cache_root / "spool", quote(application, safe="")
         storage = SpooledStorage(
             backend, spools / name, args.public_url or "", place,
-            lambda: [each for each in spools.iterdir() if each.name.startswith(f"{name}%2F")],
+            lambda: [each for each in spools.iterdir() if each.name.startswith(f"{name}%2F")], meter,
         )  # fmt: skip
     else:
-        storage = GuardedStorage(backend)
+        storage = GuardedStorage(backend, meter=meter)
     await storage.check()
     return storage

@@ -14,6 +14,7 @@ from serve_app.storage.outputs import StoredFile
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+STATUSES: tuple[Status, ...] = ("queued", "in_progress", *ENDED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments import tracing
 from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import (
     ErrorReport,
     JobNotFoundError,
@@ -40,7 +41,7 @@ from serve_app.jobs.codec import (
     trace_from_json,
 )
 from serve_app.jobs.events import JobWatch
-from serve_app.jobs.records import Event, Job, Output
+from serve_app.jobs.records import Event, Job, Output, Status
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.follower import Follower, Make
@@ -154,6 +155,7 @@ class JobRunner:
         lease_s: float = 15.0,
         on_made: OnMade = lambda *_: None,
         model: str | None = None,
+        meter: Meter = NO_METER,
     ) -> None:
         """`leases`: threads for what must not wait for other work. `model`: whose jobs can be made; None: all."""
         self.store = store
@@ -168,6 +170,7 @@ class JobRunner:
         self.lease_s = lease_s
         self.on_made = on_made
         self.model = model
+        self.meter = meter
         self.running: dict[str, asyncio.Task[None]] = {}
         self._paused_until = 0.0  # time.monotonic(); the stages were away
         self._pause_s = 0.0
@@ -207,6 +210,7 @@ class JobRunner:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
                 continue
+            self.meter.count("triptych_job_takeovers_total", min(1, job.takeovers))
             if job.takeovers >= SUSPECTED:
                 if self._tried is not None:  # were it here when that one ends this process, it would be blamed for it
                     await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
@@ -300,6 +304,7 @@ class JobRunner:
                 return
             await self._make(job)
             await self.threads.run(self.store.complete, self.name, job.id)
+            tell_end(self.meter, job, "completed")
         except LeaseLostError as error:
             logger.info("job %s is left: %s", job.id, error)
         except STORE_FAILED:
@@ -343,6 +348,7 @@ class JobRunner:
         tracing.current().fail(report.code or report.type)
         try:
             await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
+            tell_end(self.meter, job, "failed")
         except LeaseLostError as lost:
             logger.info("job %s failed, but %s", job.id, lost)
         except STORE_FAILED:
@@ -482,3 +488,11 @@ class JobRunner:
     def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
         data = checkpoint_to_bytes(checkpoint)
         self.store.save_checkpoint(self.name, job_id, number, checkpoint.step, data)
+
+
+def tell_end(meter: Meter, job: Job, status: Status) -> None:
+    """The end of a job and how long it took, to the meter."""
+    meter.count("triptych_jobs_ended_total", outcome=status)
+    meter.observe("triptych_job_seconds", max(0.0, time.time() - job.created_at), outcome=status)
+    if job.started_at is not None:
+        meter.observe("triptych_job_wait_seconds", max(0.0, job.started_at - job.created_at))

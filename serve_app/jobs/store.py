@@ -25,6 +25,7 @@ from serve_app.jobs.database import writing
 from serve_app.jobs.leases import Lease, SeenLeases
 from serve_app.jobs.records import (
     ENDED,
+    STATUSES,
     Event,
     IdempotencyKey,
     Job,
@@ -175,6 +176,13 @@ class JobStore:
         select = sa.select(sa.func.count()).where(jobs.c.application == self.application, jobs.c.status == status)
         with self._engine.begin() as connection:
             return int(connection.execute(select).scalar_one())
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs have each status."""
+        select = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.application == self.application)
+        with self._engine.begin() as connection:
+            found = {status: int(count) for status, count in connection.execute(select.group_by(jobs.c.status))}
+        return {status: found.get(status, 0) for status in STATUSES}
 
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""

@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
+from deployments.metrics.meter import NO_METER, Meter
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.making.stages import Stages
@@ -84,6 +85,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
+        self.meter: Meter = NO_METER  # of the next service
         self.environment: dict[str, dict[str, Any]] = {}  # variables by section, of the next service
         self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()
@@ -134,7 +136,7 @@ class Server:
 
     def stages(self) -> Stages:
         """Of the next service."""
-        return played(self.handle)
+        return dataclasses.replace(played(self.handle), meter=self.meter)
 
     def close(self) -> None:
         if self._opened is not None:

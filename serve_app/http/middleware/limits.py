@@ -8,6 +8,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import report_error
 from serve_app.http.errors import error_response
 from serve_app.making.admission import Admission
@@ -39,12 +40,14 @@ class BodySizeLimit:
         max_body_s: float = MAX_BODY_S,
         max_pause_s: float = MAX_PAUSE_S,
         max_bytes_at_once: int = MAX_BODY_BYTES_AT_ONCE,
+        meter: Meter = NO_METER,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_body_s = max_body_s
         self.max_pause_s = max_pause_s
         self.max_bytes_at_once = max_bytes_at_once
+        self.meter = meter
         self.num_bytes = 0  # of the bodies of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +76,7 @@ class BodySizeLimit:
             num_bytes += len(message.get("body", b""))
             self.num_bytes += len(message.get("body", b""))
             if self.num_bytes > self.max_bytes_at_once:
+                self.meter.count("triptych_requests_refused_total", reason="bodies_at_once")
                 raise HTTPException(429, "too many large bodies at once; try again in 5 s", {"Retry-After": "5"})
             return message if num_bytes <= self.max_body_bytes else await self._refuse()
 
@@ -100,7 +104,7 @@ class RoomForRequests:
             await self.app(scope, receive, send)
             return
         if self.num_requests >= self.max_requests:
-            refusal = report_error(self.admission.overloaded("too many requests at once"))
+            refusal = report_error(self.admission.refused_for("requests_at_once", "too many requests at once"))
             await error_response(refusal)(scope, receive, send)
             return
         self.num_requests += 1

@@ -61,6 +61,7 @@ from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 from tests.support.job_stores import put_tables
+from tests.support.recorded_meter import RecordedMeter
 from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
@@ -128,6 +129,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = put_tables(path)
         self.storage = LocalStorage(path / "outputs")
+        self.meter = RecordedMeter()
         self.admission: Admission | None = None  # of the next runner; by default one with a lot of room
 
     @asynccontextmanager
@@ -140,7 +142,10 @@ class Folder:
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        jobs = Jobs(job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, serves)
+        jobs = Jobs(
+            job_args, self.path, "app", stages.make, self.storage, admission, describe, webhook_rules, serves,
+            self.meter,
+        )  # fmt: skip
         jobs.start()
         try:
             yield jobs
@@ -181,6 +186,32 @@ async def truth() -> bytes:
 
 
 # --- from beginning to end ---
+
+
+async def test_the_metrics_say_how_jobs_end_and_how_many_there_are(folder: Folder) -> None:
+    meter, stages = folder.meter, Stages()
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await until(lambda: meter.counted["triptych_jobs_ended_total"])
+        stages.hold_at = 2
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+        await jobs.cancel("video_2", "")
+        await jobs.tell()
+        assert meter.counted["triptych_jobs_taken_total"] == {("video",): 2}
+        assert meter.counted["triptych_jobs_ended_total"] == {("completed",): 1, ("cancelled",): 1}
+        assert set(meter.observed["triptych_job_seconds"]) == {("completed",), ("cancelled",)}
+        assert meter.observed["triptych_job_wait_seconds"][()]
+        assert {status: count for (status,), count in meter.stands_at["triptych_jobs"].items()} == {
+            "queued": 0,
+            "in_progress": 0,
+            "completed": 1,
+            "failed": 0,
+            "cancelled": 1,
+        }
+        assert meter.stands_at["triptych_job_store_up"] == {(): 1}
+    await jobs.tell()
+    assert meter.stands_at["triptych_job_store_up"] == {(): 0}
 
 
 async def test_a_job_is_made_stored_and_completed(folder: Folder) -> None:
