@@ -69,10 +69,13 @@ PLACES: dict[str, list[str]] = {
     "command": [
         "ArgumentTypeError",
         "BuilderError",
+        "CommandError",
         "LaunchError",
         "MisuseError",
         "NoRequestError",
+        "RemoteProtocolError",
         "UnknownCardError",
+        "UsageError",
     ],
     "inside": [
         "ArithmeticError",
