@@ -73,6 +73,7 @@ PLACES: dict[str, list[str]] = {
         "LaunchError",
         "MisuseError",
         "NoRequestError",
+        "NotPlannedError",
         "RemoteProtocolError",
         "UnknownCardError",
         "UsageError",

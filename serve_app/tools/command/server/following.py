@@ -44,8 +44,8 @@ def follow(server: Server, job_id: str, progress: Progress) -> ServerEvent:
             lost = error
         tries += 1
         if tries >= MOST_TRIES:
-            error = unreachable(server.name, lost)
-            raise CommandError(f"{error.message} The job goes on: `triptych jobs watch {job_id}`", error.exit)
+            away = unreachable(server.name, lost)
+            raise CommandError(f"{away.message} The job goes on: `triptych jobs watch {job_id}`", away.exit)
         progress.say(f"the connection is lost, trying again ({tries} of {MOST_TRIES - 1})")
         time.sleep(min(MAX_PAUSE_S, 0.5 * 2.0**tries))
 
