@@ -210,7 +210,7 @@ class JobRunner:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
                 continue
-            self.meter.count("triptych_job_takeovers_total", min(1, job.takeovers))
+            self.meter.count("triptych_job_takeovers_total", float(job.taken_over))
             if job.takeovers >= SUSPECTED:
                 if self._tried is not None:  # were it here when that one ends this process, it would be blamed for it
                     await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
@@ -284,16 +284,15 @@ class JobRunner:
         if len(claims) <= 1:
             with tracing.begun("queue", trace, job.created_at, job_id=job.id):
                 pass
-        taken_over = bool(claims and claims[-1].data.get("taken_over"))
-        attempt, n = max(1, len(claims)), len(job.requests)
-        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, attempt=attempt, taken_over=taken_over, n=n):
+        told = {"attempt": max(1, len(claims)), "taken_over": job.taken_over, "n": len(job.requests)}
+        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, **told):
             await self._run(job)
 
     async def _events(self, job: Job) -> list[Event]:
         """No events where the store is away: a trace is no reason to leave a job."""
         try:
             return (await self.threads.run(self.store.story, job.id, 0)).events
-        except (JobNotFoundError, *STORE_FAILED):
+        except (JobNotFoundError, StageUnavailableError, *STORE_FAILED):
             return []
 
     async def _run(self, job: Job) -> None:

@@ -355,7 +355,7 @@ class JobStore:
                 )
             )
             self._append(connection, job_id, "in_progress", {"taken_over": taken_over})
-            job = self._read(connection, job_id)
+            job = replace(self._read(connection, job_id), taken_over=taken_over)
         self._leases.written(Lease(job_id, runner, row.heartbeat + 1, lease_s))
         return job
 

@@ -59,6 +59,12 @@ async def test_requests_are_counted_by_route_and_by_how_they_ended(server: Serve
     assert meter.stands_at["triptych_requests_open"] == {(): 0}
 
 
+async def test_head_is_counted_by_the_route_that_answered(server: Server, meter: RecordedMeter) -> None:
+    async with server.client() as client:
+        await client.head("/v1/models")
+    assert meter.counted["triptych_requests_total"] == {("/v1/models", "2xx", "200"): 1}
+
+
 async def test_a_caller_who_hangs_up_is_counted_as_such(server: Server, meter: RecordedMeter) -> None:
     async def never(_: GenerationRequest) -> Media:
         await asyncio.Event().wait()

@@ -261,6 +261,7 @@ async def test_a_job_goes_on_from_its_checkpoint_when_its_runner_dies(folder: Fo
         async with folder.runner(alive) as second:
             job = await ended(second)
         assert job.takeovers == 0, "getting further clears the count"
+    assert folder.meter.counted["triptych_job_takeovers_total"] == {(): 1}
     assert (dead.began_at, alive.began_at) == ([0], [6])
     assert await file_of(folder, job) == await truth()
 
@@ -467,6 +468,7 @@ async def test_jobs_whose_runners_died_run_one_at_a_time_and_hold_up_nobody(
     assert outcomes == ["completed"] * 4
     (first, _), (_, further) = (each for each in begun if each[0] in ("video_1", "video_2"))
     assert first in further
+    assert not folder.meter.counted["triptych_job_takeovers_total"], "they were given back, and postponed"
 
 
 async def test_a_suspected_job_that_gets_further_lets_the_next_one_run(
