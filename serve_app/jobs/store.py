@@ -10,7 +10,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -272,7 +272,7 @@ class JobStore:
             columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
             more = (sa.func.coalesce(jobs.c.webhook_target, ""), jobs.c.webhook_attempts)
             *values, rows = connection.execute(change.returning(*columns, *more, jobs.c.requests)).one()
-            return Webhook(*values, trace=trace_from_json(rows))
+            return replace(Webhook(*values), trace=trace_from_json(rows))
 
     def webhook_failed(self, taker: str, job_id: str, again_after_s: float) -> None:
         """Its delivery failed; the next one is due so many seconds from now."""
