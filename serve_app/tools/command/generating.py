@@ -265,7 +265,8 @@ def places(output: str | None, job: dict[str, Any], count: int) -> list[Path]:
     found: list[Path] = []
     for each in job["result"]["data"]:
         stem = in_a_name(f"{what}-{each['seed']}")
-        names = (Path(f"{stem}{more}.{in_a_name(suffix)}") for more in ("", *(f"-{i}" for i in itertools.count(2))))
+        endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
+        names = (Path(f"{stem}{ending}.{in_a_name(suffix)}") for ending in endings)
         found.append(next(name for name in names if not name.exists() and name not in found))
     return found
 
