@@ -65,7 +65,7 @@ def _argument(action: argparse.Action) -> click.Argument:
         type=_type(action),
         required=action.nargs != "?",
         nargs=-1 if action.nargs == "+" else 1,
-        metavar=f"{_metavar(action)}..." if action.nargs == "+" else _metavar(action),
+        metavar={"+": "{}...", "?": "[{}]"}.get(str(action.nargs), "{}").format(_metavar(action)),
     )
 
 
