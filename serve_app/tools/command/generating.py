@@ -19,6 +19,7 @@ from serve_app.tools.command.asked import Asked, asked_options
 from serve_app.tools.command.exits import CommandError, Exit, Interrupted
 from serve_app.tools.command.server.options import json_option, key_option
 from serve_app.tools.command.shown.progress import Progress, shown_progress
+from serve_app.tools.command.shown.text import printable
 
 if TYPE_CHECKING:
     from serve_app.tools.command.server.client import Content, Server
@@ -73,7 +74,8 @@ def generate(
         details = details_of(server, model if url else None, progress)
         body, route = asked.body(details, prompt, model if url else None, Path(output or "").suffix)
         job = made(server, route, body, progress)
-        files = files_of(server, job)
+        with told_how_to_fetch(job["id"]):
+            files = files_of(server, job)
         shown = picture_of(server, job, files, show)
     paths = written(files, job, output)
     if shown:
@@ -209,6 +211,18 @@ def made(server: Server, route: str, body: dict[str, Any], progress: Progress) -
     return job
 
 
+@contextlib.contextmanager
+def told_how_to_fetch(job_id: str) -> Iterator[None]:
+    """The job is made: what ends the command now says how its files are found."""
+    hint = f"it is made, and `triptych jobs download {job_id}` fetches it where it was on a server"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {hint}") from None
+    except CommandError as error:
+        raise CommandError(f"{error.message}; {hint}", error.exit, error.details) from error
+
+
 def files_of(server: Server, job: dict[str, Any]) -> list[Content]:
     from serve_app.tools.command.server.following import path_of
 
@@ -224,13 +238,13 @@ def picture_of(server: Server, job: dict[str, Any], files: Sequence[Content], sh
         return None
     from serve_app.tools.command.shown.pictures import picture_bytes
 
-    picture = files[0]
-    if not picture.content_type.startswith("image/"):
-        picture = server.content(f"v1/videos/{job['id']}/content", variant="spritesheet")
     try:
+        picture = files[0]
+        if not picture.content_type.startswith("image/"):
+            picture = server.content(f"v1/videos/{job['id']}/content", variant="spritesheet")
         return picture_bytes(picture.data, protocol)
-    except (OSError, ValueError) as error:
-        click.echo(f"warning: the picture cannot be shown: {error}", err=True)
+    except (CommandError, OSError, ValueError) as error:
+        click.echo(printable(f"warning: the picture cannot be shown: {error}"), err=True)
         return None
 
 

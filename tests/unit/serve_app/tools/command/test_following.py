@@ -132,6 +132,13 @@ def test_no_name_that_a_server_gives_leads_out_of_the_folder() -> None:
     assert generating.places(None, job, 1) == [Path("-etc-x----1.------y")]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CommandError("it is away", Exit.UNREACHABLE)])
+def test_what_ends_the_command_after_the_job_says_how_to_fetch_it(error: BaseException) -> None:
+    told = "`triptych jobs download job_1` fetches it"
+    with pytest.raises(CommandError, match=told), generating.told_how_to_fetch("job_1"):
+        raise error
+
+
 def test_text_of_a_server_does_not_steer_the_terminal() -> None:
     assert printable("a\x1b[2Jb\nc\r") == "a [2Jb\nc "
 
