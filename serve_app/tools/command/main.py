@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from serve_app.tools.command.exits import CommandError, Exit, Interrupted
 from serve_app.tools.command.shown.text import printable
 
-ROOM = "serve_app.tools.command"
+ROOM = "serve_app.tools.command.subcommands"
 
 
 @dataclass(frozen=True)

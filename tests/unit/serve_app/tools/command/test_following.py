@@ -11,8 +11,6 @@ import click
 import httpx2
 import pytest
 
-from serve_app.tools.command import generating
-from serve_app.tools.command.asked import Asked
 from serve_app.tools.command.exits import CommandError, Exit
 from serve_app.tools.command.main import run
 from serve_app.tools.command.server import following, here
@@ -21,6 +19,8 @@ from serve_app.tools.command.server.following import begin, check_end, follow
 from serve_app.tools.command.server.here import Order, served_here
 from serve_app.tools.command.shown.progress import Nothing
 from serve_app.tools.command.shown.text import printable
+from serve_app.tools.command.subcommands import generating
+from serve_app.tools.command.subcommands.asked import Asked
 
 STEP = ServerEvent("step", {"progress": 10, "step": 1, "num_steps": 8}, 1)
 COMPLETED = ServerEvent("completed", {}, 2)

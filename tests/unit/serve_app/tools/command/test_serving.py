@@ -11,8 +11,9 @@ import yaml
 
 from deployments.plan.measured import Measured
 from serve_app.tools import launch, plan
-from serve_app.tools.command import machine, serving
+from serve_app.tools.command import machine
 from serve_app.tools.command.main import run
+from serve_app.tools.command.subcommands import serving
 from serve_app.tools.launch import Address
 from tests.support.measured_models import flux
 

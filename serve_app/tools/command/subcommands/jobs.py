@@ -120,8 +120,8 @@ def cancel(job_ids: tuple[str, ...], url: str, api_key_file: Path | None, as_jso
 @asks_a_server
 def download(job_id: str, output: str | None, url: str, api_key_file: Path | None, as_json: bool) -> None:
     """The files of a completed job."""
-    from serve_app.tools.command.generating import document, files_of, written
     from serve_app.tools.command.server.following import path_of
+    from serve_app.tools.command.subcommands.generating import document, files_of, written
 
     if output == "-" and as_json:
         raise click.UsageError("-o - and --json would both write to stdout: choose one")

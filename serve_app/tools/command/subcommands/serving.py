@@ -14,8 +14,8 @@ import click
 
 from serve_app.tools.command.described import Typed, params_of
 from serve_app.tools.command.exits import CommandError, Exit
-from serve_app.tools.command.generating import is_serve_config
 from serve_app.tools.command.machine import cards_here, lines_of_driver
+from serve_app.tools.command.subcommands.generating import is_serve_config
 from serve_app.tools.options import add_wishes, gpu
 
 if TYPE_CHECKING:

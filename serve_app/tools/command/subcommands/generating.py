@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve_app.tools.command.asked import Asked, asked_options
 from serve_app.tools.command.exits import CommandError, Exit, Interrupted
 from serve_app.tools.command.server.options import json_option, key_option
 from serve_app.tools.command.shown.progress import Progress, shown_progress
 from serve_app.tools.command.shown.text import printable
+from serve_app.tools.command.subcommands.asked import Asked, asked_options
 
 if TYPE_CHECKING:
     from serve_app.tools.command.server.client import Content, Server
