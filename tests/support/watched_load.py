@@ -25,7 +25,7 @@ from tests.support.served_application import ROOT, free_port
 EMOJI = ROOT / "ray_configs/serve_emoji_cpu.yaml"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
 START_TIMEOUT_S = 1500
-BODY = {"height": 64, "width": 64, "num_inference_steps": 12}
+BODY = {"size": "64x64", "num_inference_steps": 12}
 
 
 @dataclass
