@@ -23,7 +23,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch torchvision \
     && python -c "import sys, torch; sys.exit(torch.version.cuda and f'torch {torch.__version__} is built for CUDA: give \
 the index of the CPU builds as --build-arg TORCH_INDEX_URL=URL')"
-ARG EXTRAS=s3,postgresql,c2pa,vision
+ARG EXTRAS=s3,postgresql,c2pa,vision,tracing
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]" \
     && python3 -m pip --python /opt/venv/bin/python uninstall --yes --quiet triptych
@@ -35,7 +35,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch torchvision \
     && python -c "import sys, torch; sys.exit(None if torch.version.cuda else f'torch {torch.__version__} is not built \
 for CUDA: give the index of such builds as --build-arg TORCH_INDEX_URL=URL')"
-ARG EXTRAS=s3,postgresql,c2pa,vision,precision
+ARG EXTRAS=s3,postgresql,c2pa,vision,tracing,precision
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]" \
     && python3 -m pip --python /opt/venv/bin/python uninstall --yes --quiet triptych

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments import tracing
+from deployments.metrics.serve_meter import ServeMeter
 from deployments.observability.logging_setup import apply_logging_level
 from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
@@ -43,7 +44,8 @@ class Ingress:
         apply_logging_level(env.runtime.logging_level)
         tracing.start(serve.get_replica_context().replica_id.unique_id)
         owner = ray.get_runtime_context().get_actor_name() or ""
-        stages = {name: Stages(*handles, owner) for name, handles in models.items()}
+        meter = ServeMeter()
+        stages = {name: Stages(*handles, owner, meter=meter) for name, handles in models.items()}
         self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from urllib.parse import quote
 from pydantic import Field, model_validator
 
 from deployments.messages import GenerationRequest
+from deployments.metrics.meter import NO_METER, Meter
+from deployments.metrics.table import OF_THE_INGRESS
 from env_config.secret import SecretPath
 from env_config.variables import EnvConfig
 from serve_app.adapters.adapters import Adapters
@@ -39,6 +42,10 @@ from serve_app.storage.guarded import GuardedStorage
 from serve_app.storage.s3 import S3Args
 from serve_app.storage.spool import SpooledStorage, SpoolUploads
 from serve_app.storage.table import make_storage
+
+logger = logging.getLogger(__name__)
+
+TELLING_S = 5.0  # between two looks at what there is, for the metrics; Ray passes them on every 10 s
 
 
 class ServiceArgs(ServedModelArgs):
@@ -166,21 +173,47 @@ class Service:
 
     args: ServiceArgs
     env: EnvConfig
+    meter: Meter  # takes what this process measures
     models: ServedModels
     jobs: Jobs
     storage: StorageBackend
     keys: ApiKeys | None
-    _uploads: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
+    _loops: list[asyncio.Task[None]] = field(default_factory=list, repr=False)
 
     def start(self) -> None:
         """Begin to run jobs and to upload what waits in the spool; from the event loop."""
         self.jobs.start()
+        self._loops.append(asyncio.create_task(self._keep_telling()))
         if isinstance(self.storage, SpooledStorage):
-            self._uploads.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+            self._loops.append(asyncio.create_task(SpoolUploads(self.storage, self.jobs.mark_uploaded).run()))
+
+    async def _keep_telling(self) -> None:
+        """What there is at this moment, to the meter, again and again."""
+        for area in OF_THE_INGRESS:
+            self.meter.begin(area, model=tuple(self.args.served))
+        while True:
+            try:
+                await self.tell()
+            except Exception:  # if this ended, the metrics would stand still in a replica that looks healthy
+                logger.exception("what there is could not be told to the metrics; trying again")
+            await asyncio.sleep(TELLING_S)
+
+    async def tell(self) -> None:
+        """What there is at this moment, to the meter."""
+        for model in self.models.all():
+            self.meter.set("triptych_model_info", 1, model=model.name)
+            model.admission.tell(model.name)
+        for name in self.models.deployments():
+            self.meter.set("triptych_stages_wanted", 1, target=name)
+        await self.jobs.tell()
+        if isinstance(self.storage, SpooledStorage):
+            await self.storage.tell()
+        elif isinstance(self.storage, GuardedStorage):
+            self.storage.tell()
 
     def close(self) -> None:
         """Give the jobs back, so that others go on with them at once; a second time is of no effect."""
-        for task in self._uploads:
+        for task in self._loops:
             task.cancel()
         for model in self.models.all():
             model.adapters.close()
@@ -201,10 +234,11 @@ async def open_service(
     ValueError.
     """
     keys = ApiKeys(args.api_keys_file) if args.api_keys_file else None
-    storage = await open_storage(args, env, application)
+    meter = meter_of(stages)
+    storage = await open_storage(args, env, application, meter)
     making = {name: making_of(name, args, env, stages[name], layers) for name in args.served}
     webhooks = WebhookRules(allow_private=args.private_targets)
-    jobs = Jobs(args.jobs, env.runtime.cache_root, application, making, storage, webhooks)
+    jobs = Jobs(args.jobs, env.runtime.cache_root, application, making, storage, webhooks, meter)
     earlier = EarlierOutputs(jobs, storage)
     models = [
         ModelService(
@@ -226,6 +260,7 @@ async def open_service(
     return Service(
         args=args,
         env=env,
+        meter=meter,
         models=ServedModels(models, args.defaults),
         jobs=jobs,
         storage=storage,
@@ -233,12 +268,17 @@ async def open_service(
     )
 
 
+def meter_of(stages: Mapping[str, Stages]) -> Meter:
+    """That of the process: the stages of all models have the same."""
+    return next((each.meter for each in stages.values()), NO_METER)
+
+
 def making_of(name: str, args: ServiceArgs, env: EnvConfig, stages: Stages, layers: tuple[Layer, ...]) -> MakeAtOnce:
     """How the model makes what it is asked for, with all layers around it."""
     its_own = args.served[name]
     aliases = tuple(alias for alias, model in args.names.items() if model == name)
     served = ServedModel(name, stages, its_own.default_arguments, its_own.quality, aliases)
-    admission = Admission(its_own.admission)
+    admission = Admission(its_own.admission, stages.meter)
     stages.take_refused = admission.take_refused
     context = LayerContext(env, stages, served, args.c2pa_certificate, args.c2pa_private_key)
 
@@ -248,7 +288,7 @@ def making_of(name: str, args: ServiceArgs, env: EnvConfig, stages: Stages, laye
     return MakeAtOnce(wrapped(through_the_stages, context, layers), admission, served)
 
 
-async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> StorageBackend:
+async def open_storage(args: ServiceArgs, env: EnvConfig, application: str, meter: Meter = NO_METER) -> StorageBackend:
     """The configured storage, behind a spool where it is on another machine; raises StorageError unless it works."""
     cache_root, cloud = env.runtime.cache_root, env.cloud_storage
     if args.s3 != S3Args() and cloud.type != "s3":
@@ -261,9 +301,9 @@ async def open_storage(args: ServiceArgs, env: EnvConfig, application: str) -> S
         spools, name = cache_root / "spool", quote(application, safe="")
         storage = SpooledStorage(
             backend, spools / name, args.public_url or "", place,
-            lambda: [each for each in spools.iterdir() if each.name.startswith(f"{name}%2F")],
+            lambda: [each for each in spools.iterdir() if each.name.startswith(f"{name}%2F")], meter,
         )  # fmt: skip
     else:
-        storage = GuardedStorage(backend)
+        storage = GuardedStorage(backend, meter=meter)
     await storage.check()
     return storage

@@ -10,7 +10,8 @@ pipeline; with `--engine` also the step engine alone, merged, and resumed in ano
     python -m benchmarks.coverage --diffusers-tests diffusers --engine --missing
     python -m benchmarks.coverage --tiny-models --engine --missing   # by the tiny models of Triptych's own tests
 
-The rows of the classes that were run are replaced in docs/benchmarks/coverage.jsonl, and the page is made again of all.
+The rows of the classes that were judged are replaced in docs/benchmarks/coverage.jsonl, one after the other, and the
+page is made again of all.
 The exit status is 1 where a class is wrong or fails.
 """
 
@@ -44,7 +45,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.coverage.exported import exported_modular_pipelines, exported_pipelines, is_modular
 from benchmarks.coverage.page import write_page
-from benchmarks.coverage.rows import MAX_REASON, Row, is_missing, read_rows, row_of, write_rows
+from benchmarks.coverage.rows import MAX_REASON, Row, is_missing, newest, read_rows, row_of, write_rows
 
 if TYPE_CHECKING:
     from benchmarks.coverage.cases import Case
@@ -86,7 +87,8 @@ def _run(arguments: argparse.Namespace, wanted: list[str]) -> dict[str, Row]:
             of_class = [case for case in cases if case.pipeline == pipeline]
             found[pipeline] = replace(_judged(pipeline, of_class, arguments), run=run)
             if _is_kept(arguments):
-                _write(read_rows() | {pipeline: found[pipeline]})
+                known = read_rows()
+                _write(known | {pipeline: newest(known.get(pipeline), found[pipeline])})
     if _is_kept(arguments) and not arguments.tiny_models:
         _write({name: _without_case(row, failed, run) if name in wanted else row for name, row in read_rows().items()})
     return found

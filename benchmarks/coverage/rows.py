@@ -99,6 +99,12 @@ def is_missing(row: Row | None, with_engine: bool) -> bool:
     return with_engine and row.verdict in PASSED and row.batched is None
 
 
+def newest(known: Row | None, found: Row) -> Row:
+    """What is kept of a class: it stays judged where a later run could not judge it, for want of time or parts."""
+    is_lost = found.verdict == "not_judged" and known is not None and known.verdict != "not_judged"
+    return known if known is not None and is_lost else found
+
+
 def read_rows(file: Path = ROWS) -> dict[str, Row]:
     """The rows by the name of the class; none where there is no file."""
     if not file.exists():

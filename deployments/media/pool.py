@@ -18,6 +18,7 @@ import queue
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
@@ -45,6 +46,15 @@ class MediaWorkerError(RuntimeError):
     """A worker could not be started."""
 
 
+@dataclass(frozen=True)
+class Workers:
+    """How many processes write files now or could, and how many have died over one since the start."""
+
+    idle: int
+    busy: int
+    deaths: int
+
+
 def workers_for(num_cpus: float) -> int:
     """One for each processor that the replica was given. Each has as many threads as its file's bytes depend on."""
     return min(MOST_WORKERS, max(LEAST_WORKERS, int(num_cpus)))
@@ -62,6 +72,7 @@ class MediaPool:
         self.method = method
         self._file_timeout_s = file_timeout_s
         self._closed = threading.Event()
+        self._deaths = 0
         self._workers = [_Worker(method) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -91,6 +102,11 @@ class MediaPool:
             f"the processes that wrote the {file.format} file died {MAX_DEATHS} times in a row; the last {how}"
         )
 
+    def workers(self) -> Workers:
+        """At this moment."""
+        idle = self._idle.qsize()
+        return Workers(idle, len(self._workers) - idle, self._deaths)
+
     def describe(self) -> dict[str, Any]:
         """How the pool was started and the processes it has now."""
         return {"method": self.method, "process_ids": self.process_ids, "idle": self._idle.qsize()}
@@ -110,6 +126,7 @@ class MediaPool:
                 worker.kill_if_stuck(self._file_timeout_s)
 
     def _replace(self, dead: _Worker) -> _Worker:
+        self._deaths += 1
         dead.close()
         worker = _Worker("spawn")
         worker.check()

@@ -74,7 +74,7 @@ class WholePipeline:
         return denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
-        decoded = await self.threads.run("vae", request, UNFOLLOWED, decode, inputs)
+        decoded = await self.threads.run("vae", request, envelope, decode, inputs)
         started = time.perf_counter()
         files = tuple(await asyncio.gather(*(self._aside(write_file, file) for file in decoded.files)))
         seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}

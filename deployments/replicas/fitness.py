@@ -42,6 +42,11 @@ class Fitness:
         self._asking: asyncio.Task[str | None] | None = None
         self._tries_one = False  # a suspected request is in work
 
+    @property
+    def is_fit(self) -> bool:
+        """Whether the replica can still work, as far as it shows."""
+        return self._seen() is None
+
     def check(self) -> None:
         """Raises RuntimeError when the replica cannot work any more."""
         reason = self._seen()

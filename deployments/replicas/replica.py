@@ -37,18 +37,22 @@ from deployments.messages import (
     StageDescription,
     StageName,
 )
+from deployments.metrics.serve_meter import ServeMeter
 from deployments.model import ModelArgs
 from deployments.observability.logging_setup import apply_logging_level
 from deployments.observability.observer import MakeObserver, ObservedReplica, Observers
 from deployments.observability.stage_load import StageLoads
 from deployments.observability.table import OBSERVERS
-from deployments.replicas.adapter_metrics import AdapterMetrics
 from deployments.replicas.adapter_routing import HELD
 from deployments.replicas.autoscaling import autoscaling_stats
 from deployments.replicas.dev import Inside, free_memory
 from deployments.replicas.device_share import IdleMemory, claim_share
 from deployments.replicas.fitness import Fitness, hangs
-from deployments.replicas.metrics import DenoiserMetrics, DeviceMetrics
+from deployments.replicas.metrics.adapters import AdapterMetrics
+from deployments.replicas.metrics.denoiser import DenoiserMetrics
+from deployments.replicas.metrics.device import DeviceMetrics
+from deployments.replicas.metrics.media import MediaMetrics
+from deployments.replicas.metrics.stages import StageMetrics
 from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
 from deployments.replicas.split_check import check_split
@@ -115,7 +119,11 @@ class StageReplica:
         self.device = select_device(runtime.target_device)
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
-        self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), observers)
+        self.meter = ServeMeter()
+        self._stage_metrics = StageMetrics(self.meter, stages)
+        self._media_metrics = MediaMetrics(self.meter, self.media_pool) if self.media_pool else None
+        rows = (lambda _: self._stage_metrics, *observers)
+        self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), rows)
         self.stage = build_stage(model, stages, self.env, self.device, self.observers.wrap_kernel)
         self.observers.install(self.stage.components)
         self.description = replace(
@@ -130,6 +138,7 @@ class StageReplica:
         self.fitness = self._open_fitness(model)
         self._idle_memory = IdleMemory(self.device, share)
         self._device_metrics = DeviceMetrics(
+            self.meter,
             stages,
             memory=lambda: device_memory(self.device),
             engine=self.denoiser.engine.statistics if self.denoiser else None,
@@ -146,7 +155,7 @@ class StageReplica:
         )
         for line in preload(self.stage, model):
             logger.info("%s", line)
-        self._adapter_metrics = AdapterMetrics(stages, self.stage.adapters)
+        self._adapter_metrics = AdapterMetrics(self.meter, stages, self.stage.adapters)
         self._warm_up(model)
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
 
@@ -158,7 +167,7 @@ class StageReplica:
             ask_stage=self._others.call_component if can_ask else None,
             encode=(lambda request: encode(self.stage, request)) if has_encoder else self._others.encode,
             env=self.env,
-            measure=DenoiserMetrics(),
+            measure=DenoiserMetrics(self.meter),
         )
 
     def _warm_up(self, model: ModelArgs) -> None:
@@ -213,11 +222,12 @@ class StageReplica:
 
     async def _decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope) -> Media:
         assert self.media_pool is not None
+        assert self._media_metrics is not None
         decoded = await self.threads.run("vae", request, envelope, decode, inputs)
         started = time.perf_counter()
-        loop, pool = asyncio.get_running_loop(), self.media_pool
+        loop, write = asyncio.get_running_loop(), self._media_metrics.write
         with tracing.continued("write", envelope.trace, files=len(decoded.files)) as span:
-            writing = [loop.run_in_executor(self.threads.request_threads, pool.write, file) for file in decoded.files]
+            writing = [loop.run_in_executor(self.threads.request_threads, write, file) for file in decoded.files]
             files = tuple(await asyncio.gather(*writing))
             span.set(bytes_out=sum(len(file.data) for file in files))
         seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}
@@ -256,12 +266,19 @@ class StageReplica:
 
         Serve asks every few seconds: then the device's metrics are told, and an idle replica gives memory back.
         """
+        self._tell_metrics()
         self.fitness.check()
-        self._device_metrics.look()
-        self._adapter_metrics.look()
         if self._idle_memory.is_due(self._idle_since()):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.threads.request_threads, self._idle_memory.give_back)
+
+    def _tell_metrics(self) -> None:
+        busy_s = {stage: load.busy_s for stage, load in self.observers.find(StageLoads).loads().items()}
+        self._stage_metrics.look(self.fitness.is_fit, busy_s)
+        self._device_metrics.look()
+        self._adapter_metrics.look()
+        if self._media_metrics is not None:
+            self._media_metrics.look()
 
     def _idle_since(self) -> float | None:
         """When its last work ended, by time.monotonic(); None during one."""

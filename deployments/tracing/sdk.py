@@ -47,13 +47,16 @@ def open_tracer(asked: AskedTraces, instance: str) -> SDKTracer:
 
 def _exporter(name: str, asked: AskedTraces) -> SpanExporter:
     found = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+    how = HOW_TO_GET.get(name, "install its package")
     if name not in found:
         known = ", ".join(["none", *sorted(found)])
-        how = HOW_TO_GET.get(name, "install its package")
         cause = f"traces need the exporter {name}: {how}; or set {EXPORTER} to one of {known}"
         raise EnvConfigError(Problem(asked.variable, asked.value, cause))
     try:
         exporter: SpanExporter = found[name].load()()
+    except ImportError as error:
+        cause = f"a part of the exporter {name} is missing ({error}): {how}"
+        raise EnvConfigError(Problem(asked.variable, asked.value, cause)) from error
     except Exception as error:
         cause = f"the exporter {name} cannot be made: {error}"
         raise EnvConfigError(Problem(asked.variable, asked.value, cause)) from error

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import tracing
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.middleware.addresses import PlainAddresses
+from serve_app.http.middleware.counting import CountRequests
 from serve_app.http.middleware.head import AnswerHead
 from serve_app.http.middleware.hosts import HostRules, KnownHosts
 from serve_app.http.middleware.keys import OPEN_PATHS, RequireApiKey
@@ -82,14 +83,15 @@ MakeRoutes = Callable[[Service], APIRouter | None]  # None: they are off
 # The first is the outermost.
 MIDDLEWARE: tuple[MakeMiddleware, ...] = (
     lambda service: Middleware(Traces) if tracing.is_on() else None,
+    lambda service: Middleware(CountRequests, meter=service.meter),
     lambda service: Middleware(AnswerHeaders),
     known_hosts,
     same_origin,
     cross_origin,
-    lambda service: Middleware(RoomForRequests, overloaded=service.models.overloaded),
+    lambda service: Middleware(RoomForRequests, overloaded=service.models.overloaded, meter=service.meter),
     api_keys,
     lambda service: Middleware(PlainAddresses),
-    lambda service: Middleware(BodySizeLimit, max_body_bytes=service.models.max_body_bytes),
+    lambda service: Middleware(BodySizeLimit, max_body_bytes=service.models.max_body_bytes, meter=service.meter),
     lambda service: Middleware(AnswerHead),
 )
 

@@ -43,6 +43,7 @@ ChooseModel = Callable[[], Awaitable[ModelService]]
 async def model_for(service: Service, context: RequestContext, body: MediaBody) -> ModelService:
     """The model that the body means. Raises what `meant_by` raises, and 413 for a body beyond its limit."""
     model = await service.models.meant_by(body, context.caller)
+    context.model = model.name
     if context.body_bytes > model.limits.max_body_bytes:
         raise HTTPException(413, too_large(model.limits.max_body_bytes))
     return model

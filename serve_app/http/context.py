@@ -22,6 +22,7 @@ class RequestContext:
     asked_at: str = ""  # the scheme, host and port that the caller used, such as "http://127.0.0.1:8000"
     base_url: str = ""  # that, or `public_url`, with the prefix: what URLs of answers begin with
     caller: str = ""  # the label of the API key; "" without keys
+    model: str | None = None  # the name of the one that makes what is asked for, once that is known
     body_bytes: int = 0  # of the body, as far as it was read
     started: float = field(default_factory=time.perf_counter)
     compute_s: float | None = None  # None until something was computed

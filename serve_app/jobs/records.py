@@ -14,6 +14,7 @@ from serve_app.storage.outputs import StoredFile
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+STATUSES: tuple[Status, ...] = ("queued", "in_progress", *ENDED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Job:
     sizes: list[Size] = field(default_factory=list)  # of each of its requests
     outputs: tuple[Output, ...] = ()
     warnings: tuple[RequestWarning, ...] = ()
+    taken_over: bool = False  # as a claim returns it: the runner before this one died with it
 
     @property
     def has_ended(self) -> bool:

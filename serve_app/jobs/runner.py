@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments import tracing
 from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import (
     ErrorReport,
     JobNotFoundError,
@@ -40,7 +41,7 @@ from serve_app.jobs.codec import (
     trace_from_json,
 )
 from serve_app.jobs.events import JobWatch
-from serve_app.jobs.records import Event, Job, Output
+from serve_app.jobs.records import Event, Job, Output, Status
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads, wait_for_change
 from serve_app.making.follower import Follower, Make
@@ -169,6 +170,7 @@ class JobRunner:
         max_running: int = 8,
         lease_s: float = 15.0,
         on_made: OnMade = lambda *_: None,
+        meter: Meter = NO_METER,
     ) -> None:
         """`leases`: threads for what must not wait for other work. `makes`: by the models whose jobs can be made."""
         self.store = store
@@ -182,6 +184,7 @@ class JobRunner:
         self.max_running = max_running
         self.lease_s = lease_s
         self.on_made = on_made
+        self.meter = meter
         self.running: dict[str, asyncio.Task[None]] = {}
         self._model_of: dict[str, str] = {}  # by the ids of those that run
         self._tried: str | None = None  # the suspected job that runs, until it gets further
@@ -225,6 +228,7 @@ class JobRunner:
                 break
             if job.id in self.running:  # its lease had ended, but nobody else saw it
                 continue
+            self.meter.count("triptych_job_takeovers_total", float(job.taken_over))
             if job.takeovers >= SUSPECTED:
                 if self._tried is not None:  # were it here when that one ends this process, it would be blamed for it
                     await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
@@ -302,16 +306,15 @@ class JobRunner:
         if len(claims) <= 1:
             with tracing.begun("queue", trace, job.created_at, job_id=job.id):
                 pass
-        taken_over = bool(claims and claims[-1].data.get("taken_over"))
-        attempt, n = max(1, len(claims)), len(job.requests)
-        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, attempt=attempt, taken_over=taken_over, n=n):
+        told = {"attempt": max(1, len(claims)), "taken_over": job.taken_over, "n": len(job.requests)}
+        with tracing.begun("job", trace, job_id=job.id, kind=job.kind, **told):
             await self._run(job)
 
     async def _events(self, job: Job) -> list[Event]:
         """No events where the store is away: a trace is no reason to leave a job."""
         try:
             return (await self.threads.run(self.store.story, job.id, 0)).events
-        except (JobNotFoundError, *STORE_FAILED):
+        except (JobNotFoundError, StageUnavailableError, *STORE_FAILED):
             return []
 
     async def _run(self, job: Job) -> None:
@@ -322,6 +325,7 @@ class JobRunner:
                 return
             await self._make(job)
             await self.threads.run(self.store.complete, self.name, job.id)
+            tell_end(self.meter, job, "completed")
         except LeaseLostError as error:
             logger.info("job %s is left: %s", job.id, error)
         except STORE_FAILED:
@@ -358,6 +362,7 @@ class JobRunner:
         tracing.current().fail(report.code or report.type)
         try:
             await self.threads.run(self.store.fail, self.name, job.id, error_to_json(report))
+            tell_end(self.meter, job, "failed")
         except LeaseLostError as lost:
             logger.info("job %s failed, but %s", job.id, lost)
         except STORE_FAILED:
@@ -499,3 +504,11 @@ class JobRunner:
     def _save_checkpoint(self, job_id: str, number: int, checkpoint: Checkpoint) -> None:
         data = checkpoint_to_bytes(checkpoint)
         self.store.save_checkpoint(self.name, job_id, number, checkpoint.step, data)
+
+
+def tell_end(meter: Meter, job: Job, status: Status) -> None:
+    """The end of a job and how long it took, to the meter."""
+    meter.count("triptych_jobs_ended_total", model=job.asked.model, outcome=status)
+    meter.observe("triptych_job_seconds", max(0.0, time.time() - job.created_at), outcome=status)
+    if job.started_at is not None:
+        meter.observe("triptych_job_wait_seconds", max(0.0, job.started_at - job.created_at))

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments import tracing
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
 from deployments.messages import GenerationRequest, MediaKind
+from deployments.metrics.meter import NO_METER, Meter
 from env_config.secret import SecretReference
 from serve_app.deadlines import NO_LIMITS, TimeLimits, not_begun, not_done
 from serve_app.errors import (
@@ -36,7 +37,7 @@ from serve_app.jobs.database import StoreURL, open_database
 from serve_app.jobs.events import JobEvent, JobWatch
 from serve_app.jobs.ledger import JobLedger
 from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, OverdueJob, Webhook
-from serve_app.jobs.runner import JobRunner
+from serve_app.jobs.runner import JobRunner, tell_end
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads
 from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, read_secret
@@ -84,6 +85,7 @@ class Jobs:
         models: Mapping[str, MakeAtOnce],
         storage: StorageBackend,
         webhook_rules: WebhookRules | None = None,
+        meter: Meter = NO_METER,
     ) -> None:
         """Opens the store. `models`: how each of those whose jobs can be made makes them, by its name.
 
@@ -99,19 +101,20 @@ class Jobs:
         self.watch = JobWatch(self.store, self.following)
         self.storage = storage
         self.models = models
+        self.meter = meter
         self._is_closed = False
         self.webhook_rules = webhook_rules or WebhookRules()
         name = uuid.uuid4().hex
         self.webhooks: WebhookSender | None = None
         secret = read_secret(args.webhook_secret)
         if secret is not None:
-            self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules, self._urls)
+            self.webhooks = WebhookSender(self.store, self.threads, name, secret, self.webhook_rules, self._urls, meter)
         admissions = {model: making.admission for model, making in models.items()}
         self.ledger = JobLedger(admissions, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch,
             {model: making.make for model, making in models.items()}, storage, name,
-            args.max_running, args.lease_s, on_made=self.ledger.made,
+            args.max_running, args.lease_s, on_made=self.ledger.made, meter=meter,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -173,7 +176,7 @@ class Jobs:
         making = self.models[requests[0].model]
         # One that is awaited goes before those that wait, and has a bound of its own (`max_pending`).
         if not is_awaited and await self._num_queued(requests[0].model) >= self.args.max_queued:
-            raise making.admission.overloaded("too many jobs are waiting")
+            raise making.admission.refused_for("jobs", "too many jobs are waiting")
         description = await making.model.describe()
         sizes = [size_of(request, description) for request in requests]
         rows, pictures = requests_to_json(requests, previews, tracing.carried())
@@ -184,6 +187,7 @@ class Jobs:
             job, is_new = await self.threads.run(self.store.add, new, key)
         tracing.current().set(job_id=job.id)
         if is_new:
+            self.meter.count("triptych_jobs_taken_total", model=requests[0].model, kind=kind)
             self.changes.notify()
         else:
             self.ledger.close(job_id)
@@ -201,6 +205,17 @@ class Jobs:
     async def counts(self) -> dict[str, int]:
         """How many of the application's jobs wait and run, whichever replica took them. Raises JobStoreAwayError."""
         return {status: await self.following.run(self.store.count, status) for status in ("queued", "in_progress")}
+
+    async def tell(self) -> None:
+        """How many jobs there are, to the meter, and whether the store answers. Raises nothing of the store's."""
+        try:
+            counts = await self.following.run(self.store.counts)
+        except (JobStoreAwayError, SQLAlchemyError, StageUnavailableError):
+            self.meter.set("triptych_job_store_up", 0)
+            return
+        self.meter.set("triptych_job_store_up", 1)
+        for status, count in counts.items():
+            self.meter.set("triptych_jobs", count, status=status)
 
     async def get(self, job_id: str, owner: str | None) -> Job:
         """The job, whoever's it is where `owner` is None. Raises JobNotFoundError."""
@@ -250,6 +265,8 @@ class Jobs:
 
     async def _cancel(self, job: Job) -> None:
         """`job` as it was before it was cancelled."""
+        if not job.has_ended:
+            tell_end(self.meter, job, "cancelled")
         self.runner.stop_job(job.id)
         self.ledger.close(job.id)
         self.watch.notify(job.id)

@@ -10,7 +10,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from serve_app.jobs.database import writing
 from serve_app.jobs.leases import Lease, SeenLeases
 from serve_app.jobs.records import (
     ENDED,
+    STATUSES,
     Event,
     IdempotencyKey,
     Job,
@@ -178,6 +179,13 @@ class JobStore:
         with self._engine.begin() as connection:
             return int(connection.execute(select).scalar_one())
 
+    def counts(self) -> dict[Status, int]:
+        """How many jobs have each status."""
+        select = sa.select(jobs.c.status, sa.func.count()).where(jobs.c.application == self.application)
+        with self._engine.begin() as connection:
+            found = {status: int(count) for status, count in connection.execute(select.group_by(jobs.c.status))}
+        return {status: found.get(status, 0) for status in STATUSES}
+
     def unfinished(self) -> list[UnfinishedJob]:
         """All that wait or run."""
         select = sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease_owner, jobs.c.sizes, jobs.c.is_awaited, jobs.c.model)
@@ -275,7 +283,7 @@ class JobStore:
             columns = (jobs.c.id, jobs.c.kind, jobs.c.status, jobs.c.completed_at, jobs.c.webhook_url)
             more = (sa.func.coalesce(jobs.c.webhook_target, ""), jobs.c.webhook_attempts)
             *values, rows = connection.execute(change.returning(*columns, *more, jobs.c.requests)).one()
-            return Webhook(*values, trace=trace_from_json(rows))
+            return replace(Webhook(*values), trace=trace_from_json(rows))
 
     def webhook_failed(self, taker: str, job_id: str, again_after_s: float) -> None:
         """Its delivery failed; the next one is due so many seconds from now."""
@@ -362,7 +370,7 @@ class JobStore:
                 )
             )
             self._append(connection, job_id, "in_progress", {"taken_over": taken_over})
-            job = self._read(connection, job_id)
+            job = replace(self._read(connection, job_id), taken_over=taken_over)
         self._leases.written(Lease(job_id, runner, row.heartbeat + 1, lease_s))
         return job
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.errors import InvalidRequestError
 from deployments.messages import GenerationRequest, Media, StageDescription
+from deployments.metrics.meter import NO_METER, Meter
+from deployments.metrics.metric import hashed
 from serve_app.errors import OverloadedError
 
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -101,8 +103,9 @@ class Admission:
     (be it that of a job): few jobs run at a time. So they count for what new jobs are told, and not for the others.
     """
 
-    def __init__(self, args: AdmissionArgs) -> None:
+    def __init__(self, args: AdmissionArgs, meter: Meter = NO_METER) -> None:
         self.args = args
+        self.meter = meter
         self.costs = CostModel(args.first_guess_s)
         self.pending: dict[str, list[Ticket]] = {}  # by caller
         self.pace = 1.0  # seconds of predicted work done per second, while there is some: grows with replicas
@@ -130,6 +133,7 @@ class Admission:
     def _admit_awaited(self, sizes: Sequence[Size], key: str) -> list[Ticket]:
         """The same room for all that callers wait for, whether a job makes it or not."""
         if len(sizes) > self.args.max_pending:
+            self._count_refused("too_long", len(sizes))
             raise InvalidRequestError(f"n: at most {self.args.max_pending}", "n", "limit_exceeded")
         tickets = [self._ticket(size, key, is_awaited=True) for size in sizes]
         limits = self.args.max_queue_s, self.args.max_queue_s_per_key
@@ -137,6 +141,7 @@ class Admission:
         too_many = self._num_awaited + len(tickets) - self.args.max_pending
         if too_many > 0:
             self._refused += len(tickets)
+            self._count_refused("pending", len(tickets))
             raise self.overloaded(wait_s=too_many * self.queue_s() / self.num_pending)
         self._enter(tickets, key)
         return tickets
@@ -170,6 +175,26 @@ class Admission:
         seconds = max(1, math.ceil(wait_s))
         return OverloadedError(f"{reason}; try again in {seconds} s", seconds)
 
+    def refused_for(self, reason: str, message: str) -> OverloadedError:
+        """The refusal, and it counts: of one request or job by a bound that is kept elsewhere."""
+        self._count_refused(reason, 1)
+        return self.overloaded(message)
+
+    def _count_refused(self, reason: str, count: int) -> None:
+        self.meter.count("triptych_requests_refused_total", count, reason=reason)
+
+    def tell(self, model: str) -> None:
+        """What was let in and is not done, to the meter; `model`: the name of the one that all of it is for."""
+        tickets = [ticket for each in self.pending.values() for ticket in each]
+        callers, waiting = sum(ticket.is_awaited for ticket in tickets), sum(ticket.is_waiting for ticket in tickets)
+        counts = {"callers": callers, "waiting_jobs": waiting, "running_jobs": len(tickets) - callers - waiting}
+        for who, count in counts.items():
+            self.meter.set("triptych_pending", count, model=model, who=who)
+        limits = {"callers": self.args.max_queue_s, "all": self.args.max_job_queue_s}
+        for queue, limit_s in limits.items():
+            self.meter.set("triptych_queue_seconds", self.queue_s(None, queue == "all"), model=model, queue=queue)
+            self.meter.set("triptych_queue_limit_seconds", limit_s, model=model, queue=queue)
+
     def count_work(self, seconds: float) -> None:
         """Predicted or measured seconds of work that are done: the pace is learned from them."""
         self._work_done_s += seconds
@@ -188,6 +213,7 @@ class Admission:
         cost_s = sum(ticket.cost_s for ticket in tickets) / self.pace
         limit_s, key_limit_s = limits[0], limits[1] or math.inf
         if cost_s > min(limit_s, key_limit_s) and self.costs.step_s:
+            self._count_refused("too_long", len(tickets))
             raise InvalidRequestError(
                 f"this request would take about {cost_s:.0f} s, at most {min(limit_s, key_limit_s):g} s are allowed: "
                 "ask for fewer or smaller pictures, or fewer steps",
@@ -198,8 +224,11 @@ class Admission:
         wait_s = max(queue_s + cost_s - limit_s, key_queue_s + cost_s - key_limit_s)
         # An empty queue takes what is guessed to be too long: it is the way to learn how long it really is.
         if wait_s > 0 and queue_s > 0:
-            if queue_s + cost_s > limit_s:  # else it is the caller's own share that is full
+            is_full = queue_s + cost_s > limit_s  # else it is the caller's own share that is full
+            if is_full:
                 self._refused += len(tickets)
+            reasons = ("job_queue", "job_key_share") if with_waiting_jobs else ("queue", "key_share")
+            self._count_refused(reasons[0 if is_full else 1], len(tickets))
             raise self.overloaded(wait_s=wait_s)
 
     def _ticket(self, size: Size, key: str, is_awaited: bool = False, is_waiting: bool = False) -> Ticket:
@@ -222,6 +251,9 @@ class Admission:
             del self.pending[ticket.key]
 
     def _learn(self, ticket: Ticket, media: Media) -> None:
+        key = hashed(ticket.key)
+        self.meter.count("triptych_key_compute_seconds_total", compute_seconds(media.seconds), key=key)
+        self.meter.count("triptych_key_made_total", key=key)
         self.costs.learn(ticket.shape, ticket.steps, media.seconds)
         self.count_work(compute_seconds(media.seconds))
 

@@ -39,10 +39,10 @@ from deployments.messages import (
     Media,
     RequestWarning,
 )
+from deployments.metrics.meter import NO_METER, Meter
 from deployments.tracing import Span
 from serve_app.making.denoiser_stream import CheckpointArrived, DecodeInputsArrived, DenoiserStream, PreviewArrived
 from serve_app.making.follower import NOBODY, Follower
-from serve_app.making.metrics import generation_metrics
 from serve_app.making.previews import Previews
 from serve_app.making.ray_errors import first_line, lost
 from serve_app.making.stages import HandOffWay, Stages
@@ -103,6 +103,7 @@ class Way:
     suspicion: Suspicion
     reached: Reached
     hand_off: HandOffWay
+    meter: Meter = NO_METER
     failures: int = 0
     refusals: int = 0
     furthest_at_failure: Place = (-1, 0)
@@ -141,12 +142,11 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
     was full for longer than the follower waits.
     """
     reached = Reached(follower.resume_from, last_step=follower.resume_from.step if follower.resume_from else 0)
-    way = Way(stages.suspects.new_request(), reached, stages.hand_off_of(request))
-    metrics = generation_metrics()
+    way = Way(stages.suspects.new_request(), reached, stages.hand_off_of(request), stages.meter)
     try:
         while True:
             await way.suspicion.wait_for_turn()
-            metrics.attempts.inc()
+            way.meter.count("triptych_attempts_total")
             try:
                 media = await run_stages(stages, request, way, follower)
             except (CannotResumeError, HandOffError) as error:
@@ -162,6 +162,7 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
                 await _recover(request, way, death)
             else:
                 stages.note_hand_off(request, way.hand_off)
+                way.meter.count("triptych_made_total", model=request.model, kind=request.output.kind)
                 return media
     finally:
         way.suspicion.end_turn()
@@ -171,6 +172,7 @@ def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None
     """Without the checkpoint where there was one, else on a longer way; raises what none of these can help."""
     if way.reached.has_resumed:
         logger.warning("request %s starts again, its checkpoint is of no use: %s", request.request_id, error)
+        way.meter.count("triptych_begun_again_total", start="checkpoint")
     elif isinstance(error, CannotResumeError) or way.hand_off == "remote":
         raise error
     else:
@@ -179,6 +181,7 @@ def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None
         logger.warning(
             "request %s starts again with %s: %s", request.request_id, HAND_OFFS[way.hand_off], first_line(error)
         )
+        way.meter.count("triptych_begun_again_total", start=way.hand_off)
     tracing.current().event("begun again", error=type(error).__name__, hand_off=way.hand_off)
     way.reached = way.reached.from_the_start()
 
@@ -186,6 +189,7 @@ def _begin_again(request: GenerationRequest, way: Way, error: Exception) -> None
 async def _wait_after_refusal(way: Way, error: Exception) -> None:
     way.refusals += 1
     tracing.current().event("refused by a replica")
+    way.meter.count("triptych_replica_refusals_total")
     if way.refusals >= MAX_REFUSALS:
         raise StageUnavailableError("no replica of a stage would begin with the request") from error
     await _pause(way.refusals)
@@ -196,8 +200,9 @@ async def _wait_for_memory(request: GenerationRequest, way: Way, follower: Follo
     wait_s = way.wait_s(follower.patience_s)
     if wait_s is None:
         raise error
-    _forget_lost_steps(way.reached)
+    _forget_lost_steps(way)
     way.suspicion.end_turn()
+    way.meter.count("triptych_memory_waits_total")
     follower.on_wait("device")
     tracing.current().event("waits for the device", waiting_s=wait_s)
     logger.warning("request %s is tried again in about %g s: %s", request.request_id, wait_s, first_line(error))
@@ -206,20 +211,20 @@ async def _wait_for_memory(request: GenerationRequest, way: Way, follower: Follo
 
 async def _recover(request: GenerationRequest, way: Way, death: BaseException) -> None:
     """Raises GenerationFailedError for poison, StageUnavailableError where too much is lost for another reason."""
-    reached, metrics = way.reached, generation_metrics()
+    reached = way.reached
     way.note_failure()
     if not isinstance(death, ObjectLostError):
         way.suspicion.died(reached.place, is_certain=not isinstance(death, ActorUnavailableError))
     reached.forget_references()
-    lost_steps = _forget_lost_steps(reached)
-    metrics.recoveries.inc()
+    lost_steps = _forget_lost_steps(way)
+    way.meter.count("triptych_recoveries_total")
     tracing.current().event("replica lost", error=type(death).__name__, first_step=reached.step, lost_steps=lost_steps)
     logger.warning(
         "request %s: a replica died (%d in a row without progress), going on from step %d (%d steps lost): %s",
         request.request_id, way.failures, reached.step, lost_steps, first_line(death),
     )  # fmt: skip
     if way.suspicion.is_poison:
-        metrics.given_up.inc()
+        way.meter.count("triptych_given_up_total")
         raise GenerationFailedError(
             f"the replica that worked on it died {way.suspicion.deaths_alone} times while it was tried alone"
         ) from death
@@ -228,10 +233,9 @@ async def _recover(request: GenerationRequest, way: Way, death: BaseException) -
     await _pause(way.failures)
 
 
-def _forget_lost_steps(reached: Reached) -> int:
-    lost_steps = reached.forget_lost_steps()
-    if lost_steps:
-        generation_metrics().lost_steps.inc(lost_steps)
+def _forget_lost_steps(way: Way) -> int:
+    lost_steps = way.reached.forget_lost_steps()
+    way.meter.count("triptych_lost_steps_total", lost_steps)
     return lost_steps
 
 

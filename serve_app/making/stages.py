@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import tracing
 from deployments.messages import Envelope, GenerationRequest
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.making.follower import Follower
 from serve_app.making.suspects import Suspects, Suspicion
 
@@ -29,6 +30,7 @@ class Stages:
     vae: DeploymentHandle
     owner: str = ""  # the Ray actor of this process, without which the denoiser does not go on
     take_refused: Callable[[], int] = lambda: 0  # requests refused since the last call: the encoder is told
+    meter: Meter = NO_METER  # takes what this process measures
     suspects: Suspects = field(default_factory=Suspects, init=False)
     _hand_offs: dict[RequestKind, HandOffWay] = field(default_factory=dict, init=False)
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from deployments.errors import StorageError
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import ObjectNotFoundError, StorageAwayError
 from serve_app.storage.base import StorageBackend, StoredObject
 
@@ -93,37 +94,67 @@ class GuardedStorage:
         patience: Patience = OF_CALLERS,
         breaker: Breaker | None = None,
         may_try: bool = True,
+        meter: Meter = NO_METER,
+        way: str = "direct",
     ) -> None:
-        """`may_try`: its calls may find out whether the storage is back; else others do."""
+        """`may_try`: its calls may find out whether the storage is back; else others do. `way`: to the storage."""
         self.backend = backend
         self.may_try = may_try
         self.is_shared = backend.is_shared
         self.patience = patience
+        self.meter = meter
+        self.way = way
         self._breaker = breaker or Breaker()
         self._writes = asyncio.Semaphore(patience.max_calls)
         self._reads = asyncio.Semaphore(patience.max_calls)
 
     async def check(self) -> None:
-        await self._bounded(self._writes, self.backend.check, OF_UPLOADS.seconds)
+        await self._bounded("check", self._writes, self.backend.check, OF_UPLOADS.seconds)
 
     async def store(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> StoredObject:
         at_most_s = self.patience.for_bytes(len(data))
         store = partial(self.backend.store, key, data, content_type, metadata)
-        return await self._bounded(self._writes, store, at_most_s)
+        stored = await self._bounded("store", self._writes, store, at_most_s)
+        self.meter.count("triptych_stored_bytes_total", len(data), way=self.way)
+        return stored
 
     def url_of(self, key: str) -> str:
         return self.backend.url_of(key)
 
     async def load(self, key: str) -> tuple[bytes, str]:
-        return await self._bounded(self._reads, partial(self.backend.load, key), LOADING_S)
+        return await self._bounded("load", self._reads, partial(self.backend.load, key), LOADING_S)
 
     async def delete(self, key: str) -> None:
-        await self._bounded(self._writes, partial(self.backend.delete, key), self.patience.seconds)
+        await self._bounded("delete", self._writes, partial(self.backend.delete, key), self.patience.seconds)
 
-    async def _bounded(self, slots: asyncio.Semaphore, call: Callable[[], Awaitable[T]], at_most_s: float) -> T:
+    def tell(self) -> None:
+        """Whether the storage answers, to the meter."""
+        self.meter.set("triptych_storage_circuit_open", float(self._breaker.is_open))
+
+    async def _bounded(
+        self, operation: str, slots: asyncio.Semaphore, call: Callable[[], Awaitable[T]], at_most_s: float
+    ) -> T:
         async with slots:
-            with self._breaker.call(self.may_try):
+            with self._breaker.call(self.may_try), self._measured(operation):
                 return await _answered(call, at_most_s)
+
+    @contextmanager
+    def _measured(self, operation: str) -> Iterator[None]:
+        began, outcome = time.perf_counter(), "ok"
+        try:
+            yield
+        except StorageAwayError:
+            outcome = "away"
+            raise
+        except ObjectNotFoundError:
+            outcome = "missing"
+            raise
+        except StorageError:
+            outcome = "error"
+            raise
+        finally:
+            seconds = time.perf_counter() - began
+            self.meter.observe("triptych_storage_seconds", seconds, operation=operation, outcome=outcome)
 
 
 async def _answered(call: Callable[[], Awaitable[T]], at_most_s: float) -> T:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 
 from deployments.errors import StorageError
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.bounded_threads import BoundedThreads, ThreadsExhaustedError
 from serve_app.errors import ObjectNotFoundError
 from serve_app.storage.base import StorageBackend, StoredObject
@@ -48,6 +50,15 @@ class Entry:
     metadata: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What a spool has at one moment."""
+
+    entries: dict[str, int]  # upload, delete, set_aside
+    num_bytes: int
+    oldest_s: float  # since the last try with the one that waits longest for one; 0 without any
+
+
 class SpooledStorage:
     """A storage that is shared between machines, with a folder of this machine for when it fails.
 
@@ -65,10 +76,12 @@ class SpooledStorage:
         base_url: str = "",
         place: str = "",
         earlier_folders: Callable[[], Iterable[Path]] = tuple,
+        meter: Meter = NO_METER,
     ) -> None:
         self.breaker = Breaker()
-        self.backend = GuardedStorage(backend, OF_CALLERS, self.breaker, may_try=False)
-        self.for_uploads = GuardedStorage(backend, OF_UPLOADS, self.breaker)
+        self.meter = meter
+        self.backend = GuardedStorage(backend, OF_CALLERS, self.breaker, may_try=False, meter=meter)
+        self.for_uploads = GuardedStorage(backend, OF_UPLOADS, self.breaker, meter=meter, way="spool")
         self.threads = BoundedThreads("spool", MAX_THREADS)
         self.folder = folder
         self.place = hashlib.sha256(place.encode()).hexdigest()
@@ -102,6 +115,7 @@ class SpooledStorage:
         except (OSError, ThreadsExhaustedError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"neither the storage ({refusal}) nor the spool ({reason}) took the output") from error
+        self.meter.count("triptych_spooled_total")
         return StoredObject(self.url_of(key), key, len(data), hashlib.sha256(data).hexdigest(), upload_pending=True)
 
     def url_of(self, key: str) -> str:
@@ -152,6 +166,26 @@ class SpooledStorage:
     def pending(self) -> list[str]:
         """Keys that are still to be uploaded, those that failed last at the end."""
         return [unquote(entry.stem) for entry in sorted(self.folder.glob("*.json"), key=_modified)]
+
+    async def tell(self) -> None:
+        """What waits here, to the meter."""
+        self.backend.tell()
+        found = await self.threads.run(self._look)
+        for entry, count in found.entries.items():
+            self.meter.set("triptych_spool_entries", count, entry=entry)
+        self.meter.set("triptych_spool_bytes", found.num_bytes)
+        self.meter.set("triptych_spool_oldest_seconds", found.oldest_s)
+
+    def _look(self) -> Waiting:
+        files = [(file.suffix, status) for file in self.folder.iterdir() if (status := _status(file)) is not None]
+        uploads = [status.st_mtime for suffix, status in files if suffix == ".json"]
+        entries = {
+            "upload": len(uploads),
+            "delete": sum(suffix == ".delete" for suffix, _ in files),
+            "set_aside": len(list((self.folder / SET_ASIDE).glob("*.json"))),
+        }
+        num_bytes = sum(status.st_size for suffix, status in files if suffix in (".json", ".data"))
+        return Waiting(entries, num_bytes, max(0.0, time.time() - min(uploads)) if uploads else 0.0)
 
     def _write(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> None:
         entry = self._entry(key)
@@ -309,3 +343,11 @@ def _modified(entry: Path) -> float:
         return entry.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _status(file: Path) -> os.stat_result | None:
+    """None where it was taken meanwhile."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None

@@ -45,9 +45,12 @@ def parser_of_plan() -> argparse.ArgumentParser:
     return parser
 
 
-def add_wishes(parser: argparse.ArgumentParser) -> None:
-    """What a plan is for, beside the model and the card."""
-    parser.add_argument("--gpus", type=number_of_cards, default=1, metavar="N", help="how many of them; default: 1")
+def add_wishes(parser: argparse.ArgumentParser, gpus: int | None = 1) -> None:
+    """What a plan is for, beside the model and the card. `gpus`: how many by default; None: those of the machine."""
+    number = "1" if gpus == 1 else "1 of a --gpu, else all that are here"
+    parser.add_argument(
+        "--gpus", type=number_of_cards, default=gpus, metavar="N", help=f"how many of them; default: {number}"
+    )
     parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="pixels; default: the model's own")
     parser.add_argument("--num-frames", type=positive, metavar="N", help="of a video; default: the model's own")
     parser.add_argument("--precision", choices=get_args(Scheme), help="of the denoisers; default: what fits best")

@@ -59,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
         return 1
     print(as_json(made.measured, made.plan) if options.json else "\n".join(made.lines))
     if made.plan.choice is not None and options.write is not None:
-        options.write.write_text(made.config(), encoding="utf-8")
+        try:
+            options.write.write_text(made.config(), encoding="utf-8")
+        except OSError as error:
+            print(f"{options.write} cannot be written ({error.strerror}): name another with --write", file=sys.stderr)
+            return 1
         print(f"written: {options.write}", file=sys.stderr)
     return 0 if made.plan.choice is not None else 1
 

@@ -1,5 +1,5 @@
 """One Ray for all, with the application that all tests of served behaviour share."""
 
-from tests.support.served_fixtures import flux_checkpoint, s3, served
+from tests.support.served_fixtures import flux_checkpoint, metrics_port, s3, served
 
-__all__ = ["flux_checkpoint", "s3", "served"]
+__all__ = ["flux_checkpoint", "metrics_port", "s3", "served"]

@@ -69,10 +69,14 @@ PLACES: dict[str, list[str]] = {
     "command": [
         "ArgumentTypeError",
         "BuilderError",
+        "CommandError",
         "LaunchError",
         "MisuseError",
         "NoRequestError",
+        "NotPlannedError",
+        "RemoteProtocolError",
         "UnknownCardError",
+        "UsageError",
     ],
     "inside": [
         "ArithmeticError",

@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.messages import GenerationRequest, Media, MediaFile, StageDescription
+from deployments.metrics.meter import NO_METER, Meter
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.making.stages import Stages
@@ -86,6 +87,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
+        self.meter: Meter = NO_METER  # of the next service
         self.environment: dict[str, dict[str, Any]] = {}  # variables by section, of the next service
         self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()
@@ -157,14 +159,10 @@ class Server:
             service = dataclasses.replace(service, models=ServedModels([changed]))
         return service, http_app(service)
 
-    def stages(self) -> Stages:
-        """Of the next service."""
-        return played(self.handle)
-
     def all_stages(self) -> dict[str, Stages]:
-        """By the name of the model."""
-        several = {name: played(handle) for name, handle in self.handles.items()}
-        return several or {self._args.model_name or "": self.stages()}
+        """Of the next service, by the name of the model."""
+        handles = self.handles or {self._args.model_name or "": self.handle}
+        return {name: dataclasses.replace(played(handle), meter=self.meter) for name, handle in handles.items()}
 
     def close(self) -> None:
         if self._opened is not None:

@@ -165,7 +165,8 @@ class Batches:
         forward.error = self._failed_alone(forward)
         if forward.error is None or not is_out_of_memory(forward.error):
             return
-        if forward.merge_key is None or watched.is_written():  # what surrounds it may keep something
+        # What surrounds it may keep something, and its arguments what it has counted or written.
+        if forward.merge_key is None or watched.is_written() or watched.counted():
             return
         forward.error = None
         self.executor.free_memory()

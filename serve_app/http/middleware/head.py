@@ -36,13 +36,16 @@ class AnswerHead:
                 await send({"type": "http.response.body", "body": b""})
                 is_answered.set()
 
-        answering = asyncio.ensure_future(self.app({**scope, "method": "GET", "headers": headers}, receive, send_head))
+        asked = {**scope, "method": "GET", "headers": headers}
+        answering = asyncio.ensure_future(self.app(asked, receive, send_head))
         answered = asyncio.ensure_future(is_answered.wait())
         try:
             await asyncio.wait({answering, answered}, return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
                 answering.result()
         finally:
+            if "route" in asked:  # the middleware around this one counts and traces by it
+                scope["route"] = asked["route"]
             answering.cancel()
             answered.cancel()
             await asyncio.gather(answering, answered, return_exceptions=True)

@@ -113,10 +113,15 @@ def asked_at(scope: Scope, rules: HostRules) -> AskedAt:
 
 def _parsed(scheme: str, text: str) -> AskedAt:
     match = HOST_AND_PORT.fullmatch(text.strip())
-    if match is None or int(match[2] or 0) > 65535 or (match[1].startswith("[") and _address(match[1]) is None):
+    if match is None or int(match[2] or 0) > 65535 or not _is_host(match[1]):
         raise InvalidHostError("Host must be a name or an address, with a port if need be")
     port = int(match[2]) if match[2] else None
     return AskedAt(scheme, match[1].lower(), None if port == DEFAULT_PORTS[scheme] else port)
+
+
+def _is_host(host: str) -> bool:
+    """In brackets stands an IPv6 address, and nothing else: no URL can be made of `[127.0.0.1]`."""
+    return not host.startswith("[") or (":" in host and _address(host) is not None)
 
 
 def _listening(scheme: str, scope: Scope) -> AskedAt:

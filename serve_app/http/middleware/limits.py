@@ -9,6 +9,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import OverloadedError, report_error
 from serve_app.http.context import context_of
 from serve_app.http.errors import error_response
@@ -43,12 +44,14 @@ class BodySizeLimit:
         max_body_s: float = MAX_BODY_S,
         max_pause_s: float = MAX_PAUSE_S,
         max_bytes_at_once: int = MAX_BODY_BYTES_AT_ONCE,
+        meter: Meter = NO_METER,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.max_body_s = max_body_s
         self.max_pause_s = max_pause_s
         self.max_bytes_at_once = max_bytes_at_once
+        self.meter = meter
         self.num_bytes = 0  # of the bodies of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,6 +81,7 @@ class BodySizeLimit:
             self.num_bytes += len(message.get("body", b""))
             context_of(scope).body_bytes = num_bytes
             if self.num_bytes > self.max_bytes_at_once:
+                self.meter.count("triptych_requests_refused_total", reason="bodies_at_once")
                 raise HTTPException(429, "too many large bodies at once; try again in 5 s", {"Retry-After": "5"})
             return message if num_bytes <= self.max_body_bytes else await self._refuse()
 
@@ -98,11 +102,18 @@ def too_large(max_body_bytes: int) -> str:
 class RoomForRequests:
     """ASGI middleware: beyond `max_requests` at a time the answer is 429, before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, overloaded: Overloaded, max_requests: int = MAX_REQUESTS_AT_ONCE) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        overloaded: Overloaded,
+        max_requests: int = MAX_REQUESTS_AT_ONCE,
+        meter: Meter = NO_METER,
+    ) -> None:
         """`overloaded`: the refusal that says when there should be room, for a reason."""
         self.app = app
         self.overloaded = overloaded
         self.max_requests = max_requests
+        self.meter = meter
         self.num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +121,7 @@ class RoomForRequests:
             await self.app(scope, receive, send)
             return
         if self.num_requests >= self.max_requests:
+            self.meter.count("triptych_requests_refused_total", reason="requests_at_once")
             refusal = report_error(self.overloaded("too many requests at once"))
             await error_response(refusal)(scope, receive, send)
             return

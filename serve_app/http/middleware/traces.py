@@ -15,6 +15,7 @@ from serve_app.http.context import context_of
 TRACED = "/v1/"  # not the page, nor the questions of probes
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE", "QUERY")
 TRACE_HEADERS = ("traceparent", "tracestate")
+LONGEST_ID = 128  # characters of a caller's own `x-request-id`
 FILES = "/v1/files/"  # whoever has such an address may have the file: its path is no part of a trace
 
 
@@ -30,7 +31,8 @@ class Traces:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        with tracing.begun("request", carrier_of(headers), http_request_id=headers.get("x-request-id")) as span:
+        request_id = headers.get("x-request-id", "")[:LONGEST_ID] or None
+        with tracing.begun("request", carrier_of(headers), http_request_id=request_id) as span:
             method = scope["method"] if scope["method"] in METHODS else "_OTHER"
             span.set_standard({"http.request.method": method, "url.scheme": scope.get("scheme", "http")})
 

@@ -213,7 +213,9 @@ async def answer_with_job(
 async def model_to_remix(service: Service, context: RequestContext, original: Job) -> ModelService:
     """The one that made the original, or the one for videos where that is no longer served."""
     earlier = service.models.of_earlier(original.asked.model, context.caller)
-    return earlier or await service.models.meant_by(VideoGenerationBody(), context.caller)
+    model = earlier or await service.models.meant_by(VideoGenerationBody(), context.caller)
+    context.model = model.name
+    return model
 
 
 def _remixed(request: GenerationRequest, model: str, prompt: str, job_id: str, number: int) -> GenerationRequest:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from pydantic import SecretStr
 
 from deployments import tracing
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.jobs.records import Webhook
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
@@ -42,6 +44,7 @@ class WebhookSender:
         secret: SecretStr,
         rules: WebhookRules,
         urls_of: Callable[[Webhook], Awaitable[list[str]]],
+        meter: Meter = NO_METER,
     ) -> None:
         self._store = store
         self._threads = threads
@@ -49,6 +52,7 @@ class WebhookSender:
         self._secret = secret
         self._rules = rules
         self._urls_of = urls_of
+        self._meter = meter
         self._sending: dict[asyncio.Task[None], Webhook] = {}
 
     async def keep(self) -> None:
@@ -95,14 +99,19 @@ class WebhookSender:
             "data": {"id": webhook.job_id} | ({"urls": urls} if urls else {}),
         }
         secret = self._secret.get_secret_value()
+        began = time.perf_counter()
         with tracing.begun("webhook", webhook.trace, job_id=webhook.job_id, attempt=webhook.attempt) as span:
             outcome = await deliver(webhook.url, secret, payload, self._rules, webhook_id)
             span.set(outcome=outcome)
             if outcome != "taken":
                 span.fail(outcome)
-        if outcome == "failed" and webhook.attempt < self._rules.attempts:
+        is_given_up = outcome == "failed" and webhook.attempt >= self._rules.attempts
+        told = "given_up" if is_given_up else outcome
+        self._meter.count("triptych_webhooks_total", outcome=told)
+        self._meter.observe("triptych_webhook_seconds", time.perf_counter() - began, outcome=told)
+        if outcome == "failed" and not is_given_up:
             return False
-        if outcome == "failed":
+        if is_given_up:
             logger.warning("webhook %s was given up after %d attempts", webhook_id, webhook.attempt)
         await self._threads.run(self._store.webhook_done, webhook.job_id)
         return True

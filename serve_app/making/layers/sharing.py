@@ -8,6 +8,7 @@ import dataclasses
 
 from deployments import tracing
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
+from deployments.metrics.meter import NO_METER, Meter
 from serve_app.making.follower import NOBODY, Follower, Make
 from serve_app.making.layers.digest import work_digest
 from serve_app.making.layers.layer import Layer
@@ -58,8 +59,9 @@ class SharedGeneration(Follower):
 class SharedGenerations:
     """Those of this process. A generation ends early when its last follower has left."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, meter: Meter = NO_METER) -> None:
         self._make = make
+        self._meter = meter
         self._under_way: dict[Key, SharedGeneration] = {}
 
     async def make(self, request: GenerationRequest, follower: Follower = NOBODY) -> Media:
@@ -70,9 +72,12 @@ class SharedGenerations:
             shared = self._under_way.get((digest, follower.previews, False))
         if shared is None:
             shared = self._start(digest, request, follower)
-        elif span := tracing.current():
-            span.link(shared.trace)
-            span.event("shared")
+        else:
+            self._meter.count("triptych_shared_total")
+            span = tracing.current()
+            if span:
+                span.link(shared.trace)
+                span.event("shared")
         assert shared.task is not None
         shared.followers.append(follower)
         shared.patience_s = max(shared.patience_s, follower.patience_s)
@@ -113,4 +118,4 @@ def _with_warnings_of(request: GenerationRequest, media: Media, others: tuple[Re
     return dataclasses.replace(media, warnings=(*request.warnings, *media.warnings[len(others) :]))
 
 
-SHARING = Layer("sharing", lambda make, context: SharedGenerations(make).make)
+SHARING = Layer("sharing", lambda make, context: SharedGenerations(make, context.stages.meter).make)

@@ -26,7 +26,7 @@ def params_of(parser: argparse.ArgumentParser) -> list[click.Parameter]:
     return [_option(action) if action.option_strings else _argument(action) for action in actions]
 
 
-class Typed(click.ParamType):
+class Typed(click.ParamType[Any, Any]):
     """A value by a function of argparse's kind."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
@@ -65,7 +65,7 @@ def _argument(action: argparse.Action) -> click.Argument:
         type=_type(action),
         required=action.nargs != "?",
         nargs=-1 if action.nargs == "+" else 1,
-        metavar=f"{_metavar(action)}..." if action.nargs == "+" else _metavar(action),
+        metavar={"+": "{}...", "?": "[{}]"}.get(str(action.nargs), "{}").format(_metavar(action)),
     )
 
 
@@ -73,7 +73,7 @@ def _metavar(action: argparse.Action) -> str:
     return str(action.metavar or action.dest.upper())
 
 
-def _type(action: argparse.Action) -> click.ParamType | None:
+def _type(action: argparse.Action) -> click.ParamType[Any, Any] | None:
     if action.choices:
         return click.Choice([str(each) for each in action.choices])
     read: Any = action.type

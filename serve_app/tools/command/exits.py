@@ -21,12 +21,12 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "it is done; a server was ended by Ctrl-C",
-    Exit.FAILED: "it failed: nothing fits, a file has problems, a job was cancelled, a file cannot be read or written",
+    Exit.FAILED: "it failed: nothing fits, a file is wrong or cannot be written, a job was cancelled, a stage is away",
     Exit.USAGE: "the command line is wrong",
     Exit.UNREACHABLE: "the server cannot be reached",
     Exit.REFUSED: "the server refused it (4xx): the message names the field, the value and what is allowed",
     Exit.SERVERS_FAULT: "the server could not do it (5xx), or it is no Triptych",
-    Exit.INTERRUPTED: "interrupted by Ctrl-C; `generate` has cancelled its job",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C; `generate` has asked the server to cancel its job",
 }
 
 

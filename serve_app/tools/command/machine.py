@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
+from serve_app.tools.command.exits import CommandError
+
 if TYPE_CHECKING:
     from deployments.plan.cards import Card
 
@@ -36,5 +38,7 @@ def card_in(line: str) -> Card:
 
     name, memory, capability = (each.strip() for each in line.rsplit(",", 2))
     major, _, minor = capability.partition(".")
+    if not memory.isdecimal():  # one that shares the machine's
+        raise CommandError(f"nvidia-smi does not tell the memory of {name}: name a size with --gpu, such as 24GB")
     known = (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
     return Card(name.removeprefix("NVIDIA ").removeprefix("GeForce "), int(memory) * MIB, known)

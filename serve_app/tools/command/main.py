@@ -15,9 +15,10 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from serve_app.tools.command.exits import CommandError, Exit
+from serve_app.tools.command.exits import CommandError, Exit, Interrupted
+from serve_app.tools.command.shown.text import printable
 
-ROOM = "serve_app.tools.command"
+ROOM = "serve_app.tools.command.subcommands"
 
 
 @dataclass(frozen=True)
@@ -102,26 +103,31 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = triptych.main(list(arguments), prog_name="triptych", standalone_mode=False)
-    except CommandError as error:
-        if "--json" in arguments:
-            print(json.dumps(error.document(), indent=2))
-        return _told(error.message, error.exit)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return Exit.USAGE
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "triptych"
-        return _told(f"{error.format_message()}\n`{path} --help` tells what it takes.", Exit.USAGE)
-    except click.ClickException as error:
-        return _told(error.format_message(), Exit.FAILED)
-    except (click.Abort, KeyboardInterrupt):
-        return _told("interrupted", Exit.INTERRUPTED)
+    except (CommandError, click.ClickException, click.Abort, KeyboardInterrupt) as error:
+        return _told(_as_command_error(error), "--json" in arguments)
     except BrokenPipeError:  # who read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     return code if isinstance(code, int) else Exit.OK
 
 
-def _told(message: str, exit: Exit) -> int:
-    print(f"triptych: {message}", file=sys.stderr)
-    return exit
+def _as_command_error(error: BaseException) -> CommandError:
+    if isinstance(error, CommandError):
+        return error
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "triptych"
+        return CommandError(f"{error.format_message()}\n`{path} --help` tells what it takes.", Exit.USAGE)
+    if isinstance(error, click.ClickException):
+        return CommandError(error.format_message())
+    return Interrupted("interrupted")
+
+
+def _told(error: CommandError, as_json: bool) -> int:
+    """The document is a line, since `status --watch --json` writes a document a line."""
+    if as_json:
+        print(json.dumps(error.document()))
+    print(f"triptych: {printable(error.message)}", file=sys.stderr)
+    return error.exit

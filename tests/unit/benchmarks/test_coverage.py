@@ -9,7 +9,7 @@ import pytest
 from benchmarks.coverage.exported import exported_modular_pipelines, exported_pipelines, family_of
 from benchmarks.coverage.page import PAGE, page_of
 from benchmarks.coverage.processes import Failure, RemoteError, Worker, in_own_process
-from benchmarks.coverage.rows import EngineFound, Found, Row, is_missing, read_rows, row_of, write_rows
+from benchmarks.coverage.rows import EngineFound, Found, Row, is_missing, newest, read_rows, row_of, write_rows
 from benchmarks.report import table_in
 
 PASSES = Found("hand_off", makes="image", tasks=("text_to_image",), fields=("size",))
@@ -151,3 +151,10 @@ def test_a_class_is_missing_until_it_is_judged_and_with_the_engine_until_that_wa
     refused, unjudged = Row("A", "refused"), Row("A", "not_judged")
     assert [is_missing(row, False) for row in (None, unjudged, passed, refused)] == [True, True, False, False]
     assert [is_missing(row, True) for row in (None, unjudged, passed, refused, tried)] == [True] * 3 + [False] * 2
+
+
+def test_a_class_stays_judged_where_a_later_run_could_not_judge_it() -> None:
+    passed, failed, unjudged = Row("A", "hand_off"), Row("A", "failed"), Row("A", "not_judged", "it took longer")
+    assert newest(passed, unjudged) is passed
+    assert newest(passed, failed) is failed
+    assert newest(None, unjudged) is unjudged

@@ -126,3 +126,13 @@ def test_helm_refuses_values_that_cannot_work_together(setting: str, said: str) 
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode != 0
     assert said in made.stderr
+
+
+@with_helm
+def test_the_port_of_the_options_is_that_of_the_config_and_of_the_pods() -> None:
+    made = rendered("--values", str(CHART / "examples/cpu.yaml"), "--set", "serve.httpOptions.port=9000")
+    [service] = [each for each in made if each["kind"] == "RayService"]
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 9000}
+    [container] = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "serve", "containerPort": 9000} in container["ports"]

@@ -64,7 +64,7 @@ def test_every_extra_that_is_installed_is_one_of_the_project() -> None:
     asked = [set(each.split(",")) for each in re.findall(r"ARG EXTRAS=(\S+)", DOCKERFILE)]
     assert len(asked) == 2
     assert all(each <= set(PROJECT["optional-dependencies"]) for each in asked)
-    assert all({"s3", "postgresql"} <= each for each in asked)
+    assert all({"s3", "postgresql", "tracing"} <= each for each in asked)
 
 
 def test_every_installation_keeps_to_the_constraints() -> None:

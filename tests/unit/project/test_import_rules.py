@@ -49,6 +49,8 @@ MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_in
 ARGUMENTS = ("deployments.model", "deployments.memory.args", "deployments.adapters.args", "deployments.adapters.use")
 ADAPTERS = room("deployments.adapters")  # LoRAs: fetched, in memory, in a forward
 TRACING = room("deployments.tracing")  # spans, which every room may make
+METER = ("deployments.metrics.meter", "deployments.metrics.metric", "deployments.metrics.table")
+SERVE_METER = ("deployments.metrics.serve_meter",)
 STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
@@ -77,6 +79,7 @@ DOOR = (
     "serve_app.deadlines",
     "serve_app.bounded_threads",
     *MESSAGES,
+    *METER,
     *LORAS,
     *TRACING,
     *ENV_CONFIG,
@@ -137,7 +140,14 @@ RULES = (
     ),
     Rule(
         ("serve_app.ingress",),
-        ("serve_app.service", *HTTP_ROOM, *MAKING, *DOOR, "deployments.observability.logging_setup"),
+        (
+            "serve_app.service",
+            *HTTP_ROOM,
+            *MAKING,
+            *DOOR,
+            *SERVE_METER,
+            "deployments.observability.logging_setup",
+        ),
     ),
     Rule(
         HTTP_ROOM,
@@ -211,6 +221,8 @@ RULES = (
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
+    Rule(SERVE_METER, METER, never=(*HEAVY, *HTTP)),
+    Rule(room("deployments.metrics"), room("deployments.metrics"), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
     Rule(
         ASK_FOR_A_CHECK,
@@ -258,6 +270,8 @@ RULES = (
         REPLICAS,
         (
             *REPLICAS,
+            *METER,
+            *SERVE_METER,
             *STARTING,
             *TRACING,
             *ASK_FOR_A_CHECK,

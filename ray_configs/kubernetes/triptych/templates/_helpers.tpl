@@ -55,7 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   "args" $args
   "deployments" $deployments -}}
 {{- with .Values.serve.autoscalingPolicy -}}{{- $_ := set $application "autoscaling_policy" . -}}{{- end -}}
-{{- $http := merge (dict "host" "0.0.0.0" "port" 8000) .Values.serve.httpOptions -}}
+{{- $http := merge (dict "host" "0.0.0.0") .Values.serve.httpOptions (dict "port" 8000) -}}
 {{- dict "http_options" $http "applications" (list $application) | toYaml -}}
 {{- end -}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +71,15 @@ class Server:
         return answer.status_code, _json_of(answer, self.name)
 
     def events(self, path: str, last_number: int = 0) -> Iterator[ServerEvent]:
-        """Up to the end of the stream. Raises httpx2.TransportError for a connection that breaks."""
+        """Up to the end of the stream. Raises httpx2.RequestError for a connection that breaks."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(last_number)} if last_number else {})
         timeout = httpx2.Timeout(QUIET_S, connect=CONNECT_S)
         with self._client.stream("GET", path, headers=headers, timeout=timeout) as answer:
             if answer.status_code != 200:
                 answer.read()
                 raise refusal(answer, self.name)
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise no_triptych(self.name, "a stream of events")
             yield from events_of(answer.iter_lines())
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
@@ -94,7 +96,7 @@ class Server:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
             raise unreachable(self.name, error) from error
 
 
@@ -135,7 +137,8 @@ def _address(url: str) -> tuple[str, str, str]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         host, parts = None, urlsplit("")
         port = None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
@@ -179,12 +182,38 @@ def refusal(answer: httpx2.Response, name: str) -> CommandError:
     return CommandError(message, exit, details)
 
 
+def of_each(names: Sequence[str], call: Callable[[str], Any]) -> list[Any]:
+    """What `call` answers for each name. Where some are refused the others are done all the same, then that is told."""
+    done, refused = dict[str, Any](), dict[str, CommandError]()
+    for name in names:
+        try:
+            done[name] = call(name)
+        except CommandError as error:
+            if error.exit != Exit.REFUSED:
+                raise
+            refused[name] = error
+    if not refused:
+        return list(done.values())
+    first = next(iter(refused.values()))
+    if len(names) == 1:
+        raise first
+    lines = [f"{name}: {error.message}" for name, error in refused.items()]
+    raise CommandError("\n".join([*lines, *(f"{name}: done" for name in done)]), first.exit, {"done": list(done)})
+
+
 def _json_of(answer: httpx2.Response, name: str) -> Any:
     try:
-        return answer.json()
+        content = answer.json()
     except ValueError:
-        message = f"{name} answered with something that is no JSON: is it a Triptych server? --url says where it is"
-        raise CommandError(message, Exit.SERVERS_FAULT) from None
+        content = None
+    if not isinstance(content, dict):
+        raise no_triptych(name, "a JSON object")
+    return content
+
+
+def no_triptych(name: str, expected: str) -> CommandError:
+    message = f"{name} answered with something that is not {expected}: is it a Triptych server? --url says where it is"
+    return CommandError(message, Exit.SERVERS_FAULT)
 
 
 def events_of(lines: Iterator[str]) -> Iterator[ServerEvent]:

@@ -16,6 +16,7 @@ from serve_app.tools.command.shown.progress import Progress
 ENDED = ("completed", "failed", "cancelled", "deleted")
 MOST_TRIES = 6  # in a row without an event, over a minute
 MAX_PAUSE_S = 16.0
+PAUSES_S = (1.0, 4.0)  # before asking again for a job
 
 
 def path_of(job_id: str, *more: str) -> str:
@@ -23,10 +24,24 @@ def path_of(job_id: str, *more: str) -> str:
 
 
 def begin(server: Server, route: str, body: Mapping[str, Any], key: str) -> str:
-    """The id of the job that makes what the body says; with the same key it is the same job."""
+    """The id of the job that makes what the body says; with the same key it is the same job, which is why it is asked
+    for again where the answer was lost."""
     headers = {"Prefer": "respond-async", "Idempotency-Key": key}
-    job_id: str = server.post(route.lstrip("/"), body, headers)["id"]
-    return job_id
+    path = f"v1/{route.removeprefix('/v1/')}"  # whatever the server names, it is one of its own
+    for pause_s in PAUSES_S:
+        try:
+            return str(server.post(path, body, headers)["id"])
+        except CommandError as error:
+            if not is_answer_lost(error):
+                raise
+        time.sleep(pause_s)
+    return str(server.post(path, body, headers)["id"])
+
+
+def is_answer_lost(error: CommandError) -> bool:
+    """Whether the server was reached, and may have begun the job."""
+    cause = error.__cause__
+    return isinstance(cause, httpx2.RequestError) and not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
 
 
 def follow(server: Server, job_id: str, progress: Progress) -> ServerEvent:
@@ -40,12 +55,12 @@ def follow(server: Server, job_id: str, progress: Progress) -> ServerEvent:
                 if event.kind in ENDED:
                     return event
             lost: Exception = httpx2.RemoteProtocolError("the stream of events ended before the job")
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             lost = error
         tries += 1
         if tries >= MOST_TRIES:
-            error = unreachable(server.name, lost)
-            raise CommandError(f"{error.message} The job goes on: `triptych jobs watch {job_id}`", error.exit)
+            away = unreachable(server.name, lost)
+            raise CommandError(f"{away.message} The job goes on: `triptych jobs watch {job_id}`", away.exit)
         progress.say(f"the connection is lost, trying again ({tries} of {MOST_TRIES - 1})")
         time.sleep(min(MAX_PAUSE_S, 0.5 * 2.0**tries))
 

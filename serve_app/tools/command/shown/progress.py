@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from serve_app.tools.command.shown.text import printable
+
 
 class Progress(Protocol):
     """How far something is."""
@@ -34,7 +36,7 @@ def shown_progress(title: str, is_quiet: bool = False) -> Iterator[Progress]:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         detail = TextColumn("{task.fields[detail]}", markup=False)
         with Bars(*columns, detail, console=Console(stderr=True), transient=True) as bars:
-            yield Bar(bars, bars.add_task(title, total=100, detail=""))
+            yield Bar(bars, bars.add_task(printable(title).replace("\n", " "), total=100, detail=""))
 
 
 class Bar:
@@ -45,10 +47,10 @@ class Bar:
         self._task = task
 
     def say(self, text: str) -> None:
-        self._bars.update(self._task, detail=text)
+        self._bars.update(self._task, detail=printable(text))
 
     def warn(self, text: str) -> None:
-        self._bars.console.print(f"warning: {text}", markup=False, highlight=False)
+        self._bars.console.print(f"warning: {printable(text)}", markup=False, highlight=False)
 
     def step(self, percent: int, step: int, num_steps: int, eta_s: float | None) -> None:
         self._bars.update(self._task, completed=percent, detail=step_in_words(step, num_steps, eta_s))
@@ -66,7 +68,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         if text != self._said:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         self._said = text
 
     def warn(self, text: str) -> None:
@@ -88,7 +90,7 @@ class Nothing:
     def say(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
     def step(self, percent: int, step: int, num_steps: int, eta_s: float | None) -> None: ...
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from serve_app.tools.command.shown.text import printable
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> Any:
     """A table of rich; None is an empty cell."""
@@ -21,10 +23,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None
 
 
 def escaped(text: str) -> str:
-    """Text of others: no markup, and nothing by which it would steer the terminal."""
+    """Text of others for a cell: one line without markup."""
     from rich.markup import escape
 
-    return escape("".join(each if each.isprintable() else " " for each in text))
+    return escape(printable(text).replace("\n", " "))
 
 
 def console() -> Any:

@@ -139,7 +139,8 @@ def test_after_an_error_that_came_late_forwards_of_that_kind_are_waited_for_agai
     results[1].result(PATIENCE_S)
     fiber = Fiber("again")
     engine.begin(fiber)
-    device.late_errors = {len(device.sizes): torch.OutOfMemoryError("once more")}
+    again = len(device.sizes)  # and once more with what was freed
+    device.late_errors = {at: torch.OutOfMemoryError("once more") for at in (again, again + 1)}
     with pytest.raises(torch.OutOfMemoryError, match="once more"):
         engine.call(fiber, lambda: engine.run(fiber, None, "model", None, (), {"x": torch.ones(1, 4)}))
     engine.end(fiber)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from deployments.denoising.measurements import CheckpointMade, Resumed
 from deployments.device_memory import DeviceMemory
+from deployments.engine.fiber import CancelledStage
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
 from deployments.features.cache_dit.measurements import CachedSteps
-from deployments.replicas import adapter_metrics, metrics
-from deployments.replicas.adapter_metrics import AdapterMetrics
-from deployments.replicas.metrics import EXPORTS, DenoiserMetrics, DeviceMetrics
+from deployments.media.files import FileToWrite
+from deployments.media.pool import Workers
+from deployments.messages import GenerationRequest, MediaFile, OutputFormat
+from deployments.observability.observer import StageWork
+from deployments.replicas.metrics.adapters import AdapterMetrics
+from deployments.replicas.metrics.denoiser import EXPORTS, DenoiserMetrics
+from deployments.replicas.metrics.device import DeviceMetrics
+from deployments.replicas.metrics.media import MediaMetrics
+from deployments.replicas.metrics.stages import StageMetrics
+from tests.support.recorded_meter import RecordedMeter
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ def test_every_measurement_of_ours_has_a_row() -> None:
 
 
 def test_a_measurement_without_a_row_is_left_out_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    told = DenoiserMetrics()
+    told = DenoiserMetrics(RecordedMeter())
     with caplog.at_level(logging.WARNING):
         told(Planted())
         told(Planted())
@@ -37,51 +45,24 @@ def test_a_measurement_without_a_row_is_left_out_and_named_once(caplog: pytest.L
 # --- the device ---
 
 
-class Recorder:
-    """In place of a metric of Serve: the newest value by its tags, or their sum."""
-
-    made: ClassVar[dict[str, Recorder]] = {}
-
-    def __init__(self, name: str, *_: object) -> None:
-        self.values: dict[tuple[str, ...], float] = {}
-        Recorder.made[name] = self
-
-    def set(self, value: float, tags: dict[str, str]) -> None:
-        self.values[tuple(tags.values())] = value
-
-    def inc(self, value: float, tags: dict[str, str]) -> None:
-        self.values[tuple(tags.values())] = self.values.get(tuple(tags.values()), 0.0) + value
-
-    def observe(self, value: float, tags: dict[str, str]) -> None:
-        self.set(value, tags)
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
-    monkeypatch.setattr(Recorder, "made", {})
-    for kind in ("Gauge", "Counter", "Histogram"):
-        monkeypatch.setattr(metrics, kind, Recorder)
-        monkeypatch.setattr(adapter_metrics, kind, Recorder)
-    return Recorder.made
-
-
-def test_the_memory_of_a_device_is_told_by_the_stages_of_its_replica(recorded: dict[str, Recorder]) -> None:
+def test_the_memory_of_a_device_is_told_by_the_stages_of_its_replica() -> None:
     memory = [DeviceMemory(3, 5, 4, out_of_memory=1), DeviceMemory(2, 5, 4, 1), DeviceMemory(2, 2, 4, 3)]
-    told = DeviceMetrics(("encoder", "vae"), lambda: memory.pop(0))
+    meter = RecordedMeter()
+    told = DeviceMetrics(meter, ("encoder", "vae"), lambda: memory.pop(0))
     told.look()
     stage = "encoder+vae"
-    held = recorded["triptych_device_memory_bytes"].values
+    held = meter.stands_at["triptych_device_memory_bytes"]
     assert held == {(stage, "allocated"): 3, (stage, "reserved"): 5, (stage, "peak"): 4}
     told.look()
     told.look()
     assert held == {(stage, "allocated"): 2, (stage, "reserved"): 2, (stage, "peak"): 4}
-    assert recorded["triptych_out_of_memory"].values == {(stage,): 3}
+    assert meter.counted["triptych_out_of_memory_total"] == {(stage,): 3}
 
 
-def test_the_busy_share_is_that_of_the_last_minute(recorded: dict[str, Recorder]) -> None:
-    now, statistics = [0.0], EngineStatistics()
-    told = DeviceMetrics(("denoiser",), lambda: None, statistics, lambda: now[0])
-    share = recorded["triptych_engine_busy_share"].values
+def test_the_busy_share_is_that_of_the_last_minute() -> None:
+    meter, now, statistics = RecordedMeter(), [0.0], EngineStatistics()
+    told = DeviceMetrics(meter, ("denoiser",), lambda: None, statistics, lambda: now[0])
+    share = meter.stands_at["triptych_engine_busy_share"]
 
     def after(seconds: float, busy_s: float) -> float:
         now[0] += seconds
@@ -94,14 +75,15 @@ def test_the_busy_share_is_that_of_the_last_minute(recorded: dict[str, Recorder]
     assert after(30, 30) == pytest.approx(35 / 40)
     assert [after(10, 0) for _ in range(12)][-1] == 0
     assert after(10, 11) <= 1
-    assert recorded["triptych_device_memory_bytes"].values == {}, "nobody counts it here"
+    assert "triptych_device_memory_bytes" not in meter.stands_at, "nobody counts it here"
 
 
-def test_the_seconds_of_the_device_add_up_by_component(recorded: dict[str, Recorder]) -> None:
-    told = DenoiserMetrics()
+def test_the_seconds_of_the_device_add_up_by_component() -> None:
+    meter = RecordedMeter()
+    told = DenoiserMetrics(meter)
     for seconds in (0.5, 0.25, 0.0):
         told(BatchRun("transformer", "16x64", 2, 2, seconds, (0.1, 0.2), True))
-    assert recorded["triptych_device_seconds"].values == {("transformer",): 0.75}
+    assert meter.counted["triptych_device_seconds_total"] == {("transformer",): 0.75}
 
 
 # --- adapters ---
@@ -127,15 +109,77 @@ class Adapters:
         return [("device", 0.25)]
 
 
-def test_adapters_in_memory_and_what_was_loaded_are_told_by_tier(recorded: dict[str, Recorder]) -> None:
+def test_adapters_in_memory_and_what_was_loaded_are_told_by_tier() -> None:
     library: Any = Adapters()
-    told = AdapterMetrics(("denoiser",), library)
+    meter = RecordedMeter()
+    told = AdapterMetrics(meter, ("denoiser",), library)
     told.look()
     told.look()
-    assert recorded["triptych_adapters"].values == {("denoiser", "device"): 2, ("denoiser", "host"): 5}
-    assert recorded["triptych_adapter_bytes"].values == {("denoiser", "device"): 20, ("denoiser", "host"): 60}
-    assert recorded["triptych_adapter_lookups"].values == {
+    assert meter.stands_at["triptych_adapters"] == {("denoiser", "device"): 2, ("denoiser", "host"): 5}
+    assert meter.stands_at["triptych_adapter_bytes"] == {("denoiser", "device"): 20, ("denoiser", "host"): 60}
+    assert meter.counted["triptych_adapter_lookups_total"] == {
         ("denoiser", "host", "hits"): 8,
         ("denoiser", "device", "misses"): 1,
     }
-    assert recorded["triptych_adapter_load_seconds"].values == {("denoiser", "device"): 0.25}
+    assert meter.observed["triptych_adapter_load_seconds"] == {("denoiser", "device"): [0.25, 0.25]}
+
+
+# --- the stages ---
+
+
+def work() -> StageWork:
+    return StageWork("denoiser", GenerationRequest("1", "m", {}, 0, OutputFormat("image", "png")), 0.0, bytes_in=7)
+
+
+def test_requests_in_a_stage_are_told_as_waiting_and_as_working() -> None:
+    meter = RecordedMeter()
+    told, first, second = StageMetrics(meter, ("denoiser",)), work(), work()
+    with told.present(first), told.present(second):
+        with told.around(first):
+            first.step()
+            first.step()
+            told.look(True, {"denoiser": 1.5})
+            assert meter.stands_at["triptych_stage_present"] == {
+                ("denoiser", "waiting"): 1,
+                ("denoiser", "working"): 1,
+            }
+            first.bytes_out = 9
+        with pytest.raises(CancelledStage), told.around(second):
+            raise CancelledStage
+        with pytest.raises(ValueError), told.around(second):
+            raise ValueError
+    told.look(False, {"denoiser": 2.0})
+
+    assert set(meter.stands_at["triptych_stage_present"].values()) == {0}
+    assert meter.stands_at["triptych_stage_replicas"] == {("denoiser",): 0}
+    assert meter.counted["triptych_stage_busy_seconds_total"] == {("denoiser",): 2.0}
+    assert meter.counted["triptych_steps_total"] == {(): 2}
+    outcomes = {outcome: count for (_, outcome), count in meter.counted["triptych_stage_requests_total"].items()}
+    assert outcomes == {"ok": 1, "cancelled": 1, "error": 1}
+    assert meter.counted["triptych_stage_bytes_total"] == {("denoiser", "in"): 21, ("denoiser", "out"): 9}
+    assert len(meter.observed["triptych_stage_seconds"]["denoiser",]) == 3
+
+
+# --- files ---
+
+
+class Pool:
+    """One of two workers is busy; one has died."""
+
+    def workers(self) -> Workers:
+        return Workers(idle=1, busy=1, deaths=1)
+
+    def write(self, _: Any) -> MediaFile:
+        return MediaFile(b"12345", "image/png")
+
+
+def test_files_and_the_workers_that_write_them_are_told() -> None:
+    meter, pool, file = RecordedMeter(), Pool(), FileToWrite("png")
+    told = MediaMetrics(meter, pool)  # type: ignore[arg-type]
+    assert told.write(file).data == b"12345"
+    told.look()
+    told.look()
+    assert meter.counted["triptych_media_bytes_total"] == {("png",): 5}
+    assert list(meter.observed["triptych_media_seconds"]) == [("png",)]
+    assert meter.stands_at["triptych_media_workers"] == {("idle",): 1, ("busy",): 1}
+    assert meter.counted["triptych_media_worker_deaths_total"] == {(): 1}

@@ -71,7 +71,10 @@ FOREIGN = (
     "evil.example evil.example:8000 127.0.0.1.evil.example localhost.evil.example 10.0.0.5 0.0.0.0 2130706433 "
     "[fd00::7] _ -"
 )
-NO_HOST = ["", "a b", "a/b", "user@127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", "[::1", "[:::]", '"><script>', "a,b"]
+NO_HOST = [
+    *("", "a b", "a/b", "user@127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", "[::1", "[:::]", "[127.0.0.1]"),
+    *('"><script>', "a,b"),
+]
 
 
 async def test_a_server_without_keys_answers_to_loopback_hosts(server: Server) -> None:

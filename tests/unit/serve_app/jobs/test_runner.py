@@ -62,6 +62,7 @@ from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 from tests.support.job_stores import put_tables
+from tests.support.recorded_meter import RecordedMeter
 from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
@@ -132,6 +133,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = put_tables(path)
         self.storage = LocalStorage(path / "outputs")
+        self.meter = RecordedMeter()
         self.admission: Admission | None = None  # of the next runner; by default one with a lot of room
 
     @asynccontextmanager
@@ -146,7 +148,7 @@ class Folder:
         admission = self.admission or Admission(AdmissionArgs())
         described: Any = Described()
         models = {serves: MakeAtOnce(stages.make, admission, described)}
-        jobs = Jobs(job_args, self.path, "app", models, self.storage, webhook_rules)
+        jobs = Jobs(job_args, self.path, "app", models, self.storage, webhook_rules, self.meter)
         jobs.start()
         try:
             yield jobs
@@ -187,6 +189,32 @@ async def truth() -> bytes:
 
 
 # --- from beginning to end ---
+
+
+async def test_the_metrics_say_how_jobs_end_and_how_many_there_are(folder: Folder) -> None:
+    meter, stages = folder.meter, Stages()
+    async with folder.runner(stages) as jobs:
+        await submit(jobs)
+        await until(lambda: meter.counted["triptych_jobs_ended_total"])
+        stages.hold_at = 2
+        await submit(jobs, "video_2")
+        await stages.reached.wait()
+        await jobs.cancel("video_2", "")
+        await jobs.tell()
+        assert meter.counted["triptych_jobs_taken_total"] == {("wan", "video"): 2}
+        assert meter.counted["triptych_jobs_ended_total"] == {("wan", "completed"): 1, ("wan", "cancelled"): 1}
+        assert set(meter.observed["triptych_job_seconds"]) == {("completed",), ("cancelled",)}
+        assert meter.observed["triptych_job_wait_seconds"][()]
+        assert {status: count for (status,), count in meter.stands_at["triptych_jobs"].items()} == {
+            "queued": 0,
+            "in_progress": 0,
+            "completed": 1,
+            "failed": 0,
+            "cancelled": 1,
+        }
+        assert meter.stands_at["triptych_job_store_up"] == {(): 1}
+    await jobs.tell()
+    assert meter.stands_at["triptych_job_store_up"] == {(): 0}
 
 
 async def test_a_job_is_made_stored_and_completed(folder: Folder) -> None:
@@ -236,6 +264,7 @@ async def test_a_job_goes_on_from_its_checkpoint_when_its_runner_dies(folder: Fo
         async with folder.runner(alive) as second:
             job = await ended(second)
         assert job.takeovers == 0, "getting further clears the count"
+    assert folder.meter.counted["triptych_job_takeovers_total"] == {(): 1}
     assert (dead.began_at, alive.began_at) == ([0], [6])
     assert await file_of(folder, job) == await truth()
 
@@ -442,6 +471,7 @@ async def test_jobs_whose_runners_died_run_one_at_a_time_and_hold_up_nobody(
     assert outcomes == ["completed"] * 4
     (first, _), (_, further) = (each for each in begun if each[0] in ("video_1", "video_2"))
     assert first in further
+    assert not folder.meter.counted["triptych_job_takeovers_total"], "they were given back, and postponed"
 
 
 async def test_a_suspected_job_that_gets_further_lets_the_next_one_run(

@@ -25,6 +25,7 @@ from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, de
 from serve_app.jobs.webhooks.sender import WebhookSender
 from tests.support.in_process import until
 from tests.support.job_stores import put_tables
+from tests.support.recorded_meter import RecordedMeter
 from tests.support.web_server import Receiver, web_server
 
 EAGER = WebhookRules(allow_private=True, attempts=4, first_wait_s=0)
@@ -85,6 +86,7 @@ class Hooks:
     def __init__(self, path: Path) -> None:
         self.store = JobStore(open_database(None, put_tables(path)))
         self.senders: list[WebhookSender] = []
+        self.meter = RecordedMeter()
 
     def end_job(self, job_id: str, url: str) -> None:
         self.store.add(NewJob(job_id, "image", [{}], webhook_url=url))
@@ -93,7 +95,7 @@ class Hooks:
 
     def sender(self, rules: WebhookRules = EAGER) -> WebhookSender:
         taker, secret = f"sender {len(self.senders)}", SecretStr("secret")
-        self.senders.append(WebhookSender(self.store, StoreThreads(), taker, secret, rules, no_urls))
+        self.senders.append(WebhookSender(self.store, StoreThreads(), taker, secret, rules, no_urls, self.meter))
         return self.senders[-1]
 
     def stop(self, number: int) -> None:
@@ -163,6 +165,10 @@ async def test_a_failed_delivery_is_tried_again_under_the_same_id_until_it_is_gi
             await until(lambda: hooks.left() == 0)
     assert [len(taken.received), len(never.received)] == [4, EAGER.attempts]
     assert {headers["webhook-id"] for headers, _ in taken.received} == {"wh_image_1"}
+    failed = 3 + EAGER.attempts - 1
+    told = {("taken",): 1, ("failed",): failed, ("given_up",): 1}
+    assert hooks.meter.counted["triptych_webhooks_total"] == told
+    assert {key: len(seconds) for key, seconds in hooks.meter.observed["triptych_webhook_seconds"].items()} == told
 
 
 async def test_a_webhook_whose_job_cannot_be_looked_up_is_tried_again_and_never_given_up_for_it(

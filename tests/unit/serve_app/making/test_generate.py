@@ -44,6 +44,7 @@ from serve_app.making.generate import MAX_FAILURES, generate
 from serve_app.making.stages import Stages
 from serve_app.making.suspects import MAX_DEATHS_ALONE
 from tests.support.played_stages import Reference, Stream
+from tests.support.recorded_meter import RecordedMeter
 
 REQUEST = GenerationRequest("request", "model", {}, 0, OutputFormat("image", "png"))
 CHECKPOINT = PayloadFollows("checkpoint", 1)
@@ -137,6 +138,20 @@ def test_a_request_goes_on_from_the_last_checkpoint_that_arrived(moment: str) ->
     assert checkpoints_sent(denoiser) == [None, known]
     [(_, inputs, _)] = vae.calls
     assert inputs.value == DECODE_INPUTS
+
+
+def test_the_metrics_say_what_a_death_cost() -> None:
+    meter, encoder = RecordedMeter(), Stage("conditioning", "conditioning")
+    items = [CHECKPOINT, checkpoint(1), DenoisingProgress(2, 4), DenoisingProgress(3, 4), DEATH]
+    stages = Stages(encoder, Stage(items, COMPLETE), Stage(media()), meter=meter)  # type: ignore[arg-type]
+    asyncio.run(generate(stages, REQUEST))
+    counted = {name: sum(values.values()) for name, values in meter.counted.items()}
+    assert counted == {
+        "triptych_attempts_total": 2,
+        "triptych_recoveries_total": 1,
+        "triptych_lost_steps_total": 2,
+        "triptych_made_total": 1,
+    }
 
 
 def test_a_replica_that_dies_after_the_inputs_of_the_vae_costs_nothing() -> None:

@@ -304,6 +304,22 @@ def test_a_forward_that_may_have_left_something_behind_is_not_made_again(spoil: 
     assert executor.sizes == [1]
 
 
+def test_a_forward_that_has_counted_in_its_arguments_is_not_made_again() -> None:
+    counts = {"calls": 0}
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        counts["calls"] += 1
+        return x
+
+    executor = TooFull(count)
+    batches = make(executor)
+    alone = waiting(batches, [3.0])
+    alone[0].arguments["counts"] = counts
+    batches.run(alone)
+    assert isinstance(alone[0].error, torch.OutOfMemoryError)
+    assert (executor.sizes, counts) == ([1], {"calls": 1})
+
+
 # --- surroundings ---
 
 

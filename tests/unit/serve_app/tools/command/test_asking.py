@@ -175,6 +175,10 @@ def test_a_video_is_asked_for_where_the_model_makes_videos(tmp_path: Path, capsy
         (["generate", "a fox", "--url", NOWHERE, "--set", "image=@no.png"], "--set image: there is no file 'no.png'"),
         (["generate", "a fox", "--url", NOWHERE, "--lora", "neon:much"], "--lora must be like NAME or NAME:0.8"),
         (["generate", "a fox", "--url", NOWHERE, "-o", "no/fox.png"], "there is no folder"),
+        (["generate", "a fox", "--url", NOWHERE, "-o", "."], "-o .: it is a folder"),
+        (["generate", "a fox", "--url", NOWHERE, "-o", "-", "-n", "2"], "-o - takes one file, -n asks for 2"),
+        (["generate", "a fox", "--url", NOWHERE, "--lora", "a.safetensors"], "--lora a.safetensors: of no effect"),
+        (["status", "--url", "http://a\x01/"], "--url must be like http://127.0.0.1:8000"),
         (["generate", "a fox", "--url", NOWHERE, "-o", "-", "--json"], "would both write to stdout"),
         (["generate", "a fox", "--url", NOWHERE, "--show", "kitty"], "--show kitty: stdout is no terminal"),
         (["status", "--url", "ftp://host"], "--url must be like http://127.0.0.1:8000, got 'ftp://host'"),
@@ -190,6 +194,12 @@ def test_a_wrong_command_line_is_told_in_words_with_status_2(arguments: list[str
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
+
+
+def test_a_wrong_command_line_is_a_document_too_where_json_is_asked_for(capsys: Said) -> None:
+    assert run(["jobs", "show", "--json"]) == Exit.USAGE
+    error = document(capsys)["error"]
+    assert (error["exit"], "Missing argument 'ID'" in error["message"]) == (2, True)
 
 
 @pytest.mark.parametrize(

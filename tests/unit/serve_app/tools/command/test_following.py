@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx2
 import pytest
 
-from serve_app.tools.command import generating
 from serve_app.tools.command.exits import CommandError, Exit
 from serve_app.tools.command.main import run
 from serve_app.tools.command.server import following, here
-from serve_app.tools.command.server.client import Server, ServerEvent, events_of
-from serve_app.tools.command.server.following import check_end, follow
+from serve_app.tools.command.server.client import Server, ServerEvent, events_of, of_each
+from serve_app.tools.command.server.following import begin, check_end, follow
 from serve_app.tools.command.server.here import Order, served_here
 from serve_app.tools.command.shown.progress import Nothing
+from serve_app.tools.command.shown.text import printable
+from serve_app.tools.command.subcommands import generating
+from serve_app.tools.command.subcommands.asked import Asked
 
 STEP = ServerEvent("step", {"progress": 10, "step": 1, "num_steps": 8}, 1)
 COMPLETED = ServerEvent("completed", {}, 2)
@@ -88,6 +91,79 @@ def test_a_model_that_is_not_ready_is_asked_again_and_then_told(tells_at: int) -
         return
     with pytest.raises(CommandError, match="the model is not ready yet: try again"):
         generating.details_of(asked, "m", Nothing())
+
+
+class Posts(Server):
+    """A server whose answers to a POST are told."""
+
+    def __init__(self, *causes: Exception | None) -> None:
+        self.name = "http://server"
+        self.causes = list(causes)
+        self.asked: list[Any] = []
+
+    def post(self, path: str, body: Any = None, headers: Any = None) -> Any:
+        self.asked.append((path, headers["Idempotency-Key"]))
+        if cause := self.causes.pop(0):
+            raise CommandError("it cannot be reached", Exit.UNREACHABLE) from cause
+        return {"id": "job_1"}
+
+
+def test_a_job_whose_answer_is_lost_is_asked_for_again_by_the_same_key() -> None:
+    server = Posts(httpx2.ReadError("lost"), None)
+    assert begin(server, "/v1/images/generations", {}, "key") == "job_1"
+    assert server.asked == [("v1/images/generations", "key")] * 2
+
+
+def test_a_server_that_is_not_there_is_asked_once() -> None:
+    server = Posts(httpx2.ConnectError("refused"))
+    with pytest.raises(CommandError):
+        begin(server, "/v1/images/generations", {}, "key")
+    assert len(server.asked) == 1
+
+
+def test_no_route_of_a_server_leads_to_another() -> None:
+    server = Posts(None)
+    begin(server, "http://elsewhere/v1/images", {}, "key")
+    assert server.asked == [("v1/http://elsewhere/v1/images", "key")]
+
+
+def test_no_name_that_a_server_gives_leads_out_of_the_folder() -> None:
+    job = {"kind": "/etc/x", "result": {"output_format": "../../y", "data": [{"seed": "../1"}]}}
+    assert generating.places(None, job, 1) == [Path("-etc-x----1.------y")]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CommandError("it is away", Exit.UNREACHABLE)])
+def test_what_ends_the_command_after_the_job_says_how_to_fetch_it(error: BaseException) -> None:
+    told = "`triptych jobs download job_1` fetches it"
+    with pytest.raises(CommandError, match=told), generating.told_how_to_fetch("job_1"):
+        raise error
+
+
+def test_text_of_a_server_does_not_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\nc\r") == "a [2Jb\nc "
+
+
+def test_where_one_is_refused_the_others_are_done() -> None:
+    asked: list[str] = []
+
+    def call(name: str) -> str:
+        asked.append(name)
+        if name == "a":
+            raise CommandError("there is no a", Exit.REFUSED)
+        return name
+
+    with pytest.raises(CommandError, match="a: there is no a\nb: done") as raised:
+        of_each(["a", "b"], call)
+    assert (asked, raised.value.exit, raised.value.details) == (["a", "b"], Exit.REFUSED, {"done": ["b"]})
+
+
+def test_two_files_of_one_name_are_no_two_loras(tmp_path: Path) -> None:
+    files = [tmp_path / each / "ink.safetensors" for each in ("a", "b")]
+    for each in files:
+        each.parent.mkdir()
+        each.touch()
+    with pytest.raises(click.UsageError, match="two files are called ink"):
+        Asked(loras=tuple(map(str, files))).files_of_loras()
 
 
 def test_signs_of_life_are_no_events() -> None:

@@ -13,9 +13,9 @@ from deployments.model import DType
 from serve_app import app
 from serve_app.tools import options
 from serve_app.tools.command import page
-from serve_app.tools.command.completion import PLACES
 from serve_app.tools.command.described import command_of
 from serve_app.tools.command.main import COMMANDS, run
+from serve_app.tools.command.subcommands.completion import PLACES
 
 SLOW = ("torch", "ray", "pydantic", "numpy", "httpx2", "rich", "PIL", "yaml")
 

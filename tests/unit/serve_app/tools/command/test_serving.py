@@ -11,8 +11,9 @@ import yaml
 
 from deployments.plan.measured import Measured
 from serve_app.tools import launch, plan
-from serve_app.tools.command import machine, serving
+from serve_app.tools.command import machine
 from serve_app.tools.command.main import run
+from serve_app.tools.command.subcommands import serving
 from serve_app.tools.launch import Address
 from tests.support.measured_models import flux
 
@@ -73,6 +74,34 @@ def test_the_gpus_of_the_machine_are_planned_for(
     assert "This machine has RTX 4090, RTX 4090: the plan is for these." in capsys.readouterr().out
     [application] = yaml.safe_load(started[0].read_text())["applications"]
     assert application["autoscaling_policy"]["policy_function"] == "serve_app.autoscaling:ReplicaRatio"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("NVIDIA GB10, [N/A], 12.1", "nvidia-smi does not tell the memory of NVIDIA GB10: name a size with --gpu"),
+        ("NVIDIA L4, 23034, 8.9", "--gpus 2: this machine has 1"),
+    ],
+)
+def test_what_the_driver_does_not_have_is_not_planned_for(
+    line: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    with_driver(monkeypatch, line)
+    assert run(["serve", "org/m", "--gpus", "2"]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_one_of_two_gpus_may_be_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    with_driver(monkeypatch, *["NVIDIA L40S, 46068, 8.9"] * 2)
+    assert run(["serve", "org/m", "--gpus", "1"]) == 0
+    assert "the plan is for 1 of these." in capsys.readouterr().out
+
+
+def test_a_config_that_was_changed_is_kept(started: list[Path], capsys: Said) -> None:
+    Path("my.yaml").write_text("changed")
+    assert run(["serve", "org/m", "--gpu", "H100", "--write", "my.yaml"]) == 0
+    assert Path("my.yaml~").read_text() == "changed"
+    assert "What stood there is my.yaml~ now." in capsys.readouterr().out
 
 
 def test_a_line_of_the_driver_is_a_card() -> None:

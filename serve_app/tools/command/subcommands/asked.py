@@ -60,8 +60,21 @@ class Asked:
         self._loras()
 
     def files_of_loras(self) -> dict[str, str]:
-        """The files that are LoRAs, by the names that requests give them."""
-        return {name_of_lora(name): str(Path(name).absolute()) for name, _ in map(lora, self.loras) if is_file(name)}
+        """The files that are LoRAs, by the names that requests give them. Raises UsageError for two of one name."""
+        files = dict[str, str]()
+        for file in [name for name, _ in map(lora, self.loras) if is_file(name)]:
+            path = str(Path(file).absolute())
+            if files.setdefault(name_of_lora(file), path) != path:
+                raise click.UsageError(f"--lora: two files are called {name_of_lora(file)}: rename one")
+        return files
+
+    def check_for_server(self) -> None:
+        """Raises UsageError for files of LoRAs, which no request can bring along."""
+        for name, _ in map(lora, self.loras):
+            if name.endswith(ADAPTER_SUFFIX):
+                raise click.UsageError(
+                    f"--lora {name}: of no effect with --url, whose LoRAs `triptych loras list` tells"
+                )
 
     def body(
         self, details: Mapping[str, Any], prompt: str | None, model: str | None, suffix: str

@@ -12,6 +12,7 @@ import click
 from serve_app.tools.command.exits import CommandError, Interrupted
 from serve_app.tools.command.server.options import asks_a_server, opened
 from serve_app.tools.command.shown.progress import shown_progress
+from serve_app.tools.command.shown.text import printable
 
 MOST = 100  # of a page
 
@@ -92,7 +93,7 @@ def watch(job_id: str, url: str, api_key_file: Path | None, as_json: bool) -> No
         except KeyboardInterrupt:
             raise Interrupted(f"the job {job_id} goes on; `triptych jobs cancel {job_id}` ends it") from None
         job = server.get(path_of(job_id))
-    click.echo(json.dumps(job, indent=2) if as_json else f"{job_id}: {job['status']}")
+    click.echo(json.dumps(job, indent=2) if as_json else printable(f"{job_id}: {job['status']}"))
 
 
 @jobs.command()
@@ -100,14 +101,15 @@ def watch(job_id: str, url: str, api_key_file: Path | None, as_json: bool) -> No
 @asks_a_server
 def cancel(job_ids: tuple[str, ...], url: str, api_key_file: Path | None, as_json: bool) -> None:
     """End jobs that wait or run."""
+    from serve_app.tools.command.server.client import of_each
     from serve_app.tools.command.server.following import path_of
 
     with opened(url, api_key_file) as server:
-        cancelled = [server.post(path_of(job_id, "cancel")) for job_id in job_ids]
+        cancelled = of_each(job_ids, lambda job_id: server.post(path_of(job_id, "cancel")))
     if as_json:
         click.echo(json.dumps({"jobs": cancelled}, indent=2))
     else:
-        click.echo("\n".join(f"{job['id']}: {job['status']}" for job in cancelled))
+        click.echo(printable("\n".join(f"{job['id']}: {job['status']}" for job in cancelled)))
 
 
 @jobs.command()
@@ -118,8 +120,8 @@ def cancel(job_ids: tuple[str, ...], url: str, api_key_file: Path | None, as_jso
 @asks_a_server
 def download(job_id: str, output: str | None, url: str, api_key_file: Path | None, as_json: bool) -> None:
     """The files of a completed job."""
-    from serve_app.tools.command.generating import document, files_of, written
     from serve_app.tools.command.server.following import path_of
+    from serve_app.tools.command.subcommands.generating import document, files_of, written
 
     if output == "-" and as_json:
         raise click.UsageError("-o - and --json would both write to stdout: choose one")

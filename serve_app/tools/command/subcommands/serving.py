@@ -14,8 +14,8 @@ import click
 
 from serve_app.tools.command.described import Typed, params_of
 from serve_app.tools.command.exits import CommandError, Exit
-from serve_app.tools.command.generating import is_serve_config
 from serve_app.tools.command.machine import cards_here, lines_of_driver
+from serve_app.tools.command.subcommands.generating import is_serve_config
 from serve_app.tools.options import add_wishes, gpu
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ONLY_WITH_A_CARD = ("gpus", "size", "num_frames", "precision", "max_batch_size")
 def wishes() -> list[click.Parameter]:
     """Those of `triptych plan`."""
     parser = argparse.ArgumentParser()
-    add_wishes(parser)
+    add_wishes(parser, gpus=None)
     return params_of(parser)
 
 
@@ -77,13 +77,14 @@ def serve(
             json.dumps(told, indent=2) if as_json else f"\nWould be written to {file}:\n\n{without_comment(made.text)}"
         )
         return Exit.OK
-    save(file, made.text)
-    click.echo(f"\nThe config is {file}; `triptych serve {file}` serves it again.", err=as_json)
+    kept = save(file, made.text)
+    said = f"\nThe config is {file}; `triptych serve {file}` serves it again."
+    click.echo(said + (f" What stood there is {kept} now." if kept else ""), err=as_json)
     return start(file, as_json)
 
 
 def serve_config(file: Path, of_models: dict[str, Any], dry_run: bool, as_json: bool) -> int:
-    given = [name for name, value in of_models.items() if value not in (None, 1 if name == "gpus" else None)]
+    given = [name for name, value in of_models.items() if value is not None]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{options}: for a MODEL; {file} says it itself")
@@ -119,11 +120,14 @@ def config_of(model: str, host: str, port: int, wished: dict[str, Any]) -> Writt
     card, gpus, said = wished["gpu"], wished["gpus"], list[str]()
     if card is None and lines_of_driver():
         cards = cards_here()
-        card, gpus = min(cards, key=lambda each: each.num_bytes), max(gpus, 1) if gpus > 1 else len(cards)
-        said = [f"This machine has {', '.join(each.name for each in cards)}: the plan is for these.", ""]
+        if gpus is not None and gpus > len(cards):
+            raise click.UsageError(f"--gpus {gpus}: this machine has {len(cards)}; for another one name its --gpu")
+        card, gpus = min(cards, key=lambda each: each.num_bytes), gpus or len(cards)
+        which = "these" if gpus == len(cards) else f"{gpus} of these"
+        said = [f"This machine has {', '.join(each.name for each in cards)}: the plan is for {which}.", ""]
     if card is None:
         return on_cpu(model, host, port, wished)
-    return planned(model, host, port, {**wished, "gpu": card, "gpus": gpus}, said)
+    return planned(model, host, port, {**wished, "gpu": card, "gpus": gpus or 1}, said)
 
 
 def planned(model: str, host: str, port: int, wished: dict[str, Any], said: list[str]) -> Written:
@@ -147,7 +151,7 @@ def planned(model: str, host: str, port: int, wished: dict[str, Any], said: list
 
 
 def on_cpu(model: str, host: str, port: int, wished: dict[str, Any]) -> Written:
-    without = [name for name in ONLY_WITH_A_CARD if wished[name] not in (None, 1 if name == "gpus" else None)]
+    without = [name for name in ONLY_WITH_A_CARD if wished[name] is not None]
     if without:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in without)
         raise click.UsageError(f"{options}: for a plan, and no GPU was found here: name one with --gpu")
@@ -175,10 +179,16 @@ def without_comment(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
 
 
-def save(file: Path, text: str) -> None:
+def save(file: Path, text: str) -> Path | None:
+    """Where another text that stood there, perhaps changed by hand, is kept."""
+    kept = file.with_name(f"{file.name}~")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        is_other = file.is_file() and file.read_bytes() != text.encode()
+        if is_other:
+            file.replace(kept)
         file.write_text(text, encoding="utf-8")
+        return kept if is_other else None
     except OSError as error:
         raise CommandError(f"{file} cannot be written ({error.strerror}): name another with --write FILE") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from serve_app.tools.command.exits import CommandError, Exit
 from serve_app.tools.command.server.options import asks_a_server, opened
+from serve_app.tools.command.shown.text import printable
 
 if TYPE_CHECKING:
     from serve_app.tools.command.server.client import Server
@@ -49,11 +51,13 @@ def watched(server: Server, as_json: bool) -> int:
         if as_json:
             for cluster in cluster_of(server):
                 click.echo(json.dumps(looked(server, cluster)))
-            return Exit.OK
         from rich.live import Live
 
         from serve_app.tools.command.shown.tables import console
 
+        if not sys.stdout.isatty():  # where Live would write once, at its end
+            for cluster in cluster_of(server):
+                console().print(shown(looked(server, cluster)))
         with Live(console=console(), auto_refresh=False) as live:
             for cluster in cluster_of(server):
                 live.update(shown(looked(server, cluster)), refresh=True)
@@ -96,7 +100,7 @@ def cluster_of(server: Server) -> Iterator[dict[str, Any] | None]:
                 raise
             yield None
             time.sleep(PAUSE_S)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             from serve_app.tools.command.server.client import unreachable
 
             raise unreachable(server.name, error) from error
@@ -111,7 +115,7 @@ def shown(seen: dict[str, Any]) -> Any:
     from rich.text import Text
 
     state = "ready" if seen["ready"] else "not ready"
-    head = Text(f"{seen['url']}: {', '.join(seen['models'])}, {state}")
+    head = Text(printable(f"{seen['url']}: {', '.join(seen['models'])}, {state}"))
     if seen["cluster"] is None:
         return Group(head, table_of_health(seen["health"]), Text(NO_CLUSTER))
     return Group(head, Text(waiting_in_words(seen["cluster"]["waiting"])), table_of_cluster(seen))

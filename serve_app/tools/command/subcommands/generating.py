@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import sys
 import time
 import uuid
@@ -13,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve_app.tools.command.asked import Asked, asked_options
 from serve_app.tools.command.exits import CommandError, Exit, Interrupted
 from serve_app.tools.command.server.options import json_option, key_option
 from serve_app.tools.command.shown.progress import Progress, shown_progress
+from serve_app.tools.command.shown.text import printable
+from serve_app.tools.command.subcommands.asked import Asked, asked_options
 
 if TYPE_CHECKING:
     from serve_app.tools.command.server.client import Content, Server
@@ -55,15 +58,15 @@ def generate(
     """Make a picture, a video or sound.
 
     MODEL is a folder, a .safetensors file, a name on the Hugging Face hub or a Serve config (FILE.yaml), which is
-    loaded in a process of its own, by the stages that a server has: the bytes are those of a server with as many
-    threads. With --url it is the name of a served model, and may be left out.
+    loaded in a process of its own, with the stages that a server has. With --url it is the name of a served model, and
+    may be left out.
 
     Ctrl-C cancels the job, on the server too.
     """
     own = {name: options.pop(name) for name in OF_A_PROCESS}
     asked = Asked(**options)
     model, prompt = model_and_prompt(words, is_served=url is not None)
-    check(output, show, as_json, url, api_key_file, own)
+    check(output, show, as_json, url, api_key_file, own, asked)
     started = time.monotonic()
     with (
         shown_progress(prompt or model or "generate", quiet) as progress,
@@ -72,7 +75,8 @@ def generate(
         details = details_of(server, model if url else None, progress)
         body, route = asked.body(details, prompt, model if url else None, Path(output or "").suffix)
         job = made(server, route, body, progress)
-        files = files_of(server, job)
+        with told_how_to_fetch(job["id"]):
+            files = files_of(server, job)
         shown = picture_of(server, job, files, show)
     paths = written(files, job, output)
     if shown:
@@ -102,9 +106,17 @@ def model_and_prompt(words: Sequence[str], is_served: bool) -> tuple[str | None,
 
 
 def check(
-    output: str | None, show: str, as_json: bool, url: str | None, api_key_file: Path | None, own: dict[str, Any]
+    output: str | None,
+    show: str,
+    as_json: bool,
+    url: str | None,
+    api_key_file: Path | None,
+    own: dict[str, Any],
+    asked: Asked,
 ) -> None:
-    """Raises UsageError for what would have no effect."""
+    """Raises UsageError for what would have no effect, or no place for what is made."""
+    if output == "-" and (asked.number or 1) > 1:
+        raise click.UsageError(f"-o - takes one file, -n asks for {asked.number}: name a file")
     if output == "-" and as_json:
         raise click.UsageError("-o - and --json would both write to stdout: choose one")
     if output == "-" and show not in ("auto", "no"):
@@ -113,11 +125,15 @@ def check(
         raise click.UsageError(f"--show {show}: stdout is no terminal")
     if output and output != "-" and not Path(output).absolute().parent.is_dir():
         raise click.UsageError(f"-o {output}: there is no folder {Path(output).absolute().parent}")
+    if output and Path(output).is_dir():
+        raise click.UsageError(f"-o {output}: it is a folder: name a file in it")
     given = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
     if url is None and api_key_file is not None:
         raise click.UsageError("--api-key-file: of no effect without --url: the model is loaded here")
     if url is not None and given:
         raise click.UsageError(f"{', '.join(given)}: of no effect with --url, whose server has its model loaded")
+    if url is not None:
+        asked.check_for_server()
 
 
 @contextlib.contextmanager
@@ -158,10 +174,19 @@ def details_of(server: Server, model: str | None, progress: Progress) -> dict[st
     first asked for: the server answers without it where that lasts."""
     from urllib.parse import quote
 
-    name = model or server.get("v1/models")["data"][0]["id"]
+    from serve_app.tools.command.server.client import no_triptych
+
+    name = model
+    if name is None:
+        served = server.get("v1/models").get("data")
+        if not served:
+            raise no_triptych(server.name, "a list of models")
+        name = str(served[0]["id"])
     for _ in range(MOST_ASKED):
         details: dict[str, Any] = server.get(f"v1/models/{quote(name, safe='/:')}")
-        if details.get("asked") is not None:
+        if "asked" not in details:
+            raise no_triptych(server.name, "the details of a model")
+        if details["asked"] is not None:
             return details
         progress.say("waiting for the model to tell what it takes")
         time.sleep(PAUSE_S)
@@ -188,6 +213,18 @@ def made(server: Server, route: str, body: dict[str, Any], progress: Progress) -
     return job
 
 
+@contextlib.contextmanager
+def told_how_to_fetch(job_id: str) -> Iterator[None]:
+    """The job is made: what ends the command now says how its files are found."""
+    hint = f"it is made, and `triptych jobs download {job_id}` fetches it where it was on a server"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {hint}") from None
+    except CommandError as error:
+        raise CommandError(f"{error.message}; {hint}", error.exit, error.details) from error
+
+
 def files_of(server: Server, job: dict[str, Any]) -> list[Content]:
     from serve_app.tools.command.server.following import path_of
 
@@ -203,13 +240,13 @@ def picture_of(server: Server, job: dict[str, Any], files: Sequence[Content], sh
         return None
     from serve_app.tools.command.shown.pictures import picture_bytes
 
-    picture = files[0]
-    if not picture.content_type.startswith("image/"):
-        picture = server.content(f"v1/videos/{job['id']}/content", variant="spritesheet")
     try:
+        picture = files[0]
+        if not picture.content_type.startswith("image/"):
+            picture = server.content(f"v1/videos/{job['id']}/content", variant="spritesheet")
         return picture_bytes(picture.data, protocol)
-    except (OSError, ValueError) as error:
-        click.echo(f"warning: the picture cannot be shown: {error}", err=True)
+    except (CommandError, OSError, ValueError) as error:
+        click.echo(printable(f"warning: the picture cannot be shown: {error}"), err=True)
         return None
 
 
@@ -235,7 +272,7 @@ def written(files: Sequence[Content], job: dict[str, Any], output: str | None) -
 
 
 def places(output: str | None, job: dict[str, Any], count: int) -> list[Path]:
-    """FILE, or FILE-1, FILE-2 ... of several; without -o names that are free."""
+    """FILE, or FILE-1, FILE-2 ... of several; without -o names that are free, in this folder alone."""
     if output is not None:
         path = Path(output)
         return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
@@ -243,9 +280,15 @@ def places(output: str | None, job: dict[str, Any], count: int) -> list[Path]:
     what = {"image": "picture", "audio": "sound"}.get(job["kind"], job["kind"])
     found: list[Path] = []
     for each in job["result"]["data"]:
-        names = (Path(f"{what}-{each['seed']}{more}.{suffix}") for more in ("", *(f"-{i}" for i in range(2, 10_000))))
+        stem = in_a_name(f"{what}-{each['seed']}")
+        endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
+        names = (Path(f"{stem}{ending}.{in_a_name(suffix)}") for ending in endings)
         found.append(next(name for name in names if not name.exists() and name not in found))
     return found
+
+
+def in_a_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", text)
 
 
 def document(job: dict[str, Any], files: Sequence[Content], paths: Sequence[str]) -> dict[str, Any]:

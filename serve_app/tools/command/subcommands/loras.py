@@ -10,6 +10,7 @@ from urllib.parse import quote
 import click
 
 from serve_app.tools.command.server.options import asks_a_server, opened
+from serve_app.tools.command.shown.text import printable
 
 
 @click.group()
@@ -61,7 +62,8 @@ def add(
     body = {"name": name, "path": path} | {key: value for key, value in given.items() if value is not None}
     with opened(url, api_key_file) as server:
         added = server.post("v1/loras", body)
-    click.echo(json.dumps(added, indent=2) if as_json else f"{added['name']}: added, requests name it {added['id']}")
+    told = f"{added['name']}: added, requests name it {added['id']}"
+    click.echo(json.dumps(added, indent=2) if as_json else printable(told))
 
 
 @loras.command()
@@ -69,8 +71,10 @@ def add(
 @asks_a_server
 def remove(names: tuple[str, ...], url: str, api_key_file: Path | None, as_json: bool) -> None:
     """Forget LoRAs; requests under way go on."""
+    from serve_app.tools.command.server.client import of_each
+
     with opened(url, api_key_file) as server:
-        removed = [server.delete(f"v1/loras/{quote(name, safe='')}") for name in names]
+        removed = of_each(names, lambda name: server.delete(f"v1/loras/{quote(name, safe='')}"))
     click.echo(json.dumps({"loras": removed}, indent=2) if as_json else "\n".join(f"{name}: removed" for name in names))
 
 

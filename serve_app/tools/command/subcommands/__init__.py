@@ -1,0 +1,1 @@
+"""One file for each subcommand of `triptych`; COMMANDS in main.py is their table."""
