@@ -14,7 +14,6 @@ STATUS = Label("of HTTP; `none`: the caller hung up before an answer", at_most=2
 ANSWERED = Label("the class of the status", ("2xx", "3xx", "4xx", "5xx", "hung_up"))
 KEY = Label("12 digits of the SHA-256 of the API key's label; `none`: no keys are asked for", at_most=100)
 MODEL = Label("the name that callers use", at_most=64)
-ASKED_MODEL = Label("the name of the model that was meant; `none`: it is not known, or nothing is made", at_most=65)
 KIND = Label("of media", ("image", "video", "audio", "tensors"))
 QUEUE = Label("what callers wait for and what runs; or that and the jobs that wait", ("callers", "all"))
 STAGE = Label("of the pipeline", ("encoder", "denoiser", "vae"))
@@ -43,7 +42,7 @@ def histogram(name: str, buckets: tuple[float, ...], help: str, /, **labels: Lab
 AREAS = {
     "requests": Area("Requests", "ingress", (
         counter("triptych_requests_total", "HTTP requests that were answered.",
-                route=ROUTE, outcome=ANSWERED, status=STATUS, model=ASKED_MODEL),
+                route=ROUTE, outcome=ANSWERED, status=STATUS),
         histogram("triptych_request_seconds", LONG_S, "From the arrival of an HTTP request to the end of its answer.",
                   route=ROUTE, outcome=ANSWERED),
         gauge("triptych_requests_open", "HTTP requests that are being answered."),
@@ -80,6 +79,8 @@ AREAS = {
     )),
     "model": Area("The models", "ingress", (
         gauge("triptych_model_info", "1 for each model that is served.", model=MODEL),
+        counter("triptych_model_requests_total", "HTTP requests for something of a model that were answered.",
+                model=MODEL, outcome=ANSWERED),
         gauge("triptych_stages_wanted", "1 for each deployment of a stage that requests go through.",
               target=Label("the name of the deployment, such as `Denoiser` or `Denoiser-flux`", at_most=192)),
     )),

@@ -31,7 +31,8 @@ OF_RAY = {
 MOVED = {
     "triptych_requests_total", "triptych_request_seconds", "triptych_key_requests_total", "triptych_key_made_total",
     "triptych_key_compute_seconds_total", "triptych_queue_limit_seconds", "triptych_attempts_total",
-    "triptych_made_total", "triptych_model_info", "triptych_stages_wanted", "triptych_jobs_taken_total",
+    "triptych_made_total", "triptych_model_info", "triptych_model_requests_total", "triptych_stages_wanted",
+    "triptych_jobs_taken_total",
     "triptych_jobs_ended_total", "triptych_job_seconds", "triptych_job_wait_seconds", "triptych_job_store_up",
     "triptych_storage_seconds", "triptych_stored_bytes_total", "triptych_stage_replicas",
     "triptych_stage_queue_seconds", "triptych_stage_seconds", "triptych_stage_requests_total",

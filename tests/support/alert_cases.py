@@ -37,8 +37,8 @@ def series(name: str, of_serve: str, labels: dict[str, str]) -> str:
 
 WANTED = {ingress("triptych_stages_wanted", target="Denoiser"): "1x60"}
 REPLICA = stage("triptych_stage_replicas", stage="denoiser")
-GOOD = ingress("triptych_requests_total", route="/v1/images/generations", outcome="2xx", status="200", model="flux")
-BAD = ingress("triptych_requests_total", route="/v1/images/generations", outcome="5xx", status="503", model="flux")
+GOOD = ingress("triptych_requests_total", route="/v1/images/generations", outcome="2xx", status="200")
+BAD = ingress("triptych_requests_total", route="/v1/images/generations", outcome="5xx", status="503")
 LIMIT = {
     ingress("triptych_queue_limit_seconds", model="flux", queue="callers"): "600x60",
     ingress("triptych_queue_limit_seconds", model="wan", queue="callers"): "6000x60",

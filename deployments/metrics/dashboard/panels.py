@@ -75,7 +75,8 @@ ROWS = (
     Row("Requests", (
         Panel("Requests by outcome", "reqps", one(rate("ray_triptych_requests_total", "outcome"), "{{outcome}}")),
         Panel("Requests by route", "reqps", one(rate("ray_triptych_requests_total", "route"), "{{route}}")),
-        Panel("Requests by model", "reqps", one(rate("ray_triptych_requests_total", "model"), "{{model}}")),
+        Panel("Requests by model", "reqps",
+              one(rate("ray_triptych_model_requests_total", "model, outcome"), "{{model}} {{outcome}}")),
         Panel("Seconds of an answer", "s", quantiles("ray_triptych_request_seconds", "route")),
         Panel("Being answered", "short", one(now("ray_triptych_requests_open"), "open")),
         Panel("Refused: no room", "reqps", one(rate("ray_triptych_requests_refused_total", "reason"), "{{reason}}")),

@@ -41,10 +41,11 @@ class CountRequests:
             self._change(-1)
             route, outcome = route_of(scope), f"{status // 100}xx" if status else "hung_up"
             seconds = time.perf_counter() - began
-            told = {"outcome": outcome, "status": str(status or "none"), "model": context.model or "none"}
-            self.meter.count("triptych_requests_total", route=route, **told)
+            self.meter.count("triptych_requests_total", route=route, outcome=outcome, status=str(status or "none"))
             self.meter.observe("triptych_request_seconds", seconds, route=route, outcome=outcome)
             self.meter.count("triptych_key_requests_total", key=hashed(context.caller), outcome=outcome)
+            if context.model is not None:
+                self.meter.count("triptych_model_requests_total", model=context.model, outcome=outcome)
 
     def _change(self, by: int) -> None:
         self.num_open += by
