@@ -28,8 +28,9 @@ def models(model: str | None, url: str, api_key_file: Path | None, as_json: bool
     from serve_app.tools.command.shown.tables import ago, console, table
 
     if model is None:
-        rows = [[each["id"], each["parent"], ago(each["created"])] for each in found["models"]]
-        console().print(table(["model", "a LoRA of", "served since"], rows))
+        columns = ("id", "kind", "state", "alias_of", "parent")
+        rows = [[*(each[name] for name in columns), ago(each["created"])] for each in found["models"]]
+        console().print(table(["model", "makes", "state", "an alias of", "a LoRA of", "served since"], rows))
         return
     console().print(table([found["id"], ""], about(found)))
     if found["arguments"] is None:
