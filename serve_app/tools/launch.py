@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +37,10 @@ STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
 REPEAT_PERIOD_S = 20.0  # the same line of progress again, so that a long load is not taken for a hang
 GRACE_S = 30.0  # for `serve run` to end by itself after SIGINT
 LISTENING_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+EXAMPLES = {  # by the kind of media: what it is called, its route, the file and the prompt of an example
+    "image": ("picture", "images", "picture.png", "a red apple"),
+    "video": ("video", "videos", "video.mp4", "a fox moving left on a blue background"),
+}
 CAUSE = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception)): ", re.MULTILINE)
 
 
@@ -84,7 +88,7 @@ def run(config: Path, tell_ready: Callable[[Address], None] | None = None) -> in
 
 
 def print_ready(address: Address) -> None:
-    print(ready_message(address, makes_videos(address)), flush=True)
+    print(ready_message(address, kinds_made(address)), flush=True)
 
 
 def launch(config: Path, tell_ready: Callable[[Address], None] = print_ready) -> None:
@@ -327,27 +331,34 @@ def get_json(url: str) -> tuple[int | None, Any]:
         return status, None
 
 
-def makes_videos(address: Address) -> bool:
-    _, answer = get_json(f"{address.url}/v1/model_info")  # with API keys it tells nothing: pictures are the rule
-    return isinstance(answer, dict) and answer.get("is_image_gen") is False
+def kinds_made(address: Address) -> list[str]:
+    """Those of EXAMPLES that the served models make."""
+    _, answer = get_json(f"{address.url}/v1/models")  # with API keys it tells nothing: pictures are the rule
+    models = answer.get("data", []) if isinstance(answer, dict) else []
+    made = {model.get("kind") for model in models}
+    return [kind for kind in EXAMPLES if kind in made] or ["image"]
 
 
-def ready_message(address: Address, videos: bool = False) -> str:
-    what, route, name = ("video", "videos", "video.mp4") if videos else ("picture", "images", "picture.png")
-    prompt = "a fox moving left on a blue background" if videos else "a red apple"
-    body = json.dumps({"prompt": prompt, "response_format": "b64_json"})
-    request = f"curl -sS {address.url}/v1/{route}/generations -H 'Content-Type: application/json' -d '{body}'"
-    made = 'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"])'
-    to_file = f'python3 -c \'import base64, json, sys; open("{name}", "wb").write({made})\''
+def ready_message(address: Address, kinds: Sequence[str] = ("image",)) -> str:
+    examples = "\n\n".join(example(address, kind) for kind in kinds)
     return f"""
 Ready: {address.url} (all routes: {address.url}/docs; Ctrl-C stops it)
 
-Make a {what}, {name}:
-  {request} | {to_file}
+{examples}
 
 OpenAI client:
   OpenAI(base_url="{address.url}/v1", api_key="none")
 """
+
+
+def example(address: Address, kind: str) -> str:
+    """A command that makes one."""
+    what, route, name, prompt = EXAMPLES[kind]
+    body = json.dumps({"prompt": prompt, "response_format": "b64_json"})
+    request = f"curl -sS {address.url}/v1/{route}/generations -H 'Content-Type: application/json' -d '{body}'"
+    made = 'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"])'
+    to_file = f'python3 -c \'import base64, json, sys; open("{name}", "wb").write({made})\''
+    return f"Make a {what}, {name}:\n  {request} | {to_file}"
 
 
 def plain_log() -> str:

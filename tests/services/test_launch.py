@@ -80,21 +80,21 @@ def test_a_config_with_a_mistake_is_refused_by_name_and_nothing_starts(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("videos", "route", "name", "prompt"),
+    ("kind", "route", "name", "prompt"),
     [
-        (False, "images", "picture.png", "a red apple"),
-        (True, "videos", "video.mp4", "a fox moving left on a blue background"),
+        ("image", "images", "picture.png", "a red apple"),
+        ("video", "videos", "video.mp4", "a fox moving left on a blue background"),
     ],
 )
 def test_the_curl_line_writes_the_file_of_the_answer(
-    videos: bool, route: str, name: str, prompt: str, tmp_path: Path
+    kind: str, route: str, name: str, prompt: str, tmp_path: Path
 ) -> None:
     """The line itself, with a `curl` that answers as the server does and keeps what it was asked."""
     curl = tmp_path / "curl"
     curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > asked\necho \'{"data": [{"b64_json": "UE5H"}]}\'\n')
     curl.chmod(0o755)
-    message = ready_message(Address("0.0.0.0", 8123, "/toy"), videos)
-    [line] = [line for line in message.splitlines() if line.strip().startswith("curl")]
+    message = ready_message(Address("0.0.0.0", 8123, "/toy"), ["image", "video"])
+    [line] = [line for line in message.splitlines() if line.strip().startswith("curl") and f"/{kind}s/" in line]
 
     subprocess.run(line, shell=True, check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
 
