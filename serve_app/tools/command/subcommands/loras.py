@@ -40,6 +40,7 @@ def list_loras(url: str, api_key_file: Path | None, as_json: bool) -> None:
 @loras.command()
 @click.argument("name")
 @click.argument("path")
+@click.option("--model", metavar="NAME", help="That it changes; needed where the server has several.")
 @click.option("--weight-name", metavar="FILE", help="The file, where PATH is a place with several.")
 @click.option("--component", metavar="NAME", help="Into which it goes, where the pipeline has several of a kind.")
 @click.option("--scale", type=float, metavar="X", help="Of requests that give none; default: 1.")
@@ -47,6 +48,7 @@ def list_loras(url: str, api_key_file: Path | None, as_json: bool) -> None:
 def add(
     name: str,
     path: str,
+    model: str | None,
     weight_name: str | None,
     component: str | None,
     scale: float | None,
@@ -58,7 +60,7 @@ def add(
 
     PATH is read by the server: a file or folder there, s3://bucket/key, or OWNER/REPOSITORY of the hub.
     """
-    given = {"weight_name": weight_name, "component": component, "scale": scale}
+    given = {"model": model, "weight_name": weight_name, "component": component, "scale": scale}
     body = {"name": name, "path": path} | {key: value for key, value in given.items() if value is not None}
     with opened(url, api_key_file) as server:
         added = server.post("v1/loras", body)
@@ -70,7 +72,7 @@ def add(
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @asks_a_server
 def remove(names: tuple[str, ...], url: str, api_key_file: Path | None, as_json: bool) -> None:
-    """Forget LoRAs; requests under way go on."""
+    """Forget LoRAs, each called NAME or MODEL:NAME; requests under way go on."""
     from serve_app.tools.command.server.client import of_each
 
     with opened(url, api_key_file) as server:

@@ -287,14 +287,14 @@ def test_a_job_that_is_not_there_is_refused(page: ServedPage, capsys: Said) -> N
 
 def test_loras_are_added_listed_and_removed(page: ServedPage, capsys: Said) -> None:
     path = str(page.server.folder.parent / "loras" / "ink.safetensors")
-    assert asked(page, "loras", "add", "ink", path, "--scale", "0.5") == Exit.OK
+    assert asked(page, "loras", "add", "ink", path, "--scale", "0.5", "--model", "flux") == Exit.OK
     assert asked(page, "generate", "a fox", "--lora", "ink:0.7", "-o", "ink.png") == Exit.OK
     [use] = page.server.requests[-1].features["loras"]
     assert (use["name"], use["scale"]) == ("ink", 0.7)
     capsys.readouterr()
     assert asked(page, "loras", "list", "--json") == Exit.OK
     assert [(each["name"], each["scale"]) for each in document(capsys)["loras"]] == [("ink", 0.5)]
-    assert asked(page, "loras", "remove", "ink") == Exit.OK
+    assert asked(page, "loras", "remove", "flux:ink") == Exit.OK
     assert asked(page, "loras", "remove", "ink") == Exit.REFUSED
     assert asked(page, "loras", "add", "ink", "/etc/passwd") == Exit.REFUSED
 
