@@ -21,6 +21,7 @@ from typing import Any
 from ray import serve
 
 from deployments.messages import DenoisingProgress, GenerationRequest, OutputFormat, StageDescription
+from deployments.metrics.serve_meter import ServeMeter
 from serve_app.making.follower import Follower
 from serve_app.making.generate import generate
 from serve_app.making.health import describe_stages
@@ -128,7 +129,7 @@ def check_kills(applications: list[Application], rounds: int, metrics_port: int)
 
 def stages_of(name: str, owner: str = "") -> Stages:
     encoder, denoiser, vae = (serve.get_deployment_handle(stage, name) for stage in ("Encoder", "Denoiser", "VAE"))
-    return Stages(encoder, denoiser, vae, owner)
+    return Stages(encoder, denoiser, vae, owner, meter=ServeMeter())
 
 
 async def kill_under_load(

@@ -35,7 +35,6 @@ STOP_TIMEOUT_S = 120
 THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
 CHECKPOINT_EVERY = 1
 LORAS = "loras"  # the folder beside the log from which the first application may be told to load some
-PLAYED_DEVICES = {"NPU": 1}  # of which Ray knows no better: tests/support/dying_device.py
 DEFAULT_ARGUMENTS = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 32}
 
 
@@ -214,7 +213,6 @@ def environment(folder: Path) -> dict[str, str]:
         VARIABLE: AROUND_PROXY,  # as the launcher does
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
-        "RAY_OVERRIDE_RESOURCES": json.dumps(PLAYED_DEVICES),
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }
