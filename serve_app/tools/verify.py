@@ -78,7 +78,7 @@ def with_one_model(application: Mapping[str, Any], name: str | None) -> Mapping[
     models = mapping(mapping(application, "args"), "models")
     if not models and name is None:
         return application
-    if name not in models:
+    if name is None or name not in models:
         raise MisuseError(
             f"the application has the models {', '.join(models)}: choose with --name NAME"
             if models
