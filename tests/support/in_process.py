@@ -159,10 +159,15 @@ class Server:
             service = dataclasses.replace(service, models=ServedModels([changed]))
         return service, http_app(service)
 
+    def stages(self) -> Stages:
+        """Of the one model of the next service."""
+        return played(self.handle)
+
     def all_stages(self) -> dict[str, Stages]:
         """Of the next service, by the name of the model."""
-        handles = self.handles or {self._args.model_name or "": self.handle}
-        return {name: dataclasses.replace(played(handle), meter=self.meter) for name, handle in handles.items()}
+        several = {name: played(handle) for name, handle in self.handles.items()}
+        stages = several or {self._args.model_name or "": self.stages()}
+        return {name: dataclasses.replace(each, meter=self.meter) for name, each in stages.items()}
 
     def close(self) -> None:
         if self._opened is not None:
