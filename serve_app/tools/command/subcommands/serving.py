@@ -136,7 +136,8 @@ def planned(model: str, host: str, port: int, wished: dict[str, Any], said: list
     from serve_app.tools import plan
     from serve_app.tools.verify import MisuseError, told
 
-    options = argparse.Namespace(model=model, config=None, application=None, json=False, write=Path(), **wished)
+    no_config = {"config": None, "application": None, "name": None}
+    options = argparse.Namespace(model=model, json=False, write=Path(), **no_config, **wished)
     try:
         plan.check_that_it_can_be_written(options)
         made = plan.planned(options)
