@@ -330,7 +330,8 @@ def test_adapters_that_the_server_knows_are_chosen_with_their_strength(
 ) -> None:
     visit = open_page(pictures_server, wait=False)
     page = visit.page
-    adapters = {"data": [{"name": "ink", "scale": 0.8}, {"name": "pixel", "scale": 1.0}]}
+    own = [{"name": "ink", "scale": 0.8, "parent": "flux"}, {"name": "pixel", "scale": 1.0, "parent": "flux"}]
+    adapters = {"data": [*own, {"name": "of another model", "scale": 1.0, "parent": "wan"}]}
     page.unroute_all()
     page.route("**/v1/loras", lambda route: route.fulfill(json=adapters))
     sent: list[Any] = []
@@ -340,6 +341,7 @@ def test_adapters_that_the_server_knows_are_chosen_with_their_strength(
     page.get_by_role("checkbox", name="ink").check()
     page.get_by_label("Strength of ink").fill("0.5")
     page.get_by_role("checkbox", name="pixel").check()
+    expect(page.get_by_role("checkbox", name="of another model")).to_have_count(0)
     generate(page, "a fox")
     expect(page.locator(".run .state")).to_contain_text("The server cannot be reached.")
     assert sent[0]["loras"] == [{"name": "ink", "scale": 0.5}, {"name": "pixel"}]
