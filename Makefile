@@ -4,7 +4,7 @@
 #                                           the further cases that CI leaves out; every model against its unsplit
 #                                           pipeline; kills and outages for minutes; 14,000 hostile requests
 # make lint, make clean
-CONFIG ?= ray_configs/serve_emoji_cpu.yaml
+CONFIG ?= ray_configs/serve_emoji_both_cpu.yaml
 TESTS ?= $(if $(CI),all,quick)
 TESTS_quick := tests.side_by_side quick
 TESTS_all := tests.side_by_side all

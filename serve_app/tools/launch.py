@@ -31,6 +31,9 @@ WHAT_TO_DO = (
     f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
 )
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
+# Serve kills its proxy when that is silent for 5 s at its start, or three times for 10 s: a machine can take so long
+# whose every core imports torch. The environment goes before these.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEALTH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
@@ -180,7 +183,7 @@ def running_serve(config: Path, address: Address) -> Iterator[subprocess.Popen[b
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment_of_children(address.host),
+            env={**PATIENCE, **environment_of_children(address.host)},
         )
     try:
         yield serve

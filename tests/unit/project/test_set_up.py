@@ -232,14 +232,14 @@ def test_the_second_make_serve_installs_nothing(clone: Path) -> None:
     run(clone, "make", "serve")
     called(clone)
     run(clone, "make", "serve")
-    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_cpu.yaml"]
+    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_both_cpu.yaml"]
 
 
 def test_make_serve_after_make_test_installs_nothing_and_make_test_after_make_serve_the_tools(clone: Path) -> None:
     run(clone, "make", "test")
     called(clone)
     run(clone, "make", "serve")
-    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_cpu.yaml"]
+    assert called(clone) == ["python -m serve_app.tools.launch ray_configs/serve_emoji_both_cpu.yaml"]
     run(clone, "make", "clean")
     run(clone, "make", "serve")
     called(clone)
