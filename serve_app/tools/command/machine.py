@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 ASKED = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
 ANSWER_S = 20.0
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-ORDER = "CUDA_DEVICE_ORDER"
-LIKE_THE_DRIVER = "PCI_BUS_ID"
 SLICE = "MIG-"
 
 
@@ -46,7 +43,7 @@ def visible(lines: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     Raises CommandError for what CUDA would leave out without a word, and for what the driver does not tell of.
     """
     cards = [tuple(line.split(", ", 1)) for line in lines]
-    names = environ.get(VISIBLE)
+    names = environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return [about for _, about in cards]
     found: list[str] = []
@@ -54,17 +51,25 @@ def visible(lines: Sequence[str], environ: Mapping[str, str]) -> list[str]:
         if name in ("", "-1", "NoDevFiles"):  # CUDA reads no further; the last is what Ray sets where it grants none
             break
         if name.startswith(SLICE):
-            raise CommandError(f"{VISIBLE}={names}: nvidia-smi does not tell the size of {name}: name one with --gpu")
+            raise CommandError(
+                f"CUDA_VISIBLE_DEVICES={names}: nvidia-smi does not tell the size of {name}: name one with --gpu"
+            )
         if name.isdecimal():
             chosen = [about for _, about in cards[int(name) :][:1]]
         else:
             chosen = [about for uuid, about in cards if uuid.startswith(name)]
         if len(chosen) != 1:
-            raise CommandError(f"{VISIBLE}={names}: {name} is {len(chosen)} of the {len(cards)} GPUs of this machine")
-        if name.isdecimal() and len({about for _, about in cards}) > 1 and environ.get(ORDER) != LIKE_THE_DRIVER:
             raise CommandError(
-                f"{VISIBLE}={names}: the GPUs of this machine differ, and CUDA numbers them otherwise than nvidia-smi: "
-                f"set {ORDER}={LIKE_THE_DRIVER}, or name UUIDs (nvidia-smi -L)"
+                f"CUDA_VISIBLE_DEVICES={names}: {name} is {len(chosen)} of the {len(cards)} GPUs of this machine"
+            )
+        if (
+            name.isdecimal()
+            and len({about for _, about in cards}) > 1
+            and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+        ):
+            raise CommandError(
+                f"CUDA_VISIBLE_DEVICES={names}: the GPUs of this machine differ, and CUDA numbers them otherwise than nvidia-smi: "
+                f"set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs (nvidia-smi -L)"
             )
         found += chosen
     return found

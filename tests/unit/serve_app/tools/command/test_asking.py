@@ -12,12 +12,10 @@ from PIL import Image
 
 from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.api_keys import new_key
-from serve_app.jobs import records
 from serve_app.tools.command.exits import Exit
 from serve_app.tools.command.main import run
 from serve_app.tools.command.server.client import Server
 from serve_app.tools.command.shown.progress import Lines
-from serve_app.tools.command.subcommands import jobs
 from tests.support.in_process import description
 from tests.support.played_page import INPAINTING, TEXT_TO_VIDEO, ServedPage, served_page
 
@@ -261,10 +259,6 @@ def test_a_key_is_sent_from_its_file_or_the_environment_and_never_shown(
     assert "give a key with --api-key-file FILE" in said.err
     assert key not in said.out + said.err
     assert "sk-wrong" not in said.out + said.err
-
-
-def test_the_states_that_jobs_can_be_asked_by_are_those_that_jobs_have() -> None:
-    assert jobs.STATUSES == records.STATUSES
 
 
 # --- jobs, LoRAs, models, status -------------------------------------------------------------------------------------
