@@ -46,6 +46,8 @@ def visible(lines: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     names = environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return [about for _, about in cards]
+    are_alike = len({about for _, about in cards}) <= 1
+    are_numbered = are_alike or environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"  # as CUDA numbers them
     found: list[str] = []
     for name in (each.strip() for each in names.split(",")):
         if name in ("", "-1", "NoDevFiles"):  # CUDA reads no further; the last is what Ray sets where it grants none
@@ -62,14 +64,10 @@ def visible(lines: Sequence[str], environ: Mapping[str, str]) -> list[str]:
             raise CommandError(
                 f"CUDA_VISIBLE_DEVICES={names}: {name} is {len(chosen)} of the {len(cards)} GPUs of this machine"
             )
-        if (
-            name.isdecimal()
-            and len({about for _, about in cards}) > 1
-            and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
-        ):
+        if name.isdecimal() and not are_numbered:
             raise CommandError(
-                f"CUDA_VISIBLE_DEVICES={names}: the GPUs of this machine differ, and CUDA numbers them otherwise than nvidia-smi: "
-                f"set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs (nvidia-smi -L)"
+                f"CUDA_VISIBLE_DEVICES={names}: the GPUs of this machine differ, and CUDA numbers them otherwise than "
+                "nvidia-smi: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs (nvidia-smi -L)"
             )
         found += chosen
     return found
