@@ -15,6 +15,7 @@ import torch
 from deployments.accelerations.compiled_forwards import CompiledForwards
 from deployments.denoising.checkpoint import ResumableSession, Snapshot, make_checkpoint
 from deployments.denoising.measurements import CheckpointMade, Measure, Resumed
+from deployments.denoising.pace import StepPace
 from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
 from deployments.engine.engine import Engine
@@ -124,6 +125,7 @@ class DenoiseRun:
         self.kind = tuple(sorted(request.arguments))
         self.forwards_a_step = denoiser.forwards_a_step.get(self.kind, 1.0)
         self.started = time.monotonic()
+        self._pace = StepPace()
         self.fiber = Fiber(
             request.request_id,
             deterministic=request.deterministic or denoiser.args.deterministic,
@@ -281,9 +283,8 @@ class DenoiseRun:
             self.forwards_a_step = self.fiber.forwards / done
             self.denoiser.forwards_a_step[self.kind] = self.forwards_a_step
         if self.follower.progress:
-            left = num_steps - step
-            eta = (time.monotonic() - self.started) / done * left if done > 0 else None
-            self.follower.progress(DenoisingProgress(step, num_steps, eta))
+            self._pace.end_step(time.monotonic())
+            self.follower.progress(DenoisingProgress(step, num_steps, self._pace.seconds_left(num_steps - step)))
 
     def _note_checkpoint(self, snapshot: Snapshot) -> None:
         last = self._last_checkpoint

@@ -60,7 +60,7 @@ def effects_of(stage: StagePipeline, request: GenerationRequest, asked: tuple[st
 
 
 def arguments_of(stage: StagePipeline, names: tuple[str, ...], defaults: Arguments) -> list[ArgumentDescription]:
-    """Those of `names` that the checkpoint reads."""
+    """Those of `names` that the checkpoint reads; `defaults`, plain JSON, count over the pipeline's own."""
     plays = _Plays(stage)
     inputs = {n: p for n, p in call_inputs(type(stage.pipeline)).items() if n in names}
     usual = {n: plays.sample(n) for n, p in inputs.items() if plays.fields[n].is_needed or n == "prompt"}
@@ -72,9 +72,9 @@ def arguments_of(stage: StagePipeline, names: tuple[str, ...], defaults: Argumen
             continue
         when = plays.when(base, name, plays.sample(name)) if base else ""
         if when is not None:
-            default = defaults.get(name, parameter.default)
-            plain = default if isinstance(default, bool | int | float | str) else None
-            described.append(ArgumentDescription(name, in_json_words(plays.fields[name].type), plain, when))
+            own = parameter.default if isinstance(parameter.default, bool | int | float | str) else None
+            default = defaults.get(name, own)
+            described.append(ArgumentDescription(name, in_json_words(plays.fields[name].type), default, when))
     return described
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Mapping
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from deployments.tracing.spans import NO_SPAN, Carrier, Span, Value
 from deployments.tracing.table import PREFIX, SPANS
 from env_config.asked_traces import EXPORTER, OTLP, AskedTraces
+from env_config.own_version import own_version
 from env_config.section import EnvConfigError, Problem
 
 ENTRY_POINTS = "opentelemetry_traces_exporter"
@@ -66,7 +67,7 @@ def _exporter(name: str, asked: AskedTraces) -> SpanExporter:
 def _resource(asked: AskedTraces, instance: str) -> Resource:
     """What the variables say of the service, and what they leave open."""
     told = Resource.create()
-    own = {SERVICE_VERSION: version("triptych"), SERVICE_INSTANCE_ID: instance}
+    own = {SERVICE_VERSION: own_version(), SERVICE_INSTANCE_ID: instance}
     if not asked.has_service_name:
         own[SERVICE_NAME] = "triptych"
     return told.merge(Resource(own))
@@ -77,7 +78,7 @@ class SDKTracer:
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
-        self._tracer = provider.get_tracer("triptych", version("triptych"))
+        self._tracer = provider.get_tracer("triptych", own_version())
 
     def open(
         self, name: str, carrier: Carrier | None, start: float | None, attributes: Mapping[str, Value | None]

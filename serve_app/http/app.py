@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -12,6 +11,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import tracing
+from env_config.own_version import own_version
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.middleware.addresses import PlainAddresses
 from serve_app.http.middleware.counting import CountRequests
@@ -135,7 +135,7 @@ def http_app(
     app = FastAPI(
         title="Triptych",
         description="Diffusion models on Ray Serve, spoken to as OpenAI's API.",
-        version=version("triptych"),
+        version=own_version(),
         middleware=[made for row in middleware if (made := row(service)) is not None],
     )
     install_error_handlers(app)

@@ -119,7 +119,7 @@ class ReadyModel:
 
 async def _described(model: ModelService) -> ReadyModel | None:
     with contextlib.suppress(StageUnavailableError):
-        return ReadyModel(model.name, await model.describe(), model.limits)
+        return ReadyModel(model.name, await model.describe_as_configured(), model.limits)
     return None
 
 

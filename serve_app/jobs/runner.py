@@ -55,6 +55,7 @@ POLL_S = 1.0  # between looks for jobs that other processes have added or left
 HEARTBEATS_PER_LEASE = 5
 WRITE_PAUSE_S = 0.1  # at least, between two writes of a job's progress
 WRITE_SHARE = 0.1  # of the time that saving progress and checkpoints may take
+LATE_S = 2.0  # from when a request is begun until its caller is told that no denoiser has taken it up
 POSTPONED_S = 5.0  # before a job is tried again whose stages were not there; doubled while they are not
 LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
@@ -102,22 +103,28 @@ class JobFollower(Follower):
         self.request = request  # its place in the job
         self.previews = previews
         self.resume_from = resume_from
-        self._waits = False
+        self._waits_for: str | None = None
+        self._late = asyncio.get_running_loop().call_later(LATE_S, self.on_wait, "denoiser")
 
     def on_begin(self) -> None:
+        self.end()
         self.running.has_begun = True
         self.running.changed.set()
 
     def on_wait(self, what_for: str) -> None:
         """Told once, until it gets further."""
-        if not self._waits:
-            self._waits = True
+        if self._waits_for != what_for:
+            self._waits_for = what_for
             self.running.waits.append((self.request, what_for))
             self.running.changed.set()
 
+    def end(self) -> None:
+        """It waits for no denoiser any more."""
+        self._late.cancel()
+
     def on_progress(self, progress: DenoisingProgress) -> None:
         running, num_steps = self.running, progress.num_steps
-        self._waits = False
+        self._waits_for = None
         running.shares[self.request] = DENOISING_SHARE * progress.step / max(1, num_steps)
         running.step = {"request": self.request, "step": progress.step, "num_steps": num_steps, "eta_s": progress.eta_s}
         running.changed.set()
@@ -395,7 +402,10 @@ class JobRunner:
     async def _make_one(self, request: GenerationRequest, follower: JobFollower) -> None:
         running, number = follower.running, follower.request
         work = self.models[request.model]
-        media = await work.make(request, follower)
+        try:
+            media = await work.make(request, follower)
+        finally:
+            follower.end()
         work.pause_s = 0.0
         self.on_made(running.job, number, media)
         await self._save_what_is_left(running)

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from serve_app.jobs.codec import error_to_json, previews_from_json, requests_fro
 from serve_app.jobs.database import StoreURL, open_database
 from serve_app.jobs.events import JobEvent, JobWatch
 from serve_app.jobs.ledger import JobLedger
-from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, OverdueJob, Webhook
+from serve_app.jobs.records import ENDED, IdempotencyKey, Job, NewJob, OverdueJob, Status, Webhook
 from serve_app.jobs.runner import JobRunner, tell_end
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import Changes, StoreThreads
@@ -222,10 +222,16 @@ class Jobs:
         return await self.threads.run(self.store.get, job_id, owner)
 
     async def page(
-        self, owner: str, kind: str | None, after: str | None, limit: int, order: Literal["asc", "desc"]
+        self,
+        owner: str,
+        kind: str | None,
+        after: str | None,
+        limit: int,
+        order: Literal["asc", "desc"],
+        statuses: Collection[Status] = (),
     ) -> tuple[list[Job], bool]:
         """See JobStore.page."""
-        return await self.threads.run(self.store.page, owner, kind, after, limit, order)
+        return await self.threads.run(self.store.page, owner, kind, after, limit, order, statuses)
 
     async def requests_of(self, job: Job) -> list[GenerationRequest]:
         """What the job was asked for."""

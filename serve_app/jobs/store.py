@@ -118,8 +118,11 @@ class JobStore:
         after: str | None,
         limit: int,
         order: Literal["asc", "desc"],
+        statuses: Collection[Status] = (),
     ) -> tuple[list[Job], bool]:
         """Up to `limit` jobs by the time they were asked for, from the one after `after`; and if there are more.
+
+        Those whose status is one of `statuses`; empty: of any.
 
         Raises JobNotFoundError for an unknown `after`.
         """
@@ -127,6 +130,8 @@ class JobStore:
             select = sa.select(jobs).where(jobs.c.application == self.application, jobs.c.owner == owner)
             if kind is not None:
                 select = select.where(jobs.c.kind == kind)
+            if statuses:
+                select = select.where(jobs.c.status.in_(statuses))
             place = sa.tuple_(jobs.c.created_at, jobs.c.id)
             if after is not None:
                 last = self._read(connection, after, owner, "after")

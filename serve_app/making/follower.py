@@ -33,7 +33,7 @@ class Follower:
         """A stage noticed something that the caller should know; the media have it too."""
 
     def on_wait(self, what_for: str) -> None:
-        """It waits, for the memory of a device ("device")."""
+        """It waits, for the memory of a device ("device"); jobs also for a "denoiser" and the "storage"."""
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The denoising can go on from here, whatever dies; the bytes are in this process."""

@@ -17,6 +17,7 @@ from serve_app.making.health import describe_stages
 from serve_app.making.stages import Stages
 
 ARGUMENTS_TIMEOUT_S = 60.0
+USUAL_LEVEL = "auto"
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ServedModel:
 
     name: str
     stages: Stages
-    default_arguments: dict[str, Any] = field(default_factory=dict)
+    default_arguments: dict[str, Any] = field(default_factory=dict)  # below those of a level of `quality`
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by level
     aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
@@ -62,8 +63,13 @@ class ServedModel:
             return None
 
     async def _ask_arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription]:
-        answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.default_arguments)
+        answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.usual_arguments)
         return answer
+
+    @property
+    def usual_arguments(self) -> dict[str, Any]:
+        """Of a request that names none: where there is a level `auto`, it is that of requests without `quality`."""
+        return self.default_arguments | self.quality.get(USUAL_LEVEL, {})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -27,7 +27,7 @@ class ServedModelArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    default_arguments: dict[str, Any] = Field(
+    default_arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="arguments of the pipeline's call that a request may override"
     )
     quality: dict[str, dict[str, JsonValue]] = Field(

@@ -20,6 +20,7 @@ from serve_app.making.served_model import ServedModel
 from serve_app.making.stages import Stages
 from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
+from serve_app.requests.given.configured import as_configured
 from serve_app.requests.given.references import EarlierOutput
 from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
@@ -69,6 +70,10 @@ class ModelService:
     async def describe(self) -> StageDescription:
         """Raises StageUnavailableError while the encoder cannot answer."""
         return await self.served.describe()
+
+    async def describe_as_configured(self) -> StageDescription:
+        """As callers are told: with the configured defaults. Raises StageUnavailableError."""
+        return as_configured(await self.describe(), self.served.usual_arguments)
 
     async def parse(
         self,

@@ -178,6 +178,9 @@ class GenerationBody(BaseModel):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0)
     true_cfg_scale: float | None = Field(None, ge=0)
+    quality: Text | None = Field(
+        None, max_length=64, description="a level that `quality` of the configuration maps to arguments; else no effect"
+    )
     strength: float | None = Field(None, ge=0, le=1, description="how far to go from `image`")
     max_sequence_length: int | None = Field(None, ge=1, description="tokens of the prompt")
     mask_image: InputImages = Field(
@@ -305,9 +308,6 @@ class ImageGenerationBody(GenerationBody):
         None, description="no effect: a diffusion model plans nothing before the picture"
     )
     svg: dict[str, JsonValue] | None = Field(None, description="refused: diffusion models make pixels")
-    quality: Text | None = Field(
-        None, max_length=64, description="a level that `quality` of the configuration maps to arguments; else no effect"
-    )
     style: Text | None = Field(None, max_length=64, description="no effect: the prompt decides the style")
     background: bool | str | None = Field(
         None,

@@ -66,6 +66,33 @@ def test_a_picture_is_made_with_its_queue_its_steps_and_its_previews_seen(
     expect(page.locator(SHOWN)).to_have_count(1)
 
 
+@pytest.mark.rest
+def test_the_form_shows_what_counts_where_nothing_is_given_and_follows_the_level_of_quality(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    args: dict[str, Any] = {
+        "default_arguments": {"width": 128, "num_inference_steps": 20, "sigmas": [1.0, 0.5], "mode": "fine"},
+        "quality": {"auto": {"guidance_scale": 2.5}, "low": {"num_inference_steps": 2, "height": 64}},
+    }
+    with served_page(tmp_path, describing=INPAINTING, **args) as served:
+        page = open_page(served).page
+
+        def usual(*names: str) -> list[str | None]:
+            return [page.get_by_label(name, exact=True).get_attribute("placeholder") for name in names]
+
+        page.get_by_text("More settings").click()
+        names = ("Width", "Height", "Steps", "Guidance", "Sigmas")
+        assert usual(*names) == ["128", "32", "20", "2.5", "[1,0.5]"]
+        expect(page.get_by_label("Mode", exact=True).locator("option").first).to_have_text("usual (fine)")
+        page.get_by_label("Quality", exact=True).select_option("low")
+        assert usual(*names) == ["128", "64", "2", "3.5", "[1,0.5]"]
+        page.get_by_label("Width").fill("96")
+        generate(page, "a fox")
+        expect(page.locator(SHOWN)).to_have_count(1)
+        made = last(served).arguments
+        assert (made["width"], made["height"], made["num_inference_steps"], made["mode"]) == (96, 64, 2, "fine")
+
+
 def test_what_is_cancelled_ends_in_the_server_too(pictures_server: ServedPage, open_page: OpenPage) -> None:
     page = open_page(pictures_server).page
     pictures_server.server.pace.is_held = True

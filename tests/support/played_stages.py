@@ -139,7 +139,8 @@ class PlayedHandle:
         return self.known_effects
 
     async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
-        return [ArgumentDescription(name, "any", defaults.get(name), "always") for name in names]
+        told = self.describing.parameters | defaults
+        return [ArgumentDescription(name, "any", told.get(name), "always") for name in names]
 
     def _encode(self, request: GenerationRequest, envelope: Envelope) -> Reference:
         self.requests.append(request)

@@ -17,6 +17,7 @@ from serve_app.http.context import Context
 from serve_app.http.openapi import EVENT_STREAM, FILE_ANSWERS
 from serve_app.http.sse import sse_of_job
 from serve_app.http.streaming import event_stream
+from serve_app.jobs.records import Status
 from serve_app.service import Service
 from serve_app.storage.base import CONTENT_TYPES
 
@@ -39,10 +40,14 @@ def job_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/jobs")
     async def list_jobs(
-        context: Context, after: str | None = None, limit: Limit = 20, order: Order = "desc"
+        context: Context,
+        after: str | None = None,
+        limit: Limit = 20,
+        order: Order = "desc",
+        status: Annotated[tuple[Status, ...], Query(description="given again: any of several")] = (),
     ) -> JobObjects:
-        """The caller's jobs, videos among them, by the time they were asked for."""
-        page, has_more = await service.jobs.page(context.caller, None, after, limit, order)
+        """The caller's jobs, videos among them, by the time they were asked for; with `status` those that have it."""
+        page, has_more = await service.jobs.page(context.caller, None, after, limit, order, status)
         data = [await describe_job(service, context, job) for job in page]
         return JobObjects(
             data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more

@@ -15,7 +15,9 @@ from serve_app.adapters.names import name_in_model
 from serve_app.http.answers import ModelCard, ModelList
 from serve_app.http.context import Context
 from serve_app.making.health import read_health
+from serve_app.making.served_model import USUAL_LEVEL, ServedModel
 from serve_app.models.service import ModelService
+from serve_app.requests.given.configured import as_configured, default_of
 from serve_app.requests.given.own_arguments import OTHER_NAMES
 from serve_app.requests.given.schemas import json_schema, medium_of, model_fields, without_notes
 from serve_app.requests.limits import RequestLimits
@@ -44,7 +46,7 @@ class ModelArgument(BaseModel):
     name: str
     field: str = Field(description="of the body")
     type: str = Field(description="any: not known")
-    default: JsonValue = Field(description="null: none, or no plain value")
+    default: JsonValue = Field(description="what counts where a request names none; null: none, or no plain value")
     required: bool
     media: Literal["picture", "video", "sound"] | None = Field(description="null: a plain value or an object")
     accepts: dict[str, JsonValue] = Field(description="JSON Schema of the values, with their bounds where known")
@@ -55,7 +57,7 @@ class ModelArgument(BaseModel):
 class Sides(BaseModel):
     """What width and height of `size` may be, in pixels."""
 
-    default_width: int | None = Field(description="null: the pipeline decides")
+    default_width: int | None = Field(description="where a request names no size; null: the pipeline decides")
     default_height: int | None
     multiple_of: int
     max_side: int
@@ -79,7 +81,10 @@ class ModelDetails(ModelCard):
 
     asked: HowToAsk | None = Field(description="null: the model is not ready to tell")
     arguments: list[ModelArgument] | None = Field(description="null: the model is not ready to tell")
-    quality: list[str] = Field(description="levels of `quality` that are configured")
+    quality: list[str] = Field(description="levels of `quality` that are configured; `auto`: that of requests without")
+    levels: dict[str, dict[str, JsonValue]] | None = Field(
+        description="what counts with each level in place of `default`, by argument; null: the model is not ready"
+    )
 
 
 def how_to_ask(description: StageDescription, limits: RequestLimits) -> HowToAsk:
@@ -108,7 +113,7 @@ def how_to_ask(description: StageDescription, limits: RequestLimits) -> HowToAsk
 async def read_arguments(model: ModelService) -> list[ModelArgument] | None:
     """None while the stages cannot be asked."""
     try:
-        description = await model.describe()
+        description = await model.describe_as_configured()
     except StageUnavailableError:
         return None
     body = MEDIA[description.media_kind].body
@@ -127,10 +132,21 @@ async def read_arguments(model: ModelService) -> list[ModelArgument] | None:
             media=medium_of(description.type_of(argument.name)),
             accepts=without_notes(schemas.get(argument.name) or json_schema(description.type_of(argument.name))),
             description=description.notes_of(argument.name).description,
-            **vars(argument),
+            default=default_of(argument.name, argument.default, description),
+            **{name: getattr(argument, name) for name in ("name", "type", "when")},
         )
         for argument in known
     ]
+
+
+def levels_of(description: StageDescription, served: ServedModel) -> dict[str, dict[str, JsonValue]]:
+    """The arguments in which a level differs from a request without one, which may be a level too."""
+    usual = served.quality.get(USUAL_LEVEL, {})
+    levels = {}
+    for level, own in served.quality.items():
+        told = as_configured(description, served.default_arguments | own)
+        levels[level] = {name: default_of(name, told.parameters.get(name), told) for name in sorted({*usual, *own})}
+    return levels
 
 
 def model_routes(service: Service) -> APIRouter:
@@ -149,7 +165,10 @@ def model_routes(service: Service) -> APIRouter:
         adapter = await found.adapter_in(model)
         created = found.served.created if adapter is None else int(adapter.created)
         arguments = await read_arguments(found)
-        asked = None if arguments is None else how_to_ask(await found.describe(), found.limits)
+        asked = levels = None
+        if arguments is not None:
+            asked = how_to_ask(await found.describe_as_configured(), found.limits)
+            levels = levels_of(await found.describe(), found.served)
         return ModelDetails(
             id=model,
             created=created,
@@ -159,6 +178,7 @@ def model_routes(service: Service) -> APIRouter:
             asked=asked,
             arguments=arguments,
             quality=sorted(found.served.quality),
+            levels=levels,
         )
 
     @router.get("/model_info", include_in_schema=False)

@@ -56,7 +56,7 @@ class CallersFaults:
                 raise GenerationFailedError(f"the model fails, also with default arguments: {failure}") from error
             logger.warning("request %s is refused, the pipeline's own code failed: %s", request.request_id, failure)
             description = await self._model.describe()
-            raise refusal(failure, request, description, self._model.default_arguments) from error
+            raise refusal(failure, request, description, self._model.usual_arguments) from error
         self._works = True
         return media
 
@@ -73,7 +73,7 @@ class CallersFaults:
 
     async def _try_defaults(self) -> bool:
         description = await self._model.describe()
-        for request in default_requests(description, self._model.name, self._model.default_arguments):
+        for request in default_requests(description, self._model.name, self._model.usual_arguments):
             logger.info("a default request of %s is tried: does the model work?", sorted(request.arguments))
             try:
                 await self._make(request, NOBODY)
@@ -97,13 +97,13 @@ def refusal(
     failure: PipelineFailedError,
     request: GenerationRequest,
     description: StageDescription,
-    default_arguments: dict[str, Any],
+    usual_arguments: dict[str, Any],
 ) -> InvalidRequestError:
     """Names the argument at fault where it is known: the one that the error speaks of, or the only one given."""
     given = {
         name: value
         for name, value in request.arguments.items()
-        if name != "prompt" and value != default_arguments.get(name, description.parameters.get(name))
+        if name != "prompt" and value != usual_arguments.get(name, description.parameters.get(name))
     }
     spoken_of = [name for name in given if re.search(rf"\b{name}\b", str(failure))]
     # An error while the arguments are read speaks of one of them; numbers may be lost by all of them together.

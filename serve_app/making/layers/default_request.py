@@ -15,7 +15,7 @@ PLAIN_SIDE = 512  # pixels of a picture where the model has no size of its own
 
 
 def default_requests(
-    description: StageDescription, model: str, default_arguments: dict[str, Any]
+    description: StageDescription, model: str, usual_arguments: dict[str, Any]
 ) -> Iterator[GenerationRequest]:
     """The cheapest first: small and short, of the model's own size, wholly by default."""
     steps = {"num_inference_steps": FEW_STEPS}
@@ -26,5 +26,5 @@ def default_requests(
     own_side = description.default_width or PLAIN_SIDE
     for changes, side in ((steps | sizes, small), (steps, own_side), ({}, own_side)):
         changed = {name: value for name, value in changes.items() if description.takes(name)}
-        arguments = default_arguments | needed_inputs(description, side) | changed
+        arguments = usual_arguments | needed_inputs(description, side) | changed
         yield GenerationRequest(f"default-{uuid.uuid4().hex}", model, arguments, 0, OUTPUTS[description.media_kind])

@@ -78,9 +78,9 @@ class Commands(click.Group):
 
 def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
+        from env_config.own_version import own_version
 
-        click.echo(f"triptych {version('triptych')}")
+        click.echo(f"triptych {own_version()}")
         ctx.exit()
 
 

@@ -16,6 +16,7 @@ from serve_app.tools.command.shown.progress import Progress
 ENDED = ("completed", "failed", "cancelled", "deleted")
 MOST_TRIES = 6  # in a row without an event, over a minute
 MAX_PAUSE_S = 16.0
+WAITS = {"denoiser": "its turn at the denoiser", "device": "memory of the device", "storage": "the storage"}
 PAUSES_S = (1.0, 4.0)  # before asking again for a job
 
 
@@ -78,7 +79,7 @@ def tell(progress: Progress, event: ServerEvent) -> None:
         case "warning":
             progress.warn(data["message"])
         case "waiting":
-            progress.say("waiting for the storage")
+            progress.say(f"waiting for {WAITS.get(data.get('for'), 'what it needs')}")
         case "completed":
             progress.done()
 

@@ -15,6 +15,7 @@ from serve_app.tools.command.shown.progress import shown_progress
 from serve_app.tools.command.shown.text import printable
 
 MOST = 100  # of a page
+STATUSES = ("queued", "in_progress", "completed", "failed", "cancelled")  # as serve_app/jobs/records.py has them
 
 
 @click.group()
@@ -24,14 +25,20 @@ def jobs() -> None:
 
 @jobs.command("list")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--status",
+    type=click.Choice(STATUSES),
+    multiple=True,
+    help="Those of this status alone; again: of any of them.",
+)
 @asks_a_server
-def list_jobs(limit: int, url: str, api_key_file: Path | None, as_json: bool) -> None:
+def list_jobs(limit: int, status: tuple[str, ...], url: str, api_key_file: Path | None, as_json: bool) -> None:
     """The last jobs of this API key, the newest first."""
     with opened(url, api_key_file) as server:
         found: list[dict[str, Any]] = []
         more: dict[str, Any] = {}
         while len(found) < limit:
-            page = server.get("v1/jobs", limit=min(MOST, limit - len(found)), **more)
+            page = server.get("v1/jobs", limit=min(MOST, limit - len(found)), status=status, **more)
             found += page["data"]
             if not page["has_more"]:
                 break

@@ -51,11 +51,12 @@ def about(details: dict[str, Any]) -> list[list[Any]]:
     ]
     if asked["size"]:
         size = asked["size"]
-        own = f"{size['default_width']}x{size['default_height']}" if size["default_width"] else "the pipeline's"
+        sides = (size["default_width"], size["default_height"])
+        own = "x".join(str(side or "its own") for side in sides) if any(sides) else "the pipeline's"
         most = f"sides up to {size['max_side']}, {size['max_pixels']} pixels, multiples of {size['multiple_of']}"
         rows.append(["size", f"default {own}; {most}"])
     if details["quality"]:
-        rows.append(["quality", ", ".join(details["quality"])])
+        rows += [[f"quality {level}", json.dumps(details["levels"][level])] for level in details["quality"]]
     return rows
 
 

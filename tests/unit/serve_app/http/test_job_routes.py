@@ -165,6 +165,37 @@ async def test_pages_of_videos_are_those_of_their_owner(tmp_path: Path) -> None:
     assert [answer.status_code for answer in (stolen, deleted, events)] == [404, 404, 404]
 
 
+async def test_jobs_are_listed_by_their_status_and_pages_of_them_follow_each_other(tmp_path: Path) -> None:
+    async with server_with_jobs(tmp_path) as (server, client):
+        held = asyncio.Event()
+
+        async def make(request: GenerationRequest) -> Media:
+            if request.arguments["prompt"] == "fails":
+                raise GenerationFailedError("the replicas died")
+            if request.arguments["prompt"] == "waits":
+                await held.wait()
+            return await make_at_once(request)
+
+        async def ids(**query: Any) -> list[str]:
+            answer = (await client.get("/v1/jobs", params={"order": "asc", **query})).json()
+            return [job["id"] for job in answer["data"]]
+
+        server.make = make
+        asked = [(await client.post(IMAGES, json={"prompt": p, "background": True})).json()["id"] for p in
+                 ("a", "fails", "b", "waits")]  # fmt: skip
+        for job_id in asked[:3]:
+            await ended(client, job_id)
+        assert await ids() == asked
+        assert await ids(status="completed") == [asked[0], asked[2]]
+        assert await ids(status=["failed", "in_progress"]) == [asked[1], asked[3]]
+        assert await ids(status="completed", limit=1) == asked[:1]
+        assert await ids(status="completed", after=asked[0]) == [asked[2]]
+        assert await ids(status="cancelled") == []
+        refused = await client.get("/v1/jobs", params={"status": "done"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "status")
+        held.set()
+
+
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "video_unknown"}])
 async def test_a_page_that_cannot_be_is_refused(tmp_path: Path, query: dict[str, Any]) -> None:
     async with server_with_jobs(tmp_path, describing=VIDEO) as (_, client):

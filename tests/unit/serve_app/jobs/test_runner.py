@@ -606,6 +606,27 @@ async def test_what_waits_for_storage_is_made_from_its_checkpoint_by_another_whe
     assert second.began_at > [0]
 
 
+async def test_a_job_that_no_denoiser_takes_up_tells_that_it_waits_until_one_does(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "LATE_S", 0.0)
+    taken_up = asyncio.Event()
+
+    class Busy(Stages):
+        async def make(self, request: GenerationRequest, follower: Follower) -> Media:
+            await taken_up.wait()
+            follower.on_begin()
+            return await super().make(request, follower)
+
+    async with folder.runner(Busy()) as jobs:
+        await submit(jobs)
+        await until(lambda: waits(jobs, "video_1"))
+        taken_up.set()
+        await ended(jobs)
+        told = [event for event in jobs.store.story("video_1", 0).events if event.kind in ("in_progress", "waiting")]
+    assert [(event.kind, event.data.get("for")) for event in told] == [("in_progress", None), ("waiting", "denoiser")]
+
+
 def waits(jobs: Jobs, job_id: str) -> bool:
     return any(event.kind == "waiting" for event in jobs.store.story(job_id, 0).events)
 

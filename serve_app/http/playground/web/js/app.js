@@ -6,7 +6,7 @@ import { byId, el, say, tell } from "./dom.js";
 import { makeForm } from "./form.js";
 import { keep, makeGallery } from "./gallery.js";
 import { startRun } from "./runs.js";
-import { fieldsOf } from "./schema.js";
+import { fieldsOf, usualWith } from "./schema.js";
 import { showSnippets } from "./snippets.js";
 import { openStore } from "./store.js";
 
@@ -38,7 +38,8 @@ async function setUpForm() {
       const details = await readModel(byId("model").value);
       const adapters = await readAdapters(details.id);
       if (mine !== asking) return;
-      served = { details, form: makeForm(fieldsOf(details), adapters), isOneOfSeveral: models.length > 1 };
+      const form = makeForm(fieldsOf(details), adapters, (level) => usualWith(details, level));
+      served = { details, form, isOneOfSeveral: models.length > 1 };
     } catch (error) {
       if (mine !== asking) return;
       tell(byId("notice"), error instanceof CallError ? inWordsOf(error) : error.message);

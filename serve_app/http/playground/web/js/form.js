@@ -2,10 +2,13 @@
 
 import { button, byId, el, tell } from "./dom.js";
 import { mediaPlace } from "./media.js";
-import { labelOf, lines, sizeOf, valueOf } from "./schema.js";
+import { labelOf, lines, sizeOf, textOf, valueOf } from "./schema.js";
 
-/** {body(), fill(body), blame(name, text), clear()}; `body` throws an Error that is shown at its field. */
-export function makeForm(fields, adapters) {
+/**
+ * {body(), fill(body), blame(name, text), fields}; `body` throws an Error that is shown at its field.
+ * `usualOf(level)`: by field what counts with a level of `quality` where the field is left empty.
+ */
+export function makeForm(fields, adapters, usualOf) {
   const places = new Map(fields.map((field) => [field.name, placeOf(field, () => pictureFor(places))]));
   const loras = adapters.length ? loraPlace(adapters) : null;
   const [first, more] = [true, false].map((isFirst) => fields.filter((field) => field.isFirst === isFirst));
@@ -19,6 +22,12 @@ export function makeForm(fields, adapters) {
     loras?.element,
     more.length && el("details", {}, el("summary", {}, `More settings (${more.length})`), el("div", { className: "group" }, ...elements(more))),
   ].filter(Boolean));
+
+  const quality = places.get("quality");
+  const showUsual = () => {
+    for (const [name, usual] of usualOf(quality.value())) places.get(name)?.setUsual?.(usual);
+  };
+  quality?.input.addEventListener("change", showUsual);
 
   function blame(name, text) {
     const place = places.get(name);
@@ -53,6 +62,7 @@ export function makeForm(fields, adapters) {
   function fill(given) {
     for (const [name, place] of places) place.set(given[name]);
     loras?.set(given.loras ?? []);
+    if (quality) showUsual();
   }
 
   return { body, fill, blame, fields };
@@ -77,17 +87,19 @@ function placeOf(field, picture) {
 }
 
 function hintOf(field) {
-  const usual = field.default === null || ["", undefined].includes(field.default) || field.kind === "size" ? "" : `usually ${field.default}`;
+  const usual = field.kind === "size" || !textOf(field.default) ? "" : `usually ${textOf(field.default)}`;
   const when = field.when && field.when !== "always" ? `matters ${field.when}` : "";
   return [field.description, when, field.required ? "needed" : usual].filter(Boolean).join("; ");
 }
 
+const unset = (usual) => (usual ? `usual (${usual})` : "not set");
+
 function plainPlace(field, id, { label, hint, trouble, aria }) {
-  const usual = field.default === null ? "" : String(field.default);
+  const usual = textOf(field.default);
   let input;
   if (field.kind === "choice" || field.kind === "boolean") {
     const choices = field.kind === "boolean" ? ["true", "false"] : field.choices.map(String);
-    input = el("select", { id, aria }, el("option", { value: "" }, usual ? `usual (${usual})` : "not set"), ...choices.map((each) => el("option", { value: each }, each)));
+    input = el("select", { id, aria }, el("option", { value: "" }, unset(usual)), ...choices.map((each) => el("option", { value: each }, each)));
   } else if (field.kind === "long") {
     input = el("textarea", { id, aria, rows: lines(field), placeholder: usual, required: field.required });
   } else {
@@ -95,20 +107,27 @@ function plainPlace(field, id, { label, hint, trouble, aria }) {
     input = el("input", { id, aria, type: "text", inputMode: isNumber ? (field.kind === "integer" ? "numeric" : "decimal") : "text",
       placeholder: usual, autocomplete: "off", required: field.required });
   }
-  const set = (value) => (input.value = value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  return { element: el("div", { className: "field" }, label, input, hint, trouble), input, set, value: () => valueOf(field, input.value) };
+  const set = (value) => (input.value = textOf(value));
+  const setUsual = (value) => {
+    const text = textOf(value);
+    if (input.options) input.options[0].text = unset(text);
+    else input.placeholder = text;
+    hint.textContent = hintOf({ ...field, default: value });
+  };
+  return { element: el("div", { className: "field" }, label, input, hint, trouble), input, set, setUsual, value: () => valueOf(field, input.value) };
 }
 
 function sizePlace(field, id, { hint, trouble, aria }) {
-  const side = (name, usual) => el("input", { id: `${id}-${name}`, aria, type: "text", inputMode: "numeric", placeholder: usual ?? "", autocomplete: "off" });
-  const [width, height] = [side("width", field.default?.[0]), side("height", field.default?.[1])];
+  const [width, height] = ["width", "height"].map((name) => el("input", { id: `${id}-${name}`, aria, type: "text", inputMode: "numeric", autocomplete: "off" }));
+  const setUsual = (sides) => ([width.placeholder, height.placeholder] = sides.map(textOf));
+  setUsual(field.default);
   const named = (input, text) => el("div", { className: "field" }, el("label", { htmlFor: input.id }, text), input);
   const element = el("fieldset", { className: "field" }, el("legend", { className: "visually-hidden" }, "Size"),
     el("div", { className: "pair" }, named(width, "Width"), named(height, "Height")), hint, trouble);
   return {
-    element, input: width,
+    element, input: width, setUsual,
     set: (value) => ([width.value, height.value] = value?.includes("x") ? value.split("x") : ["", ""]),
-    value: () => sizeOf(field, width.value || (height.value && String(field.default?.[0] ?? "")), height.value || (width.value && String(field.default?.[1] ?? ""))),
+    value: () => sizeOf(field, width.value || (height.value && width.placeholder), height.value || (width.value && height.placeholder)),
   };
 }
 

@@ -3,6 +3,12 @@
 import { call, callJSON, CallError, events, inWordsOf, keys, newId, patience, pause, post } from "./api.js";
 import { button, byId, el, inWords, say, tell } from "./dom.js";
 
+// What a request that has begun may wait for (the event `waiting`).
+const WAITS = {
+  denoiser: "Begun; waiting for its turn at the denoiser.",
+  device: "Begun; waiting for memory of the device.",
+  storage: "Made; waiting for the storage.",
+};
 const ENDED = ["completed", "failed", "cancelled", "deleted"];
 
 /** Shows it and makes it. `wanted`: {id, at, route, body, makes, job?}; `hooks`: {store, onmade, onrefused, edit}. */
@@ -41,6 +47,7 @@ async function askFor(run) {
     try {
       status(run, tries ? "Asking again …" : "Asking …");
       const job = await post(run.route.slice(1), run.body, headers);
+      if (tries) (status(run, "Taken.", ""), say("The server has taken it."));
       if (job.queue_position != null) queued(run, job.queue_position);
       return job.id;
     } catch (error) {
@@ -95,15 +102,26 @@ async function follow(run) {
 function hear(run, { event, data }) {
   const { card } = run;
   if (event === "queued") queued(run, data.position);
-  else if (event === "in_progress") (status(run, data.taken_over ? "Taken over by another replica." : "Started."), say("Started."));
+  else if (event === "in_progress") started(run, data.taken_over);
   else if (event === "step") step(run, data);
   else if (event === "preview") {
     card.shown.src = `data:image/${data.output_format};base64,${data.b64_json}`;
     card.shown.alt = `Preview at step ${data.step}`;
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
-  else if (event === "waiting") status(run, "Made; waiting for the storage.");
+  else if (event === "waiting") waits(run, WAITS[data.for] ?? "It waits for what it needs.");
   else if (event === "stored") status(run, "Stored.");
+}
+
+function started(run, isTakenOver) {
+  const text = isTakenOver ? "Taken over by another replica." : "Started.";
+  status(run, text, "");
+  say(text);
+}
+
+function waits(run, text) {
+  status(run, text);
+  say(text);
 }
 
 function queued(run, position) {

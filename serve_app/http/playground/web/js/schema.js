@@ -15,7 +15,7 @@ export function fieldsOf(details) {
     } else fields.set(argument.field, fieldOf(argument));
   }
   if (details.quality.length) {
-    fields.set("quality", own("quality", "choice", { choices: details.quality, description: "a level that the server configures" }));
+    fields.set("quality", own("quality", "choice", { choices: details.quality, default: details.quality.includes("auto") ? "auto" : null, description: "a level that the server configures" }));
   }
   fields.set("seed", own("seed", "integer", { minimum: 0, isFirst: true, description: "the same seed makes the same again; chosen if not given" }));
   if (asked.max_n > 1) {
@@ -28,6 +28,21 @@ export function fieldsOf(details) {
   return [...fields.values()].sort((a, b) => place(a) - place(b));
 }
 
+/** What counts with a level of `quality` where nothing is given, as the fields' `default`s say it; by field. */
+export function usualWith(details, level) {
+  const told = details.levels?.[level] ?? {};
+  const of = (name, otherwise) => (name in told ? told[name] : otherwise);
+  const fields = details.arguments.filter(({ field }) => field !== "size").map((each) => [each.field, of(each.name, each.default)]);
+  const { default_width: width, default_height: height } = details.asked.size ?? {};
+  return new Map([...fields.reverse(), ["size", [of("width", width), of("height", height)]]]); // of two of one field the first
+}
+
+/** A default as a text of the form; empty: there is none. */
+export function textOf(usual) {
+  if (usual === null || usual === undefined) return "";
+  return typeof usual === "object" ? JSON.stringify(usual) : String(usual);
+}
+
 function own(name, kind, about = {}) {
   return { name, kind, required: false, default: null, description: "", when: "", isFirst: false, ...about };
 }
@@ -35,7 +50,7 @@ function own(name, kind, about = {}) {
 function sizeField(size) {
   const { default_width: width, default_height: height, multiple_of: multiple } = size;
   const description = `pixels, in multiples of ${multiple}, at most ${size.max_pixels.toLocaleString("en")} in all`;
-  return own("size", "size", { ...size, default: width && height ? [width, height] : null, description, isFirst: true });
+  return own("size", "size", { ...size, default: [width, height], description, isFirst: true });
 }
 
 function fieldOf(argument) {

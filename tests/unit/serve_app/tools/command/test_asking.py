@@ -270,7 +270,9 @@ def test_a_job_is_listed_shown_watched_and_downloaded(page: ServedPage, here: Pa
     job = document(capsys)["job"]
     assert asked(page, "jobs", "list", "--json") == Exit.OK
     assert job in [each["id"] for each in document(capsys)["jobs"]]
-    for arguments in (["list"], ["show", job], ["watch", job]):
+    assert asked(page, "jobs", "list", "--status", "failed", "--status", "queued", "--json") == Exit.OK
+    assert document(capsys)["jobs"] == []
+    for arguments in (["list"], ["list", "--status", "completed"], ["show", job], ["watch", job]):
         assert asked(page, "jobs", *arguments) == Exit.OK
         told = capsys.readouterr().out
         assert job in told

@@ -11,10 +11,12 @@ import pytest
 
 from deployments.model import DType
 from serve_app import app
+from serve_app.jobs import records
 from serve_app.tools import options
 from serve_app.tools.command import page
 from serve_app.tools.command.described import command_of
 from serve_app.tools.command.main import COMMANDS, run
+from serve_app.tools.command.subcommands import jobs
 from serve_app.tools.command.subcommands.completion import PLACES
 
 SLOW = ("torch", "ray", "pydantic", "numpy", "httpx2", "rich", "PIL", "yaml")
@@ -59,6 +61,7 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
 def test_choices_that_stand_without_their_slow_library_are_those_of_the_application() -> None:
     assert get_args(DType) == options.DTYPES
     assert tuple(app.PLACEMENTS) == options.PLACEMENTS
+    assert jobs.STATUSES == records.STATUSES
 
 
 @pytest.mark.parametrize(

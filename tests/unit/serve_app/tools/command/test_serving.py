@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from deployments.plan.measured import Measured
 from serve_app.tools import launch, plan
 from serve_app.tools.command import machine
+from serve_app.tools.command.exits import CommandError
 from serve_app.tools.command.main import run
 from serve_app.tools.command.subcommands import serving
 from serve_app.tools.launch import Address
@@ -108,6 +110,47 @@ def test_a_line_of_the_driver_is_a_card() -> None:
     card = machine.card_in("NVIDIA H200, 143771, 9.0")
     assert (card.name, card.num_bytes, card.capability) == ("H200", 143_771 << 20, (9, 0))
     assert machine.card_in("GRID, 1024, [N/A]").capability is None
+
+
+CARDS = ("GPU-aa11, NVIDIA L4, 23034, 8.9", "GPU-ab22, NVIDIA L4, 23034, 8.9", "GPU-cc33, NVIDIA L4, 23034, 8.9")
+MIXED = (*CARDS, "GPU-dd44, NVIDIA H200, 143771, 9.0")
+BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "environ", "found"),
+    [
+        (MIXED, {}, [0, 1, 2, 3]),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "1"}, [1]),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": " 2, 0"}, [2, 0]),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": ""}, []),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "0,-1,1"}, [0]),
+        (MIXED, {"CUDA_VISIBLE_DEVICES": "GPU-d,GPU-ab22"}, [3, 1]),
+        (MIXED, {"CUDA_VISIBLE_DEVICES": "3", **BY_PLACE}, [3]),
+        ((), {"CUDA_VISIBLE_DEVICES": ""}, []),
+    ],
+)
+def test_the_gpus_are_those_that_cuda_may_use(
+    lines: tuple[str, ...], environ: dict[str, str], found: list[int]
+) -> None:
+    assert machine.visible(lines, environ) == [lines[each].split(", ", 1)[1] for each in found]
+
+
+@pytest.mark.parametrize(
+    ("lines", "environ", "said"),
+    [
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "3"}, "CUDA_VISIBLE_DEVICES=3: 3 is 0 of the 3 GPUs of this machine"),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "GPU-a"}, "GPU-a is 2 of the 3 GPUs"),
+        (CARDS, {"CUDA_VISIBLE_DEVICES": "MIG-1"}, "does not tell the size of MIG-1: name one with --gpu"),
+        (MIXED, {"CUDA_VISIBLE_DEVICES": "3"}, "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs"),
+    ],
+)
+def test_a_gpu_that_cannot_be_told_by_the_driver_is_refused_by_name(
+    lines: tuple[str, ...], environ: dict[str, str], said: str
+) -> None:
+    with pytest.raises(CommandError, match=re.escape(said)):
+        machine.visible(lines, environ)
 
 
 def test_a_dry_run_writes_and_starts_nothing(started: list[Path], tmp_path: Path, capsys: Said) -> None:
