@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,7 +83,8 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
-    waits: list[tuple[int, str]] = field(default_factory=list)  # request, what it waits for; not yet saved
+    # request, what it waits for, and about how many seconds; not yet saved
+    waits: list[tuple[int, str, float | None]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -105,14 +107,15 @@ class JobFollower(Follower):
         self._waits = False
 
     def on_begin(self) -> None:
+        self._waits = False
         self.running.has_begun = True
         self.running.changed.set()
 
-    def on_wait(self, what_for: str) -> None:
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
         """Told once, until it gets further."""
         if not self._waits:
             self._waits = True
-            self.running.waits.append((self.request, what_for))
+            self.running.waits.append((self.request, what_for, about_s))
             self.running.changed.set()
 
     def on_progress(self, progress: DenoisingProgress) -> None:
@@ -425,8 +428,8 @@ class JobRunner:
         except STORE_FAILED:
             logger.exception("the events of job %s could not be saved", job.id)
 
-    async def _save_wait(self, job_id: str, number: int, what_for: str) -> None:
-        data = {"request": number, "for": what_for}
+    async def _save_wait(self, job_id: str, number: int, what_for: str, about_s: float | None = None) -> None:
+        data = {"request": number, "for": what_for, "about_s": None if about_s is None else math.ceil(about_s)}
         await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
         self.watch.notify(job_id)
 
@@ -470,8 +473,7 @@ class JobRunner:
             await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
             del running.warnings[: len(warnings)]
         while running.waits:
-            request, what_for = running.waits[0]
-            await self._save_wait(job_id, request, what_for)
+            await self._save_wait(job_id, *running.waits[0])
             del running.waits[0]
         if step is not None:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -78,9 +78,16 @@ def tell(progress: Progress, event: ServerEvent) -> None:
         case "warning":
             progress.warn(data["message"])
         case "waiting":
-            progress.say("waiting for the storage")
+            progress.say(waiting_for(data))
         case "completed":
             progress.done()
+
+
+def waiting_for(data: dict[str, Any]) -> str:
+    if data.get("for") == "model":
+        about_s = data.get("about_s")
+        return "the model was asleep and is loading" + (f", about {about_s} s" if about_s else "")
+    return "waiting for memory of the device" if data.get("for") == "device" else "waiting for the storage"
 
 
 def check_end(job_id: str, end: ServerEvent) -> None:

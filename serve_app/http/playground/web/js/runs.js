@@ -102,8 +102,13 @@ function hear(run, { event, data }) {
     card.shown.alt = `Preview at step ${data.step}`;
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
-  else if (event === "waiting") status(run, "Made; waiting for the storage.");
+  else if (event === "waiting") status(run, waitingFor(data));
   else if (event === "stored") status(run, "Stored.");
+}
+
+function waitingFor({ for: what, about_s: about }) {
+  if (what === "model") return `The model was asleep and is loading${about ? `, about ${about} s` : ""}.`;
+  return what === "device" ? "Waiting for memory of the device." : "Made; waiting for the storage.";
 }
 
 function queued(run, position) {
