@@ -105,9 +105,7 @@ class Server:
         self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
         self.meter: Meter = NO_METER  # of the next service
         self.environment: dict[str, dict[str, Any]] = {}  # variables by section, of the next service
-        self.states: dict[str, State] | None = (
-            None  # of the deployments, as Serve's controller would say; None: no Serve
-        )
+        self.states: dict[str, State] | None = None  # of the deployments, as Serve would say; None: no Serve
         self.facts = PlayedFacts()  # what outlives an ingress replica
         self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()

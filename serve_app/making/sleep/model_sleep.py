@@ -77,7 +77,7 @@ class ModelSleep:
 
     async def state(self, max_age_s: float = 0.0) -> ModelState:
         """As Serve's controller says; ready where it does not answer: then calls tell."""
-        if self._states is None:
+        if self._states is None or self._was_just_used:
             return "ready"
         told = await self._states.read(max_age_s)
         own = {told.get(name) for name in self.handles}
@@ -98,7 +98,7 @@ class ModelSleep:
 
     async def resting_deployments(self) -> dict[str, State]:
         """Those that must not be asked anything now, each with its state."""
-        if self._states is None:
+        if self._states is None or self._was_just_used:
             return {}
         told = await self._states.read(FRESH_S)
         return {name: told[name] for name in self.handles if told.get(name) in RESTING}
@@ -111,11 +111,10 @@ class ModelSleep:
         `tell` hears that it must wait, and about how many seconds (None: not measured yet). Raises ModelLoadingError
         where that is more than `max_wait_s`, or turns out to be.
         """
-        if self._in_use or self._clock() < self._used_at + FRESH_S:
-            return
         state = await self.state()
-        if state not in RESTING:
+        if state == "ready":
             self._used_at = self._clock()
+        if state not in RESTING:
             return
         waking = await self.wake()
         about_s = self.about_s()
@@ -148,6 +147,10 @@ class ModelSleep:
             await self.facts(again=True)  # another ingress replica may have measured it
         assert self._waking is not None
         return self._waking
+
+    @property
+    def _was_just_used(self) -> bool:
+        return self._in_use > 0 or self._clock() < self._used_at + FRESH_S
 
     @property
     def _is_waking(self) -> bool:
