@@ -429,7 +429,9 @@ class JobRunner:
             logger.exception("the events of job %s could not be saved", job.id)
 
     async def _save_wait(self, job_id: str, number: int, what_for: str, about_s: float | None = None) -> None:
-        data = {"request": number, "for": what_for, "about_s": None if about_s is None else math.ceil(about_s)}
+        data: dict[str, Any] = {"request": number, "for": what_for}
+        if what_for == "model":
+            data["about_s"] = None if about_s is None else math.ceil(about_s)
         await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
         self.watch.notify(job_id)
 
