@@ -338,6 +338,7 @@ class StageDescription:
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
     takes_adapters: bool = False  # LoRAs can be put into its models
+    start_s: float = 0.0  # from the start of the replica's process until it could serve; 0: not measured
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

@@ -19,7 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray import cloudpickle
 from ray.serve.config import AutoscalingContext
+
+from serve_app import scale_to_zero
+
+cloudpickle.register_pickle_by_value(scale_to_zero)  # it goes where this file goes
 
 STAGES = ("encoder", "denoiser", "vae")  # in the order in which a request comes to them
 WORK_THAT_CAME = ("busy_s", "outstanding_s")  # what was done or is still to be done
@@ -58,6 +63,7 @@ class ReplicaRatio:
         target_queue_s: float = 15.0,
         cooldown_s: float = 180.0,
         max_replicas_in_all: int | None = None,
+        idle_s: scale_to_zero.IdleS = scale_to_zero.DEFAULT_IDLE_S,
     ) -> None:
         """Raises ValueError for a setting that is out of range, by its name."""
         check("target_utilisation", target_utilisation, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
@@ -66,15 +72,21 @@ class ReplicaRatio:
         if max_replicas_in_all is not None:
             meant = "a whole number of at least 1"
             check("max_replicas_in_all", max_replicas_in_all, meant, lambda value: value >= 1 and value == int(value))
+        for name, seconds in idle_s.items() if isinstance(idle_s, Mapping) else (("", idle_s),):
+            setting = f"idle_s.{name}" if name else "idle_s"
+            check(setting, seconds, "a number above 0, or one for each model by its name", lambda value: value > 0)
+        self.idle_s = idle_s
         self.target_utilisation = target_utilisation
         self.target_queue_s = target_queue_s
         self.cooldown_s = cooldown_s
         self.max_replicas_in_all = max_replicas_in_all
 
-    def __call__(
-        self, contexts: Mapping[Any, AutoscalingContext]
-    ) -> tuple[dict[Any, int], dict[Any, dict[str, Peaks]]]:
-        """Replicas, and the state to keep, by DeploymentID."""
+    def __call__(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
+        """Replicas, and the state to keep, by DeploymentID; none for models that sleep (serve_app.scale_to_zero)."""
+        return scale_to_zero.with_sleep(contexts, self.of_awake, self.idle_s, model_of, self.max_replicas_in_all)
+
+    def of_awake(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
+        """The same for the models that are awake."""
         needed = self.needed(contexts)
         peaks = {deployment: self.peaks(contexts[deployment], count) for deployment, count in needed.items()}
         replicas = [most[0][1] for most in peaks.values()]

@@ -11,6 +11,7 @@ InvalidRequestError
 └── ConflictError             what was asked does not fit what is there                                   (409)
 TriptychError
 ├── OverloadedError           the queue is full                                                           (429)
+├── ModelLoadingError         the model was asleep, and takes longer to load than a caller waits          (503)
 ├── StorageError
 │   └── StorageAwayError      the storage did not answer, or not as a storage does                        (502)
 ├── JobStoreAwayError         the job store did not answer, or is not there                               (503)
@@ -101,6 +102,18 @@ class OverloadedError(TriptychError):
         return self.message
 
 
+class ModelLoadingError(TriptychError):
+    """The model was asleep and is being loaded; after `retry_after_s` seconds it should be there."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class StorageAwayError(StorageError):
     """The storage did not answer in time, or not as a storage does: the next call would fare no better."""
 
@@ -167,6 +180,7 @@ ERROR_KINDS = (
     ErrorKind(OverloadedError, 429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorKind(StartTimeoutError, 504, "server_error", "start_timeout"),
     ErrorKind(CancelAfterError, 504, "server_error", "cancel_after"),
+    ErrorKind(ModelLoadingError, 503, "server_error", "model_loading"),
     ErrorKind(StageUnavailableError, 503, "server_error", "stage_unavailable"),
     ErrorKind(DeviceFullError, 503, "server_error", "device_full"),
     ErrorKind(StorageError, 502, "server_error", "storage_failed"),
@@ -188,16 +202,16 @@ def report_error(error: Exception, request_id: str | None = None) -> ErrorReport
         logger.error("request %s failed", request_id, exc_info=error)
         message = f"internal error; the server's log has it under request id {request_id}"
         return ErrorReport(500, "server_error", message, code="internal_error")
-    if kind.status >= 500 and not isinstance(original, TimeLimitError):
+    if kind.status >= 500 and not isinstance(original, TimeLimitError | ModelLoadingError):
         logger.error("request %s failed: %s", request_id, kind.code, exc_info=error)
     if isinstance(original, InvalidRequestError):
         return ErrorReport(kind.status, kind.type, original.message, original.code, original.param)
-    retry_after_s = RETRY_AFTER_S if kind.status == 503 else _retry_after_s(original)
+    retry_after_s = _retry_after_s(original) or (RETRY_AFTER_S if kind.status == 503 else None)
     return ErrorReport(kind.status, kind.type, kind.message or str(original), kind.code, None, retry_after_s)
 
 
 def _retry_after_s(error: Exception) -> int | None:
-    if isinstance(error, OverloadedError | JobStoreAwayError):
+    if isinstance(error, OverloadedError | ModelLoadingError | JobStoreAwayError):
         return error.retry_after_s
     if isinstance(error, BackPressureError):
         return math.ceil(error.retry_after_s or 1)

@@ -16,6 +16,9 @@ from env_config.library_caches import check_cache_root
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
 from serve_app.http.middleware.limits import SERVE_MAX_ONGOING_REQUESTS
+from serve_app.making.sleep.deployment_states import DeploymentStates
+from serve_app.making.sleep.kept_facts import FactStore
+from serve_app.making.sleep.model_sleep import ModelSleep
 from serve_app.making.stages import Stages
 from serve_app.service import ServiceArgs, open_service
 
@@ -46,7 +49,12 @@ class Ingress:
         owner = ray.get_runtime_context().get_actor_name() or ""
         meter = ServeMeter()
         stages = {name: Stages(*handles, owner, meter=meter) for name, handles in models.items()}
-        self.service = await open_service(args, env, stages, serve.get_replica_context().app_name)
+        application = serve.get_replica_context().app_name
+        states = DeploymentStates(application)
+        for name, each in stages.items():
+            store = FactStore(application, name)
+            each.sleep = ModelSleep(each.deployments(), states, store, name, meter)
+        self.service = await open_service(args, env, stages, application)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called after the constructor. The service starts last: a replica that cannot answer runs no jobs."""

@@ -203,8 +203,7 @@ class Service:
         for model in self.models.all():
             self.meter.set("triptych_model_info", 1, model=model.name)
             model.admission.tell(model.name)
-        for name in self.models.deployments():
-            self.meter.set("triptych_stages_wanted", 1, target=name)
+            await model.served.tell()
         await self.jobs.tell()
         if isinstance(self.storage, SpooledStorage):
             await self.storage.tell()
@@ -280,6 +279,7 @@ def making_of(name: str, args: ServiceArgs, env: EnvConfig, stages: Stages, laye
     served = ServedModel(name, stages, its_own.default_arguments, its_own.quality, aliases)
     admission = Admission(its_own.admission, stages.meter)
     stages.take_refused = admission.take_refused
+    stages.sleep.max_wait_s, stages.sleep.on_awake = its_own.sleep.max_wait_s, admission.begin_again
     context = LayerContext(env, stages, served, args.c2pa_certificate, args.c2pa_private_key)
 
     async def through_the_stages(request: GenerationRequest, follower: Follower) -> Any:

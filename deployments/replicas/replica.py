@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -157,6 +158,7 @@ class StageReplica:
             logger.info("%s", line)
         self._adapter_metrics = AdapterMetrics(self.meter, stages, self.stage.adapters)
         self._warm_up(model)
+        self.description = replace(self.description, start_s=time.time() - psutil.Process().create_time())
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
 
     def _open_denoiser(self, model: ModelArgs, can_ask: bool) -> DenoiserStage:

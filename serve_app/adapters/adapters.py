@@ -127,7 +127,8 @@ class Adapters:
         uses = []
         for each in asked:
             adapter = await self.get(each.name, each.field)
-            self._read_soon(adapter)
+            if not await self._stages.sleep.is_resting():  # reading it would wake the model
+                self._read_soon(adapter)
             if isinstance(each.scale, Mapping):
                 adapter = await self.with_facts(adapter, each.field)
                 _check_components(adapter, each.scale, each.field)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from ray.serve.handle import DeploymentHandle
+
 from deployments.adapters.use import AdapterUse
 from deployments.errors import InvalidRequestError, StageUnavailableError, TriptychError
 from serve_app.adapters.records import Facts
@@ -21,12 +23,15 @@ FORGETTING_S = 30.0
 async def read_adapter(stages: Stages, use: AdapterUse, field: str) -> Facts:
     """What a denoiser finds in the file, which it fetches for that.
 
-    Raises InvalidRequestError that names `field` for a LoRA that does not fit the model, StageUnavailableError where
-    its place does not answer, and what a lost replica raises. No text shows where the file is.
+    Waits for a model that is asleep as long as a caller does. Raises ModelLoadingError, InvalidRequestError that
+    names `field` for a LoRA that does not fit the model, StageUnavailableError where its place does not answer, and
+    what a lost replica raises. No text shows where the file is.
     """
+    await stages.sleep.awake(max_wait_s=stages.sleep.max_wait_s)
     try:
-        async with asyncio.timeout(READING_S):
-            plain = await stages.denoiser.inspect_adapter.remote(use.plain())
+        with stages.sleep.in_use():
+            async with asyncio.timeout(READING_S):
+                plain = await stages.denoiser.inspect_adapter.remote(use.plain())
     except TimeoutError as error:
         raise StageUnavailableError(f"the LoRA could not be brought here within {READING_S:g} s") from error
     except Exception as error:
@@ -48,7 +53,7 @@ def _without_place(message: str, use: AdapterUse) -> str:
 
 async def replicas_that_hold(stages: Stages) -> dict[str, dict[str, int]]:
     """Of each digest, how many replicas of each deployment have it in memory; what does not answer is left out."""
-    handles = stages.deployments()
+    handles = await awake_deployments(stages)
     answers = await asyncio.gather(
         *(handle.broadcast("adapters_held").results_async(timeout_s=HOLDING_S) for handle in handles.values()),
         return_exceptions=True,
@@ -66,7 +71,7 @@ async def replicas_that_hold(stages: Stages) -> dict[str, dict[str, int]]:
 
 async def forget_adapter(stages: Stages, digest: str) -> None:
     """No replica keeps it longer than the requests that use it; one that does not answer lets others push it out."""
-    handles = stages.deployments().values()
+    handles = (await awake_deployments(stages)).values()
     answers = await asyncio.gather(
         *(handle.broadcast("forget_adapter", digest).results_async(timeout_s=FORGETTING_S) for handle in handles),
         return_exceptions=True,
@@ -74,3 +79,9 @@ async def forget_adapter(stages: Stages, digest: str) -> None:
     for answer in answers:
         if isinstance(answer, BaseException):
             logger.warning("a deployment did not forget the LoRA %s: %r", digest, answer)
+
+
+async def awake_deployments(stages: Stages) -> dict[str, DeploymentHandle]:
+    """What sleeps holds nothing."""
+    resting = await stages.sleep.resting_deployments()
+    return {name: handle for name, handle in stages.deployments().items() if name not in resting}

@@ -130,7 +130,12 @@ class ModelCard(BaseModel):
     parent: str | None = Field(None, description="of a LoRA: the model that it changes")
     alias_of: str | None = Field(None, description="the model's own name, where this is another one of it")
     kind: MediaKind | None = Field(None, description="what it makes; null: it is not ready to tell")
-    state: Literal["ready", "loading"] = Field(description="loading: its stages have not told yet what they hold")
+    state: Literal["ready", "loading", "asleep"] = Field(
+        description="loading: it cannot serve yet; asleep: it has given its accelerators back until a request comes"
+    )
+    load_s: float | None = Field(
+        None, description="of a model that is asleep or loading: what its last load took; null: not measured"
+    )
 
 
 class ModelList(BaseModel):

@@ -66,6 +66,8 @@ async def answer_by_job(
     applied = {"Preference-Applied": asked.preference_applied} if asked.preference_applied else {}
     if asked.respond_async and not asked.wait_s:
         return await answer_with_job_object(service, context, job, applied)
+    if asked.wait_s is None and not job.has_ended:
+        await wait_for_its_model(service, job)
     job = await service.jobs.end_of(job.id, context.caller, math.inf if asked.wait_s is None else asked.wait_s)
     if not job.has_ended:
         return await answer_with_job_object(service, context, job, applied)
@@ -74,6 +76,14 @@ async def answer_by_job(
     urls = OutputURLs(service.storage, context.base_url)
     answer = result_of(job, await items_of_job(body.response_format, job, urls))
     return JSONResponse(answer.model_dump(), headers=applied)
+
+
+async def wait_for_its_model(service: Service, job: Job) -> None:
+    """As long as a caller waits for a model that was asleep. Raises ModelLoadingError; the job goes on."""
+    making = service.jobs.models.get(job.asked.model)
+    if making is not None:
+        sleep = making.model.stages.sleep
+        await sleep.awake(max_wait_s=sleep.max_wait_s)
 
 
 async def answer_generation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,11 @@ def sse_event(kind: str, data: dict[str, Any], number: int | None = None) -> byt
     """One event; without a number it does not move the reader's Last-Event-ID."""
     head = "" if number is None else f"id: {number}\n"
     return f"{head}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def rounded(about_s: float | None) -> int | None:
+    """Seconds that are only predicted."""
+    return None if about_s is None else math.ceil(about_s)
 
 
 async def sse_of_job(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:

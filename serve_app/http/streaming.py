@@ -16,7 +16,7 @@ from deployments.messages import GenerationRequest, Media, MediaFile, Usage
 from serve_app.errors import JobNotFoundError, report_error
 from serve_app.http.answers import UsageAnswer, background_of, usages_of
 from serve_app.http.errors import error_content
-from serve_app.http.sse import KEEP_ALIVE, sse_event
+from serve_app.http.sse import KEEP_ALIVE, rounded, sse_event
 from serve_app.jobs.codec import error_from_json
 from serve_app.jobs.records import Job, Output
 from serve_app.jobs.service import Jobs
@@ -34,8 +34,13 @@ class PartialPictures:
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[GenerationRequest, int, Media]] = deque()  # with their numbers: 0, 1 ... of a request
+        self.waits: dict[str, float | None] = {}  # what is waited for, and about how many seconds; not yet told
         self.arrived = asyncio.Event()
         self._made: Counter[str] = Counter()
+
+    def wait(self, what_for: str, about_s: float | None) -> None:
+        self.waits[what_for] = about_s
+        self.arrived.set()
 
     def add(self, request: GenerationRequest, media: Media) -> None:
         self.waiting.append((request, self._made[request.request_id], media))
@@ -51,6 +56,9 @@ class PartialPictureFollower(Follower):
         self.request = request
         self.previews = previews
 
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
+        self.partials.wait(what_for, about_s)
+
     def on_preview(self, step: int, media: Media) -> None:
         self.partials.add(self.request, media)
 
@@ -64,7 +72,8 @@ async def picture_events(
 ) -> AsyncIterator[bytes]:
     """A `partial_image` event for each preview and a `completed` event for each picture, as they come.
 
-    A failure ends the stream with an `error` event; when the caller hangs up, what is under way is cancelled.
+    A `waiting` event says that a model is loaded first, or that a device is full. A failure ends the stream with an
+    `error` event; when the caller hangs up, what is under way is cancelled.
     """
     pending = set(tasks)
     try:
@@ -75,6 +84,8 @@ async def picture_events(
             partials.arrived.clear()
             if not done:
                 yield KEEP_ALIVE
+            while partials.waits:
+                yield _waiting(prefix, *partials.waits.popitem())
             while partials.waiting:
                 request, number, media = partials.waiting.popleft()
                 for event in _partial(prefix, request, number, media):
@@ -120,6 +131,8 @@ async def _events_of_job(prefix: StreamPrefix, jobs: Jobs, storage: StorageBacke
                 small | {"background": background_of(job), "partial_image_index": shown[number]},
             )
             shown[number] += 1
+        elif event.kind == "waiting":
+            yield _waiting(prefix, event.data["for"], event.data.get("about_s"))
         elif event.kind == "stored":
             made = await jobs.get(job.id, job.owner)
             for output in made.outputs:
@@ -140,6 +153,12 @@ def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
 def _partial(prefix: StreamPrefix, request: GenerationRequest, number: int, media: Media) -> list[bytes]:
     kind = f"{prefix}.partial_image"
     return [_event(kind, _file(request, file) | {"partial_image_index": number}) for file in media.files]
+
+
+def _waiting(prefix: StreamPrefix, what_for: str, about_s: float | None) -> bytes:
+    kind = f"{prefix}.waiting"
+    told = {"type": kind, "created_at": int(time.time()), "for": what_for, "about_s": rounded(about_s)}
+    return sse_event(kind, told)
 
 
 def _completed(prefix: StreamPrefix, request: GenerationRequest, media: Media, end_user: str | None) -> list[bytes]:

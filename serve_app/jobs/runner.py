@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
-    waits: list[tuple[int, str]] = field(default_factory=list)  # request, what it waits for; not yet saved
+    # request, what it waits for, and about how many seconds; not yet saved
+    waits: list[tuple[int, str, float | None]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -104,19 +106,24 @@ class JobFollower(Follower):
         self.previews = previews
         self.resume_from = resume_from
         self._waits_for: str | None = None
-        self._late = asyncio.get_running_loop().call_later(LATE_S, self.on_wait, "denoiser")
+        self._late = asyncio.get_running_loop().call_later(LATE_S, self._is_late)
 
     def on_begin(self) -> None:
         self.end()
+        self._waits_for = None
         self.running.has_begun = True
         self.running.changed.set()
 
-    def on_wait(self, what_for: str) -> None:
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
         """Told once, until it gets further."""
         if self._waits_for != what_for:
             self._waits_for = what_for
-            self.running.waits.append((self.request, what_for))
+            self.running.waits.append((self.request, what_for, about_s))
             self.running.changed.set()
+
+    def _is_late(self) -> None:
+        if self._waits_for is None:
+            self.on_wait("denoiser")
 
     def end(self) -> None:
         """It waits for no denoiser any more."""
@@ -435,8 +442,10 @@ class JobRunner:
         except STORE_FAILED:
             logger.exception("the events of job %s could not be saved", job.id)
 
-    async def _save_wait(self, job_id: str, number: int, what_for: str) -> None:
-        data = {"request": number, "for": what_for}
+    async def _save_wait(self, job_id: str, number: int, what_for: str, about_s: float | None = None) -> None:
+        data: dict[str, Any] = {"request": number, "for": what_for}
+        if what_for == "model":
+            data["about_s"] = None if about_s is None else math.ceil(about_s)
         await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
         self.watch.notify(job_id)
 
@@ -480,8 +489,7 @@ class JobRunner:
             await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
             del running.warnings[: len(warnings)]
         while running.waits:
-            request, what_for = running.waits[0]
-            await self._save_wait(job_id, request, what_for)
+            await self._save_wait(job_id, *running.waits[0])
             del running.waits[0]
         if step is not None:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -202,6 +202,10 @@ class Admission:
         if busy_s >= MIN_BUSY_S and self.num_pending > 1:  # with one alone, stages wait for each other
             self.pace += SMOOTHING * (max(0.1, self._work_done_s / busy_s) - self.pace)
 
+    def begin_again(self) -> None:
+        """The model was loaded: no work could be done before."""
+        self._busy_since, self._work_done_s = time.monotonic(), 0.0
+
     @property
     def _num_awaited(self) -> int:
         return sum(ticket.is_awaited for tickets in self.pending.values() for ticket in tickets)

@@ -32,7 +32,10 @@ class MakeAtOnce:
 
         Raises what `start` and `make` raise.
         """
-        tasks = await self.start(requests, caller, [Follower() for _ in requests], limits=limits)
+        followers = [Follower() for _ in requests]
+        for each in followers:  # nobody can be told meanwhile how long it takes
+            each.load_patience_s = self.model.stages.sleep.max_wait_s
+        tasks = await self.start(requests, caller, followers, limits=limits)
         try:
             return list(await asyncio.gather(*tasks))
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, RequestWarning
@@ -20,6 +21,7 @@ class Follower:
     resume_from: Checkpoint | None = None  # where an earlier generation of the same work got to
     deadlines: Deadlines | None = None  # by which it must have begun, and be done
     patience_s: float = 0.0  # that it waits, without getting further, for a device that is full of other work
+    load_patience_s: float = math.inf  # that it waits for a model that was asleep
 
     def on_begin(self) -> None:
         """A denoiser has taken it up; again after the death of one."""
@@ -32,8 +34,12 @@ class Follower:
     def on_warning(self, warning: RequestWarning) -> None:
         """A stage noticed something that the caller should know; the media have it too."""
 
-    def on_wait(self, what_for: str) -> None:
-        """It waits, for the memory of a device ("device"); jobs also for a "denoiser" and the "storage"."""
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
+        """It waits, for the memory of a device ("device") or for a model that was asleep ("model"); jobs also for a
+        "denoiser" and the "storage".
+
+        `about_s`: seconds that this should take; None: not known.
+        """
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The denoising can go on from here, whatever dies; the bytes are in this process."""

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
-from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import StageUnavailableError
 from deployments.messages import StageDescription
 from deployments.starting import told_start
 from serve_app.making.ray_errors import first_line
+from serve_app.making.sleep.deployment_states import CONTROLLER_THREAD, State, deployment_states
+from serve_app.making.sleep.model_sleep import FRESH_S
 from serve_app.making.stages import Stages
 
 T = TypeVar("T")
-State = Literal["running", "failed"]
 
 TIMEOUT_S = 2.0
-# Of its own, so that a controller that never answers keeps this one thread and no other.
-CONTROLLER_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="controller")
 FAILED = "its replicas fail to start: the server's log says why"
 NO_ANSWER = "no replica answered in time: it is still loading, or it is down"
 
@@ -33,7 +29,8 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
 
     `models`: the stages of each, by its name.
     """
-    answers = await asyncio.gather(*(describe_stages(stages) for stages in models.values()))
+    resting = await resting_stages(models)
+    answers = await asyncio.gather(*(describe_stages(stages, but=resting) for stages in models.values()))
     details = {name: _detail(answer) for answered in answers for name, answer in answered.items()}
     silent = {name for answered in answers for name, answer in answered.items() if answer == NO_ANSWER}
     if silent:
@@ -47,11 +44,26 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
         for name, told in (await _in_time(dict[str, str](), starts_of, application, silent - running)).items():
             details[name]["detail"] = told
     missing = [name for name, detail in details.items() if not detail["ready"]]
-    states = {
-        name: "loading" if any(each in missing for each in stages.deployments()) else "ready"
-        for name, stages in models.items()
-    }
+    details |= {name: {"ready": False, "detail": words} for name, words in resting.items()}  # and not missing
+    states = {name: await _state_of(stages, missing) for name, stages in models.items()}
     return {"status": "loading" if missing else "ok", "models": states, "stages": details, "missing": missing}
+
+
+async def resting_stages(models: Mapping[str, Stages]) -> dict[str, str]:
+    """The deployments of models that sleep or are being woken, with what is told of them: that is no failure."""
+    resting: dict[str, str] = {}
+    for stages in models.values():
+        if names := await stages.sleep.resting_deployments():
+            await stages.sleep.facts()
+            resting |= dict.fromkeys(names, stages.sleep.words())
+    return resting
+
+
+async def _state_of(stages: Stages, missing: Collection[str]) -> str:
+    if any(name in missing for name in stages.deployments()):
+        return "loading"
+    state = await stages.sleep.state(FRESH_S)
+    return state if state == "asleep" else "loading" if state == "waking" else "ready"
 
 
 async def _in_time(otherwise: T, ask: Callable[..., T], *about: Any) -> T:
@@ -74,34 +86,20 @@ def _detail(answer: StageDescription | str) -> dict[str, Any]:
     }
 
 
-def deployment_states(application: str) -> dict[str, State]:
-    """Those with a replica that Serve's controller has found healthy, and those whose replicas it could not start.
-
-    Empty when the controller cannot be asked. A question to a replica waits behind the requests that wait for it, so
-    under load it says nothing.
-    """
-    try:
-        deployments = serve.status().applications[application].deployments
-    except (RayError, RayServeException, KeyError):
-        return {}
-    states: dict[str, State] = {}
-    for name, deployment in deployments.items():
-        if deployment.replica_states.get("RUNNING", 0):
-            states[name] = "running"
-        elif deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-            states[name] = "failed"
-    return states
-
-
 def starts_of(application: str, deployments: set[str]) -> dict[str, str]:
     """What those that start tell of it, such as how far they are warmed up."""
     told = {name: told_start(application, name) for name in deployments}
     return {name: text for name, text in told.items() if text is not None}
 
 
-async def describe_stages(stages: Stages, timeout_s: float = TIMEOUT_S) -> dict[str, StageDescription | str]:
-    """What each deployment holds, or why it cannot answer within `timeout_s`; asked at the same time."""
-    handles = stages.deployments()
+async def describe_stages(
+    stages: Stages, timeout_s: float = TIMEOUT_S, but: Collection[str] = ()
+) -> dict[str, StageDescription | str]:
+    """What each deployment holds, or why it cannot answer within `timeout_s`; asked at the same time.
+
+    `but`: those that are not asked, because a call would wake them.
+    """
+    handles = {name: handle for name, handle in stages.deployments().items() if name not in but}
     answers = await asyncio.gather(*(_describe(handle, timeout_s) for handle in handles.values()))
     return dict(zip(handles, answers, strict=True))
 

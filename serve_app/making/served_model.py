@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import StageUnavailableError
+from deployments.errors import StageUnavailableError, TriptychError
 from deployments.messages import ArgumentDescription, Effects, GenerationRequest, StageDescription
 from serve_app.making.health import describe_stages
+from serve_app.making.sleep.model_sleep import FRESH_S, RESTING
 from serve_app.making.stages import Stages
 
 ARGUMENTS_TIMEOUT_S = 60.0
@@ -31,25 +34,72 @@ class ServedModel:
     aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
+    _heard_at: int = field(default=-1, init=False)  # the loads that were seen when it described itself
     _arguments: asyncio.Task[list[ArgumentDescription]] | None = field(default=None, init=False)
 
     async def describe(self) -> StageDescription:
-        """Raises StageUnavailableError while the encoder cannot answer."""
-        if self._description is None:
-            answers = await describe_stages(self.stages)
-            answer = answers[self.stages.encoder.deployment_name]
-            if isinstance(answer, str):
-                raise StageUnavailableError(f"the model is not ready: {answer}")
-            self._description = answer
+        """What it said last, which a model that sleeps is not asked again.
+
+        Raises StageUnavailableError while the encoder cannot answer, and while a model sleeps that was never asked.
+        """
+        if self._description is None or self._heard_at != self.stages.sleep.loads:
+            self._description = await self._hear()
         return self._description
 
+    async def _hear(self) -> StageDescription:
+        sleep = self.stages.sleep
+        if await sleep.state(FRESH_S) in RESTING:
+            known = self._description or (await sleep.facts()).description
+            if known is None:
+                raise StageUnavailableError(f"{sleep.words()}; what it takes is not known before")
+            return known
+        loads = sleep.loads
+        answers = await describe_stages(self.stages)
+        answer = answers[self.stages.encoder.deployment_name]
+        if isinstance(answer, str):
+            if self._description is not None:
+                return self._description
+            raise StageUnavailableError(f"the model is not ready: {answer}")
+        self._heard_at = loads
+        load_s = (await sleep.facts()).load_s or _longest_start_s(answers.values())
+        await sleep.keep(description=answer, load_s=load_s)
+        return answer
+
+    async def wake_if_unknown(self) -> None:
+        """Wakes a model that sleeps and has never said what it takes: no request is known to be valid before.
+
+        Raises ModelLoadingError for such a model.
+        """
+        sleep = self.stages.sleep
+        if self._description is None and await sleep.is_resting() and (await sleep.facts()).description is None:
+            await sleep.wake()
+            raise sleep.refusal()
+
+    async def tell(self) -> None:
+        """What is known of its sleep, to the meter; a model that is awake says meanwhile what it takes."""
+        stages = self.stages
+        state = await stages.sleep.state(FRESH_S)
+        resting = await stages.sleep.resting_deployments()
+        stages.meter.set("triptych_model_asleep", float(state in RESTING), model=self.name)
+        for name in stages.deployments():
+            stages.meter.set("triptych_stages_wanted", float(name not in resting), target=name)
+        if state == "ready":
+            with contextlib.suppress(TriptychError, RayError, RayServeException):
+                await self.describe()
+
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
-        """What the request's arguments do; raises what a lost replica raises."""
+        """What the request's arguments do; raises what a lost replica raises, and StageUnavailableError while it
+        sleeps."""
+        if await self.stages.sleep.is_resting():
+            raise StageUnavailableError("the model is asleep")
         answer: Effects = await self.stages.encoder.effects.remote(request, asked)
         return answer
 
     async def arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription] | None:
         """Those that the checkpoint reads, learned when they are first asked for; None: not known yet."""
+        if self._arguments is None and await self.stages.sleep.is_resting():
+            kept = (await self.stages.sleep.facts()).arguments
+            return None if kept is None else list(kept)
         if self._arguments is None:
             # An empty context: it does not end with the HTTP request that began it.
             context = contextvars.Context()
@@ -64,6 +114,7 @@ class ServedModel:
 
     async def _ask_arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription]:
         answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.usual_arguments)
+        await self.stages.sleep.keep(arguments=tuple(answer))
         return answer
 
     @property
@@ -75,3 +126,8 @@ class ServedModel:
     def names(self) -> tuple[str, ...]:
         """All that callers may use, the first its own."""
         return self.name, *self.aliases
+
+
+def _longest_start_s(answers: Iterable[StageDescription | str]) -> float | None:
+    """Of the stages, as their replicas measured it: until a load of all of them was measured, the best guess."""
+    return max((each.start_s for each in answers if not isinstance(each, str) and each.start_s), default=None)

@@ -12,6 +12,7 @@ from deployments import tracing
 from deployments.messages import Envelope, GenerationRequest
 from deployments.metrics.meter import NO_METER, Meter
 from serve_app.making.follower import Follower
+from serve_app.making.sleep.model_sleep import ModelSleep
 from serve_app.making.suspects import Suspects, Suspicion
 
 MOST_KINDS = 1000  # of requests that are remembered
@@ -32,7 +33,11 @@ class Stages:
     take_refused: Callable[[], int] = lambda: 0  # requests refused since the last call: the encoder is told
     meter: Meter = NO_METER  # takes what this process measures
     suspects: Suspects = field(default_factory=Suspects, init=False)
+    sleep: ModelSleep = field(init=False)  # never, until it is told how Serve is asked
     _hand_offs: dict[RequestKind, HandOffWay] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.sleep = ModelSleep(self.deployments())
 
     def deployments(self) -> dict[str, DeploymentHandle]:
         """The handles by the name of their deployment, each once."""

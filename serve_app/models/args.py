@@ -22,6 +22,19 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_ALIAS_CHARS = 128
 
 
+class SleepArgs(BaseModel):
+    """What requests do that come to a model while it is asleep: `min_replicas: 0` of its deployments lets it sleep."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_wait_s: float = Field(
+        60,
+        ge=0,
+        description="seconds that a request waits which is answered at once; for longer loads it gets 503 with "
+        "Retry-After. Streams and jobs wait as long as it takes",
+    )
+
+
 class ServedModelArgs(BaseModel):
     """The arguments of one model that the ingress works by."""
 
@@ -45,6 +58,8 @@ class ServedModelArgs(BaseModel):
     admission: AdmissionArgs = Field(
         default_factory=AdmissionArgs, description="how much may wait in an ingress replica before it answers 429"
     )
+
+    sleep: SleepArgs = Field(default_factory=SleepArgs, description="how requests wait for a model that is asleep")
 
     @model_validator(mode="after")
     def check_its_arguments(self) -> Self:

@@ -40,8 +40,13 @@ class ServedModels:
         """The model that a body of `caller` names, or the one for what it asks for.
 
         Raises ModelNotFoundError, NotSupportedError where none makes such a thing, StageUnavailableError where it is
-        not known yet which does.
+        not known yet which does, ModelLoadingError where it sleeps and nothing is known of it.
         """
+        model = await self._meant_by(body, caller)
+        await model.served.wake_if_unknown()
+        return model
+
+    async def _meant_by(self, body: MediaBody, caller: str) -> ModelService:
         if body.model is not None:
             return self.named(body.model, caller)
         default = self._defaults.get(purpose_of(body))
@@ -130,6 +135,7 @@ async def _first_suitable(
         except StageUnavailableError as error:
             if model is default:
                 return model
+            await model.served.wake_if_unknown()
             reason = f"which model makes this is not known before {model.name!r} is ready: name one in `model`"
             raise StageUnavailableError(reason) from error
         if is_suitable(body, description):

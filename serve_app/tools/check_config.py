@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -24,7 +25,7 @@ from env_config.section import EnvConfigError, read_environ
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from env_config.variables import EnvConfig
 from serve_app.app import AppArgs, deployments_of, located_place, model_args
-from serve_app.autoscaling import ReplicaRatio
+from serve_app.autoscaling import ReplicaRatio, model_of
 from serve_app.tools.fits import cannot_fit
 from serve_app.tools.options import parser_of_check
 
@@ -222,8 +223,8 @@ def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[
     return problems + [
         f"{place}.{delay}: must be 0: the policy itself starts replicas at once and takes them away after cooldown_s"
         for place, config in configs.items()
-        for delay in ("upscale_delay_s", "downscale_delay_s")
-        if config.get(delay, AutoscalingConfig.model_fields[delay].default) != 0
+        for delay in ("upscale_delay_s", "downscale_delay_s", "downscale_to_zero_delay_s")
+        if config.get(delay, AutoscalingConfig.model_fields[delay].default) not in (0, None)
     ]
 
 
@@ -243,15 +244,43 @@ def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[
     except ValueError as error:
         return [f"{where}.policy_kwargs: {error}"]
     try:
-        least = sum(AutoscalingConfig(**config).min_replicas for config in configs.values())
+        least = {place: AutoscalingConfig(**config).min_replicas for place, config in configs.items()}
     except ValidationError:  # Serve's own schema names it
         return []
-    if policy.max_replicas_in_all is not None and policy.max_replicas_in_all < least:
-        return [
-            f"{where}.policy_kwargs.max_replicas_in_all: {policy.max_replicas_in_all} is less than the "
-            f"min_replicas of the deployments, {least} together"
+    problems = check_idle_s(policy.idle_s, least, where)
+    always, most = sum(least.values()), policy.max_replicas_in_all
+    if most is not None and most < always:
+        problems.append(
+            f"{where}.policy_kwargs.max_replicas_in_all: {most} is less than the "
+            f"min_replicas of the deployments, {always} together"
+        )
+    elif most is not None:
+        sleepers = Counter(model_of_place(place) for place, count in least.items() if not count)
+        problems += [
+            f"{where}.policy_kwargs.max_replicas_in_all: {most} leaves no room for {name}, whose deployments need "
+            f"{count} when it is awake, beside the {always} that are always there"
+            for name, count in sleepers.items()
+            if always + count > most
         ]
-    return []
+    return problems
+
+
+def check_idle_s(idle_s: Any, least: Mapping[str, int | None], where: str) -> list[str]:
+    """Names of models that there are not, and a time after which nothing would go."""
+    if not isinstance(idle_s, Mapping):
+        return []
+    sleepers = [model_of_place(place) for place, count in least.items() if not count]
+    return [
+        f"{where}.policy_kwargs.idle_s.{name}: no deployment of a model {name!r} has min_replicas: 0"
+        f"{hint(name, sleepers)}"
+        for name in idle_s
+        if name not in sleepers
+    ]
+
+
+def model_of_place(place: str) -> str:
+    """Of the place of a deployment's autoscaling_config."""
+    return model_of(place.rpartition("deployments[")[2].rpartition("]")[0])
 
 
 def deployment_names(application: Application) -> list[str]:

@@ -59,6 +59,7 @@ CASES = (
     Case("TriptychStageWithoutReplica", True, {**WANTED, REPLICA: "0x60"}),
     Case("TriptychStageWithoutReplica", True, WANTED),
     Case("TriptychStageWithoutReplica", False, {**WANTED, REPLICA: "1x60"}),
+    Case("TriptychStageWithoutReplica", False, {ingress("triptych_stages_wanted", target="Denoiser"): "0x60"}),
     Case("TriptychErrors", True, {GOOD: "0+30x60", BAD: "0+3x60"}),
     Case("TriptychErrors", True, {BAD: "0+3x60"}),
     Case("TriptychErrors", False, {GOOD: "0+30x60", BAD: "0+1x60"}),

@@ -43,6 +43,7 @@ PLACES: dict[str, list[str]] = {
         "GenerationFailedError",
         "JobError",
         "JobStoreAwayError",
+        "ModelLoadingError",
         "NotNumbersError",
         "OverloadedError",
         "PipelineFailedError",

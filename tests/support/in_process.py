@@ -18,6 +18,9 @@ from deployments.messages import GenerationRequest, Media, MediaFile, StageDescr
 from deployments.metrics.meter import NO_METER, Meter
 from env_config.variables import EnvConfig
 from serve_app.http.app import http_app
+from serve_app.making.sleep.deployment_states import DeploymentStates, State
+from serve_app.making.sleep.kept_facts import Facts
+from serve_app.making.sleep.model_sleep import ModelSleep
 from serve_app.making.stages import Stages
 from serve_app.models.registry import ServedModels
 from serve_app.models.service import ModelService
@@ -78,6 +81,19 @@ async def make_at_once(request: GenerationRequest) -> Media:
     return Media((file,), {"denoise": 0.02, "denoiser_forwards": 0.01, "decode": 0.001, "encode_media": 0.001})
 
 
+class PlayedFacts:
+    """In place of Ray's key-value store, of one model."""
+
+    def __init__(self) -> None:
+        self.kept = Facts()
+
+    async def read(self) -> Facts:
+        return self.kept
+
+    async def write(self, facts: Facts) -> None:
+        self.kept = facts
+
+
 class Server:
     """The application as a client reaches it, itself an ASGI application; its service is opened by the first request.
 
@@ -89,6 +105,8 @@ class Server:
         self.make: Callable[[GenerationRequest], Awaitable[Media]] = make_at_once
         self.meter: Meter = NO_METER  # of the next service
         self.environment: dict[str, dict[str, Any]] = {}  # variables by section, of the next service
+        self.states: dict[str, State] | None = None  # of the deployments, as Serve would say; None: no Serve
+        self.facts = PlayedFacts()  # what outlives an ingress replica
         self._opened: tuple[Service, ASGIApp] | None = None
         self.configure()
 
@@ -167,7 +185,12 @@ class Server:
         """Of the next service, by the name of the model."""
         several = {name: played(handle) for name, handle in self.handles.items()}
         stages = several or {self._args.model_name or "": self.stages()}
-        return {name: dataclasses.replace(each, meter=self.meter) for name, each in stages.items()}
+        stages = {name: dataclasses.replace(each, meter=self.meter) for name, each in stages.items()}
+        if self.states is not None:
+            states = DeploymentStates("app", lambda _: dict(self.states or {}))
+            for name, each in stages.items():
+                each.sleep = ModelSleep(each.deployments(), states, self.facts, name, self.meter)
+        return stages
 
     def close(self) -> None:
         if self._opened is not None:

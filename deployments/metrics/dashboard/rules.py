@@ -59,7 +59,7 @@ WANTED = (
 ALERTS = (
     Alert(
         "TriptychStageWithoutReplica",
-        f"{WANTED} unless on (application, deployment) "
+        f"{WANTED} > 0 unless on (application, deployment) "
         "(sum by (application, deployment) (ray_triptych_stage_replicas) > 0)",
         "1m",
         "page",

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.errors import TriptychError
 from serve_app.errors import OverloadedError
 from serve_app.jobs.service import Jobs
+from serve_app.making.health import resting_stages
 from serve_app.models.registry import ServedModels
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,10 @@ class ClusterWatch:
         handles = self.models.deployments()
         whose = {name: model.name for model in self.models.all() for name in model.stages.deployments()}
         admissions = [model.admission for model in self.models.all()]
-        answers = await asyncio.gather(*map(_ask, handles.values()))
+        resting = await resting_stages(self.models.stages())
+        answers = await asyncio.gather(
+            *(_told(resting[name]) if name in resting else _ask(handle) for name, handle in handles.items())
+        )
         now = time.monotonic()
         deployments = [
             {"model": whose[name]} | self._deployment(name, answer, now)
@@ -151,6 +155,11 @@ class ClusterWatch:
             ],
             "batches": _batches(activity["engine"], before["engine"]),
         }
+
+
+async def _told(words: str) -> list[Activity] | str:
+    """Of a deployment that sleeps."""
+    return words
 
 
 async def _ask(handle: DeploymentHandle) -> list[Activity] | str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from fastapi.routing import APIRoute
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from env_config.told.effective import effective_values
@@ -97,11 +98,20 @@ def dev_routes(service: Service) -> APIRouter | None:
 
 
 async def ask_all(handles: Mapping[str, DeploymentHandle], method: str, *arguments: Any) -> dict[str, list[Any]]:
-    """The answers of all replicas, by the names of their deployments; raises what the first refusal raises."""
-    answers = await asyncio.gather(
-        *(handle.broadcast(method, *arguments).results_async(timeout_s=TIMEOUT_S) for handle in handles.values())
-    )
+    """The answers of all replicas, by the names of their deployments; raises what the first refusal raises.
+
+    A deployment that sleeps has none.
+    """
+    answers = await asyncio.gather(*(_all_of(handle, method, *arguments) for handle in handles.values()))
     return dict(zip(handles, answers, strict=True))
+
+
+async def _all_of(handle: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
+    try:
+        answers: list[Any] = await handle.broadcast(method, *arguments).results_async(timeout_s=TIMEOUT_S)
+    except DeploymentUnavailableError:
+        return []
+    return answers
 
 
 def without(answer: dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from serve_app.http.answers import ModelCard, ModelList
 from serve_app.http.context import Context
 from serve_app.making.health import read_health
 from serve_app.making.served_model import USUAL_LEVEL, ServedModel
+from serve_app.making.sleep.model_sleep import FRESH_S
 from serve_app.models.service import ModelService
 from serve_app.requests.given.configured import as_configured, default_of
 from serve_app.requests.given.own_arguments import OTHER_NAMES
@@ -196,7 +197,7 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """200 when every stage of every model can serve, else 503 with what is missing."""
+        """200 when every stage of every model can serve, or sleeps until it is asked; else 503 with what is missing."""
         content = await read_health(service.models.stages())
         return JSONResponse(content, status_code=503 if content["missing"] else 200)
 
@@ -218,8 +219,18 @@ async def cards_of(model: ModelService) -> list[ModelCard]:
 
 
 async def state_of(model: ModelService) -> dict[str, Any]:
-    """The fields of a card that the stages tell."""
+    """The fields of a card that the stages tell; those that sleep are not asked."""
+    sleep = model.stages.sleep
+    state = await sleep.state(FRESH_S)
     try:
-        return {"kind": (await model.describe()).media_kind, "state": "ready"}
+        kind = (await model.describe()).media_kind
     except StageUnavailableError:
-        return {"kind": None, "state": "loading"}
+        kind, state = None, "loading" if state == "ready" else state
+    if state == "ready":
+        return {"kind": kind, "state": state}
+    load_s = (await sleep.facts()).load_s
+    return {
+        "kind": kind,
+        "state": "asleep" if state == "asleep" else "loading",
+        "load_s": None if load_s is None else round(load_s, 1),
+    }

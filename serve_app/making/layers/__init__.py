@@ -9,8 +9,18 @@ from serve_app.making.layers.sharing import SHARING
 from serve_app.making.layers.signing import SIGNING
 from serve_app.making.layers.time_limits import TIME_LIMITS
 from serve_app.making.layers.traces import TRACES
+from serve_app.making.layers.waking import WAKING
 
-LAYERS: tuple[Layer, ...] = (REPLACED_ADAPTERS, CALLERS_FAULTS, REQUEST_LOG, SIGNING, SHARING, TIME_LIMITS, TRACES)
+LAYERS: tuple[Layer, ...] = (
+    REPLACED_ADAPTERS,
+    CALLERS_FAULTS,
+    REQUEST_LOG,
+    SIGNING,
+    SHARING,
+    WAKING,
+    TIME_LIMITS,
+    TRACES,
+)
 
 
 def wrapped(make: Make, context: LayerContext, layers: tuple[Layer, ...] = LAYERS) -> Make:

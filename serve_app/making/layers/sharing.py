@@ -43,9 +43,9 @@ class SharedGeneration(Follower):
         for follower in self.followers:
             follower.on_warning(warning)
 
-    def on_wait(self, what_for: str) -> None:
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
         for follower in self.followers:
-            follower.on_wait(what_for)
+            follower.on_wait(what_for, about_s)
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         for follower in self.followers:

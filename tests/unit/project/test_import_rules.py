@@ -217,7 +217,8 @@ RULES = (
         never=HTTP,
     ),
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
-    Rule(("serve_app.autoscaling",), ()),  # Serve sends it by value into its controller
+    # Serve sends them by value into its controller.
+    Rule(("serve_app.autoscaling", "serve_app.scale_to_zero"), ("serve_app.scale_to_zero",)),
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),

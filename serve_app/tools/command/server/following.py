@@ -79,9 +79,16 @@ def tell(progress: Progress, event: ServerEvent) -> None:
         case "warning":
             progress.warn(data["message"])
         case "waiting":
-            progress.say(f"waiting for {WAITS.get(data.get('for'), 'what it needs')}")
+            progress.say(waiting_for(data))
         case "completed":
             progress.done()
+
+
+def waiting_for(data: dict[str, Any]) -> str:
+    if data.get("for") == "model":
+        about_s = data.get("about_s")
+        return "the model was asleep and is loading" + (f", about {about_s} s" if about_s else "")
+    return f"waiting for {WAITS.get(data.get('for', ''), 'what it needs')}"
 
 
 def check_end(job_id: str, end: ServerEvent) -> None:

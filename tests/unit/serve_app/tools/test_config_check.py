@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.tools.check_config import check_config, main
+from serve_app.tools.check_config import check_config, check_our_policy, main
 
 POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 
@@ -256,6 +256,37 @@ def test_a_delay_of_serve_on_top_of_our_policys_is_refused(delay: str, tmp_path:
     [left_out] = problems_of(config, tmp_path)
     assert written == left_out
     assert f"applications[toy].deployments[Encoder].autoscaling_config.{delay}: must be 0" in written
+
+
+@pytest.mark.parametrize(
+    ("settings", "meant"),
+    [
+        ({"max_replicas_in_all": 1, "idle_s": 60}, None),
+        ({"idle_s": 0}, ": idle_s must be a number above 0"),
+        ({"idle_s": {"flux": 60}}, ".idle_s.flux: no deployment of a model 'flux' has min_replicas: 0"),
+    ],
+)
+def test_how_long_a_model_is_idle_before_it_sleeps_is_checked(
+    settings: dict[str, Any], meant: str | None, tmp_path: Path
+) -> None:
+    problems = problems_of(scaled_by_ours(settings, min_replicas=0, downscale_to_zero_delay_s=0), tmp_path)
+    assert len(problems) == (meant is not None)
+    assert all(f"applications[toy].autoscaling_policy.policy_kwargs{meant}" in each for each in problems)
+
+
+def test_a_delay_of_serve_before_the_last_replica_goes_is_refused(tmp_path: Path) -> None:
+    [problem] = problems_of(scaled_by_ours({}, min_replicas=0, downscale_to_zero_delay_s=60), tmp_path)
+    assert "autoscaling_config.downscale_to_zero_delay_s: must be 0" in problem
+
+
+def test_there_must_be_room_for_each_model_when_it_is_awake() -> None:
+    least = {f"applications[a].deployments[{name}].autoscaling_config": 0 for name in ("VAE-wan", "Denoiser-wan")}
+    always = {"applications[a].deployments[Pipeline-flux].autoscaling_config": 1}
+    configs = {place: {"min_replicas": count, "max_replicas": 2} for place, count in (least | always).items()}
+    assert check_our_policy({"max_replicas_in_all": 3}, configs, "here") == []
+    [problem] = check_our_policy({"max_replicas_in_all": 2}, configs, "here")
+    assert "2 leaves no room for wan, whose deployments need 2 when it is awake, beside the 1" in problem
+    assert check_our_policy({"idle_s": {"wan": 5}}, configs, "here") == []
 
 
 def test_our_policy_is_refused_where_no_deployment_scales(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ async function readModels() {
 function offer(models) {
   const choice = byId("model");
   const before = choice.value;
-  const told = ({ id, kind, state }) => `${id}${kind ? ` (${kind})` : ""}${state === "ready" ? "" : ", loading"}`;
+  const told = ({ id, kind, state }) => `${id}${kind ? ` (${kind})` : ""}${state === "ready" ? "" : `, ${state}`}`;
   choice.replaceChildren(...models.map((each) => el("option", { value: each.id }, told(each))));
   if (models.some((each) => each.id === before)) choice.value = before;
   byId("models").hidden = models.length < 2;
@@ -76,7 +76,10 @@ byId("model").addEventListener("change", setUpForm);
 
 async function readModel(name) {
   const details = await callJSON(`v1/models/${name.split("/").map(encodeURIComponent).join("/")}`);
-  if (!details.arguments) throw new CallError(503, "The model is loading.", { retryAfter: 2 });
+  if (!details.arguments) {
+    const asleep = "The model is asleep, and its fields are not known before a request has woken it.";
+    throw new CallError(503, details.state === "asleep" ? asleep : "The model is loading.", { retryAfter: 2 });
+  }
   return details;
 }
 

@@ -109,7 +109,7 @@ function hear(run, { event, data }) {
     card.shown.alt = `Preview at step ${data.step}`;
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
-  else if (event === "waiting") waits(run, WAITS[data.for] ?? "It waits for what it needs.");
+  else if (event === "waiting") waits(run, waitingFor(data));
   else if (event === "stored") status(run, "Stored.");
 }
 
@@ -122,6 +122,11 @@ function started(run, isTakenOver) {
 function waits(run, text) {
   status(run, text);
   say(text);
+}
+
+function waitingFor({ for: what, about_s: about }) {
+  if (what === "model") return `The model was asleep and is loading${about ? `, about ${about} s` : ""}.`;
+  return WAITS[what] ?? "It waits for what it needs.";
 }
 
 function queued(run, position) {

@@ -1,0 +1,1 @@
+"""Models that sleep: whether one does, how it is woken, what is known of it meanwhile."""
