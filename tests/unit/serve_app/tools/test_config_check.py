@@ -228,15 +228,15 @@ def scaled_by_ours(settings: dict[str, Any], **autoscaling_config: Any) -> dict[
 
 
 def test_our_policy_with_good_settings_has_no_problems(tmp_path: Path) -> None:
-    assert problems_of(scaled_by_ours({"cooldown_s": 60, "max_replicas_in_all": 4}), tmp_path) == []
+    assert problems_of(scaled_by_ours({"cooldown_s": 60, "accelerators": 4}), tmp_path) == []
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": ({"target_utilization": 0.5}, ".target_utilization: unknown key; did you mean 'target_utilisation'?"),
     "out of range": ({"cooldown_s": -1}, ": cooldown_s must be a number of at least 0, got -1"),
     "too few": (
-        {"max_replicas_in_all": 1},
-        ".max_replicas_in_all: 1 is less than the min_replicas of the deployments, 2 together",
+        {"accelerators": 1},
+        ".accelerators: 1 is less than the min_replicas of the deployments, 2 together",
     ),
 }
 
