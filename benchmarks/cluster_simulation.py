@@ -1,5 +1,7 @@
 """A discrete-event simulation of a Ray Serve application whose requests go through stages of replicas.
 
+The stages are those of one model, or of several, one model's after the other's; a request goes through its own model's.
+
 As in Serve, a request goes to the less busy of two random replicas that have room (max_ongoing_requests), and
 otherwise waits at its caller, first come, first served. A replica works on up to `batch` requests at once.
 A replica occupies its accelerators from the decision to start it until the last of its requests is done.
@@ -32,6 +34,7 @@ class Stage:
     max_ongoing_requests: int = 32
     batch: int = 1  # requests of a replica that share its device; the others wait in it
     marginal_cost: float = 1.0  # what each further request of a batch adds, as a share of a lone one
+    accelerators: int = 1  # of one replica
 
     def slowdown(self, num_requests: float) -> float:
         """How much longer a request takes when the batch has so many."""
@@ -49,14 +52,23 @@ class RequestKind:
     """Requests that cost the same."""
 
     name: str
-    seconds: tuple[float, ...]  # of a lone request on each stage's device
+    seconds: tuple[float, ...]  # of a lone request on the device of each of its model's stages
     slo_s: float = float("inf")
     extra_s: float = 0.0  # HTTP, hops, writing the file: waits for nothing and occupies nothing
+    first_stage: int = 0  # the number of its model's first stage
 
     @property
     def alone_s(self) -> float:
         """End to end on an idle cluster."""
         return sum(self.seconds) + self.extra_s
+
+    @property
+    def stages(self) -> range:
+        """The numbers of the stages that it goes through."""
+        return range(self.first_stage, self.first_stage + len(self.seconds))
+
+    def seconds_in(self, stage: int) -> float:
+        return self.seconds[stage - self.first_stage]
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,7 @@ class Outcome:
     num_arrived: int = 0
     num_refused: int = 0
     accelerator_s: float = 0.0  # occupied, from start to end of the run
+    num_starts: int = 0  # of replicas, those of the beginning not
     ended_s: float = 0.0
 
     @property
@@ -122,7 +135,7 @@ class Request:
     __slots__ = ("arrived_s", "kind", "stage")
 
     def __init__(self, kind: RequestKind, arrived_s: float) -> None:
-        self.kind, self.arrived_s, self.stage = kind, arrived_s, 0
+        self.kind, self.arrived_s, self.stage = kind, arrived_s, kind.first_stage
 
 
 class Replica:
@@ -161,7 +174,7 @@ class Pool:
         self.request_s = 0.0
 
     def cost_s(self, kind: RequestKind) -> float:
-        return kind.seconds[self.index] * self.least_cost
+        return kind.seconds_in(self.index) * self.least_cost
 
     def note_end(self, kind: RequestKind) -> None:
         cost_s = self.cost_s(kind)
@@ -182,7 +195,7 @@ class Cluster:
     ) -> None:  # fmt: skip
         self.pools = [Pool(stage, index) for index, stage in enumerate(stages)]
         self.num_accelerators, self.policy, self.refuse_late = num_accelerators, policy, refuse_late
-        self.occupied = 0
+        self.occupied = self.num_starts = 0
         self.occupied_seen_s = 0.0
         self.random = random.Random(seed)
         self.events: list[tuple[float, int, Callable[..., None], object, int]] = []
@@ -194,7 +207,7 @@ class Cluster:
         for pool, count in zip(self.pools, initial, strict=True):
             pool.target = count
             for _ in range(count):
-                self.count_accelerators(1)
+                self.count_accelerators(pool.stage.accelerators)
                 replica = Replica(pool)
                 pool.replicas.append(replica)
                 self.serve(replica)
@@ -209,7 +222,7 @@ class Cluster:
         self.outcome.num_arrived += 1
         if self.refuse_late and self.predicted_s(kind) > REFUSE_FROM * kind.slo_s:
             self.outcome.num_refused += 1
-            self.pools[0].refused += 1
+            self.pools[kind.first_stage].refused += 1
             return
         self.in_flight += 1
         self.enter(Request(kind, self.now))
@@ -217,7 +230,8 @@ class Cluster:
     def predicted_s(self, kind: RequestKind) -> float:
         """The latency that an ingress would predict: in batches and behind queues as they are now."""
         latency_s = kind.extra_s
-        for pool, seconds in zip(self.pools, kind.seconds, strict=True):
+        for stage, seconds in zip(kind.stages, kind.seconds, strict=True):
+            pool = self.pools[stage]
             num_running = max(1, pool.num_running)
             batch = min(pool.stage.batch, max(1.0, pool.ongoing / num_running))
             latency_s += seconds * pool.stage.slowdown(batch) + pool.waiting_s / num_running
@@ -257,7 +271,7 @@ class Cluster:
         self.numbers += 1
         replica.pool.busy[replica] = None
         replica.pool.waiting_s -= replica.pool.cost_s(request.kind)
-        heapq.heappush(replica.active, (replica.work + request.kind.seconds[request.stage], self.numbers, request))
+        heapq.heappush(replica.active, (replica.work + request.kind.seconds_in(request.stage), self.numbers, request))
 
     def advance(self, replica: Replica) -> None:
         """Brings the work of the active requests up to now."""
@@ -289,14 +303,14 @@ class Cluster:
         if replica.draining:
             self.schedule_end(replica)
             if not replica.ongoing:
-                self.count_accelerators(-1)
+                self.count_accelerators(-pool.stage.accelerators)
         elif pool.queue:
             self.assign(replica, pool.queue.popleft())
         else:
             self.schedule_end(replica)
             self.add_to_free(replica)
         request.stage += 1
-        if request.stage < len(self.pools):
+        if request.stage in request.kind.stages:
             self.enter(request)
         else:
             self.in_flight -= 1
@@ -348,17 +362,23 @@ class Cluster:
         replica.draining = True
         self.take_from_free(replica)
         if not replica.ongoing:
-            self.count_accelerators(-1)
+            self.count_accelerators(-pool.stage.accelerators)
 
     def reconcile(self) -> None:
-        """Stops what is too much, then starts what is missing as far as accelerators are free, by turns."""
+        """Stops what is too much, then starts what is missing as far as accelerators are free, by turns.
+
+        A replica that finds too few free accelerators waits and reserves none.
+        """
         for pool in self.pools:
             while len(pool.replicas) > pool.target:
                 self.stop_one(pool)
         missing = [pool for pool in self.pools if len(pool.replicas) < pool.target]
-        while missing and self.occupied < self.num_accelerators:
+        while missing:
             pool = missing.pop(0)
-            self.count_accelerators(1)
+            if self.occupied + pool.stage.accelerators > self.num_accelerators:
+                continue
+            self.count_accelerators(pool.stage.accelerators)
+            self.num_starts += 1
             replica = Replica(pool)
             pool.replicas.append(replica)
             self.at(self.now + pool.stage.start_s, self.serve, replica)
@@ -410,11 +430,14 @@ def simulate(
 ) -> Outcome:
     """What becomes of `arrivals`, which are in order of time, until the last of them has ended.
 
-    `initial` replicas of each stage, one accelerator each, run from the start. With `refuse_late` a request is
-    refused where the ingress predicts a latency near its SLO. Raises ValueError if the replicas do not fit.
+    `initial` replicas of each stage run from the start. With `refuse_late` a request is refused where the ingress
+    predicts a latency near its SLO. Raises ValueError if the replicas do not fit.
     """
-    if sum(initial) > num_accelerators or min(initial) < 1:
-        raise ValueError(f"initial replicas {tuple(initial)} must be at least 1 each, {num_accelerators} in all")
+    occupied = sum(stage.accelerators * count for stage, count in zip(stages, initial, strict=True))
+    if occupied > num_accelerators or min(initial) < 1:
+        raise ValueError(
+            f"initial replicas {tuple(initial)} must be at least 1 each and fit into {num_accelerators} accelerators"
+        )
     if any(later.time_s < earlier.time_s for earlier, later in pairwise(arrivals)):
         raise ValueError("arrivals must be in order of time")
     cluster = Cluster(stages, num_accelerators, policy, initial, seed, refuse_late)
@@ -431,5 +454,5 @@ def simulate(
             cluster.now, _, function, subject, generation = heapq.heappop(events)
             function(subject, generation)
     cluster.count_accelerators(0)
-    cluster.outcome.ended_s = cluster.now
+    cluster.outcome.ended_s, cluster.outcome.num_starts = cluster.now, cluster.num_starts
     return cluster.outcome

@@ -56,10 +56,11 @@ class Program:
         self.running = [[self.variable() for _ in range(num_slots)] for _ in stages]
         work: list[list[Terms]] = [[[] for _ in range(num_slots)] for _ in stages]
         for group, good in self.good.items():
-            for number, stage in enumerate(stages):
+            for number in group[1].stages:
+                stage = stages[number]
                 done = [self.variable() for _ in range(group[0], last_slot[group] + 1)]
                 self.rows.append(([(good, 1.0), *((each, -1.0) for each in done)], 0.0))
-                seconds = group[1].seconds[number] * stage.least_cost
+                seconds = group[1].seconds_in(number) * stage.least_cost
                 for slot, each in enumerate(done, group[0]):
                     work[number][slot].append((each, seconds))
         occupied: list[Terms] = [[] for _ in range(num_slots)]
@@ -67,12 +68,12 @@ class Program:
             starting_slots = int(stage.start_s / slot_s)
             for slot, running in enumerate(self.running[number]):
                 self.rows.append(([*work[number][slot], (running, -slot_s)], 0.0))
-                occupied[slot].append((running, 1.0))
+                occupied[slot].append((running, float(stage.accelerators)))
                 if slot and starting_slots:
                     started = self.variable()
                     self.rows.append(([(running, 1.0), (self.running[number][slot - 1], -1.0), (started, -1.0)], 0.0))
                     for before in range(max(0, slot - starting_slots), slot):
-                        occupied[before].append((started, 1.0))
+                        occupied[before].append((started, float(stage.accelerators)))
         self.rows += [(terms, float(num_accelerators)) for terms in occupied]
         self.accelerator_terms = [term for terms in occupied for term in terms]
 

@@ -51,9 +51,15 @@ def weights(kinds: Sequence[RequestKind], second: float) -> Sequence[float]:
 
 def work_by_stage(stages: Sequence[Stage], kinds: Sequence[RequestKind], second: float) -> list[float]:
     """Accelerator seconds of a mean request in each stage, in full batches."""
-    mix = weights(kinds, second)
+    return work_of_mix(stages, kinds, weights(kinds, second))
+
+
+def work_of_mix(stages: Sequence[Stage], kinds: Sequence[RequestKind], mix: Sequence[float]) -> list[float]:
+    """The same for a mix of kinds, each with its share of the requests."""
     return [
-        stage.least_cost * sum(w * kind.seconds[number] for w, kind in zip(mix, kinds, strict=True))
+        stage.least_cost
+        * stage.accelerators
+        * sum(w * kind.seconds_in(number) for w, kind in zip(mix, kinds, strict=True) if number in kind.stages)
         for number, stage in enumerate(stages)
     ]
 

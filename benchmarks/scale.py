@@ -28,8 +28,7 @@ from benchmarks.load_profile import PROFILES, Profile, arrivals_of, mean_second_
 from benchmarks.open_loop import percentile
 from benchmarks.report import RAW, machine, table, write
 from benchmarks.scale_validation import validate
-from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
-from serve_app.autoscaling import proportional
+from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault, proportional
 
 COSTS = Path(__file__).parent / "stage_costs.json"
 EMBEDDED = "emoji_flux_cpu"
@@ -154,7 +153,7 @@ def policies(
     best, thirds = proportional(mean, accelerators), proportional([1, 1, 1], accelerators)
     start = proportional(first, needed)
     return {
-        "replica ratio": (lambda: ReplicaRatio(accelerators), start),
+        "replica ratio": (lambda: ReplicaRatio(accelerators, costs.stages), start),
         "Serve's default": (lambda: ServeDefault(len(costs.stages), accelerators), start),
         "fixed, by the mean work": (lambda: Fixed(best), best),
         "fixed, a third each": (lambda: Fixed(thirds), thirds),
@@ -193,7 +192,7 @@ def as_markdown(result: dict[str, Any]) -> list[str]:
         "program (`benchmarks/goodput_bound.py`): it knows all arrivals beforehand, so no policy can reach it. At its "
         f"peak a load brings {settings['peak']:.0%} of the work that all accelerators can do. Every replica takes one "
         "accelerator, the small stages too. The replica-ratio policy is the application's own "
-        "(`serve_app/autoscaling.py`, docs/autoscaling.md), called as Serve calls it. Figures are medians over "
+        "(`serve_app/autoscaling/`, docs/autoscaling.md), called as Serve calls it. Figures are medians over "
         f"{settings['seeds']} seeds of the arrivals, with the range of the goodput in brackets; one seed where there "
         f"are more than {MOST_FOR_SEEDS} accelerators.",
         "",

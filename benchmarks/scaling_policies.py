@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,23 @@ from ray.serve.autoscaling_policy import (
 )
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from benchmarks.cluster_simulation import View
+from benchmarks.cluster_simulation import Stage, View
 from serve_app import autoscaling
+from serve_app.autoscaling.work import STAGES
+
+ONE_MODEL = tuple(Stage(name) for name in STAGES)
+
+
+def proportional(weights: Sequence[float], total: int) -> list[int]:
+    """`total` split in proportion to `weights`, by largest remainder; each gets 1 at least."""
+    rest = total - len(weights)
+    exact = [max(0.0, total * weight / sum(weights) - 1) for weight in weights]
+    scale = rest / sum(exact) if sum(exact) else 0.0
+    shares = [1 + math.floor(scale * part + 1e-9) for part in exact]
+    order = sorted(range(len(weights)), key=lambda i: shares[i] - 1 - scale * exact[i])
+    for index in order[: max(0, total - sum(shares))]:
+        shares[index] += 1
+    return shares
 
 
 class Fixed:
@@ -50,24 +66,29 @@ class ServeDefault:
 
 
 class ReplicaRatio:
-    """The product's policy, called as Serve's controller does: for all stages together.
+    """The product's policy, called as Serve's controller does: for all stages of all models together.
 
     The simulation reports a stage as one replica would that did all its work, with what waits at the callers.
     """
 
-    def __init__(self, num_accelerators: int, **settings: Any) -> None:
-        """`settings` are those of policy_kwargs; what is not named has its default."""
-        self.policy = autoscaling.ReplicaRatio(max_replicas_in_all=num_accelerators, **settings)
+    def __init__(self, num_accelerators: int, stages: Sequence[Stage] = ONE_MODEL, **settings: Any) -> None:
+        """`settings` are those of policy_kwargs; what is not named has its default.
+
+        `stages` are called STAGE-MODEL, or STAGE where there is one model: encoder, denoiser or vae.
+        """
+        self.stages = stages
+        each = {stage.name: stage.accelerators for stage in stages}
+        self.policy = autoscaling.ReplicaRatio(accelerators=num_accelerators, **{"accelerators_each": each, **settings})
         self.config = AutoscalingConfig(
             min_replicas=1, max_replicas=num_accelerators, upscale_delay_s=0, downscale_delay_s=0
         )
-        self.states: dict[int, dict[str, Any]] = {}
+        self.states: dict[str, dict[str, Any]] = {}
         self.decided: tuple[float, list[int]] | None = None  # at the time of the last report
 
     def __call__(self, view: View) -> Sequence[int]:
         reported_s = view.reports[-1].time_s
         if self.decided is None or self.decided[0] != reported_s:  # else nothing new is known
-            contexts = {stage: self.context(view, stage) for stage in range(len(view.running))}
+            contexts = {stage.name: self.context(view, number) for number, stage in enumerate(self.stages)}
             replicas, self.states = self.policy(contexts)
             self.decided = reported_s, list(replicas.values())
         return self.decided[1]
@@ -75,7 +96,8 @@ class ReplicaRatio:
     def context(self, view: View, stage: int) -> AutoscalingContext:
         since_s = view.reports[-1].time_s - self.config.look_back_period_s
         reports = [report for report in view.reports if report.time_s >= since_s]
-        name = autoscaling.STAGES[stage]
+        deployment = self.stages[stage]
+        name = deployment.name.partition("-")[0]
         series = {
             "busy_s": [report.arrived_s[stage] - report.outstanding_s[stage] for report in reports],
             "outstanding_s": [report.outstanding_s[stage] for report in reports],
@@ -87,14 +109,15 @@ class ReplicaRatio:
         times_s = [report.time_s for report in reports]
         return context(
             self.config,
-            self.states.get(stage, {}),
+            self.states.get(deployment.name, {}),
             view,
             stage,
             total_num_requests=view.mean_ongoing(stage, self.config.look_back_period_s),
             raw_metrics={
                 f"{name}_{number}": {"all": [TimeStampedValue(*point) for point in zip(times_s, values, strict=True)]}
                 for number, values in series.items()
-            },
+            }
+            | {"load_s": {"all": [TimeStampedValue(times_s[-1], deployment.start_s)]}},
         )
 
 

@@ -1,4 +1,4 @@
-"""What a replica reports to `serve_app.autoscaling`: the load of each of its stages, as plain numbers."""
+"""What a replica reports to `serve_app.autoscaling`: the load of each of its stages and its start, as plain numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from deployments.messages import StageName
 from deployments.observability.stage_load import Load
 
 
-def autoscaling_stats(loads: Mapping[StageName, Load], engine: Engine | None) -> dict[str, float]:
-    """The fields of each Load under the name of its stage, such as `vae_busy_s`; `engine` is the denoiser's."""
+def autoscaling_stats(loads: Mapping[StageName, Load], engine: Engine | None, load_s: float) -> dict[str, float]:
+    """The fields of each Load under the name of its stage, such as `vae_busy_s`; `engine` is the denoiser's.
+
+    `load_s`: how long the replica's own start took, from its first line to the end of its warm-up.
+    """
     told = dict(loads)
     if engine is not None:
         outstanding_s = denoising_outstanding_s(loads["denoiser"], engine)
         told["denoiser"] = replace(loads["denoiser"], outstanding_s=outstanding_s)
-    return {f"{stage}_{name}": value for stage, load in told.items() for name, value in asdict(load).items()}
+    stages = {f"{stage}_{name}": value for stage, load in told.items() for name, value in asdict(load).items()}
+    return stages | {"load_s": load_s}
 
 
 def denoising_outstanding_s(load: Load, engine: Engine) -> float:

@@ -103,6 +103,7 @@ class StageReplica:
         observers: Sequence[MakeObserver] = OBSERVERS,
         checked: tuple[tuple[StageName, ...], ...] = (),
     ) -> None:
+        began_at = time.monotonic()
         self.env = EnvConfig.from_environ()
         runtime = self.env.runtime
         check_cache_root(runtime.cache_root)
@@ -159,6 +160,7 @@ class StageReplica:
         self._adapter_metrics = AdapterMetrics(self.meter, stages, self.stage.adapters)
         self._warm_up(model)
         self.description = replace(self.description, start_s=time.time() - psutil.Process().create_time())
+        self._load_s = time.monotonic() - began_at
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
 
     def _open_denoiser(self, model: ModelArgs, can_ask: bool) -> DenoiserStage:
@@ -339,7 +341,7 @@ class StageReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `serve_app.autoscaling` decides on; Serve asks every few seconds where a deployment scales."""
         engine = self.denoiser.engine if self.denoiser else None
-        return autoscaling_stats(self.observers.find(StageLoads).loads(), engine)
+        return autoscaling_stats(self.observers.find(StageLoads).loads(), engine, self._load_s)
 
     async def activity(self) -> dict[str, Any]:
         """How busy it is and with what, for those who watch the cluster."""

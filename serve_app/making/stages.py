@@ -33,11 +33,9 @@ class Stages:
     take_refused: Callable[[], int] = lambda: 0  # requests refused since the last call: the encoder is told
     meter: Meter = NO_METER  # takes what this process measures
     suspects: Suspects = field(default_factory=Suspects, init=False)
-    sleep: ModelSleep = field(init=False)  # never, until it is told how Serve is asked
+    # Never asleep, until it is told how Serve is asked.
+    sleep: ModelSleep = field(default_factory=lambda: ModelSleep({}), init=False)
     _hand_offs: dict[RequestKind, HandOffWay] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.sleep = ModelSleep(self.deployments())
 
     def deployments(self) -> dict[str, DeploymentHandle]:
         """The handles by the name of their deployment, each once."""

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -248,21 +247,29 @@ def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[
     except ValidationError:  # Serve's own schema names it
         return []
     problems = check_idle_s(policy.idle_s, least, where)
-    always, most = sum(least.values()), policy.max_replicas_in_all
-    if most is not None and most < always:
-        problems.append(
-            f"{where}.policy_kwargs.max_replicas_in_all: {most} is less than the "
-            f"min_replicas of the deployments, {always} together"
-        )
-    elif most is not None:
-        sleepers = Counter(model_of_place(place) for place, count in least.items() if not count)
-        problems += [
-            f"{where}.policy_kwargs.max_replicas_in_all: {most} leaves no room for {name}, whose deployments need "
-            f"{count} when it is awake, beside the {always} that are always there"
-            for name, count in sleepers.items()
-            if always + count > most
-        ]
+    problems += check_room(policy, least, where)
     return problems
+
+
+def check_room(policy: ReplicaRatio, least: Mapping[str, int | None], where: str) -> list[str]:
+    """Whether what is always there, and each model beside it when it is awake, finds its accelerators."""
+    if policy.accelerators is None:
+        return []
+    each = {place: policy.accelerators_each.get(deployment_of_place(place), 1.0) for place in least}
+    always = sum(each[place] * (count or 0) for place, count in least.items())
+    setting, pool = f"{where}.policy_kwargs.accelerators", policy.accelerators
+    if always > pool:
+        return [f"{setting}: {pool:g} is less than min_replicas of the deployments take, {always:g} together"]
+    sleepers = [place for place, count in least.items() if not count]
+    awake = dict.fromkeys(map(model_of_place, sleepers), 0.0)
+    for place in sleepers:
+        awake[model_of_place(place)] += each[place]
+    return [
+        f"{setting}: {pool:g} leaves no room for {name}, whose deployments need {more:g} when it is awake, beside the "
+        f"{always:g} that are always taken"
+        for name, more in awake.items()
+        if always + more > pool
+    ]
 
 
 def check_idle_s(idle_s: Any, least: Mapping[str, int | None], where: str) -> list[str]:
@@ -280,7 +287,11 @@ def check_idle_s(idle_s: Any, least: Mapping[str, int | None], where: str) -> li
 
 def model_of_place(place: str) -> str:
     """Of the place of a deployment's autoscaling_config."""
-    return model_of(place.rpartition("deployments[")[2].rpartition("]")[0])
+    return model_of(deployment_of_place(place))
+
+
+def deployment_of_place(place: str) -> str:
+    return place.rpartition("deployments[")[2].rpartition("]")[0]
 
 
 def deployment_names(application: Application) -> list[str]:

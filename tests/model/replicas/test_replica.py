@@ -99,6 +99,7 @@ def test_a_replica_reports_the_load_of_each_of_its_stages(make_replica: MakeRepl
     for stage in ("encoder", "denoiser", "vae"):
         assert (stats[f"{stage}_arrived"], stats[f"{stage}_present"]) == (1, 0)
         assert stats[f"{stage}_busy_s"] > 0
+    assert stats["load_s"] > 0
 
 
 def test_a_replica_tells_what_it_does_and_nothing_of_where_it_is(

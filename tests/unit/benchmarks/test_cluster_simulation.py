@@ -136,5 +136,5 @@ def test_what_would_be_late_is_refused_and_the_rest_is_in_time() -> None:
 
 
 def test_replicas_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 in all"):
+    with pytest.raises(ValueError, match="fit into 2 accelerators"):
         simulate([Stage("stage")], [], 2, Fixed([3]), [3])

@@ -3,8 +3,7 @@
 import pytest
 
 from benchmarks.cluster_simulation import Arrival, Report, RequestKind, Stage, View, simulate
-from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault
-from serve_app.autoscaling import fit, proportional
+from benchmarks.scaling_policies import Fixed, ReplicaRatio, ServeDefault, proportional
 
 
 def view(time_s: float, reports: list[Report], running: tuple[int, ...] = (1,)) -> View:
@@ -48,12 +47,6 @@ def test_the_ratio_of_replicas_follows_the_ratio_of_work() -> None:
     arrivals = [Arrival(number / 10, kind) for number in range(3000)]  # 2, 80 and 8 seconds of work a second
     simulate([Stage(name) for name in ("encoder", "denoiser", "vae")], arrivals, 1000, record, (3, 100, 10))
     assert asked[250] == pytest.approx([3, 100, 10], abs=1)
-
-
-def test_what_does_not_fit_is_cut_in_proportion() -> None:
-    assert fit([10, 100, 20], [10, 100, 20], 130) == [10, 100, 20]
-    assert fit([20, 200, 40], [20, 200, 40], 130) == [10, 100, 20]
-    assert fit([10, 50, 10], [10, 150, 10], 100) == [10, 80, 10]
 
 
 @pytest.mark.parametrize("weights", [(0.001, 10, 0.01), (1, 1, 1), (5, 3, 2), (0.021, 6.447, 0.010)])

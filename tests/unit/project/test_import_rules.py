@@ -43,6 +43,7 @@ def room(name: str) -> tuple[str, ...]:
     return name, f"{name}.*"
 
 
+AUTOSCALING = room("serve_app.autoscaling")
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
 # What a stage is built from, and what a request says of a LoRA; no library but pydantic.
@@ -132,7 +133,7 @@ RULES = (
             "serve_app.app",
             "deployments.plan.cards",
             "serve_app.api_keys",
-            "serve_app.autoscaling",
+            *AUTOSCALING,
             *TOOLS,
             *DOOR,
             *ACCELERATORS,
@@ -217,8 +218,7 @@ RULES = (
         never=HTTP,
     ),
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
-    # Serve sends them by value into its controller.
-    Rule(("serve_app.autoscaling", "serve_app.scale_to_zero"), ("serve_app.scale_to_zero",)),
+    Rule(AUTOSCALING, AUTOSCALING),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),

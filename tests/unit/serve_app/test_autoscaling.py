@@ -15,7 +15,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from deployments.messages import STAGES as STAGES_OF_MESSAGES
 from deployments.observability.stage_load import Load
-from serve_app.autoscaling import STAGES, ReplicaRatio, fit, proportional
+from serve_app.autoscaling import ReplicaRatio
+from serve_app.autoscaling.work import STAGES
 
 NOW = 1000.0
 LOOK_BACK_S = 30.0
@@ -141,7 +142,7 @@ def test_the_stages_of_one_model_hear_nothing_of_the_requests_of_another() -> No
     alone = {model: decide(told, target_queue_s=1e12) for model, told in (("a", busy), ("b-c", idle))}
     decided = decide(both, target_queue_s=1e12)
     assert decided == {f"{name}-{model}": count for model, each in alone.items() for name, count in each.items()}
-    assert sum(decide(both, max_replicas_in_all=20).values()) == 20
+    assert sum(decide(both, accelerators=20).values()) == 20
 
 
 def test_there_are_no_more_replicas_than_requests() -> None:
@@ -257,15 +258,9 @@ def test_more_requests_are_seen_as_they_begin_to_come_unless_they_may_be_chance(
 def test_what_does_not_fit_is_shared_in_the_ratio_of_the_work() -> None:
     told = three_stages(rate=10, seconds=(0.8, 8.0, 1.6), num_waiting=200)
     alone = decide(told, **FOR_THE_RATE)
-    shared = decide(told, **FOR_THE_RATE, max_replicas_in_all=52)
+    shared = decide(told, **FOR_THE_RATE, accelerators=52)
     assert alone == {"Encoder": 8, "Denoiser": 80, "VAE": 16}
     assert shared == {"Encoder": 4, "Denoiser": 40, "VAE": 8}
-
-
-def test_what_is_shared_keeps_each_deployments_least() -> None:
-    assert proportional([4, 20], 10, [4, 1]) == [4, 6]
-    assert proportional([1, 1], 1, [0, 0]) == [1, 0]
-    assert fit([4, 20], [4, 20], 10, [4, 1]) == [4, 6]
 
 
 def test_a_stage_in_its_cooldown_gives_its_replicas_to_one_that_needs_them_now() -> None:
@@ -275,7 +270,7 @@ def test_a_stage_in_its_cooldown_gives_its_replicas_to_one_that_needs_them_now()
         "VAE": context(replica("vae", request_s=2.0, rate=4, waiting=20)),
     }
     assert decide(told, **FOR_THE_RATE) == {"Denoiser": 9, "VAE": 8}
-    freed = decide(told, **FOR_THE_RATE, max_replicas_in_all=10)
+    freed = decide(told, **FOR_THE_RATE, accelerators=10)
     assert freed == {"Denoiser": 2, "VAE": 8}
 
 
@@ -347,8 +342,8 @@ def test_a_decision_depends_on_nothing_but_what_serve_tells() -> None:
         ("target_queue_s", float("inf"), "target_queue_s"),
         ("cooldown_s", -1, "cooldown_s"),
         ("cooldown_s", True, "cooldown_s"),
-        ("max_replicas_in_all", 0, "max_replicas_in_all must be a whole number of at least 1, got 0"),
-        ("max_replicas_in_all", 2.5, "max_replicas_in_all"),
+        ("accelerators", 0, "accelerators must be a number above 0, got 0"),
+        ("accelerators", "8", "accelerators must be a number above 0, got '8'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: Any, meant: str) -> None:

@@ -177,7 +177,7 @@ def test_without_min_replicas_0_nothing_sleeps() -> None:
 
 
 def test_where_there_is_no_room_for_two_the_idle_one_goes_before_its_time() -> None:
-    controller = Controller(*model("flux"), *model("wan", replicas=0), idle_s=3600, max_replicas_in_all=3)
+    controller = Controller(*model("flux"), *model("wan", replicas=0), idle_s=3600, accelerators=3)
     assert controller.run(60) == every(1, "-flux") | every(0, "-wan")
     controller["Encoder-wan"].queued = 1
     controller.tick()
@@ -185,7 +185,7 @@ def test_where_there_is_no_room_for_two_the_idle_one_goes_before_its_time() -> N
 
 
 def test_one_that_is_at_work_is_not_taken_its_place_and_the_other_begins_when_it_is_done() -> None:
-    controller = Controller(*model("flux"), *model("wan", replicas=0), idle_s=3600, max_replicas_in_all=3)
+    controller = Controller(*model("flux"), *model("wan", replicas=0), idle_s=3600, accelerators=3)
     controller["Denoiser-flux"].present = 1
     controller["Encoder-wan"].queued, controller["Encoder-wan"].is_stuck = 1, True
     waiting = controller.run(60)
@@ -200,7 +200,7 @@ def test_one_that_is_at_work_is_not_taken_its_place_and_the_other_begins_when_it
 
 def test_two_models_that_load_by_halves_do_not_wait_for_each_others_places_for_ever() -> None:
     """The one that was asked first gets what the other holds."""
-    controller = Controller(*model("flux", 0), *model("wan", 0), idle_s=3600, max_replicas_in_all=3)
+    controller = Controller(*model("flux", 0), *model("wan", 0), idle_s=3600, accelerators=3)
     controller.tick()
     controller["Encoder-flux"].queued = 1
     controller["VAE-flux"].is_stuck = True

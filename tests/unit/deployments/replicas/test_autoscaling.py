@@ -21,16 +21,17 @@ def engine(remaining_s: list[float], seconds: float) -> Any:
     return SimpleNamespace(remaining_s=lambda: remaining_s, statistics=SimpleNamespace(seconds=seconds))
 
 
-def test_the_keys_are_the_fields_of_a_load_under_the_names_of_the_stages() -> None:
+def test_the_keys_are_the_fields_of_a_load_under_the_names_of_the_stages_and_the_seconds_of_the_start() -> None:
     loads: dict[StageName, Load] = {"encoder": load(), "vae": load(busy_s=7.0)}
-    stats = autoscaling_stats(loads, None)
+    stats = autoscaling_stats(loads, None, load_s=31.0)
     fields = ("busy_s", "outstanding_s", "request_s", "arrived", "present", "refused")
-    assert list(stats) == [f"{stage}_{name}" for stage in ("encoder", "vae") for name in fields]
+    assert list(stats) == [*(f"{stage}_{name}" for stage in ("encoder", "vae") for name in fields), "load_s"]
+    assert stats["load_s"] == 31.0
     assert (stats["encoder_outstanding_s"], stats["vae_busy_s"], stats["vae_refused"]) == (4.0, 7.0, 1)
 
 
 def test_a_denoisers_outstanding_seconds_are_those_of_its_engine() -> None:
-    stats = autoscaling_stats({"denoiser": load(present=2)}, engine([1.0, 2.0], seconds=10.0))
+    stats = autoscaling_stats({"denoiser": load(present=2)}, engine([1.0, 2.0], seconds=10.0), load_s=31.0)
     assert stats["denoiser_outstanding_s"] == pytest.approx(3.0)
     assert stats["denoiser_request_s"] == 2.0
 

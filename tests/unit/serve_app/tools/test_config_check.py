@@ -228,15 +228,15 @@ def scaled_by_ours(settings: dict[str, Any], **autoscaling_config: Any) -> dict[
 
 
 def test_our_policy_with_good_settings_has_no_problems(tmp_path: Path) -> None:
-    assert problems_of(scaled_by_ours({"cooldown_s": 60, "max_replicas_in_all": 4}), tmp_path) == []
+    assert problems_of(scaled_by_ours({"cooldown_s": 60, "accelerators": 4}), tmp_path) == []
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": ({"target_utilization": 0.5}, ".target_utilization: unknown key; did you mean 'target_utilisation'?"),
     "out of range": ({"cooldown_s": -1}, ": cooldown_s must be a number of at least 0, got -1"),
     "too few": (
-        {"max_replicas_in_all": 1},
-        ".max_replicas_in_all: 1 is less than the min_replicas of the deployments, 2 together",
+        {"accelerators": 1},
+        ".accelerators: 1 is less than min_replicas of the deployments take, 2 together",
     ),
 }
 
@@ -261,7 +261,7 @@ def test_a_delay_of_serve_on_top_of_our_policys_is_refused(delay: str, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "meant"),
     [
-        ({"max_replicas_in_all": 1, "idle_s": 60}, None),
+        ({"accelerators": 1, "idle_s": 60}, None),
         ({"idle_s": 0}, ": idle_s must be a number above 0"),
         ({"idle_s": {"flux": 60}}, ".idle_s.flux: no deployment of a model 'flux' has min_replicas: 0"),
     ],
@@ -283,8 +283,8 @@ def test_there_must_be_room_for_each_model_when_it_is_awake() -> None:
     least = {f"applications[a].deployments[{name}].autoscaling_config": 0 for name in ("VAE-wan", "Denoiser-wan")}
     always = {"applications[a].deployments[Pipeline-flux].autoscaling_config": 1}
     configs = {place: {"min_replicas": count, "max_replicas": 2} for place, count in (least | always).items()}
-    assert check_our_policy({"max_replicas_in_all": 3}, configs, "here") == []
-    [problem] = check_our_policy({"max_replicas_in_all": 2}, configs, "here")
+    assert check_our_policy({"accelerators": 3}, configs, "here") == []
+    [problem] = check_our_policy({"accelerators": 2}, configs, "here")
     assert "2 leaves no room for wan, whose deployments need 2 when it is awake, beside the 1" in problem
     assert check_our_policy({"idle_s": {"wan": 5}}, configs, "here") == []
 

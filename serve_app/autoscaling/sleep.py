@@ -1,8 +1,7 @@
-"""Which models give all their replicas back, and when they get them again: a part of `serve_app.autoscaling`.
+"""Which models give all their replicas back, and when they get them again.
 
 A model may sleep where `min_replicas` of its deployments is 0. Those of one model go together, when no request came
-for `idle_s`, and come back together, when one waits for any of them. Like `serve_app.autoscaling` this file travels
-by value into Serve's controller: it imports only what Ray brings.
+for `idle_s`, and come back together, when one waits for any of them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,16 +60,13 @@ def with_sleep(
     decide: Callable[[Contexts], Decision],
     idle_s: IdleS,
     model_of: Callable[[Any], str],
-    most: int | None = None,
 ) -> Decision:
     """What `decide` says of the models that are awake, each deployment with one replica at least; none of the others.
 
-    `most`: replicas that all may have together. Where the models that are awake need more, those without a request
-    sleep at once, the longest idle first; then those that are not loaded yet wait, the last that was asked first.
+    `decide` may still give an awake one nothing, where all share too few accelerators.
     """
     models = [look(name, each) for name, each in by_model(contexts, model_of).items()]
     awake = [model for model in models if not has_had_its_time(model, idle_s)]
-    awake = with_room(awake, most, sum(each.capacity_adjusted_min_replicas for each in contexts.values()))
     told: dict[Any, AutoscalingContext] = {}
     states: dict[Any, dict[str, Any]] = {}
     for model in models:
@@ -158,22 +154,6 @@ def has_had_its_time(model: ModelIdle, idle_s: IdleS) -> bool:
     """Whether it may sleep, and no request came for so long."""
     own_s = idle_s.get(model.name, DEFAULT_IDLE_S) if isinstance(idle_s, Mapping) else idle_s
     return model.may_sleep and not model.is_asked and model.idle_s >= own_s
-
-
-def with_room(awake: Sequence[ModelIdle], most: int | None, always: int) -> list[ModelIdle]:
-    """Those that stay awake. `always`: replicas that are there whoever sleeps."""
-    if most is None:
-        return list(awake)
-    staying = list(awake)
-    idle = [each for each in awake if each.may_sleep and not each.is_asked]
-    late = [each for each in awake if each.may_sleep and each.is_asked and not each.is_whole]
-    idle.sort(key=lambda each: -each.idle_s)
-    late.sort(key=lambda each: (-each.state[2], each.name))
-    for model in (*idle, *late):
-        if always + sum(each.given_back for each in staying) <= most:
-            break
-        staying = [each for each in staying if each is not model]
-    return staying
 
 
 def with_one_at_least(context: AutoscalingContext) -> AutoscalingContext:
