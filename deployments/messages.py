@@ -132,6 +132,7 @@ class Conditioning:
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
     warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
     adapters: Mapping[str, str] = field(default_factory=dict)  # LoRAs by name, with the digests of what encoders used
+    making: str = ""  # ModelArgs.making of the replica; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class DecodeInputs:
     num_steps: int | None = None  # scheduler steps that were made, those before a resume too; None: not counted
     warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning and of the denoising
     token: str = ""  # by which the process that made them finds what they were made of; empty: it has no decoders
+    making: str = ""  # ModelArgs.making of the replica; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,8 @@ class ComponentCall:
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
     is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
+    model: str = ""  # whose replica asks
+    making: str = ""  # its ModelArgs.making; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -338,6 +342,7 @@ class StageDescription:
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
     takes_adapters: bool = False  # LoRAs can be put into its models
+    version: str = ""  # ModelArgs.version
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

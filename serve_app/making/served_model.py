@@ -39,6 +39,8 @@ class ServedModel:
             answer = answers[self.stages.encoder.deployment_name]
             if isinstance(answer, str):
                 raise StageUnavailableError(f"the model is not ready: {answer}")
+            if answer.version != self.stages.version:
+                return answer  # of before an update, or after it: it is asked again
             self._description = answer
         return self._description
 
