@@ -246,8 +246,7 @@ class ComponentCall:
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
     is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
-    model: str = ""  # whose replica asks
-    making: str = ""  # its ModelArgs.making; empty: it is not known
+    making: str = ""  # ModelArgs.making of the replica that asks; empty: it is not known
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class StageReplica:
             if "vae" in stages
             else None
         )
-        self.model_name, self.making = model.name, model.making
+        self.making = model.making
         self.device = select_device(runtime.target_device)
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
@@ -136,7 +136,7 @@ class StageReplica:
         )
         self.threads = StageThreads(self.stage, self.observers)
         self._owners = OwnerWatch()
-        self._others = OtherStages(others or {}, model.name, model.making)
+        self._others = OtherStages(others or {}, self.making)
         self.denoiser = self._open_denoiser(model, can_ask=bool(others)) if "denoiser" in stages else None
         self.fitness = self._open_fitness(model)
         self._idle_memory = IdleMemory(self.device, share)
@@ -197,7 +197,7 @@ class StageReplica:
         async with self.fitness.work(envelope):
             found = await self._brought(uses_of(request))
             made = await self.threads.run("encoder", with_contents(request, found), envelope, encode)
-            return replace(made, making=self._making_for(request))
+            return replace(made, making=self.making)
 
     async def denoise(
         self,
@@ -218,7 +218,7 @@ class StageReplica:
                     if isinstance(item, DenoisingProgress):
                         trial.reached(item.step)
                     if isinstance(item, DecodeInputs):
-                        item = replace(item, making=self._making_for(request))
+                        item = replace(item, making=self.making)
                     yield item
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
@@ -244,7 +244,7 @@ class StageReplica:
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
         async with self.fitness.work(UNFOLLOWED):
-            self._check_making(call.making if call.model == self.model_name else "")
+            self._check_making(call.making)
             found = await self._brought([use_of(plain) for plain in call.adapters])
             call = replace(call, adapters=tuple(use.plain() for use, _ in found))
             return await self.threads.in_worker(answer_with_adapters, self.stage, call)
@@ -254,10 +254,6 @@ class StageReplica:
         if not uses:
             return []
         return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, self.stage, uses)
-
-    def _making_for(self, request: GenerationRequest) -> str:
-        """Told to the next stage; not where this replica serves another model too, whose arguments are others."""
-        return self.making if request.model == self.model_name else ""
 
     def _check_making(self, making: str) -> None:
         """Raises OtherVersionError for what was made by a replica of other arguments, as there are during an update."""
