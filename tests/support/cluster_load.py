@@ -1,0 +1,133 @@
+"""Callers of a cluster in trouble: each asks again and again until the trouble is over, and keeps what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from benchmarks.faults.load import PATIENCE_S, Course, asked, client, end_of_job
+
+PICTURE = {"prompt": "a red apple", "size": "64x64", "deterministic": True, "response_format": "b64_json"}
+VIDEO = {"prompt": "a red apple", "size": "64x64", "num_frames": 5, "deterministic": True, "num_inference_steps": 40}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What one caller asks for: always the same request, by its seed."""
+
+    kind: str  # "call": waits for the answer, once, without a key; "job": asks for the result later
+    model: str
+    seed: int
+    steps: int = 120
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one request: the digest of its bytes, or why there are none."""
+
+    caller: Caller
+    seconds: float
+    digest: str | None
+    lost: str = ""
+
+
+@dataclass
+class Load:
+    """`outcomes` grow while callers are at work; all are there after the context."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def lost(self) -> list[Outcome]:
+        return [each for each in self.outcomes if each.digest is None]
+
+    def digests(self) -> dict[Caller, set[str]]:
+        """The different bytes that each caller got."""
+        found: dict[Caller, set[str]] = {}
+        for each in self.outcomes:
+            if each.digest is not None:
+                found.setdefault(each.caller, set()).add(each.digest)
+        return found
+
+    def differing(self, *truths: dict[Caller, str]) -> list[Outcome]:
+        """Those with other bytes than the undisturbed cluster makes, or made before and after an update."""
+        made = [each for each in self.outcomes if each.digest is not None]
+        return [each for each in made if each.digest not in {truth[each.caller] for truth in truths}]
+
+
+def each_once(url: str, callers: Sequence[Caller]) -> list[Outcome]:
+    """All at the same time."""
+    return asyncio.run(_each_once(url, callers))
+
+
+def undisturbed(url: str, callers: Sequence[Caller]) -> dict[Caller, str]:
+    """What each gets when nothing happens. Raises RuntimeError where one gets nothing."""
+    outcomes = each_once(url, callers)
+    lost = [each for each in outcomes if each.digest is None]
+    if lost:
+        raise RuntimeError(f"without any trouble: {lost}")
+    return {each.caller: str(each.digest) for each in outcomes}
+
+
+@contextmanager
+def load(url: str, callers: Sequence[Caller]) -> Iterator[Load]:
+    """The callers are at work during the context; at its end each waits for its last answer."""
+    is_over, work = threading.Event(), Load()
+    thread = threading.Thread(target=lambda: asyncio.run(_until_over(url, callers, work, is_over)))
+    thread.start()
+    try:
+        yield work
+    finally:
+        is_over.set()
+        thread.join()
+
+
+async def _each_once(url: str, callers: Sequence[Caller]) -> list[Outcome]:
+    async with client(url) as http:
+        return await asyncio.gather(*(_outcome(http, caller) for caller in callers))
+
+
+async def _until_over(url: str, callers: Sequence[Caller], work: Load, is_over: threading.Event) -> None:
+    async with client(url) as http:
+
+        async def ask(caller: Caller) -> None:
+            while not is_over.is_set():
+                work.outcomes.append(await _outcome(http, caller))
+
+        await asyncio.gather(*map(ask, callers))
+
+
+async def _outcome(http: httpx.AsyncClient, caller: Caller) -> Outcome:
+    began = time.monotonic()
+    try:
+        data = await (_by_job if caller.kind == "job" else _by_call)(http, caller)
+        return Outcome(caller, time.monotonic() - began, hashlib.sha256(data).hexdigest())
+    except (RuntimeError, httpx.HTTPError, KeyError, ValueError) as error:
+        return Outcome(caller, time.monotonic() - began, None, f"{type(error).__name__}: {error}")
+
+
+async def _by_call(http: httpx.AsyncClient, caller: Caller) -> bytes:
+    """Tried once: what is not 200 is lost."""
+    body = {**PICTURE, "model": caller.model, "seed": caller.seed, "num_inference_steps": caller.steps}
+    answer = await http.post("/v1/images/generations", json=body, timeout=PATIENCE_S)
+    if answer.status_code != 200:
+        raise RuntimeError(f"{answer.status_code} {answer.text[:300]}")
+    return str(answer.json()["data"][0]["b64_json"]).encode()
+
+
+async def _by_job(http: httpx.AsyncClient, caller: Caller) -> bytes:
+    course = Course()
+    if caller.model == "wan":
+        body = {**VIDEO, "model": caller.model, "seed": caller.seed}
+        job = await end_of_job(http, "", "/v1/videos", body, course)
+        return (await asked(http, "GET", f"/v1/videos/{job['id']}/content", course)).content
+    body = {**PICTURE, "model": caller.model, "seed": caller.seed, "num_inference_steps": caller.steps}
+    del body["response_format"]
+    job = await end_of_job(http, "", "/v1/images/generations", {**body, "background": True}, course)
+    return (await asked(http, "GET", job["result"]["data"][0]["url"], course)).content
