@@ -30,7 +30,7 @@ from tests.support.s3_server import S3Server, s3_server
 from tests.support.served_application import ROOT, free_port
 
 HEAD, PLACE = "head", "place"  # resources: of the head node, and one for a denoiser on each node that comes
-MOST_NODES = 3
+MOST_NODES = 2  # beside the head
 START_TIMEOUT_S = 600
 IDLE_MINUTES = 0.3  # then a node goes
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -243,6 +243,7 @@ def autoscaling_config(gcs_port: int) -> dict[str, Any]:
             "gcs_address": f"127.0.0.1:{gcs_port}",
             "head_node_id": FAKE_HEAD_NODE_ID,
             "launch_multiple": True,
+            "disable_node_updaters": True,  # the provider starts Ray itself
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 8}, "node_config": {}, "max_workers": 0},

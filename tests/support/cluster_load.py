@@ -6,14 +6,17 @@ import asyncio
 import hashlib
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
-from benchmarks.faults.load import PATIENCE_S, Course, asked, client, end_of_job
+from benchmarks.faults.load import FINAL, PATIENCE_S, Course, asked, client
 
+PAUSE_S = 2  # between two questions after a job
 PICTURE = {"prompt": "a red apple", "size": "64x64", "deterministic": True, "response_format": "b64_json"}
 VIDEO = {"prompt": "a red apple", "size": "64x64", "num_frames": 5, "deterministic": True, "num_inference_steps": 40}
 
@@ -25,7 +28,7 @@ class Caller:
     kind: str  # "call": waits for the answer, once, without a key; "job": asks for the result later
     model: str
     seed: int
-    steps: int = 120
+    steps: int = 80
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,26 @@ async def _by_call(http: httpx.AsyncClient, caller: Caller) -> bytes:
 
 
 async def _by_job(http: httpx.AsyncClient, caller: Caller) -> bytes:
-    course = Course()
+    of_both = {"model": caller.model, "seed": caller.seed}
     if caller.model == "wan":
-        body = {**VIDEO, "model": caller.model, "seed": caller.seed}
-        job = await end_of_job(http, "", "/v1/videos", body, course)
-        return (await asked(http, "GET", f"/v1/videos/{job['id']}/content", course)).content
-    body = {**PICTURE, "model": caller.model, "seed": caller.seed, "num_inference_steps": caller.steps}
-    del body["response_format"]
-    job = await end_of_job(http, "", "/v1/images/generations", {**body, "background": True}, course)
-    return (await asked(http, "GET", job["result"]["data"][0]["url"], course)).content
+        job = await _ended(http, "/v1/videos", {**VIDEO, **of_both})
+        return (await _asked(http, "GET", f"/v1/videos/{job['id']}/content")).content
+    body = {**PICTURE, **of_both, "num_inference_steps": caller.steps, "response_format": "url", "background": True}
+    job = await _ended(http, "/v1/images/generations", body)
+    return (await _asked(http, "GET", job["result"]["data"][0]["url"])).content
+
+
+async def _ended(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The job, when it is over. Raises RuntimeError for one that ends badly, or is not known any more."""
+    job = (await _asked(http, "POST", path, json=body, key=uuid.uuid4().hex)).json()
+    while job["status"] not in FINAL:
+        await asyncio.sleep(PAUSE_S)
+        job = (await _asked(http, "GET", f"/v1/jobs/{job['id']}")).json()
+    if job["status"] != "completed":
+        raise RuntimeError(f"the job {job['status']}: {job.get('error')}")
+    return dict(job)
+
+
+async def _asked(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> httpx.Response:
+    """Tried again with the same Idempotency-Key, as HTTP clients do."""
+    return await asked(http, method, url, Course(), **more)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.autoscaled_cluster import HEAD, PLACE, TWO_MODELS, AutoscaledCluster, autoscaled_cluster
+from tests.support.autoscaled_cluster import HEAD, MOST_NODES, PLACE, TWO_MODELS, AutoscaledCluster, autoscaled_cluster
 from tests.support.cluster_load import Caller, undisturbed
 
 ALTERNATE_S = 300
@@ -16,7 +16,7 @@ POLICY = {
     "policy_function": "serve_app.autoscaling:ReplicaRatio",
     "policy_kwargs": {"target_queue_s": 5, "cooldown_s": 15},
 }
-GROWS = {"min_replicas": 1, "max_replicas": 3, "upscale_delay_s": 0, "downscale_delay_s": 0}
+GROWS = {"min_replicas": 1, "max_replicas": MOST_NODES, "upscale_delay_s": 0, "downscale_delay_s": 0}
 DEPLOYMENTS: dict[str, dict[str, Any]] = {
     "Ingress": {"ray_actor_options": ON_HEAD},
     "EncoderVAE-flux": {"ray_actor_options": ON_HEAD},
@@ -28,8 +28,8 @@ DEPLOYMENTS: dict[str, dict[str, Any]] = {
     },
 }
 CALLERS = (
-    *(Caller("job", "flux", seed) for seed in range(1, 6)),
-    *(Caller("call", "flux", seed) for seed in range(11, 14)),
+    *(Caller("job", "flux", seed) for seed in range(1, 4)),
+    *(Caller("call", "flux", seed) for seed in range(11, 13)),
     Caller("job", "wan", 1),
 )
 
