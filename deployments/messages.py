@@ -132,6 +132,7 @@ class Conditioning:
     made_at: float = 0.0  # time.time() of its sender, for the time of the transfer
     warnings: tuple[RequestWarning, ...] = ()  # what the encoders did not read
     adapters: Mapping[str, str] = field(default_factory=dict)  # LoRAs by name, with the digests of what encoders used
+    making: str = ""  # ModelArgs.making of the replica; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class DecodeInputs:
     num_steps: int | None = None  # scheduler steps that were made, those before a resume too; None: not counted
     warnings: tuple[RequestWarning, ...] = ()  # those of the conditioning and of the denoising
     token: str = ""  # by which the process that made them finds what they were made of; empty: it has no decoders
+    making: str = ""  # ModelArgs.making of the replica; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,7 @@ class ComponentCall:
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
     is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
+    making: str = ""  # ModelArgs.making of the replica that asks; empty: it is not known
 
 
 @dataclass(frozen=True)
@@ -339,6 +342,7 @@ class StageDescription:
     makes_alpha: bool = False  # its pictures have four channels
     takes_adapters: bool = False  # LoRAs can be put into its models
     start_s: float = 0.0  # from the start of the replica's process until it could serve; 0: not measured
+    version: str = ""  # ModelArgs.version
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

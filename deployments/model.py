@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
@@ -202,6 +204,12 @@ class ComponentsArgs(BaseModel):
         return {name: (part,) if isinstance(part, PartArgs) else part for name, part in given.items()}
 
 
+# What every stage computes with, or hands to the next. The denoisers have a fingerprint of their own beside it.
+OF_MAKING = (
+    "path", "variant", "config_folder", "pipeline_class", "components", "dtype", "component_dtypes", "precision", "vae",
+)  # fmt: skip
+
+
 class ModelArgs(BaseModel):
     """The checkpoint and how its weights are held."""
 
@@ -247,3 +255,16 @@ class ModelArgs(BaseModel):
     adapter_cache: AdapterCacheArgs = Field(
         default_factory=AdapterCacheArgs, description="how many adapters a process keeps"
     )
+
+    @property
+    def version(self) -> str:
+        """Equal for equal arguments."""
+        return self._digest(type(self).model_fields)
+
+    @property
+    def making(self) -> str:
+        """Equal where one replica may go on with what another has made of a request."""
+        return self._digest(OF_MAKING)
+
+    def _digest(self, names: Collection[str]) -> str:
+        return hashlib.sha256(self.model_dump_json(include=set(names)).encode()).hexdigest()

@@ -28,6 +28,7 @@ from env_config.secret import PlainURL
 from serve_app.adapters.places import HERE
 from serve_app.ingress import Ingress, draining_s
 from serve_app.models.args import ModelName, ServedModelArgs
+from serve_app.own_versions import with_own_versions
 from serve_app.service import ServiceArgs, refuse_at_the_top
 
 
@@ -185,7 +186,9 @@ def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     service = service_args(args)
     stages = {name: bind_model(args, name) for name in args.entries}
-    return Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages)
+    versions = {name: model_args(args, name).version for name in args.entries}
+    ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages, versions)
+    return with_own_versions(ingress)
 
 
 def bind_model(args: AppArgs, name: str) -> Bound:

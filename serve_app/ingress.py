@@ -39,16 +39,21 @@ class Ingress:
     docs_path = "/docs"  # where Serve's status page finds the routes
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, args: ServiceArgs, models: Mapping[str, tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle]]
+        self,
+        args: ServiceArgs,
+        models: Mapping[str, tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle]],
+        versions: Mapping[str, str],
     ) -> None:
-        """`models`: the encoder, the denoiser and the VAE of each, by its name."""
+        """`models`: the encoder, the denoiser and the VAE of each, by its name; `versions`: of their arguments."""
         env = EnvConfig.from_environ()
         check_cache_root(env.runtime.cache_root)
         apply_logging_level(env.runtime.logging_level)
         tracing.start(serve.get_replica_context().replica_id.unique_id)
         owner = ray.get_runtime_context().get_actor_name() or ""
         meter = ServeMeter()
-        stages = {name: Stages(*handles, owner, meter=meter) for name, handles in models.items()}
+        stages = {
+            name: Stages(*handles, owner, meter=meter, version=versions[name]) for name, handles in models.items()
+        }
         application = serve.get_replica_context().app_name
         states = DeploymentStates(application)
         for name, each in stages.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -14,8 +15,10 @@ from deployments.messages import ComponentAnswer, ComponentCall, Conditioning, G
 class OtherStages:
     """The handles that a replica is bound to. The event loop makes the calls, so a thread may wait for them."""
 
-    def __init__(self, handles: Mapping[StageName, DeploymentHandle]) -> None:
+    def __init__(self, handles: Mapping[StageName, DeploymentHandle], making: str = "") -> None:
+        """`making`: ModelArgs.making of the replica."""
         self._handles = handles
+        self._making = making
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def use_running_loop(self) -> None:
@@ -23,6 +26,7 @@ class OtherStages:
         self._loop = asyncio.get_running_loop()
 
     def call_component(self, stage: StageName, call: ComponentCall) -> ComponentAnswer:
+        call = replace(call, making=self._making)
         answer: ComponentAnswer = self._wait_for(self._handles[stage].call_component.remote(call))
         return answer
 

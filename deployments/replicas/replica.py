@@ -20,6 +20,7 @@ from deployments.adapters.use import AdapterUse, use_of
 from deployments.device_memory import device_memory
 from deployments.devices import DeviceProbe, select_device, synchronize
 from deployments.engine.fiber import Fiber
+from deployments.errors import OtherVersionError
 from deployments.features import fields_of_features
 from deployments.media.pool import MediaPool, workers_for
 from deployments.messages import (
@@ -118,6 +119,7 @@ class StageReplica:
             if "vae" in stages
             else None
         )
+        self.making = model.making
         self.device = select_device(runtime.target_device)
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
@@ -132,10 +134,11 @@ class StageReplica:
             describe_stage(self.stage),
             features=fields_of_features(),
             node_id=ray.get_runtime_context().get_node_id(),
+            version=model.version,
         )
         self.threads = StageThreads(self.stage, self.observers)
         self._owners = OwnerWatch()
-        self._others = OtherStages(others or {})
+        self._others = OtherStages(others or {}, self.making)
         self.denoiser = self._open_denoiser(model, can_ask=bool(others)) if "denoiser" in stages else None
         self.fitness = self._open_fitness(model)
         self._idle_memory = IdleMemory(self.device, share)
@@ -197,7 +200,8 @@ class StageReplica:
         self._check_stage("encoder")
         async with self.fitness.work(envelope):
             found = await self._brought(uses_of(request))
-            return await self.threads.run("encoder", with_contents(request, found), envelope, encode)
+            made = await self.threads.run("encoder", with_contents(request, found), envelope, encode)
+            return replace(made, making=self.making)
 
     async def denoise(
         self,
@@ -211,17 +215,21 @@ class StageReplica:
         assert self.denoiser is not None
         self._others.use_running_loop()
         async with self.fitness.work(envelope) as trial:
+            self._check_making(conditioning.making)
             with self._owners.bound_to(envelope.owner):
                 items = denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
                 async for item in items:
                     if isinstance(item, DenoisingProgress):
                         trial.reached(item.step)
+                    if isinstance(item, DecodeInputs):
+                        item = replace(item, making=self.making)
                     yield item
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""
         self._check_stage("vae")
         async with self.fitness.work(envelope):
+            self._check_making(inputs.making)
             return await self._decode(request, inputs, envelope)
 
     async def _decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope) -> Media:
@@ -240,6 +248,7 @@ class StageReplica:
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
         async with self.fitness.work(UNFOLLOWED):
+            self._check_making(call.making)
             found = await self._brought([use_of(plain) for plain in call.adapters])
             call = replace(call, adapters=tuple(use.plain() for use, _ in found))
             return await self.threads.in_worker(answer_with_adapters, self.stage, call)
@@ -249,6 +258,11 @@ class StageReplica:
         if not uses:
             return []
         return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, self.stage, uses)
+
+    def _check_making(self, making: str) -> None:
+        """Raises OtherVersionError for what was made by a replica of other arguments, as there are during an update."""
+        if making not in ("", self.making):
+            raise OtherVersionError("what the request brings was made by another version of the model")
 
     def _check_stage(self, stage: StageName) -> None:
         """Raises RuntimeError: the application was bound wrongly."""

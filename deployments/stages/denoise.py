@@ -180,7 +180,7 @@ class DenoiserStage:
             wanted_features(self.features, self.env, request), self.adapters, request
         )
         self._learn_axes(request)
-        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents, asked)
+        fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None

@@ -25,6 +25,7 @@ from deployments.errors import (
     GenerationFailedError,
     HandOffError,
     HandOffIncompleteError,
+    OtherVersionError,
     ReplicaRefusedError,
     ReplicaUnfitError,
     StageUnavailableError,
@@ -153,6 +154,8 @@ async def generate(stages: Stages, request: GenerationRequest, follower: Followe
                 _begin_again(request, way, error)
             except ReplicaRefusedError as error:
                 await _wait_after_refusal(way, error)
+            except OtherVersionError as error:
+                await _leave_version(request, way, error)
             except DeviceFullError as error:
                 await _wait_for_memory(request, way, follower, error)
             except (RayError, RayServeException, ReplicaUnfitError) as error:
@@ -193,6 +196,18 @@ async def _wait_after_refusal(way: Way, error: Exception) -> None:
     if way.refusals >= MAX_REFUSALS:
         raise StageUnavailableError("no replica of a stage would begin with the request") from error
     await _pause(way.refusals)
+
+
+async def _leave_version(request: GenerationRequest, way: Way, error: Exception) -> None:
+    """During an update: without what the stages before have made. The checkpoint stays, whose fingerprint decides."""
+    reached = way.reached
+    if reached.decode_inputs is not None:
+        way.reached = reached.from_the_start()
+    else:
+        reached.forget_references()
+        _forget_lost_steps(way)
+    logger.warning("request %s goes on from step %d: %s", request.request_id, way.reached.step, first_line(error))
+    await _wait_after_refusal(way, error)
 
 
 async def _wait_for_memory(request: GenerationRequest, way: Way, follower: Follower, error: Exception) -> None:

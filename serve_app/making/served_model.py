@@ -43,7 +43,10 @@ class ServedModel:
         Raises StageUnavailableError while the encoder cannot answer, and while a model sleeps that was never asked.
         """
         if self._description is None or self._heard_at != self.stages.sleep.loads:
-            self._description = await self._hear()
+            heard = await self._hear()
+            if heard.version != self.stages.version:
+                return heard  # of before an update, or after it: it is asked again
+            self._description = heard
         return self._description
 
     async def _hear(self) -> StageDescription:
@@ -60,6 +63,8 @@ class ServedModel:
             if self._description is not None:
                 return self._description
             raise StageUnavailableError(f"the model is not ready: {answer}")
+        if answer.version != self.stages.version:
+            return answer
         self._heard_at = loads
         load_s = (await sleep.facts()).load_s or _longest_start_s(answers.values())
         await sleep.keep(description=answer, load_s=load_s)

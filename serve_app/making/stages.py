@@ -32,6 +32,7 @@ class Stages:
     owner: str = ""  # the Ray actor of this process, without which the denoiser does not go on
     take_refused: Callable[[], int] = lambda: 0  # requests refused since the last call: the encoder is told
     meter: Meter = NO_METER  # takes what this process measures
+    version: str = ""  # of the model's arguments: replicas of an earlier one may be there during an update
     suspects: Suspects = field(default_factory=Suspects, init=False)
     # Never asleep, until it is told how Serve is asked.
     sleep: ModelSleep = field(default_factory=lambda: ModelSleep({}), init=False)

@@ -39,7 +39,8 @@ def test_an_update_under_calls_that_wait_answers_them_all_with_the_same_picture(
         callers = [threads.submit(call_until_over, caller) for caller in range(CALLERS)]
         try:
             [application] = served.config["applications"]
-            application["args"]["limits"] = {"max_steps": 1001}
+            application["args"]["limits"] = {"max_steps": 1001}  # told to the ingress
+            application["args"]["watchdog"] = {"usual_timeout_s": 61}  # told to the stages
             application["deployments"] = [each for each in application["deployments"] if each["name"] != "Ingress"]
             served.deploy()
             give_up = time.monotonic() + PATIENCE_S

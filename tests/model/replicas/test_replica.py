@@ -13,14 +13,22 @@ import pytest
 import torch
 
 from deployments.devices import DeviceError, DeviceProbe
-from deployments.errors import ReplicaRefusedError, ReplicaUnfitError
-from deployments.messages import UNFOLLOWED, Conditioning, DecodeInputs, GenerationRequest, OutputFormat, Packed
+from deployments.errors import OtherVersionError, ReplicaRefusedError, ReplicaUnfitError
+from deployments.messages import (
+    UNFOLLOWED,
+    ComponentCall,
+    Conditioning,
+    DecodeInputs,
+    GenerationRequest,
+    OutputFormat,
+    Packed,
+)
 from deployments.observability.observer import Observer, StageWork
 from deployments.observability.table import OBSERVERS
 from deployments.replicas import device_share
 from deployments.replicas.replica import StageReplica
 from deployments.replicas.table import REPLICAS, STAGE_REPLICA, ReplicaKind, deployment
-from tests.support.whole_replica import MakeReplica, RuntimeContext, make_replica, pretend
+from tests.support.whole_replica import ARGUMENTS, MakeReplica, RuntimeContext, make_replica, pretend
 
 __all__ = ["make_replica"]
 
@@ -51,6 +59,32 @@ def test_a_method_of_a_stage_that_is_not_here_is_refused(make_replica: MakeRepli
     encode, denoise, _ = asyncio.run(refusals(whole.replica))
     assert encode == "this replica runs vae, it has no encoder stage"
     assert denoise == "this replica runs vae, it has no denoiser stage"
+
+
+async def from_stage_to_stage(replica: StageReplica, request: GenerationRequest) -> tuple[Conditioning, DecodeInputs]:
+    conditioning = await replica.encode(request)
+    items = [item async for item in replica.denoise(request, UNFOLLOWED, conditioning)]
+    inputs = items[-1]
+    assert isinstance(inputs, DecodeInputs)
+    return conditioning, inputs
+
+
+def test_what_another_version_of_the_model_has_made_is_refused(
+    make_replica: MakeReplica, flux_checkpoint: Path
+) -> None:
+    whole = make_replica(flux_checkpoint)
+    replica, arguments = whole.replica, {**ARGUMENTS["flux"], "num_inference_steps": 2}
+    request = GenerationRequest("r", whole.model, arguments, 0, OutputFormat("image", "png"))
+    conditioning, inputs = asyncio.run(from_stage_to_stage(replica, request))
+    assert conditioning.making == inputs.making == replica.making
+    replica.making = "that of an update"
+    for call in (
+        lambda: anext(aiter(replica.denoise(request, UNFOLLOWED, conditioning))),
+        lambda: replica.decode(request, inputs),
+        lambda: replica.call_component(ComponentCall("vae", "encode", Packed(None), making="earlier")),
+    ):
+        with pytest.raises(OtherVersionError, match="another version of the model"):
+            asyncio.run(call())
 
 
 def test_a_replica_is_healthy_while_its_engine_lives(make_replica: MakeReplica, flux_checkpoint: Path) -> None:

@@ -92,6 +92,7 @@ RULES = (
         ("serve_app.app",),
         (
             "serve_app.ingress",
+            "serve_app.own_versions",
             "serve_app.service",
             "serve_app.models.args",
             "serve_app.adapters.places",
@@ -218,6 +219,7 @@ RULES = (
         never=HTTP,
     ),
     Rule(("serve_app.proxy",), ("serve_app.http.middleware.serve_errors",)),  # runs in Serve's proxy
+    Rule(("serve_app.own_versions",), (), HEAVY),  # of deployments of any application
     Rule(AUTOSCALING, AUTOSCALING),  # Serve sends it by value into its controller
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),

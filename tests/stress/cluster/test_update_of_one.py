@@ -1,0 +1,53 @@
+"""`serve deploy` of one model's arguments while both are under load: the other's replicas stay, and no request fails.
+
+The new argument changes what the encoder makes and nothing of the denoiser: what the earlier encoder made must not go
+on in the new denoiser, whose checkpoints look alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import pytest
+
+from tests.stress.cluster.conftest import CALLERS, DEPLOYMENTS, POLICY
+from tests.support.autoscaled_cluster import TWO_MODELS, AutoscaledCluster
+from tests.support.cluster_load import Caller, load, undisturbed
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
+
+OF_FLUX, OF_BOTH = ("EncoderVAE-flux", "Denoiser-flux"), "Ingress"
+
+
+def test_an_update_of_one_model_leaves_the_other_alone_and_mixes_no_versions(
+    cluster: AutoscaledCluster, truths: dict[Caller, str], say: list[str]
+) -> None:
+    cluster.wait_until("one denoiser", lambda: len(cluster.replicas("Denoiser-flux")) == 1)
+    before = {name: {each.pid for each in cluster.replicas(name)} for name in (*OF_FLUX, OF_BOTH, "Pipeline-wan")}
+    args = copy.deepcopy(TWO_MODELS)
+    args["models"]["flux"]["component_dtypes"] = {"text_encoder": "bfloat16", "text_encoder_2": "bfloat16"}
+
+    def is_replaced(deployment: str) -> bool:
+        running = cluster.running(deployment)
+        return bool(running) and not {each.pid for each in cluster.replicas(deployment)} & before[deployment]
+
+    with load(cluster.url, CALLERS) as work:
+        cluster.wait_until("requests that end", lambda: len(work.outcomes) >= 2)
+        began = time.monotonic()
+        cluster.deploy(args, DEPLOYMENTS, POLICY)
+        cluster.wait_until("replaced", lambda: all(map(is_replaced, (*OF_FLUX, OF_BOTH))))
+        say.append(f"encoder, denoiser and ingress replaced under load: {time.monotonic() - began:.0f} s")
+        ended = len(work.outcomes)
+        cluster.wait_until("work goes on", lambda: len(work.outcomes) >= ended + len(CALLERS))
+    later = undisturbed(cluster.url, CALLERS)
+    changed = [caller for caller in CALLERS if later[caller] != truths[caller]]
+    of_earlier = sum(each.digest == truths[each.caller] for each in work.outcomes if each.caller in changed)
+    say.append(
+        f"{len(work.outcomes)} requests, {len(work.lost())} failed, {of_earlier} of the updated model as before and "
+        f"{len(work.differing(truths, later))} as neither version makes them"
+    )
+    assert work.lost() == []
+    assert work.differing(truths, later) == []
+    assert {caller.model for caller in changed} == {"flux"}
+    assert {each.pid for each in cluster.replicas("Pipeline-wan")} == before["Pipeline-wan"]
