@@ -100,7 +100,7 @@ def test_a_decoder_of_another_version_gets_nothing_of_the_earlier_one() -> None:
 
 
 def test_what_a_replica_of_an_earlier_version_says_of_the_model_is_not_kept() -> None:
-    answers = [SimpleNamespace(version=version) for version in ("earlier", "later", "never asked")]
+    answers = [SimpleNamespace(version=version, start_s=0.0) for version in ("earlier", "later", "never asked")]
     encoder: Any = Handle(*answers)
     model = ServedModel("model", Stages(encoder, encoder, encoder, version="later"))
 
