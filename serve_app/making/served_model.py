@@ -33,6 +33,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
+    _described_at_waking: StageDescription | None = field(default=None, init=False)
     _heard_at: int = field(default=-1, init=False)  # the loads that were seen when it described itself
     _arguments: asyncio.Task[list[ArgumentDescription]] | None = field(default=None, init=False)
 
@@ -41,7 +42,10 @@ class ServedModel:
 
         Raises StageUnavailableError while the encoder cannot answer, and while a model sleeps that was never asked.
         """
-        if self._description is None or self._heard_at != self.stages.sleep.loads:
+        latest = self.stages.sleep.described
+        if latest is not None and latest is not self._described_at_waking:
+            self._description = self._described_at_waking = latest
+        if self._description is None:
             self._description = await self._hear()
         return self._description
 
@@ -82,9 +86,9 @@ class ServedModel:
         stages.meter.set("triptych_model_asleep", float(state in RESTING), model=self.name)
         for name in stages.deployments():
             stages.meter.set("triptych_stages_wanted", float(name not in resting), target=name)
-        if state == "ready":
+        if state == "ready" and self._heard_at != stages.sleep.loads:  # it may be another one than before
             with contextlib.suppress(TriptychError, RayError, RayServeException):
-                await self.describe()
+                self._description = await self._hear()
 
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         """What the request's arguments do; raises what a lost replica raises, and StageUnavailableError while it

@@ -57,7 +57,7 @@ class Patient(Follower):
         self.patience_s = patience_s
         self.waits: list[str] = []
 
-    def on_wait(self, what_for: str) -> None:
+    def on_wait(self, what_for: str, about_s: float | None = None) -> None:
         self.waits.append(what_for)
 
 
