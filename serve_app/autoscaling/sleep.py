@@ -120,12 +120,12 @@ def now_of(contexts: Iterable[AutoscalingContext]) -> float:
 
 
 def is_sleeper(context: AutoscalingContext) -> bool:
-    return context.capacity_adjusted_min_replicas == 0
+    return bool(context.capacity_adjusted_min_replicas == 0)
 
 
 def starts(context: AutoscalingContext) -> bool:
     """Replicas that load are no sign of idleness, however long that takes."""
-    return context.target_num_replicas > 0 and context.current_num_replicas == 0
+    return bool(context.target_num_replicas > 0 and context.current_num_replicas == 0)
 
 
 def series_of(context: AutoscalingContext, number: str) -> list[list[Any]]:

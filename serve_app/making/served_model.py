@@ -34,6 +34,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()  # more names that callers may use
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time in seconds
     _description: StageDescription | None = field(default=None, init=False)
+    _described_at_waking: StageDescription | None = field(default=None, init=False)
     _heard_at: int = field(default=-1, init=False)  # the loads that were seen when it described itself
     _arguments: asyncio.Task[list[ArgumentDescription]] | None = field(default=None, init=False)
 
@@ -42,11 +43,17 @@ class ServedModel:
 
         Raises StageUnavailableError while the encoder cannot answer, and while a model sleeps that was never asked.
         """
-        if self._description is None or self._heard_at != self.stages.sleep.loads:
-            heard = await self._hear()
-            if heard.version != self.stages.version:
-                return heard  # of before an update, or after it: it is asked again
+        latest = self.stages.sleep.described
+        if latest is not None and latest is not self._described_at_waking:
+            self._described_at_waking = latest
+            self._take(latest)
+        return self._description or self._take(await self._hear())
+
+    def _take(self, heard: StageDescription) -> StageDescription:
+        """Keeps what a replica of this version said; what one of before an update said, or of after it, is not kept."""
+        if heard.version == self.stages.version:
             self._description = heard
+        return heard
         return self._description
 
     async def _hear(self) -> StageDescription:
@@ -88,9 +95,9 @@ class ServedModel:
         stages.meter.set("triptych_model_asleep", float(state in RESTING), model=self.name)
         for name in stages.deployments():
             stages.meter.set("triptych_stages_wanted", float(name not in resting), target=name)
-        if state == "ready":
+        if state == "ready" and self._heard_at != stages.sleep.loads:  # it may be another one than before
             with contextlib.suppress(TriptychError, RayError, RayServeException):
-                await self.describe()
+                self._take(await self._hear())
 
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         """What the request's arguments do; raises what a lost replica raises, and StageUnavailableError while it

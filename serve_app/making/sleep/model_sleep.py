@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.messages import StageDescription
 from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import ModelLoadingError
 from serve_app.making.sleep.deployment_states import DeploymentStates, State
@@ -65,6 +66,7 @@ class ModelSleep:
         self.max_wait_s = math.inf  # that a request waits which is answered at once
         self.on_awake: Callable[[], None] = lambda: None
         self.loads = 0  # how often it was seen to become ready: what it says of itself may be new
+        self.described: StageDescription | None = None  # what the encoder said when it was woken here last
         self._states, self._store, self._meter, self._clock = states, store, meter, clock
         self._facts: Facts | None = None
         self._last: ModelState | None = None
@@ -160,27 +162,36 @@ class ModelSleep:
         """One call of each stage, which waits for its replica: all start at once where the policy is ours."""
         logger.info("the model %s is woken", self.name)
         self._meter.count("triptych_model_wakes_total", model=self.name)
-        for handle in self.handles.values():
-            await self._reach(handle)
+        described = await self._reach_all()
         load_s = self._clock() - self._woken_at
         logger.info("the model %s is awake after %.1f s", self.name, load_s)
         self.loads += 1
         self._last = "ready"
         self._used_at = self._clock()
+        self.described = described
         if is_measured:
             self._meter.set("triptych_model_load_seconds", load_s, model=self.name)
-            await self.keep(load_s=load_s)
+        await self.keep(description=described, **({"load_s": load_s} if is_measured else {}))
         self.on_awake()
 
-    async def _reach(self, handle: DeploymentHandle) -> None:
+    async def _reach_all(self) -> StageDescription:
+        """What the first of the stages says of itself, when all are there."""
+        while True:
+            described = [await self._reach(handle) for handle in self.handles.values()]
+            told = await self._states.read() if self._states else {}
+            if not {told.get(name) for name in self.handles}.intersection(RESTING):
+                return described[0]
+            await asyncio.sleep(PAUSE_S)  # one that was just going has answered
+
+    async def _reach(self, handle: DeploymentHandle) -> StageDescription:
         while True:
             try:
-                await handle.describe.remote()
+                answer: StageDescription = await handle.describe.remote()
             except (RayError, RayServeException) as error:  # its replica died, or could not be started yet
                 logger.warning("%s is woken again: %s", handle.deployment_name, type(error).__name__)
                 await asyncio.sleep(PAUSE_S)
             else:
-                return
+                return answer
 
     # --- what is told ---
 

@@ -252,8 +252,20 @@ async def test_what_a_model_says_of_itself_is_asked_anew_when_it_was_loaded_agai
     await until(lambda: sleeper.loads == 1)
     sleeper.finish()
     assert (await answer).status_code == 200
-    assert (await get(server, "/model_info")).status_code == 200
     assert server.facts.kept.description == other
+    assert await server.model.describe() == other
+
+
+async def test_a_replica_that_was_just_going_is_not_taken_for_one_that_was_loaded(
+    server: Server, sleeper: Sleeper
+) -> None:
+    sleeper.is_loaded.set()  # it answers, and is still to have no replica
+    answer = asyncio.create_task(server.post(IMAGES, json=FOX))
+    await until(lambda: sleeper.loads == 1)
+    await asyncio.sleep(0.05)
+    assert not answer.done()
+    sleeper.finish()
+    assert (await answer).status_code == 200
 
 
 async def test_a_lora_of_the_configuration_is_not_read_while_the_model_sleeps(server: Server, tmp_path: Path) -> None:
