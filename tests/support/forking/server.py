@@ -1,0 +1,172 @@
+"""A process that has imported what most others import, and forks each Python program that it is asked to run.
+
+    python -m tests.support.forking.server SOCKET OWNER
+
+An import of torch with diffusers takes longer than most of what tests do with them. What runs in a child is the real
+program, with its own environment, folder and streams: it is killed and ends as it would be anywhere (`client.py`).
+
+The server ends with the process of the id OWNER.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import sys
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# With what the tiny models of most tests import when they are loaded.
+PRELOADED = (
+    "ray._private.workers.default_worker",
+    "deployments.stage_replica",
+    "serve_app.ingress",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "diffusers.pipelines.wan.pipeline_wan",
+)
+STREAMS = (0, 1, 2)
+NUMBER = struct.Struct("!i")  # of bytes, a process's id, how it ended: all that is sent but the order's JSON
+
+
+@dataclass(frozen=True)
+class Order:
+    """A program: the arguments that follow `python`, which are `-m MODULE ...` or `SCRIPT ...`."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    streams: list[int]
+
+
+@dataclass(frozen=True)
+class Child:
+    """A program that runs; `end` is readable when it has ended, `client` when nobody waits for it any more."""
+
+    pid: int
+    end: int
+    client: socket.socket
+
+    def close(self) -> None:
+        os.close(self.end)
+        self.client.close()
+
+
+def main(path: str, owner: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a child has filters of its own
+        for name in PRELOADED:
+            importlib.import_module(name)
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+        raise RuntimeError(f"a process of {threads} threads cannot be forked: an import of {PRELOADED} started one")
+    gc.collect()
+    gc.freeze()
+    order = order_of_a_child(path, owner)
+    if order is not None:
+        run(order)
+
+
+def order_of_a_child(path: str, owner: int) -> Order | None:
+    """Returns in each child what it is to run, and None in the server when its owner has ended."""
+    with ExitStack() as opened:  # closed in a child as well, which keeps nobody from seeing the end of another
+        selector = opened.enter_context(selectors.DefaultSelector())
+        listener = opened.enter_context(listening(path))
+        owners_end = os.pidfd_open(owner)
+        opened.callback(os.close, owners_end)
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(owners_end, selectors.EVENT_READ)
+        children: dict[int, Child] = {}
+        while True:
+            for descriptor in {key.fd for key, _ in selector.select()}:
+                if descriptor == owners_end:
+                    Path(path).unlink()
+                    return None
+                if descriptor != listener.fileno():
+                    end(selector, children, descriptor)
+                    continue
+                client, _ = listener.accept()
+                order = received(client)
+                if (pid := os.fork()) == 0:
+                    for each in children.values():
+                        each.close()
+                    client.close()
+                    return order
+                child = Child(pid, os.pidfd_open(pid), client)
+                watch(selector, children, child)
+                client.sendall(NUMBER.pack(pid))
+                for stream in order.streams:
+                    os.close(stream)
+
+
+def listening(path: str) -> socket.socket:
+    """Under that path as soon as a client can connect."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{path}.unready")
+    listener.listen(100)
+    os.rename(f"{path}.unready", path)
+    return listener
+
+
+def received(client: socket.socket) -> Order:
+    header, streams, _, _ = socket.recv_fds(client, NUMBER.size, len(STREAMS))
+    [size] = NUMBER.unpack(header)
+    with client.makefile("rb") as file:
+        return Order(**json.loads(file.read(size)), streams=streams)
+
+
+def watch(selector: selectors.BaseSelector, children: dict[int, Child], child: Child) -> None:
+    children[child.pid] = child
+    selector.register(child.end, selectors.EVENT_READ, child)
+    selector.register(child.client, selectors.EVENT_READ, child)
+
+
+def end(selector: selectors.BaseSelector, children: dict[int, Child], descriptor: int) -> None:
+    """The child that is watched by it has ended, or else its client has, with which it is killed."""
+    if descriptor not in selector.get_map():
+        return  # both have, and the other was seen first
+    child: Child = selector.get_key(descriptor).data
+    selector.unregister(child.end)
+    selector.unregister(child.client)
+    if descriptor == child.end:
+        _, status = os.waitpid(child.pid, 0)
+        with contextlib.suppress(BrokenPipeError):
+            child.client.sendall(NUMBER.pack(status))
+    else:
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+    child.close()
+    del children[child.pid]
+
+
+def run(order: Order) -> None:
+    """As `python` would in a new process, which is the first of a group of its own."""
+    os.setpgid(0, 0)
+    for stream, number in zip(order.streams, STREAMS, strict=True):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(order.environment)
+    os.chdir(order.folder)
+    arguments: list[Any] = order.arguments
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path[0] = order.folder
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path[0] = str(Path(arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
