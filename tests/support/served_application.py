@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ import yaml
 from PIL import Image
 
 from serve_app.tools.launch import LOG_FILE, processes_of_session
+from tests.support.forking.command import FORKED_PYTHON, forks_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
@@ -35,6 +37,8 @@ THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE
 CHECKPOINT_EVERY = 1
 OUTPUT = "launcher.log"  # what the launcher prints; what `serve run` does is in its own log
 LORAS = "loras"  # the folder beside the log from which the first application may be told to load some
+FORKS = {"py_executable": shlex.join(FORKED_PYTHON)}  # in a `runtime_env`: processes start as forks
+PLAIN = {"py_executable": sys.executable}  # there they start as users' do
 DEFAULT_ARGUMENTS = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 32}
 
 
@@ -171,7 +175,7 @@ def launched_application(checkpoint: Path, folder: Path) -> Iterator[ServedAppli
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=environment(folder) | {"RAY_TMPDIR": ray_folder},
+            env=environment(folder) | forks_in(ray_folder) | {"RAY_TMPDIR": ray_folder},
         )
         cleaning.callback(stop, launcher)
         served = ServedApplication(f"http://127.0.0.1:{port}", config, folder, launcher)
@@ -190,12 +194,15 @@ def application(
     env_vars: dict[str, str] | None = None,
     **args: Any,
 ) -> dict[str, Any]:
-    """An entry of `applications`; the one named `triptych` is at /, others at /<name>."""
+    """An entry of `applications`; the one named `triptych` is at /, others at /<name>.
+
+    Its processes start as forks, but for the ingress of the first, whose process is to show that it has no torch.
+    """
     return {
         "name": name,
         "route_prefix": "/" if name == "triptych" else f"/{name}",
         "import_path": "serve_app.app:build_app",
-        "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **(env_vars or {})}},
+        "runtime_env": FORKS | {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **(env_vars or {})}},
         "args": {
             "model": str(checkpoint),
             "default_arguments": DEFAULT_ARGUMENTS,
@@ -204,7 +211,8 @@ def application(
             **args,
         },
         "deployments": [
-            {"name": "Ingress", "graceful_shutdown_timeout_s": 5},  # by default it drains for minutes
+            {"name": "Ingress", "graceful_shutdown_timeout_s": 5}  # by default it drains for minutes
+            | ({"ray_actor_options": {"num_cpus": 0, "runtime_env": PLAIN}} if name == "triptych" else {}),
             *(
                 {"name": deployment, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 2}
                 for deployment in deployments
@@ -219,6 +227,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
+        "RAY_worker_register_timeout_seconds": "300",  # the first waits until the server of forks has imported all
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }
