@@ -4,7 +4,8 @@
 
 Tests that are marked `rest` are further cases of what others show: the run `rest` makes them, no other run does.
 
-Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
+All are forked from one process that has imported what they need (`tests/support/forking`). Real processes and clocks
+on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
 
 import os
@@ -16,6 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.forking.client import FOLDER
+from tests.support.forking.command import FORKED_PYTHON, forks_of_this_process
+from tests.support.forking.environment import environment_of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 LINT = "lint"  # `make lint`, among the folders
@@ -47,7 +52,9 @@ class Run:
 
 
 def main(name: str) -> int:
-    return run(RUNS[name], ROOT, MARKED[name])
+    with forks_of_this_process() as forks:
+        os.environ.update(forks)
+        return run(RUNS[name], ROOT, MARKED[name])
 
 
 def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
@@ -56,15 +63,16 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
     LINT among the folders must pass too, in its first try.
     """
     with tempfile.TemporaryDirectory() as checkpoints:
-        codes = run_all(folders, root, marked, os.environ | {CHECKPOINTS: checkpoints})
-    for folder, code in codes.items():
-        if code == TESTS_FAILED:
-            print(f"== {folder}: once more, what failed", flush=True)
-            again = ("--last-failed", "--last-failed-no-failures", "none")
-            command = [*pytest_command(folder, folders, root, marked), *again]
-            codes[folder] = subprocess.run(command, cwd=root).returncode
-        if code == NO_TESTS and marked == MARKED["rest"]:
-            codes[folder] = 0
+        environ = environment_of_tests(os.environ) | {CHECKPOINTS: checkpoints}
+        codes = run_all(folders, root, marked, environ)
+        for folder, code in codes.items():
+            if code == TESTS_FAILED:
+                print(f"== {folder}: once more, what failed", flush=True)
+                again = ("--last-failed", "--last-failed-no-failures", "none")
+                command = [*pytest_command(folder, folders, root, marked), *again]
+                codes[folder] = subprocess.run(command, cwd=root, env=environ).returncode
+            if code == NO_TESTS and marked == MARKED["rest"]:
+                codes[folder] = 0
     return max(codes.values())
 
 
@@ -101,7 +109,8 @@ def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ:
 def pytest_command(folder: str, folders: Sequence[str], root: Path, marked: str) -> list[str]:
     """With a cache of its own, in which pytest keeps what failed; without the other folders inside this one."""
     inside = [f"--ignore={other}" for other in folders if other.startswith(f"{folder}/")]
-    return [sys.executable, "-m", "pytest", "-m", marked, "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
+    python = FORKED_PYTHON if FOLDER in os.environ else (sys.executable,)
+    return [*python, "-m", "pytest", "-m", marked, "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
 
 
 def cache(folder: str, root: Path) -> Path:

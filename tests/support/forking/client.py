@@ -1,7 +1,7 @@
-"""A Python program that starts in a moment: `python -I -S client.py -m MODULE ...`, or `SCRIPT ...`, runs as a fork.
+"""Python programs that start in a moment: `python -I -S client.py -m MODULE ...` runs as a fork, as do -c and scripts.
 
-The first client starts the server that forks (`server.py`): one for each job of a Ray, of which its libraries read when
-they are imported, and one for all tests outside of Ray. This process imports next to nothing. It hands its streams and
+The first client starts the server that forks (`server.py`): one for each job of a Ray, which its library reads when it
+is imported, and one for all tests outside of Ray. This process imports next to nothing. It hands its streams and
 environment to the program, ends as the program does, by the same exit code or signal, and ends the program with itself.
 """
 
@@ -57,7 +57,7 @@ def start_server(place: str, owner: str) -> None:
     log = os.open(f"{place}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "tests.support.forking.server", place, owner],
+        [sys.executable, str(Path(__file__).with_name("server.py")), place, owner],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -1,11 +1,10 @@
 """A process that has imported what most others import, and forks each Python program that it is asked to run.
 
-    python -m tests.support.forking.server SOCKET OWNER
+    python server.py SOCKET OWNER
 
 An import of torch with diffusers takes longer than most of what tests do with them. What runs in a child is the real
 program, with its own environment, folder and streams: it is killed and ends as it would be anywhere (`client.py`).
-
-The server ends with the process of the id OWNER.
+The server has the variables that libraries read at their import. It ends with the process of the id OWNER.
 """
 
 from __future__ import annotations
@@ -21,27 +20,39 @@ import signal
 import socket
 import struct
 import sys
+import types
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-# With what the tiny models of most tests import when they are loaded.
-PRELOADED = (
+# Those that tests and replicas use most, with what the tiny models of most tests import when they are loaded.
+LIBRARIES = (
+    "pytest",
     "ray._private.workers.default_worker",
-    "deployments.stage_replica",
-    "serve_app.ingress",
+    "ray.serve._private.replica",
+    "torch",
     "diffusers.pipelines.flux.pipeline_flux",
     "diffusers.pipelines.wan.pipeline_wan",
+    "cache_dit",
+    "peft",
+    "fastapi",
+    "uvicorn",
+    "aiohttp",
+    "boto3",
+    "sqlalchemy.orm",
+    "alembic.command",
+    "av",
 )
+# Only for Ray's workers: tests import the project themselves, which makes a warning there an error.
+PROJECT = ("deployments.stage_replica", "serve_app.ingress")
 STREAMS = (0, 1, 2)
 NUMBER = struct.Struct("!i")  # of bytes, a process's id, how it ended: all that is sent but the order's JSON
 
 
 @dataclass(frozen=True)
 class Order:
-    """A program: the arguments that follow `python`, which are `-m MODULE ...` or `SCRIPT ...`."""
+    """A program: the arguments that follow `python`, which are `-m MODULE ...`, `-c CODE ...` or `SCRIPT ...`."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -63,14 +74,16 @@ class Child:
 
 
 def main(path: str, owner: int) -> None:
+    preloaded = (*LIBRARIES, *(PROJECT if "RAY_JOB_ID" in os.environ else ()))
+    gc.disable()  # it would go through all that stays again and again
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a child has filters of its own
-        for name in PRELOADED:
+        for name in preloaded:
             importlib.import_module(name)
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        raise RuntimeError(f"a process of {threads} threads cannot be forked: an import of {PRELOADED} started one")
-    gc.collect()
+        raise RuntimeError(f"a process of {threads} threads cannot be forked: an import of {preloaded} started one")
     gc.freeze()
+    gc.enable()
     order = order_of_a_child(path, owner)
     if order is not None:
         run(order)
@@ -157,15 +170,19 @@ def run(order: Order) -> None:
     os.environ.clear()
     os.environ.update(order.environment)
     os.chdir(order.folder)
-    arguments: list[Any] = order.arguments
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        sys.path[0] = order.folder
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    first, *others = order.arguments
+    sys.path[0] = order.folder
+    if first == "-m":
+        sys.argv = others
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *others[1:]]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(others[0], "<string>", "exec"), vars(main))
     else:
-        sys.argv = arguments
-        sys.path[0] = str(Path(arguments[0]).parent)
-        runpy.run_path(arguments[0], run_name="__main__")
+        sys.argv = order.arguments
+        sys.path[0] = str(Path(first).parent)
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":
