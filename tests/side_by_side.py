@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.forking.client import FOLDER
-from tests.support.forking.command import FORKED_PYTHON, forks_of_this_process
+from tests.support.forking.command import forks_of_this_process, python_with_libraries
 from tests.support.forking.environment import environment_of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +108,17 @@ def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ:
 def pytest_command(folder: str, folders: Sequence[str], root: Path, marked: str) -> list[str]:
     """With a cache of its own, in which pytest keeps what failed; without the other folders inside this one."""
     inside = [f"--ignore={other}" for other in folders if other.startswith(f"{folder}/")]
-    python = FORKED_PYTHON if FOLDER in os.environ else (sys.executable,)
-    return [*python, "-m", "pytest", "-m", marked, "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
+    return [
+        *python_with_libraries(),
+        "-m",
+        "pytest",
+        "-m",
+        marked,
+        "-o",
+        f"cache_dir={cache(folder, root)}",
+        *inside,
+        folder,
+    ]
 
 
 def cache(folder: str, root: Path) -> Path:

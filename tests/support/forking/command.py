@@ -18,6 +18,11 @@ def forks_in(folder: str | Path) -> dict[str, str]:
     return {FOLDER: str(folder), OWNER: str(os.getpid())}
 
 
+def python_with_libraries() -> tuple[str, ...]:
+    """For a program that imports torch, diffusers or Ray anyway: forked in a run of several folders, else a new one."""
+    return FORKED_PYTHON if FOLDER in os.environ else (sys.executable,)
+
+
 @contextmanager
 def forks_of_this_process() -> Iterator[dict[str, str]]:
     """The same with a folder of its own; empty where a process around this one has a server already."""
