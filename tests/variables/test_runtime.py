@@ -237,7 +237,7 @@ def dev_client(make_replica: MakeReplica, flux_checkpoint: Path) -> Any:
     def client(**variables: str) -> TestClient:
         whole = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="1000", **variables)
         whole.generate(6, "cat")
-        service: Any = SimpleNamespace(env=EnvConfig.from_environ(), stages=one_replica(whole.replica))
+        service: Any = SimpleNamespace(env=EnvConfig.from_environ(), models=one_replica(whole.replica))
         app = FastAPI()
         install_error_handlers(app)
         router = dev_routes(service)
