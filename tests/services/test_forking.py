@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.forking.client import FOLDER, OWNER, place_and_owner
+from tests.support.forking.client import FOLDER, NUMBER, OWNER, place_and_owner
 from tests.support.forking.command import FORKED_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ SERVER = """if True:
     server.main(sys.argv[1], int(sys.argv[2]))
 """
 TELLS = """if True:
-    import os, sys
+    import found_there, os, sys
     print(sys.argv[1:], os.environ["WORD"], os.getcwd(), sys.stdin.read(), __name__, "colorsys" in sys.modules)
     print("of errors", file=sys.stderr)
     sys.exit(3)
@@ -59,10 +60,13 @@ def test_it_has_its_arguments_environment_folder_and_streams_and_ends_with_its_e
     way: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "telling.py"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/found_there.py").write_text("")
     file.write_text(TELLS)
     arguments: dict[str, Sequence[str]] = {"-c": ("-c", TELLS), "-m": ("-m", "telling"), "script": (str(file),)}
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with start(environment, *arguments[way], "one", cwd=tmp_path, **pipes) as program:
+    there = environment | {"PYTHONPATH": str(tmp_path / "elsewhere")}
+    with start(there, *arguments[way], "one", cwd=tmp_path, **pipes) as program:
         told, errors = program.communicate("of the input")
     assert told == f"['one'] a word {tmp_path} of the input __main__ True\n"
     assert errors == "of errors\n"
@@ -90,6 +94,15 @@ def test_it_ends_where_its_parent_kills_it(environment: dict[str, str]) -> None:
         program.kill()
         forked.wait(60)
     assert program.returncode == -signal.SIGKILL
+
+
+def test_a_client_that_dies_before_it_said_all_harms_no_other(environment: dict[str, str]) -> None:
+    for said in (b"", NUMBER.pack(1000), NUMBER.pack(1000) + b"{"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{environment[FOLDER]}/tests")
+            client.sendall(said)
+    with start(environment, "-c", "print('there')") as program:
+        assert program.communicate()[0] == "there\n"
 
 
 def test_each_job_of_a_ray_has_a_server_that_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,9 @@ def order_of_a_child(path: str, owner: int) -> Order | None:
                     continue
                 client, _ = listener.accept()
                 order = received(client)
+                if order is None:
+                    client.close()
+                    continue
                 if (pid := os.fork()) == 0:
                     for each in children.values():
                         each.close()
@@ -116,7 +119,7 @@ def order_of_a_child(path: str, owner: int) -> Order | None:
                     return order
                 child = Child(pid, os.pidfd_open(pid), client)
                 watch(selector, children, child)
-                client.sendall(NUMBER.pack(pid))
+                send(client, pid)
                 for stream in order.streams:
                     os.close(stream)
 
@@ -130,11 +133,24 @@ def listening(path: str) -> socket.socket:
     return listener
 
 
-def received(client: socket.socket) -> Order:
+def received(client: socket.socket) -> Order | None:
+    """None from a client that was killed before it had said all."""
     header, streams, _, _ = socket.recv_fds(client, NUMBER.size, len(STREAMS))
-    [size] = NUMBER.unpack(header)
-    with client.makefile("rb") as file:
-        return Order(**json.loads(file.read(size)), streams=streams)
+    if len(header) == NUMBER.size:
+        [size] = NUMBER.unpack(header)
+        with client.makefile("rb") as file:
+            message = file.read(size)
+        if len(message) == size:
+            return Order(**json.loads(message), streams=streams)
+    for stream in streams:
+        os.close(stream)
+    return None
+
+
+def send(client: socket.socket, number: int) -> None:
+    """To a client that may have been killed, which is seen elsewhere."""
+    with contextlib.suppress(BrokenPipeError):
+        client.sendall(NUMBER.pack(number))
 
 
 def watch(selector: selectors.BaseSelector, children: dict[int, Child], child: Child) -> None:
@@ -152,8 +168,7 @@ def end(selector: selectors.BaseSelector, children: dict[int, Child], descriptor
     selector.unregister(child.client)
     if descriptor == child.end:
         _, status = os.waitpid(child.pid, 0)
-        with contextlib.suppress(BrokenPipeError):
-            child.client.sendall(NUMBER.pack(status))
+        send(child.client, status)
     else:
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
@@ -172,6 +187,8 @@ def run(order: Order) -> None:
     os.chdir(order.folder)
     first, *others = order.arguments
     sys.path[0] = order.folder
+    given = order.environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [each for each in given if each and each not in sys.path]
     if first == "-m":
         sys.argv = others
         runpy.run_module(others[0], run_name="__main__", alter_sys=True)
