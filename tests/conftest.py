@@ -4,11 +4,9 @@ import gc
 import logging
 import os
 
-# Before torch is imported anywhere: without it equal weights at different addresses give different bits.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the default writes a token into the home folder
+from tests.support.forking.environment import environment_of_tests
+
+os.environ.update(environment_of_tests(os.environ))  # before torch is imported anywhere
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,10 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from env_config.children import without_proxy
 from tests.side_by_side import CHECKPOINTS
-
-os.environ.update(without_proxy())  # the servers of the tests are on this machine, wherever a proxy is
 
 gc.disable()  # until the tests are collected, see below
 

@@ -4,7 +4,8 @@
 
 Tests that are marked `rest` are further cases of what others show: the run `rest` makes them, no other run does.
 
-Real processes and clocks on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
+All are forked from one process that has imported what they need (`tests/support/forking`). Real processes and clocks
+on a busy machine fail now and then: failed tests get one more try, with nothing beside them.
 """
 
 import os
@@ -16,6 +17,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.forking.command import forks_of_this_process, python_with_libraries
+from tests.support.forking.environment import environment_of_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 LINT = "lint"  # `make lint`, among the folders
@@ -29,6 +33,7 @@ AT_A_TIME = 2  # what a machine of two cores has room for
 TESTS_FAILED = 1  # pytest's exit code; any other but 0 means that it did not come to its end
 NO_TESTS = 5  # of the marked ones there need not be any
 REPORT_EVERY_S = 30.0
+LOOP = "s = 0\nfor i in range(5_000_000): s += i * i"  # of a module's names: measured so before
 CHECKPOINTS = "TESTS_CHECKPOINTS"  # names the folder in which the runs build their tiny checkpoints, each of them once
 
 
@@ -47,7 +52,20 @@ class Run:
 
 
 def main(name: str) -> int:
-    return run(RUNS[name], ROOT, MARKED[name])
+    print(f"== {speed()}", flush=True)
+    with forks_of_this_process() as forks:
+        os.environ.update(forks)
+        code = run(RUNS[name], ROOT, MARKED[name])
+    print(f"== {speed()}", flush=True)
+    return code
+
+
+def speed() -> str:
+    """How fast this machine is now, beside which the seconds of a run are to be read."""
+    began = time.process_time()
+    exec(LOOP, {})
+    seconds = time.process_time() - began
+    return f"this machine: {seconds:.1f} s of processor for five million rounds of a loop, where 0.4 s are usual"
 
 
 def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
@@ -56,15 +74,16 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
     LINT among the folders must pass too, in its first try.
     """
     with tempfile.TemporaryDirectory() as checkpoints:
-        codes = run_all(folders, root, marked, os.environ | {CHECKPOINTS: checkpoints})
-    for folder, code in codes.items():
-        if code == TESTS_FAILED:
-            print(f"== {folder}: once more, what failed", flush=True)
-            again = ("--last-failed", "--last-failed-no-failures", "none")
-            command = [*pytest_command(folder, folders, root, marked), *again]
-            codes[folder] = subprocess.run(command, cwd=root).returncode
-        if code == NO_TESTS and marked == MARKED["rest"]:
-            codes[folder] = 0
+        environ = environment_of_tests(os.environ) | {CHECKPOINTS: checkpoints}
+        codes = run_all(folders, root, marked, environ)
+        for folder, code in codes.items():
+            if code == TESTS_FAILED:
+                print(f"== {folder}: once more, what failed", flush=True)
+                again = ("--last-failed", "--last-failed-no-failures", "none")
+                command = [*pytest_command(folder, folders, root, marked), *again]
+                codes[folder] = subprocess.run(command, cwd=root, env=environ).returncode
+            if code == NO_TESTS and marked == MARKED["rest"]:
+                codes[folder] = 0
     return max(codes.values())
 
 
@@ -101,7 +120,17 @@ def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ:
 def pytest_command(folder: str, folders: Sequence[str], root: Path, marked: str) -> list[str]:
     """With a cache of its own, in which pytest keeps what failed; without the other folders inside this one."""
     inside = [f"--ignore={other}" for other in folders if other.startswith(f"{folder}/")]
-    return [sys.executable, "-m", "pytest", "-m", marked, "-o", f"cache_dir={cache(folder, root)}", *inside, folder]
+    return [
+        *python_with_libraries(),
+        "-m",
+        "pytest",
+        "-m",
+        marked,
+        "-o",
+        f"cache_dir={cache(folder, root)}",
+        *inside,
+        folder,
+    ]
 
 
 def cache(folder: str, root: Path) -> Path:

@@ -51,7 +51,8 @@ def set_level(root: str, level: int) -> None:
     logging.getLogger(root).setLevel(level)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and logger.level and f"{name}.".startswith(f"{root}."):
-            logger.setLevel(level)
+            if logger.level != level:  # each setting clears what all loggers keep, of which there are a thousand
+                logger.setLevel(level)
             for handler in logger.handlers:
                 handler.setLevel(level)
 

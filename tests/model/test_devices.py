@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from deployments.devices import (
     synchronize,
 )
 from env_config.variables import BY_VARIABLE, EnvConfig
+from tests.support.forking.command import python_with_libraries
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def test_a_plugin_that_fails_to_load_its_own_libraries_is_an_absent_device(
 @pytest.mark.parametrize("name", ["npu"])
 def test_a_pipeline_runs_wholly_on_the_selected_device(name: str) -> None:
     """A simulated device: tensors of two devices cannot mix there, so one left on the CPU would raise."""
-    command = [sys.executable, "-m", "tests.support.place_on_simulated_device", name]
+    command = [*python_with_libraries(), "-m", "tests.support.place_on_simulated_device", name]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])

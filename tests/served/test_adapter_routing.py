@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from tests.support.served_application import ServedApplication
+from tests.support.served_application import FORKS, ServedApplication
 
 pytestmark = pytest.mark.timeout(600)  # the first test starts Ray
 
@@ -15,6 +15,7 @@ APPLICATION = {
     "name": "routed",
     "route_prefix": "/routed",
     "import_path": "tests.support.routed_app:build_app",
+    "runtime_env": FORKS,
     "args": {},
 }
 TIMES = 6

@@ -1,27 +1,18 @@
-"""The launcher with a real Ray."""
-
-import signal
-import urllib.request
-from pathlib import Path
+"""The launcher with a real Ray: that which all tests of this folder share."""
 
 import psutil
+import pytest
 
-from serve_app.tools.launch import processes_of_session
-from tests.support.launching import REAL, config_file, launched, still_running, wait_for_output
-from tests.support.served_application import free_port
+from tests.support.launching import still_running
+from tests.support.served_application import ServedApplication
+
+pytestmark = pytest.mark.timeout(600)  # the first test starts Ray
 
 
-def test_it_serves_and_ends_at_ctrl_c_without_leaving_a_process(tmp_path: Path) -> None:
-    port = free_port()
-    with launched(config_file(tmp_path, port), tmp_path, REAL) as launcher:
-        wait_for_output(launcher, tmp_path, "Ready:")
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
-            assert answer.status == 200
-        started = psutil.Process(launcher.pid).children(recursive=True)
-        assert {"raylet", "gcs_server"} <= {process.name() for process in started}
-        assert set(started) <= set(processes_of_session(started[0].pid)), "all would be found if `serve run` died"
-
-        launcher.send_signal(signal.SIGINT)
-
-        assert launcher.wait(90) == 0
-        assert still_running(started) == []
+def test_it_says_where_it_serves_and_finds_again_all_that_it_started(served: ServedApplication) -> None:
+    """tests.support.served_application.stop then sees that it ends at Ctrl-C without leaving a process."""
+    assert f"Ready: {served.url} " in served.launchers_output()
+    started = psutil.Process(served.launcher.pid).children(recursive=True)
+    assert {"raylet", "gcs_server"} <= {process.name() for process in started}
+    found = set(served.processes())
+    assert still_running([each for each in started if each not in found]) == [], "if `serve run` died"

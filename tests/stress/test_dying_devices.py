@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support.dying_device import DIES_AT, plugin_in
-from tests.support.served_application import ROOT, THREE_STAGE, ServedApplication, application
+from tests.support.served_application import PLAIN, ROOT, THREE_STAGE, ServedApplication, application
 from tests.support.video_jobs import PROMPT, WAIT_S, picture_of_job, wait_for_progress
 
 pytestmark = pytest.mark.timeout(900)
@@ -27,7 +27,7 @@ def dying(served: ServedApplication, checkpoint: Path, dies_at: Path) -> dict[st
         "SGLANG_DIFFUSION_TARGET_DEVICE": "npu",
         DIES_AT: str(dies_at),
     }
-    denoiser["ray_actor_options"] |= {"resources": {"NPU": 0.5}, "runtime_env": {"env_vars": variables}}
+    denoiser["ray_actor_options"] |= {"resources": {"NPU": 0.5}, "runtime_env": PLAIN | {"env_vars": variables}}
     return config
 
 

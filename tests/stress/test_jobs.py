@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.served_application import THREE_STAGE, ServedApplication, serve_run
+from tests.support.served_application import THREE_STAGE, ServedApplication, launched_application
 from tests.support.tiny_models import checkpoint
 from tests.support.video_jobs import PROMPT, WAIT_S, content_of, create, picture_of_job, wait_for_progress
 
@@ -36,14 +36,14 @@ def test_jobs_outlive_the_end_of_everything_and_complete_after_a_restart(
 ) -> None:
     flux = checkpoint("flux", checkpoints_root)
     seeds = range(20)
-    with serve_run(flux, tmp_path) as first, httpx.Client(base_url=first.url, timeout=WAIT_S) as http:
+    with launched_application(flux, tmp_path) as first, httpx.Client(base_url=first.url, timeout=WAIT_S) as http:
         ids = [create_picture(http, seed) for seed in seeds]
         wait_for_progress(http, ids)
         assert not all(http.get(f"/v1/jobs/{job_id}").json()["status"] == "completed" for job_id in ids)
         for process in first.processes():
             process.kill()
-        first.serve_run.wait()
-    with serve_run(flux, tmp_path) as second, httpx.Client(base_url=second.url, timeout=WAIT_S) as http:
+        first.launcher.wait()
+    with launched_application(flux, tmp_path) as second, httpx.Client(base_url=second.url, timeout=WAIT_S) as http:
         survivors = [picture_of_job(http, job_id) for job_id in ids]
         undisturbed = [picture_of_job(http, twin) for twin in [create_picture(http, seed) for seed in seeds]]
     assert survivors == undisturbed

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.support.otlp_collector import Collector, ReceivedSpan, collecting
-from tests.support.served_application import ServedApplication, serve_run
+from tests.support.served_application import ServedApplication, launched_application
 from tests.support.tiny_models import checkpoint
 from tests.support.video_jobs import PROMPT, WAIT_S, wait_for_end, wait_for_progress
 
@@ -43,7 +43,7 @@ def test_a_request_is_one_trace_whatever_dies(
         }.items():
             monkeypatch.setenv(name, value)
         with (
-            serve_run(checkpoint("flux", checkpoints_root), tmp_path) as served,
+            launched_application(checkpoint("flux", checkpoints_root), tmp_path) as served,
             httpx.Client(base_url=served.url, timeout=WAIT_S) as http,
         ):
             check_the_tree(http, collector)

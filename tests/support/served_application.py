@@ -1,4 +1,4 @@
-"""Real applications, run by the real `serve run` on one Ray, for all tests of served behaviour."""
+"""Real applications, started by the real launcher on one Ray, for all tests of served behaviour."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -25,27 +26,30 @@ import psutil
 import yaml
 from PIL import Image
 
-from env_config.ray_proxy import AROUND_PROXY, VARIABLE
-from serve_app.tools.launch import processes_of_session
+from serve_app.tools.launch import LOG_FILE, processes_of_session
+from tests.support.forking.command import FORKED_PYTHON, forks_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
-START_TIMEOUT_S = 280  # two cores that others use too; each replica imports torch and diffusers
+START_TIMEOUT_S = 400  # two cores that others use too; each replica imports torch and diffusers
 STOP_TIMEOUT_S = 120
 THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
 CHECKPOINT_EVERY = 1
+OUTPUT = "launcher.log"  # what the launcher prints; what `serve run` does is in its own log
 LORAS = "loras"  # the folder beside the log from which the first application may be told to load some
+FORKS = {"py_executable": shlex.join(FORKED_PYTHON)}  # in a `runtime_env`: processes start as forks
+PLAIN = {"py_executable": sys.executable}  # there they start as users' do
 DEFAULT_ARGUMENTS = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 32}
 
 
 @dataclass(frozen=True)
 class ServedApplication:
-    """`serve run` and what it serves; `config` is that of its file, with the application `triptych` at /."""
+    """The launcher and what it serves; `config` is that of its file, with the application `triptych` at /."""
 
     url: str
     config: dict[str, Any]
     folder: Path
-    serve_run: subprocess.Popen[bytes]
+    launcher: subprocess.Popen[bytes]
     others: list[dict[str, Any]] = field(default_factory=list)  # applications beside the first
 
     def generate(self, prefix: str = "", **body: Any) -> httpx.Response:
@@ -65,7 +69,7 @@ class ServedApplication:
     def wait_until_healthy(self, prefix: str = "") -> None:
         give_up = time.monotonic() + START_TIMEOUT_S
         while not self._is_healthy(prefix):
-            assert self.serve_run.poll() is None, f"`serve run` ended:\n{self.log()[-5000:]}"
+            assert self.launcher.poll() is None, f"the launcher ended:\n{self.launchers_output()}"
             assert time.monotonic() < give_up, f"{prefix or '/'} is not healthy:\n{self.log()[-5000:]}"
             time.sleep(0.3)
 
@@ -94,7 +98,8 @@ class ServedApplication:
 
     def processes(self) -> list[psutil.Process]:
         """All that `serve run` started, itself included."""
-        return processes_of_session(self.serve_run.pid)
+        [session] = sessions_of(self.launcher)
+        return processes_of_session(session)
 
     def cli(self, command: str, *arguments: str) -> str:
         """What `serve <command>` prints."""
@@ -132,11 +137,15 @@ class ServedApplication:
 
     def log(self) -> str:
         """What `serve run` and the replicas printed, without terminal colours."""
-        return re.sub(r"\x1b\[[0-9;]*m", "", (self.folder / "serve.log").read_text(errors="replace"))
+        file = self.folder / LOG_FILE
+        return re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file.exists() else ""
+
+    def launchers_output(self) -> str:
+        return (self.folder / OUTPUT).read_text(errors="replace")
 
 
 @contextmanager
-def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
+def launched_application(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
     """Serve the checkpoint until the end of the context, which fails if a process is left behind."""
     (folder / LORAS).mkdir()
     only = application(
@@ -165,19 +174,21 @@ def serve_application(entry: dict[str, Any], folder: Path) -> Iterator[ServedApp
     with ExitStack() as cleaning:
         ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets in it have 107 characters
         cleaning.callback(shutil.rmtree, ray_folder, ignore_errors=True)
-        log = cleaning.enter_context((folder / "serve.log").open("wb"))
-        process = subprocess.Popen(
-            [*SERVE, "run", "--address", "local", str(folder / "serve.yaml")],
+        output = cleaning.enter_context((folder / OUTPUT).open("wb"))
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.tools.launch", str(folder / "serve.yaml")],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             cwd=folder,
-            env=environment(folder) | {"RAY_TMPDIR": ray_folder},
+            env=environment(folder) | forks_in(ray_folder) | {"RAY_TMPDIR": ray_folder},
         )
-        cleaning.callback(stop, process)
-        served = ServedApplication(f"http://127.0.0.1:{port}", config, folder, process)
+        cleaning.callback(stop, launcher)
+        served = ServedApplication(f"http://127.0.0.1:{port}", config, folder, launcher)
         served.wait_until_healthy()
+        while "Ready: " not in served.launchers_output():  # it asks too, twice a second
+            served.wait_until_healthy()
+            time.sleep(0.1)
         yield served
 
 
@@ -189,12 +200,15 @@ def application(
     env_vars: dict[str, str] | None = None,
     **args: Any,
 ) -> dict[str, Any]:
-    """An entry of `applications`; the one named `triptych` is at /, others at /<name>."""
+    """An entry of `applications`; the one named `triptych` is at /, others at /<name>.
+
+    Its processes start as forks, but for the ingress of the first, whose process is to show that it has no torch.
+    """
     return {
         "name": name,
         "route_prefix": "/" if name == "triptych" else f"/{name}",
         "import_path": "serve_app.app:build_app",
-        "runtime_env": {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **(env_vars or {})}},
+        "runtime_env": FORKS | {"env_vars": {"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu", **(env_vars or {})}},
         "args": {
             "model": str(checkpoint),
             "default_arguments": DEFAULT_ARGUMENTS,
@@ -203,7 +217,8 @@ def application(
             **args,
         },
         "deployments": [
-            {"name": "Ingress", "graceful_shutdown_timeout_s": 5},  # by default it drains for minutes
+            {"name": "Ingress", "graceful_shutdown_timeout_s": 5}  # by default it drains for minutes
+            | ({"ray_actor_options": {"num_cpus": 0, "runtime_env": PLAIN}} if name == "triptych" else {}),
             *(
                 {"name": deployment, "ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": 2}
                 for deployment in deployments
@@ -216,28 +231,40 @@ def environment(folder: Path) -> dict[str, str]:
     """Ray's own settings for tests; that of arithmetic is inherited from tests.conftest."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
-        VARIABLE: AROUND_PROXY,  # as the launcher does
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
+        "RAY_raylet_start_wait_time_s": "120",  # two cores that others use too
+        "RAY_worker_register_timeout_seconds": "300",  # the first waits until the server of forks has imported all
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C does; raises AssertionError if that leaves a process behind, after it has been ended."""
-    process.send_signal(signal.SIGINT)
+def sessions_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """That of `serve run`, once it has been started."""
+    children = psutil.Process(launcher.pid).children() if launcher.poll() is None else []
+    return [each.pid for each in children if os.getsid(each.pid) == each.pid]
+
+
+def stop(launcher: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C does, if it runs.
+
+    Raises AssertionError if it does not end well, or leaves a process behind, which is ended then.
+    """
+    if launcher.poll() is not None:
+        return
+    sessions = sessions_of(launcher)
+    launcher.send_signal(signal.SIGINT)
     try:
-        process.wait(STOP_TIMEOUT_S)
-        psutil.wait_procs(processes_of_session(process.pid), timeout=STOP_TIMEOUT_S)
+        code = launcher.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-    left = processes_of_session(process.pid)
+        launcher.kill()
+        code = launcher.wait()
+    left = [each for session in sessions for each in processes_of_session(session)]
     names = [each.name() for each in left]
     for each in left:
         each.kill()
-    process.wait()
-    assert not names, f"`serve run` left {names} behind"
+    assert (code, names) == (0, []), "the launcher's exit code, and what it left behind"
 
 
 def picture_of(item: dict[str, Any]) -> Image.Image:

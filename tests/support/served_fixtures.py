@@ -14,7 +14,7 @@ from tests.support.served_application import (
     THREE_STAGE,
     ServedApplication,
     application,
-    serve_run,
+    launched_application,
 )
 from tests.support.tiny_models import checkpoint
 
@@ -29,7 +29,7 @@ def flux_checkpoint(checkpoints_root: Path) -> Path:
 @pytest.fixture(scope="session")
 def served(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApplication]:
     """A tiny FLUX in three stages at /; a test that ends a replica waits until all are healthy again."""
-    with serve_run(flux_checkpoint, tmp_path_factory.mktemp("served")) as served:
+    with launched_application(flux_checkpoint, tmp_path_factory.mktemp("served")) as served:
         yield served
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from env_config.variables import EnvConfig
 from serve_app.http.errors import install_error_handlers
 from serve_app.http.routes.dev import dev_routes
 from serve_app.making.layers.request_log import RequestLog
+from tests.support.forking.command import python_with_libraries
 from tests.support.further import further
 from tests.support.proofs import proof
 from tests.support.whole_replica import MakeReplica
@@ -58,7 +58,7 @@ def test_sglang_diffusion_target_device_is_where_the_replica_runs(
 def test_sglang_diffusion_target_device_places_every_component_on_a_simulated_device(
     name: str, flux_checkpoint: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tests.support.replica_on_simulated_device", name, str(flux_checkpoint)]
+    command = [*python_with_libraries(), "-m", "tests.support.replica_on_simulated_device", name, str(flux_checkpoint)]
     run = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     report = json.loads(run.stdout.splitlines()[-1])
@@ -237,7 +237,7 @@ def dev_client(make_replica: MakeReplica, flux_checkpoint: Path) -> Any:
     def client(**variables: str) -> TestClient:
         whole = make_replica(flux_checkpoint, SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="1000", **variables)
         whole.generate(6, "cat")
-        service: Any = SimpleNamespace(env=EnvConfig.from_environ(), stages=one_replica(whole.replica))
+        service: Any = SimpleNamespace(env=EnvConfig.from_environ(), models=one_replica(whole.replica))
         app = FastAPI()
         install_error_handlers(app)
         router = dev_routes(service)

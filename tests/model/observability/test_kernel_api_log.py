@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from deployments.observability.kernel_api_log import KernelApiLog, make_kernel_a
 from deployments.observability.observer import Observers
 from deployments.observability.table import OBSERVERS
 from env_config.variables import EnvConfig
+from tests.support.forking.command import python_with_libraries
 from tests.support.observing import replica_with
 from tests.support.tiny_models.autoencoders import kl_autoencoder
 from tests.support.tiny_models.text_encoders import clip_text_encoder
@@ -227,7 +227,9 @@ def test_after_a_segmentation_fault_the_last_line_names_the_kernel_and_its_input
         "SGLANG_KERNEL_API_LOGDEST": str(tmp_path / "log-%i"),
         "SGLANG_KERNEL_API_DUMP_DIR": str(tmp_path / "dumps"),
     }
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environ, cwd=ROOT, capture_output=True)
+    done = subprocess.run(
+        [*python_with_libraries(), "-c", textwrap.dedent(program)], env=environ, cwd=ROOT, capture_output=True
+    )
     assert done.returncode == -signal.SIGSEGV, done.stderr
     (log,) = tmp_path.glob("log-*")
     events = [(event, name) for event, name, *_ in HEAD.findall(log.read_text())]

@@ -3,7 +3,6 @@
 import io
 import logging
 import subprocess
-import sys
 from pathlib import Path
 
 import boto3
@@ -21,6 +20,7 @@ from deployments.observability.logging_setup import (
     SERVE,
     apply_logging_level,
 )
+from tests.support.forking.command import python_with_libraries
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,7 +75,9 @@ def test_outside_a_replica_our_lines_go_to_stderr():
         logging.getLogger("deployments.weights.load").info("a line")
         logging.getLogger("deployments.weights.load").debug("not this")
     """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*python_with_libraries(), "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stderr.count("a line") == 1
     assert "not this" not in done.stderr
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from deployments.weights.files import DIFFUSERS_FILES, weight_files
 from deployments.weights.load import load_component
 from deployments.weights.stream import HOST_BYTES, stream_tensors
 from env_config.streamer_memory import VARIABLE
+from tests.support.forking.command import python_with_libraries
 from tests.support.tiny_models.autoencoders import kl_autoencoder
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_loader_casts_weights_on_the_host(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.load_on_simulated_device", str(tmp_path)]
+    command = [*python_with_libraries(), "-m", "tests.support.load_on_simulated_device", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     loads = json.loads(done.stdout.splitlines()[-1])
     assert len(loads) == 4

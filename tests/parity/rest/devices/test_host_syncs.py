@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.forking.command import python_with_libraries
 
 ROOT = Path(__file__).resolve().parents[4]
 STEPS = 10
@@ -13,7 +14,7 @@ STEPS = 10
 
 @pytest.mark.parametrize(("name", "num_requests"), [("flux", 1), ("flux", 3), ("zimage", 2), ("sdxl", 2)])
 def test_no_step_waits_for_the_device(name: str, num_requests: int, checkpoints_root: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.host_syncs", name, checkpoints_root, num_requests, STEPS]
+    command = [*python_with_libraries(), "-m", "tests.support.host_syncs", name, checkpoints_root, num_requests, STEPS]
     run = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     counts = json.loads(run.stdout.splitlines()[-1])

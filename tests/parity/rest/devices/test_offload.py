@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.support.forking.command import python_with_libraries
 from tests.support.tiny_models import checkpoint
 
 ROOT = Path(__file__).parents[4]
@@ -14,7 +14,7 @@ ALL = ("text_encoder", "text_encoder_2", "transformer", "vae")
 def test_on_a_simulated_device_only_the_component_that_is_called_is_there(checkpoints_root: Path) -> None:
     """Tensors of two devices cannot mix there: a weight that stayed on the host would raise."""
     folder = checkpoint("flux", checkpoints_root)
-    command = [sys.executable, "-m", "tests.support.offload_on_simulated_device", "npu", str(folder)]
+    command = [*python_with_libraries(), "-m", "tests.support.offload_on_simulated_device", "npu", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])

@@ -2,18 +2,26 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.forking.command import python_with_libraries
 
 ROOT = Path(__file__).resolve().parents[4]
 MODELS = ("flux", "wan22")  # one expert and two; a scheduler that keeps nothing and one that keeps what it has seen
 
 
 def counted(model: str, folder: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.support.traffic_on_simulated_device", str(folder), model, *options]
+    command = [
+        *python_with_libraries(),
+        "-m",
+        "tests.support.traffic_on_simulated_device",
+        str(folder),
+        model,
+        *options,
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     report: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 import functools
 import gc
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -20,6 +19,7 @@ from deployments.engine.fiber import CancelledStage, Fiber
 from deployments.engine.orders import earliest_deadline
 from deployments.engine.statistics import BatchRun, Cancelled
 from deployments.errors import DeadlineExceededError, GenerationFailedError
+from tests.support.forking.command import python_with_libraries
 
 ROOT = Path(__file__).parents[4]
 TOKENS, WIDTH = 6, 8
@@ -437,7 +437,7 @@ def test_a_request_that_does_not_fit_alone_gets_the_error_itself(make_requests: 
 
 def test_errors_of_torch_in_the_requests_own_code_leave_the_process_alive() -> None:
     # torch walks the C stack at each error: where that is not in order, the process crashes.
-    command = [sys.executable, "-m", "tests.support.erring_process"]
+    command = [*python_with_libraries(), "-m", "tests.support.erring_process"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (ended.returncode, ended.stdout.split()) == (0, ["alive"]), ended.stderr
 
