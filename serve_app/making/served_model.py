@@ -54,7 +54,6 @@ class ServedModel:
         if heard.version == self.stages.version:
             self._description = heard
         return heard
-        return self._description
 
     async def _hear(self) -> StageDescription:
         sleep = self.stages.sleep
