@@ -244,6 +244,7 @@ class ComponentCall:
     arguments: Packed  # (args, kwargs, states of torch's global generators, switches that the request has set)
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
     is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
+    model: str = ""  # whose component it is, where a process has those of several
 
 
 @dataclass(frozen=True)
@@ -338,6 +339,12 @@ class StageDescription:
     frame_multiple: int = 1  # frames of a video for one of its latents: it makes 1 + a multiple of them
     makes_alpha: bool = False  # its pictures have four channels
     takes_adapters: bool = False  # LoRAs can be put into its models
+    shared: Mapping[str, str] = field(default_factory=dict)  # component -> MODEL.COMPONENT that it is too
+    models: Mapping[str, StageDescription] = field(default_factory=dict)  # of a replica of several: each one's
+
+    def of(self, model: str) -> StageDescription:
+        """What the replica holds of one of its models."""
+        return self.models.get(model, self)
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

@@ -1,6 +1,7 @@
 """Builds the application: the ingress bound to the stages of each model, from the `args:` of a Serve config file."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,12 +23,13 @@ from deployments.model import (
     WarmUp,
     WatchdogArgs,
 )
-from deployments.replicas.table import Bound, bind_stages, deployment_name
+from deployments.replicas.table import PlacedModel, SharedDeployment, bind_models, deployment_name
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
 from serve_app.adapters.places import HERE
 from serve_app.ingress import Ingress, draining_s
 from serve_app.models.args import ModelName, ServedModelArgs
+from serve_app.models.shared import Share, check_shared, found_to_share, shared_named
 from serve_app.service import ServiceArgs, refuse_at_the_top
 
 
@@ -144,6 +146,11 @@ class AppArgs(ServiceArgs, StageArgs):
     models: dict[ModelName, ModelEntry] = Field(
         default_factory=dict, description=ServiceArgs.model_fields["models"].description
     )
+    share: Share = Field(
+        "off",
+        description="deployments whose replicas do their stage for several of `models`, with what is equal of their "
+        "weights once: a list of names such as Encoder-flux+chroma; auto: those with something in common; off",
+    )
 
     @model_validator(mode="after")
     def check_that_it_has_models(self) -> Self:
@@ -152,6 +159,15 @@ class AppArgs(ServiceArgs, StageArgs):
             refuse_at_the_top(self.model_fields_set, StageArgs.model_fields)
         elif self.model is None:
             raise ValueError("model is required, or several models in `models`")
+        return self
+
+    @model_validator(mode="after")
+    def check_what_is_shared(self) -> Self:
+        """Raises ValueError."""
+        if self.share != "off" and not self.models:
+            raise ValueError("share is for `models`: one model alone has nobody to share with")
+        if isinstance(self.share, tuple):
+            check_shared(self.share, self.models, PLACEMENTS)
         return self
 
     @model_validator(mode="after")
@@ -184,23 +200,35 @@ class AppArgs(ServiceArgs, StageArgs):
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     service = service_args(args)
-    stages = {name: bind_model(args, name) for name in args.entries}
+    stages = bind_models([placed_model(args, name) for name in args.entries], shared_deployments(args))
     return Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages)
 
 
-def bind_model(args: AppArgs, name: str) -> Bound:
-    """The stages of one model; those of one of several are named after it."""
+def placed_model(args: AppArgs, name: str) -> PlacedModel:
+    """One model and where its stages run; the deployments of one of several are named after it."""
     entry = args.entries[name]
     named_after = name if args.models else None
-    return bind_stages(
-        model_args(args, name), PLACEMENTS[entry.placement], verify=entry.verify, named_after=named_after
-    )
+    return PlacedModel(model_args(args, name), PLACEMENTS[entry.placement], entry.verify, named_after)
 
 
-def deployments_of(args: AppArgs, name: str) -> dict[str, str]:
-    """The deployments of one model as the config names them, each with its name in REPLICAS."""
+def shared_deployments(args: AppArgs) -> tuple[SharedDeployment, ...]:
+    """Raises ValueError where `auto` cannot tell, CheckpointError for files that cannot be read."""
+    if args.share == "auto":
+        models = {name: model_args(args, name) for name in args.models}
+        return found_to_share(models, {name: PLACEMENTS[entry.placement] for name, entry in args.models.items()})
+    return tuple(map(shared_named, args.share)) if isinstance(args.share, tuple) else ()
+
+
+def deployments_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment] | None = None) -> dict[str, str]:
+    """The deployments of one model as the config names them, each with its name in REPLICAS.
+
+    `shared`: `shared_deployments(args)`, where they are known already.
+    """
     named_after = name if args.models else None
-    return {deployment_name(kind, named_after): kind for kind in PLACEMENTS[args.entries[name].placement]}
+    shared = shared_deployments(args) if shared is None else shared
+    of_several = {each.kind: each.name for each in shared if name in each.models}
+    kinds = PLACEMENTS[args.entries[name].placement]
+    return {of_several.get(kind, deployment_name(kind, named_after)): kind for kind in kinds}
 
 
 def service_args(args: AppArgs) -> ServiceArgs:
@@ -243,6 +271,7 @@ def model_args(args: AppArgs, name: str | None = None) -> ModelArgs:
         vae=entry.vae,
         offload=entry.offload,
         adapters=located_adapters(entry),
+        takes_new_adapters=bool(args.adapter_places),
     )
 
 

@@ -39,7 +39,7 @@ class ServedModel:
             answer = answers[self.stages.encoder.deployment_name]
             if isinstance(answer, str):
                 raise StageUnavailableError(f"the model is not ready: {answer}")
-            self._description = answer
+            self._description = answer.of(self.name)
         return self._description
 
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
@@ -62,7 +62,8 @@ class ServedModel:
             return None
 
     async def _ask_arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription]:
-        answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.default_arguments)
+        ask = self.stages.encoder.arguments
+        answer: list[ArgumentDescription] = await ask.remote(names, self.default_arguments, self.name)
         return answer
 
     @property

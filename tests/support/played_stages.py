@@ -138,7 +138,9 @@ class PlayedHandle:
         self.questions.append(asked)
         return self.known_effects
 
-    async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+    async def _arguments(
+        self, names: tuple[str, ...], defaults: dict[str, Any], model: str
+    ) -> list[ArgumentDescription]:
         return [ArgumentDescription(name, "any", defaults.get(name), "always") for name in names]
 
     def _encode(self, request: GenerationRequest, envelope: Envelope) -> Reference:

@@ -58,6 +58,8 @@ MEMORY = room("deployments.memory")  # how a process fits on its device
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
+# What tells equal components apart from others, by their files.
+SAME_FILES = tuple(f"deployments.weights.{name}" for name in ("files", "shared.same_files"))
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
@@ -93,6 +95,7 @@ RULES = (
             "serve_app.ingress",
             "serve_app.service",
             "serve_app.models.args",
+            "serve_app.models.shared",
             "serve_app.adapters.places",
             *DOOR,
             "deployments.replicas.table",
@@ -178,6 +181,11 @@ RULES = (
             *STORAGE,
             *DOOR,
         ),
+    ),
+    Rule(
+        ("serve_app.models.shared",),
+        (*DOOR, *ARGUMENTS, "deployments.replicas.table", *SAME_FILES),
+        never=(*HEAVY, *HTTP),
     ),
     Rule(MODELS, (*MODELS, *JOBS, *LORA_ROOM, *MAKING, *REQUESTS, *STORAGE, *DOOR), never=HTTP),
     Rule(
@@ -381,7 +389,12 @@ RULES = (
     ),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(
-        ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),
+        (
+            "deployments.weights.locate",
+            "deployments.weights.files",
+            "deployments.weights.s3",
+            "deployments.weights.shared.same_files",
+        ),
         (*WEIGHTS, *MESSAGES),
         never=(*HEAVY, *HTTP, "ray"),
     ),
