@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from deployments.adapters.args import AdapterArgs, AdapterCacheArgs
+from deployments.errors import CheckpointError
 from deployments.memory.args import Offload, VAEArgs
 from deployments.model import (
     GGUF_SUFFIX,
@@ -212,10 +213,13 @@ def placed_model(args: AppArgs, name: str) -> PlacedModel:
 
 
 def shared_deployments(args: AppArgs) -> tuple[SharedDeployment, ...]:
-    """Raises ValueError where `auto` cannot tell, CheckpointError for files that cannot be read."""
+    """Raises ValueError where `auto` cannot tell."""
     if args.share == "auto":
         models = {name: model_args(args, name) for name in args.models}
-        return found_to_share(models, {name: PLACEMENTS[entry.placement] for name, entry in args.models.items()})
+        try:
+            return found_to_share(models, {name: PLACEMENTS[entry.placement] for name, entry in args.models.items()})
+        except CheckpointError as error:
+            raise ValueError(f"share: auto cannot tell: {error}") from error
     return tuple(map(shared_named, args.share)) if isinstance(args.share, tuple) else ()
 
 

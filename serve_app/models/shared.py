@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from pydantic import BeforeValidator
 
+from deployments.errors import CheckpointError
 from deployments.messages import StageName
 from deployments.model import ModelArgs, off_of_yaml
 from deployments.replicas.table import BETWEEN_MODELS, REPLICAS, SharedDeployment
@@ -111,27 +113,48 @@ def in_common(mine: Mapping[str, StoredClass], theirs: Mapping[str, StoredClass]
     ]
 
 
-def components_of(model: ModelArgs, kind: str) -> dict[str, StoredClass]:
-    """Those with weights that the replicas of the row need. Raises ValueError for those that are not here."""
+def held_before(models: Mapping[str, ModelArgs], name: str, shared: SharedDeployment) -> set[str]:
+    """The components of a model that its shared deployment holds for a model named before it; none where that is not
+    known here."""
+    found: set[str] = set()
+    with suppress(ValueError, CheckpointError):
+        mine = components_of(models[name], shared.kind)
+        for other in shared.models[: shared.models.index(name)]:
+            if not are_apart(models[name], models[other]):
+                found |= set(in_common(mine, components_of(models[other], shared.kind)))
+    return found
+
+
+def useless(models: Mapping[str, ModelArgs], shared: Sequence[SharedDeployment]) -> Iterator[str]:
+    """A sentence for each model that has no component at all in common with those it shares a deployment with, where
+    the files of all are here."""
+    for each in shared:
+        with suppress(ValueError, CheckpointError):
+            stored = {name: components_of(models[name], None) for name in each.models}
+            for name in each.models:
+                if not any(in_common(stored[name], stored[other]) for other in each.models if other != name):
+                    others = " and ".join(other for other in each.models if other != name)
+                    yield f"share: {each.name!r}: {name} has nothing in common with {others}: leave it out"
+
+
+def components_of(model: ModelArgs, kind: str | None) -> dict[str, StoredClass]:
+    """Those with weights that the replicas of the row need, or all of the model. Raises ValueError for those that are
+    not here, CheckpointError for files that cannot be read."""
     folder = folder_of(model)
-    stages = REPLICAS[kind].stages
     return {
         name: (entry[1], stored)
         for name, entry in read_object(folder / INDEX).items()
-        if isinstance(entry, list) and len(entry) == 2 and stage_of(*entry) in stages
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(each, str) for each in entry)
+        if kind is None or stage_of(*entry) in REPLICAS[kind].stages
         if (stored := stored_component(model, folder, name)) is not None
     }
 
 
-def stage_of(library: Any, cls: Any) -> StageName | None:
+def stage_of(library: str, cls: str) -> StageName | None:
     """By its class's name, since this process has no torch; None: it is not looked at."""
     if library == "transformers":
         return "encoder"
-    return (
-        "vae"
-        if library == "diffusers" and str(cls).startswith(("Autoencoder", "AsymmetricAutoencoder", "VQ"))
-        else None
-    )
+    return "vae" if library == "diffusers" and cls.startswith(("Autoencoder", "AsymmetricAutoencoder", "VQ")) else None
 
 
 def stored_component(model: ModelArgs, folder: Path, name: str) -> Stored | None:

@@ -13,8 +13,6 @@ from deployments.memory.args import OffloadArgs, VAEArgs
 from deployments.weights.precision.chosen import Precision
 from deployments.weights.shared.same_files import Stored, difference
 
-GB = 1e9
-
 
 @dataclass(frozen=True)
 class AskedComponent:
@@ -168,4 +166,4 @@ def state_of(module: torch.nn.Module) -> Any:
 
 def size_of(module: torch.nn.Module) -> str:
     num_bytes = sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
-    return f"{num_bytes / GB:.3g} GB"
+    return f"{num_bytes / 1e6:,.1f} MB"

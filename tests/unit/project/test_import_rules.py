@@ -113,7 +113,15 @@ RULES = (
             "serve_app.tools.planned_config",
             "serve_app.tools.fits",
         ),
-        ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
+        (
+            "serve_app.app",
+            "serve_app.models.shared",
+            *TOOLS,
+            *DOOR,
+            *ASK_FOR_A_PLAN,
+            "deployments.replicas.table",
+            *ARGUMENTS,
+        ),
     ),
     Rule(
         ("serve_app.tools.command.server.here_process",),  # an ingress and its stages in one process
@@ -133,6 +141,7 @@ RULES = (
         TOOLS,
         (
             "serve_app.app",
+            "serve_app.models.shared",
             "deployments.plan.cards",
             "serve_app.api_keys",
             "serve_app.autoscaling",
