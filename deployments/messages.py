@@ -247,6 +247,7 @@ class ComponentCall:
     adapters: tuple[dict[str, Any], ...] = ()  # LoRAs of the request, as its features say
     is_steady: bool = False  # it must give the same bytes whatever else runs: StageMemory.run
     making: str = ""  # ModelArgs.making of the replica that asks; empty: it is not known
+    model: str = ""  # whose component it is, where a process has those of several
 
 
 @dataclass(frozen=True)
@@ -343,6 +344,12 @@ class StageDescription:
     takes_adapters: bool = False  # LoRAs can be put into its models
     start_s: float = 0.0  # from the start of the replica's process until it could serve; 0: not measured
     version: str = ""  # ModelArgs.version
+    shared: Mapping[str, str] = field(default_factory=dict)  # component -> MODEL.COMPONENT that it is too
+    models: Mapping[str, StageDescription] = field(default_factory=dict)  # of a replica of several: each one's
+
+    def of(self, model: str) -> StageDescription:
+        """What the replica holds of one of its models."""
+        return self.models.get(model, self)
 
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has this parameter; those without a default are among them."""

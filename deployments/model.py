@@ -252,6 +252,7 @@ class ModelArgs(BaseModel):
         default_factory=dict, description="components whose weights are on the host while they are not used"
     )
     adapters: dict[str, Adapter] = Field(default_factory=dict, description="LoRAs that requests may name")
+    takes_new_adapters: bool = Field(False, description="more of them may be added while it runs")
     adapter_cache: AdapterCacheArgs = Field(
         default_factory=AdapterCacheArgs, description="how many adapters a process keeps"
     )

@@ -1,6 +1,7 @@
 """Builds the application: the ingress bound to the stages of each model, from the `args:` of a Serve config file."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from deployments.adapters.args import AdapterArgs, AdapterCacheArgs
+from deployments.errors import CheckpointError
 from deployments.memory.args import Offload, VAEArgs
 from deployments.model import (
     GGUF_SUFFIX,
@@ -22,12 +24,13 @@ from deployments.model import (
     WarmUp,
     WatchdogArgs,
 )
-from deployments.replicas.table import Bound, bind_stages, deployment_name
+from deployments.replicas.table import PlacedModel, SharedDeployment, bind_models, deployment_name
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
 from serve_app.adapters.places import HERE
 from serve_app.ingress import Ingress, draining_s
 from serve_app.models.args import ModelName, ServedModelArgs
+from serve_app.models.shared import Share, check_shared, found_to_share, shared_named
 from serve_app.own_versions import with_own_versions
 from serve_app.service import ServiceArgs, refuse_at_the_top
 
@@ -145,6 +148,11 @@ class AppArgs(ServiceArgs, StageArgs):
     models: dict[ModelName, ModelEntry] = Field(
         default_factory=dict, description=ServiceArgs.model_fields["models"].description
     )
+    share: Share = Field(
+        "off",
+        description="deployments whose replicas do their stage for several of `models`, with what is equal of their "
+        "weights once: a list of names such as Encoder-flux+chroma; auto: those with something in common; off",
+    )
 
     @model_validator(mode="after")
     def check_that_it_has_models(self) -> Self:
@@ -153,6 +161,15 @@ class AppArgs(ServiceArgs, StageArgs):
             refuse_at_the_top(self.model_fields_set, StageArgs.model_fields)
         elif self.model is None:
             raise ValueError("model is required, or several models in `models`")
+        return self
+
+    @model_validator(mode="after")
+    def check_what_is_shared(self) -> Self:
+        """Raises ValueError."""
+        if self.share != "off" and not self.models:
+            raise ValueError("share is for `models`: one model alone has nobody to share with")
+        if isinstance(self.share, tuple):
+            check_shared(self.share, self.models, PLACEMENTS)
         return self
 
     @model_validator(mode="after")
@@ -185,25 +202,41 @@ class AppArgs(ServiceArgs, StageArgs):
 def build_app(args: AppArgs) -> Application:
     """The application that `import_path: serve_app.app:build_app` names."""
     service = service_args(args)
-    stages = {name: bind_model(args, name) for name in args.entries}
-    versions = {name: model_args(args, name).version for name in args.entries}
+    models = [placed_model(args, name) for name in args.entries]
+    versions = {placed.model.name: placed.model.version for placed in models}
+    stages = bind_models(models, shared_deployments(args))
     ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages, versions)
     return with_own_versions(ingress)
 
 
-def bind_model(args: AppArgs, name: str) -> Bound:
-    """The stages of one model; those of one of several are named after it."""
+def placed_model(args: AppArgs, name: str) -> PlacedModel:
+    """One model and where its stages run; the deployments of one of several are named after it."""
     entry = args.entries[name]
     named_after = name if args.models else None
-    return bind_stages(
-        model_args(args, name), PLACEMENTS[entry.placement], verify=entry.verify, named_after=named_after
-    )
+    return PlacedModel(model_args(args, name), PLACEMENTS[entry.placement], entry.verify, named_after)
 
 
-def deployments_of(args: AppArgs, name: str) -> dict[str, str]:
-    """The deployments of one model as the config names them, each with its name in REPLICAS."""
+def shared_deployments(args: AppArgs) -> tuple[SharedDeployment, ...]:
+    """Raises ValueError where `auto` cannot tell."""
+    if args.share == "auto":
+        models = {name: model_args(args, name) for name in args.models}
+        try:
+            return found_to_share(models, {name: PLACEMENTS[entry.placement] for name, entry in args.models.items()})
+        except CheckpointError as error:
+            raise ValueError(f"share: auto cannot tell: {error}") from error
+    return tuple(map(shared_named, args.share)) if isinstance(args.share, tuple) else ()
+
+
+def deployments_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment] | None = None) -> dict[str, str]:
+    """The deployments of one model as the config names them, each with its name in REPLICAS.
+
+    `shared`: `shared_deployments(args)`, where they are known already.
+    """
     named_after = name if args.models else None
-    return {deployment_name(kind, named_after): kind for kind in PLACEMENTS[args.entries[name].placement]}
+    shared = shared_deployments(args) if shared is None else shared
+    of_several = {each.kind: each.name for each in shared if name in each.models}
+    kinds = PLACEMENTS[args.entries[name].placement]
+    return {of_several.get(kind, deployment_name(kind, named_after)): kind for kind in kinds}
 
 
 def service_args(args: AppArgs) -> ServiceArgs:
@@ -246,6 +279,7 @@ def model_args(args: AppArgs, name: str | None = None) -> ModelArgs:
         vae=entry.vae,
         offload=entry.offload,
         adapters=located_adapters(entry),
+        takes_new_adapters=bool(args.adapter_places),
     )
 
 

@@ -110,7 +110,7 @@ class AdapterLibrary:
             name: why
             for name in self._converter.loadable
             if name in self._here and (why := obstacle_of(stage.components[name], stage.precisions.get(name)))
-        }
+        } | {name: f"it is {other} too, see `share`" for name, other in stage.shared.items()}
         self._lock = threading.Lock()  # of the tables; held for moments
         self._host: Tier[Key, FetchedAdapter] = Tier(args.max_host_bytes)
         # A component's layers are changed in one thread only: each has a tier of its own, of one budget.

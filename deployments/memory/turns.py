@@ -34,7 +34,11 @@ class Turns:
         self._last_thread: int | None = None  # that made a visit
 
     def add(self, name: str, module: Any, pin_memory: bool = False) -> None:
-        """From now on the component's weights are on the host, but for its calls."""
+        """From now on the component's weights are on the host, but for its calls.
+
+        Several models of one process may have components of one name.
+        """
+        name = name if name not in self._weights else f"{name} ({len(self._weights)})"
         self._weights[name] = HostWeights(module, pin_memory)
         for part in called_parts(module):
             vars(part)["forward"] = self._visiting(name, part.forward)

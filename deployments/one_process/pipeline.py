@@ -53,7 +53,7 @@ class WholePipeline:
         self.observers = Observers(ObservedReplica(env, "here", STAGES, lambda: synchronize(self.device)), OBSERVERS)
         self.stage = build_stage(model, STAGES, env, self.device, self.observers.wrap_kernel)
         self.observers.install(self.stage.components)
-        self.threads = StageThreads(self.stage, self.observers)
+        self.threads = StageThreads(self.observers)
         self.denoiser = DenoiserStage(
             self.stage, model.denoising, encode=lambda request: encode(self.stage, request), env=env
         )
@@ -62,7 +62,7 @@ class WholePipeline:
 
     async def encode(self, request: GenerationRequest, envelope: Envelope = UNFOLLOWED) -> Conditioning:
         found = await self._brought(request)
-        return await self.threads.run("encoder", with_contents(request, found), envelope, encode)
+        return await self.threads.run(self.stage, "encoder", with_contents(request, found), envelope, encode)
 
     def denoise(
         self,
@@ -74,7 +74,7 @@ class WholePipeline:
         return denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
-        decoded = await self.threads.run("vae", request, envelope, decode, inputs)
+        decoded = await self.threads.run(self.stage, "vae", request, envelope, decode, inputs)
         started = time.perf_counter()
         files = tuple(await asyncio.gather(*(self._aside(write_file, file) for file in decoded.files)))
         seconds = decoded.seconds | {"encode_media": time.perf_counter() - started}
@@ -92,7 +92,9 @@ class WholePipeline:
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         return await self._aside(effects_of, self.stage, request, asked)
 
-    async def arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+    async def arguments(
+        self, names: tuple[str, ...], defaults: dict[str, Any], model: str
+    ) -> list[ArgumentDescription]:
         return await self._aside(arguments_of, self.stage, names, defaults)
 
     async def inspect_adapter(self, use: dict[str, Any]) -> dict[str, Any]:

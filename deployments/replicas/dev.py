@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Inside:
     observers: Observers
     denoiser: DenoiserStage | None
     media_pool: MediaPool | None
-    adapters: AdapterLibrary
+    adapters: Mapping[str, AdapterLibrary]  # by model
 
     def inspect(self) -> dict[str, Any]:
         """Who this replica is, its variables with the secrets masked, and the requests that it has now."""
@@ -55,7 +55,7 @@ class Inside:
             **self.observers.describe(),
             "engine": self.denoiser and self.denoiser.engine.describe(),
             "media_pool": self.media_pool and self.media_pool.describe(),
-            "adapters": self.adapters.describe(),
+            "adapters": {model: library.describe() for model, library in self.adapters.items()},
         }
 
     def activity(self) -> dict[str, Any]:

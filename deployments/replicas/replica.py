@@ -59,8 +59,9 @@ from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
 from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
-from deployments.replicas.warm_up import warm_up
+from deployments.replicas.warm_up import WarmReplica, warm_up
 from deployments.stage_pipeline.description import describe_stage
+from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stages.adapters import (
     Brought,
     answer_with_adapters,
@@ -71,7 +72,7 @@ from deployments.stages.adapters import (
     uses_of,
     with_contents,
 )
-from deployments.stages.build import build_stage
+from deployments.stages.build import build_stages
 from deployments.stages.decode import decode
 from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import StreamItem, denoising_stream
@@ -93,7 +94,8 @@ class StageReplica:
     variables or arguments say does not start: the constructor raises.
 
     `checked`: the stages of each process of the application, where the split is to be held against the unsplit
-    pipeline before this replica loads anything.
+    pipeline before this replica loads anything. `also`: further models whose same stages are done here, each with the
+    handles of its others; what of them is equal is held once. Requests say which model they mean.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class StageReplica:
         others: Mapping[StageName, DeploymentHandle] | None = None,
         observers: Sequence[MakeObserver] = OBSERVERS,
         checked: tuple[tuple[StageName, ...], ...] = (),
+        also: tuple[tuple[ModelArgs, Mapping[StageName, DeploymentHandle]], ...] = (),
     ) -> None:
         began_at = time.monotonic()
         self.env = EnvConfig.from_environ()
@@ -119,7 +122,6 @@ class StageReplica:
             if "vae" in stages
             else None
         )
-        self.making = model.making
         self.device = select_device(runtime.target_device)
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
@@ -128,17 +130,16 @@ class StageReplica:
         self._media_metrics = MediaMetrics(self.meter, self.media_pool) if self.media_pool else None
         rows = (lambda _: self._stage_metrics, *observers)
         self.observers = Observers(ObservedReplica(self.env, replica_id, stages, self.synchronize), rows)
-        self.stage = build_stage(model, stages, self.env, self.device, self.observers.wrap_kernel)
-        self.observers.install(self.stage.components)
-        self.description = replace(
-            describe_stage(self.stage),
-            features=fields_of_features(),
-            node_id=ray.get_runtime_context().get_node_id(),
-            version=model.version,
-        )
-        self.threads = StageThreads(self.stage, self.observers)
+        models = (model, *(each for each, _ in also))
+        self.making = {each.name: each.making for each in models}
+        self.stages = build_stages(models, stages, self.env, self.device, self.observers.wrap_kernel)
+        self.stage = self.stages[model.name]
+        for stage in self.stages.values():
+            self.observers.install(stage.own_components)
+        self.description = described_together(self.stages, models, ray.get_runtime_context().get_node_id())
+        self.threads = StageThreads(self.observers)
         self._owners = OwnerWatch()
-        self._others = OtherStages(others or {}, self.making)
+        self._others = OtherStages(others or {}, model.making)
         self.denoiser = self._open_denoiser(model, can_ask=bool(others)) if "denoiser" in stages else None
         self.fitness = self._open_fitness(model)
         self._idle_memory = IdleMemory(self.device, share)
@@ -156,12 +157,16 @@ class StageReplica:
             self.observers,
             self.denoiser,
             self.media_pool,
-            self.stage.adapters,
+            {name: stage.adapters for name, stage in self.stages.items()},
         )
-        for line in preload(self.stage, model):
-            logger.info("%s", line)
-        self._adapter_metrics = AdapterMetrics(self.meter, stages, self.stage.adapters)
-        self._warm_up(model)
+        for each in models:
+            for line in preload(self.stages[each.name], each):
+                logger.info("%s", line)
+        libraries = [stage.adapters for stage in self.stages.values()]
+        self._adapter_metrics = AdapterMetrics(self.meter, stages, libraries)
+        called = [(each, OtherStages(handles, each.making)) for each, handles in also]
+        for each, handles in ((model, self._others), *called):
+            self._warm_up(each, handles)
         self.description = replace(self.description, start_s=time.time() - psutil.Process().create_time())
         self._load_s = time.monotonic() - began_at
         logger.info("%s: %s on %s", "+".join(stages), self.description.weight_bytes, self.device.name)
@@ -171,18 +176,29 @@ class StageReplica:
         return DenoiserStage(
             self.stage,
             model.denoising,
-            ask_stage=self._others.call_component if can_ask else None,
+            ask_stage=(lambda stage, call: self._others.call_component(stage, replace(call, model=model.name)))
+            if can_ask
+            else None,
             encode=(lambda request: encode(self.stage, request)) if has_encoder else self._others.encode,
             env=self.env,
             measure=DenoiserMetrics(self.meter),
         )
 
-    def _warm_up(self, model: ModelArgs) -> None:
-        requests = warm_up_requests(self.stage, self.description, model)
+    def _warm_up(self, model: ModelArgs, others: OtherStages) -> None:
+        stage = self.stages[model.name]
+        requests = warm_up_requests(stage, self.description.of(model.name), model)
         if requests:
             context = serve.get_replica_context()
             tell = partial(tell_start, context.app_name, context.deployment)
-            warm_up(self, requests, self._others.encode, tell)
+            warm_up(WarmReplica(stage, self.threads, self.denoiser, self.media_pool), requests, others.encode, tell)
+
+    def _stage_of(self, model: str) -> StagePipeline:
+        """That of the model that a request names; the only one is meant by all. Raises RuntimeError."""
+        if len(self.stages) == 1:
+            return self.stage
+        if model not in self.stages:
+            raise RuntimeError(f"this replica has {' and '.join(self.stages)}, not {model!r}")
+        return self.stages[model]
 
     def _open_fitness(self, model: ModelArgs) -> Fitness:
         threads = self.threads
@@ -199,9 +215,10 @@ class StageReplica:
         """The encoder stage."""
         self._check_stage("encoder")
         async with self.fitness.work(envelope):
-            found = await self._brought(uses_of(request))
-            made = await self.threads.run("encoder", with_contents(request, found), envelope, encode)
-            return replace(made, making=self.making)
+            stage = self._stage_of(request.model)
+            found = await self._brought(stage, uses_of(request))
+            made = await self.threads.run(stage, "encoder", with_contents(request, found), envelope, encode)
+            return replace(made, making=self._making_of(request.model))
 
     async def denoise(
         self,
@@ -215,27 +232,28 @@ class StageReplica:
         assert self.denoiser is not None
         self._others.use_running_loop()
         async with self.fitness.work(envelope) as trial:
-            self._check_making(conditioning.making)
+            self._check_making(request.model, conditioning.making)
             with self._owners.bound_to(envelope.owner):
                 items = denoising_stream(self.threads, self.denoiser, request, envelope, conditioning, checkpoint)
                 async for item in items:
                     if isinstance(item, DenoisingProgress):
                         trial.reached(item.step)
                     if isinstance(item, DecodeInputs):
-                        item = replace(item, making=self.making)
+                        item = replace(item, making=self._making_of(request.model))
                     yield item
 
     async def decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope = UNFOLLOWED) -> Media:
         """The VAE stage: while the pool writes this request's files, the next request may decode."""
         self._check_stage("vae")
         async with self.fitness.work(envelope):
-            self._check_making(inputs.making)
+            self._check_making(request.model, inputs.making)
             return await self._decode(request, inputs, envelope)
 
     async def _decode(self, request: GenerationRequest, inputs: DecodeInputs, envelope: Envelope) -> Media:
         assert self.media_pool is not None
         assert self._media_metrics is not None
-        decoded = await self.threads.run("vae", request, envelope, decode, inputs)
+        stage = self._stage_of(request.model)
+        decoded = await self.threads.run(stage, "vae", request, envelope, decode, inputs)
         started = time.perf_counter()
         loop, write = asyncio.get_running_loop(), self._media_metrics.write
         with tracing.continued("write", envelope.trace, files=len(decoded.files)) as span:
@@ -248,20 +266,24 @@ class StageReplica:
     async def call_component(self, call: ComponentCall) -> ComponentAnswer:
         """Makes a call for another stage, for pipelines that need this stage's component in their loop."""
         async with self.fitness.work(UNFOLLOWED):
-            self._check_making(call.making)
-            found = await self._brought([use_of(plain) for plain in call.adapters])
+            self._check_making(call.model, call.making)
+            stage = self._stage_of(call.model)
+            found = await self._brought(stage, [use_of(plain) for plain in call.adapters])
             call = replace(call, adapters=tuple(use.plain() for use, _ in found))
-            return await self.threads.in_worker(answer_with_adapters, self.stage, call)
+            return await self.threads.in_worker(answer_with_adapters, stage, call)
 
-    async def _brought(self, uses: Sequence[AdapterUse]) -> Brought:
+    async def _brought(self, stage: StagePipeline, uses: Sequence[AdapterUse]) -> Brought:
         """The adapters for the encoders, in a thread that may wait for a download: the worker must not."""
         if not uses:
             return []
-        return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, self.stage, uses)
+        return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, stage, uses)
 
-    def _check_making(self, making: str) -> None:
+    def _making_of(self, model: str) -> str:
+        return next(iter(self.making.values())) if len(self.making) == 1 else self.making[model]
+
+    def _check_making(self, model: str, making: str) -> None:
         """Raises OtherVersionError for what was made by a replica of other arguments, as there are during an update."""
-        if making not in ("", self.making):
+        if making not in ("", self._making_of(model)):
             raise OtherVersionError("what the request brings was made by another version of the model")
 
     def _check_stage(self, stage: StageName) -> None:
@@ -312,13 +334,15 @@ class StageReplica:
 
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         """Which of the arguments that the caller set change nothing, and how many steps the request makes."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads.request_threads, effects_of, self.stage, request, asked)
+        loop, stage = asyncio.get_running_loop(), self._stage_of(request.model)
+        return await loop.run_in_executor(self.threads.request_threads, effects_of, stage, request, asked)
 
-    async def arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
-        """Those of `names` that this checkpoint reads, over the application's defaults."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads.request_threads, arguments_of, self.stage, names, defaults)
+    async def arguments(
+        self, names: tuple[str, ...], defaults: dict[str, Any], model: str
+    ) -> list[ArgumentDescription]:
+        """Those of `names` that this checkpoint of `model` reads, over the application's defaults."""
+        loop, stage = asyncio.get_running_loop(), self._stage_of(model)
+        return await loop.run_in_executor(self.threads.request_threads, arguments_of, stage, names, defaults)
 
     # -- adapters: LoRAs -------------------------------------------------------------------------------------
 
@@ -333,20 +357,20 @@ class StageReplica:
 
     async def forget_adapter(self, digest: str) -> None:
         """Its memory is given back, where requests use it after their end."""
-        self.stage.adapters.forget(digest)
-        await self.threads.in_worker(give_back_of_encoders, self.stage)
+        for stage in self.stages.values():
+            stage.adapters.forget(digest)
+            await self.threads.in_worker(give_back_of_encoders, stage)
         if self.denoiser is not None:
             work = partial(self.stage.adapters.give_back, self.stage.layout.denoisers)
             self.denoiser.engine.submit(Fiber("forgotten adapters"), work)
 
     async def adapters_held(self) -> tuple[str, ...]:
         """The digests of those that are in this process's memory."""
-        held: tuple[str, ...] = self.stage.adapters.held()
-        return held
+        return tuple(dict.fromkeys(digest for stage in self.stages.values() for digest in stage.adapters.held()))
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """By what `adapter_routing` prefers replicas; Serve asks every two seconds."""
-        return {HELD: list(self.stage.adapters.held())}
+        return {HELD: list(await self.adapters_held())}
 
     async def timings_of(self, request_id: str) -> list[dict[str, Any]]:
         """What this replica did for the request, if it is among the last; empty without stage logging."""
@@ -386,6 +410,34 @@ class StageReplica:
         self._inside.forget()
         await self.threads.in_worker(free_memory)
         return await self._inside.caches()
+
+
+def described_together(
+    stages: Mapping[str, StagePipeline], models: Sequence[ModelArgs], node_id: str
+) -> StageDescription:
+    """What a replica holds; of several models each component once, by MODEL.COMPONENT."""
+    versions = {model.name: model.version for model in models}
+    each = {
+        name: replace(describe_stage(stage), features=fields_of_features(), node_id=node_id, version=versions[name])
+        for name, stage in stages.items()
+    }
+    first = next(iter(each.values()))
+    if len(each) == 1:
+        return first
+    return replace(
+        first,
+        pipeline_class=" and ".join(dict.fromkeys(told.pipeline_class for told in each.values())),
+        weight_bytes={
+            f"{name}.{component}": num_bytes
+            for name, told in each.items()
+            for component, num_bytes in told.weight_bytes.items()
+            if component not in stages[name].borrowed
+        },
+        shared={
+            f"{name}.{component}": other for name, told in each.items() for component, other in told.shared.items()
+        },
+        models=each,
+    )
 
 
 def num_cpus() -> float:

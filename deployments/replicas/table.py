@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,38 @@ REPLICAS = {
 }
 
 
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model, and the deployments that run its encoder, its denoiser and its VAE, by their names in REPLICAS.
+
+    With `verify` the replicas that denoise hold the split against the unsplit pipeline before they start.
+    `named_after`: see `deployment_name`.
+    """
+
+    model: ModelArgs
+    names: tuple[str, str, str]
+    verify: bool = False
+    named_after: str | None = None
+
+    def called_by(self, kind: ReplicaKind) -> tuple[StageName, ...]:
+        return (*kind.calls, *(kind.calls_to_warm_up if self.model.warm_up else ()))
+
+
+@dataclass(frozen=True)
+class SharedDeployment:
+    """A row of REPLICAS whose replicas do their stages for several models, which are told by their names."""
+
+    kind: str
+    models: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return deployment_name(self.kind, BETWEEN_MODELS.join(self.models))
+
+
+BETWEEN_MODELS = "+"  # in the name of a deployment; no model's name has it
+
+
 def bind_stages(
     model: ModelArgs,
     names: tuple[str, str, str],
@@ -58,22 +90,49 @@ def bind_stages(
     verify: bool = False,
     named_after: str | None = None,
 ) -> Bound:
-    """The deployments that run the encoder, the denoiser and the VAE, by their names in REPLICAS.
+    """The deployments of one model, see PlacedModel. `options` are further ones of Ray Serve, by names in REPLICAS."""
+    return bind_models([PlacedModel(model, names, verify, named_after)], options=options)[model.name]
 
-    `options` are further options of Ray Serve, by the names there. With `verify` the replicas that denoise hold the
-    split against the unsplit pipeline before they start. `named_after`: see `deployment_name`.
-    """
-    more = options or {}
-    running = dict(zip(STAGES, names, strict=True))
-    bound: dict[str, Application] = {}
-    for name in sorted(dict.fromkeys(names), key=lambda name: len(REPLICAS[name].calls)):  # the called ones first
-        kind = REPLICAS[name]
-        called = (*kind.calls, *(kind.calls_to_warm_up if model.warm_up else ()))
-        handles = {stage: bound[running[stage]] for stage in called}
-        checked = processes_of(names) if verify and "denoiser" in kind.stages else ()
-        own = {"name": deployment_name(name, named_after), **more.get(name, {})}
-        bound[name] = deployment(kind, **own).bind(model, kind.stages, handles, checked=checked)
-    encoder, denoiser, vae = (bound[name] for name in names)
+
+def bind_models(
+    models: Sequence[PlacedModel],
+    shared: Sequence[SharedDeployment] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Bound]:
+    """The deployments of each model by its name; those of `shared` are the same for several."""
+    by_name = {placed.model.name: placed for placed in models}
+    together = [(each.kind, each.name, [by_name[name] for name in each.models]) for each in shared]
+    of_several = {(kind, placed.model.name) for kind, _, placed_there in together for placed in placed_there}
+    alone = [
+        (kind, deployment_name(kind, placed.named_after), [placed])
+        for placed in models
+        for kind in dict.fromkeys(placed.names)
+        if (kind, placed.model.name) not in of_several
+    ]
+    bound: dict[tuple[str, str], Application] = {}  # by the row, and the model's name
+
+    def handles(placed: PlacedModel, kind: ReplicaKind) -> dict[StageName, Application]:
+        running = dict(zip(STAGES, placed.names, strict=True))
+        return {stage: bound[running[stage], placed.model.name] for stage in placed.called_by(kind)}
+
+    for row, name, (first, *further) in sorted([*together, *alone], key=lambda each: BOUND_AFTER[each[0]]):
+        kind = REPLICAS[row]
+        checked = processes_of(first.names) if first.verify and "denoiser" in kind.stages else ()
+        also = tuple((placed.model, handles(placed, kind)) for placed in further)
+        own = {"name": name, **(options or {}).get(row, {})}
+        application = deployment(kind, **own).bind(
+            first.model, kind.stages, handles(first, kind), checked=checked, **({"also": also} if also else {})
+        )
+        bound |= {(row, placed.model.name): application for placed in (first, *further)}
+    return {name: bound_as(placed, bound) for name, placed in by_name.items()}
+
+
+# The called ones first.
+BOUND_AFTER = {name: len((*kind.calls, *kind.calls_to_warm_up)) for name, kind in REPLICAS.items()}
+
+
+def bound_as(placed: PlacedModel, bound: Mapping[tuple[str, str], Application]) -> Bound:
+    encoder, denoiser, vae = (bound[kind, placed.model.name] for kind in placed.names)
     return encoder, denoiser, vae
 
 

@@ -26,12 +26,14 @@ T = TypeVar("T")
 
 
 class StageThreads:
-    """One thread owns the pipeline and runs encoder and VAE; in the others denoisings wait for the engine."""
+    """One thread owns the pipelines and runs encoder and VAE; in the others denoisings wait for the engine.
 
-    def __init__(self, pipeline: StagePipeline, observers: Observers) -> None:
-        self._pipeline = pipeline
+    What several models share is so in the hands of one request at a time.
+    """
+
+    def __init__(self, observers: Observers) -> None:
         self._observers = observers
-        self.under_way = UnderWay()  # in the thread that owns the pipeline
+        self.under_way = UnderWay()  # in the thread that owns the pipelines
         self._worker_ident: int | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
         self.request_threads: Executor = ThreadPoolExecutor(
@@ -39,15 +41,21 @@ class StageThreads:
         )
 
     async def run(
-        self, stage: StageName, request: GenerationRequest, envelope: Envelope, run: Callable[..., T], *inputs: Any
+        self,
+        pipeline: StagePipeline,
+        stage: StageName,
+        request: GenerationRequest,
+        envelope: Envelope,
+        run: Callable[..., T],
+        *inputs: Any,
     ) -> T:
-        """`run(pipeline, request, *inputs)` in the thread that owns the pipeline, observed."""
+        """`run(pipeline, request, *inputs)` in the thread that owns the pipelines, observed."""
         work = stage_work(stage, request, envelope, time.time(), *inputs)
-        kind = (stage, work.bytes_in, *(str(request.arguments.get(name)) for name in SIZES))
+        kind = (stage, request.model, work.bytes_in, *(str(request.arguments.get(name)) for name in SIZES))
 
         def observed() -> T:
             with self._observers.around(work):
-                output = run(self._pipeline, request, *inputs)
+                output = run(pipeline, request, *inputs)
                 work.bytes_out = num_bytes(output)
                 return output
 
@@ -64,7 +72,7 @@ class StageThreads:
             yield work
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs the function in the thread that owns the pipeline."""
+        """Runs the function in the thread that owns the pipelines."""
         return await self._in_worker(function, lambda: function(*args, **kwargs), is_regular=False)
 
     def now_in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from dataclasses import dataclass
 
 from deployments.errors import CheckpointError, TriptychError
 from deployments.media.pool import MediaPool
@@ -24,8 +24,9 @@ Encode = Callable[[GenerationRequest], Conditioning]
 Tell = Callable[[str], None]  # "" when it is over
 
 
-class WarmReplica(Protocol):
-    """What of a replica is warmed up."""
+@dataclass(frozen=True)
+class WarmReplica:
+    """What of a replica is warmed up, for one of its models."""
 
     stage: StagePipeline
     threads: StageThreads

@@ -44,6 +44,7 @@ def describe_stage(stage: StagePipeline) -> StageDescription:
         frame_multiple=frame_multiple(stage),
         makes_alpha=makes_alpha(stage),
         takes_adapters=stage.adapters is not None and stage.adapters.takes_adapters,
+        shared=dict(stage.shared),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from deployments.stage_pipeline.skeleton import skeleton
 from deployments.tensors.parts import num_bytes
 from deployments.weights.complete import check_complete, check_tokenizers
 from deployments.weights.containers import is_container, member_folders
-from deployments.weights.load import is_quantised, load_component, stored_dtype, stored_variant
+from deployments.weights.load import is_quantised, library_of, load_component, stored_dtype, stored_variant
 from deployments.weights.parts.ip_adapter import IMAGE_ENCODER, install_ip_adapters
 from deployments.weights.precision.chosen import Asked, by_component, compute_dtype, plain_dtypes, precisions, ready
+from deployments.weights.shared.pool import AskedComponent, ModelInPool
+from deployments.weights.shared.same_files import Stored
 from deployments.weights.vision import lack_of_torchvision
 
 UNUSED_HALF = {
@@ -52,6 +55,8 @@ class StagePipeline:
     adapters: Any = None  # deployments.adapters.library.AdapterLibrary; None: a stage that only looks at the model
     handed_over: dict[str, Any] = field(default_factory=dict)  # what this process made and decodes itself, by token
     read_outputs: dict[Any, set[int]] = field(default_factory=dict)  # recorded ones that are needed, by kind of request
+    shared: Mapping[str, str] = field(default_factory=dict)  # components that another model of this process has too
+    borrowed: frozenset[str] = frozenset()  # those of them that the other model has loaded, and made ready
     unread_outputs: dict[Any, frozenset[int]] = field(default_factory=dict)  # those that are not, by its settings too
     quiet_calls: set[tuple[str, str]] = field(default_factory=set)  # decoder calls that draw no global random numbers
 
@@ -64,6 +69,11 @@ class StagePipeline:
         """The real components of this process by name."""
         found = {n: getattr(self.pipeline, n, None) for n in self.layout.models if self.is_here(n)}
         return {n: m for n, m in found.items() if isinstance(m, torch.nn.Module)}
+
+    @property
+    def own_components(self) -> dict[str, torch.nn.Module]:
+        """Without those that another model of this process has loaded."""
+        return {name: module for name, module in self.components.items() if name not in self.borrowed}
 
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of parameters and buffers that this process holds, by component."""
@@ -81,13 +91,15 @@ def load_stage(
     held: Mapping[str, torch.nn.Module] | None = None,
     precision: Asked = None,
     on_host: Collection[str] = (),
+    pool: ModelInPool | None = None,
 ) -> StagePipeline:
     """Raises CheckpointError for a folder that cannot be served; dtype None: each component's as it is stored.
 
     `use_streamer` reads the weights with the Run:ai model streamer; `component_dtypes` are exceptions to `dtype`;
     `variant` is that of the weight files, such as fp16; `held` are components that are here already; `precision` says
     how weights are held where not in the dtype, of the denoisers or by component; files that it names are here. The
-    weights of those `on_host` are left in the host's memory.
+    weights of those `on_host` are left in the host's memory. `pool` has the components of other models, which are taken
+    where they are equal.
     """
     layout = read_layout(folder)
     check_complete(folder, layout.classes)
@@ -112,10 +124,15 @@ def load_stage(
             return held[name]
         if not set(needed) & set(stages):
             return skeleton(cls, own, device, dtypes[name], variant)
-        held_in = ready(name, held_in, cls, device) if held_in else None
-        return load_component(
-            cls, own, dtypes[name], HOST if name in on_host else device, use_streamer, variant, held_in
+        where, held_in = HOST if name in on_host else device, ready(name, held_in, cls, device) if held_in else None
+        load = partial(load_component, cls, own, dtypes[name], where, use_streamer, variant, held_in)
+        if pool is None or is_container(cls):
+            return load()
+        stored = Stored(own, library_of(cls).files, variant, held_in.file if held_in else None)
+        asked = AskedComponent(
+            name, cls, dtypes[name], held_in, name in layout.autoencoders, name in lora_places(layout.pipeline_class)
         )
+        return pool.component(asked, stored, load)
 
     components = {name: component(name, needed) for name, needed in layout.stages_of.items()}
     try:
@@ -126,11 +143,19 @@ def load_stage(
     check_tokenizers(pipeline, folder)
     if layout.ip_adapters is not None:
         install_ip_adapters(pipeline, layout.ip_adapters, folder)
+    if pool is not None:
+        pool.check_unchanged()
     pipeline.set_progress_bar_config(disable=True)
     says = {name: each.says(dtypes[name]) for name, each in chosen.items()}
     loaded = StagePipeline(pipeline, layout, stages, device, dtype, precisions=says)
     drop_unused_halves(loaded)
     return loaded
+
+
+def lora_places(pipeline_class: Any) -> Collection[str]:
+    """Components into which the loader of the class may put layers of LoRAs."""
+    places: Collection[str] = getattr(pipeline_class, "_lora_loadable_modules", ())
+    return places
 
 
 def refuse_unknown_variant(folder: Path, layout: PipelineLayout, variant: str | None) -> None:

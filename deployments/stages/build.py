@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from deployments.stages.adapters import with_adapters
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from deployments.weights.precision.computing import dtype_computed_in
+from deployments.weights.shared.pool import ComponentPool, Settings
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -52,26 +53,97 @@ def build_stage(
     Raises CheckpointError for a model that cannot be served as `model` says, AccelerationError for an acceleration
     that cannot be had here.
     """
+    if held is None:
+        return build_stages((model,), stages, env, device, wrap_kernel)[model.name]
+    return loaded(model, stages, env, device, held=held)
+
+
+def build_stages(
+    models: Sequence[ModelArgs],
+    stages: tuple[StageName, ...],
+    env: EnvConfig,
+    device: Device,
+    wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
+) -> dict[str, StagePipeline]:
+    """The same for all models of one process, by their names: components that are proved to be equal are there once.
+
+    Raises as `build_stage`.
+    """
+    pool = ComponentPool() if len(models) > 1 else None
+    found = {model.name: loaded(model, stages, env, device, pool=pool) for model in models}
+    if pool is not None:
+        found = {name: replace(stage, shared=pool.shared_by(name)) for name, stage in found.items()}
+        tell_shared(pool, found)
+    turns = Turns(device.torch_device)
+    is_steady = any(model.denoising.deterministic for model in models)
+    memory = StageMemory(TorchMemory(device.torch_device), bytes_that_stay(found, models), turns, is_steady)
+    ready = {}
+    for model in models:
+        stage = replace(found[model.name], memory=memory)
+        ready[model.name] = made_ready(stage, model, env, device, wrap_kernel, turns)
+    return ready
+
+
+def loaded(
+    model: ModelArgs,
+    stages: tuple[StageName, ...],
+    env: EnvConfig,
+    device: Device,
+    held: Mapping[str, torch.nn.Module] | None = None,
+    pool: ComponentPool | None = None,
+) -> StagePipeline:
+    """The weights on the device, with what the model's arguments say held against them."""
     folder, precision = fetch(model, stages, env)
     dtype = None if model.dtype == "auto" else getattr(torch, model.dtype)
     exceptions = {name: getattr(torch, value) for name, value in model.component_dtypes.items()}
     exceptions = autoencoder_dtypes(model, read_layout(folder)) | exceptions
     use_streamer = env.runtime.use_runai_model_streamer
-    where = device.torch_device
+    where, settings = device.torch_device, Settings(model.offload, model.vae, gets_adapters(model))
+    own = pool.of_model(model.name, settings) if pool is not None else None
     stage = load_stage(
-        folder, stages, where, dtype, use_streamer, exceptions, model.variant, held, precision, model.offload
+        folder, stages, where, dtype, use_streamer, exceptions, model.variant, held, precision, model.offload, own
     )
     check_default_arguments(model, stage)
     refuse_switches({name: stage.layout.models[name] for name in stage.layout.autoencoders}, model.vae)
     refuse_offload(model.offload, stage.layout.models)
-    modes = modes_of(model.compile, stage.layout.denoisers)
-    refuse_whole_with_offload(modes, model.offload)
-    if held is not None:
-        return stage
+    refuse_whole_with_offload(modes_of(model.compile, stage.layout.denoisers), model.offload)
+    return stage if own is None else replace(stage, borrowed=frozenset(own.borrowed))
+
+
+def gets_adapters(model: ModelArgs) -> bool:
+    """Whether LoRAs may be put into its components: those of its configuration, or what is added while it runs."""
+    return bool(model.adapters) or model.takes_new_adapters
+
+
+def tell_shared(pool: ComponentPool, stages: Mapping[str, StagePipeline]) -> None:
+    for line in pool.lines:
+        logger.info("%s", line)
+    for name, stage in stages.items():
+        if not stage.shared:
+            logger.warning(
+                "share: %s has nothing in common with the other models of this process, %s: it may be left out of "
+                "`share`",
+                name,
+                " and ".join(other for other in stages if other != name),
+            )
+
+
+def made_ready(
+    stage: StagePipeline,
+    model: ModelArgs,
+    env: EnvConfig,
+    device: Device,
+    wrap_kernel: Callable[[str, Kernel], Kernel],
+    turns: Turns,
+) -> StagePipeline:
+    """With what its variables and arguments ask for in its own components; those that it borrows have it."""
     if model.dtype == "auto" and (warning := float32_warning(stage)):
         logger.warning("%s", warning)
+    modes = modes_of(model.compile, stage.layout.denoisers)
     modules = stage_modules(stage, device, wrap_kernel, modes)
-    stage, lines = fitted(stage, modules, model)
+    if stage.borrowed and not modules.components:
+        return with_adapters(stage, model, env.runtime.cache_root)
+    lines = fitted(stage, modules, model, turns)
     stage = with_adapters(stage, model, env.runtime.cache_root)
     lines += [f"precision: {name} is held as {each}" for name, each in stage.precisions.items()]
     # Features come last: Cache-DiT keeps the forwards that it finds.
@@ -100,22 +172,24 @@ def autoencoder_dtypes(model: ModelArgs, layout: PipelineLayout) -> dict[str, to
     return dict.fromkeys(layout.autoencoders, getattr(torch, model.vae.dtype))
 
 
-def fitted(stage: StagePipeline, modules: StageModules, model: ModelArgs) -> tuple[StagePipeline, list[str]]:
-    """The stage with what makes it fit on its device, and the lines for the log. Raises AccelerationError."""
-    turns = Turns(stage.device)
-    is_steady = model.denoising.deterministic
-    memory = StageMemory(TorchMemory(stage.device), bytes_that_stay(stage, model), turns, is_steady)
+def fitted(stage: StagePipeline, modules: StageModules, model: ModelArgs, turns: Turns) -> list[str]:
+    """Makes the components fit on their device; the lines for the log. Raises AccelerationError."""
     lines = []
     for name, module in modules.parts(modules.autoencoders).items():
         folder = stage.layout.folder / name
         twin = meta_twin_maker(module, stage.layout.models[name], folder, dtype_computed_in(module))
-        lines.append(prepare(name, module, twin, model.vae, memory))
-    return replace(stage, memory=memory), [*lines, *install_offload(modules, model.offload, turns)]
+        lines.append(prepare(name, module, twin, model.vae, stage.memory))
+    return [*lines, *install_offload(modules, model.offload, turns)]
 
 
-def bytes_that_stay(stage: StagePipeline, model: ModelArgs) -> int:
-    """Of the weights that are on the device all the time."""
-    return sum(size for name, size in stage.weight_bytes().items() if name not in model.offload)
+def bytes_that_stay(stages: Mapping[str, StagePipeline], models: Sequence[ModelArgs]) -> int:
+    """Of the weights that are on the device all the time, each once."""
+    return sum(
+        size
+        for model in models
+        for name, size in stages[model.name].weight_bytes().items()
+        if name not in (*model.offload, *stages[model.name].borrowed)
+    )
 
 
 def fetch(model: ModelArgs, stages: tuple[StageName, ...], env: EnvConfig) -> tuple[Path, dict[str, str]]:
@@ -172,8 +246,8 @@ def stage_modules(
     wrap_kernel: Callable[[str, Kernel], Kernel] = unwrapped,
     compile_modes: Mapping[str, CompileMode] | None = None,
 ) -> StageModules:
-    """What accelerations and features may touch: the components that this process holds."""
-    components = stage.components
+    """What accelerations and features may touch: the components that this process holds, but for another model's."""
+    components = stage.own_components
     return StageModules(
         stages=stage.stages,
         components=components,

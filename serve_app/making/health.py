@@ -83,6 +83,7 @@ def _detail(answer: StageDescription | str) -> dict[str, Any]:
         "detail": f"{answer.pipeline_class} on {answer.device}",
         "process_id": answer.process_id,
         "weight_bytes": answer.weight_bytes,
+        **({"shared": dict(answer.shared)} if answer.shared else {}),
     }
 
 

@@ -69,6 +69,7 @@ class ServedModel:
             if self._description is not None:
                 return self._description
             raise StageUnavailableError(f"the model is not ready: {answer}")
+        answer = answer.of(self.name)
         if answer.version != self.stages.version:
             return answer
         self._heard_at = loads
@@ -124,7 +125,8 @@ class ServedModel:
             return None
 
     async def _ask_arguments(self, names: tuple[str, ...]) -> list[ArgumentDescription]:
-        answer: list[ArgumentDescription] = await self.stages.encoder.arguments.remote(names, self.usual_arguments)
+        ask = self.stages.encoder.arguments
+        answer: list[ArgumentDescription] = await ask.remote(names, self.usual_arguments, self.name)
         await self.stages.sleep.keep(arguments=tuple(answer))
         return answer
 

@@ -23,8 +23,9 @@ from env_config.secret import SecretReference
 from env_config.section import EnvConfigError, read_environ
 from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
 from env_config.variables import EnvConfig
-from serve_app.app import AppArgs, deployments_of, located_place, model_args
+from serve_app.app import AppArgs, deployments_of, located_place, model_args, shared_deployments
 from serve_app.autoscaling import ReplicaRatio, model_of
+from serve_app.models.shared import useless
 from serve_app.tools.fits import cannot_fit
 from serve_app.tools.options import parser_of_check
 
@@ -109,6 +110,7 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     problems += [f"{where}.deployments: {name!r} stands there twice" for name in twice]
     problems += check_adapters(values, f"{where}.args")
+    problems += check_shared_deployments(values, f"{where}.args")
     problems += check_secrets(values, application, deployments, f"{where}.args")
     problems += check_accelerators(values, application, deployments, where)
     return problems + check_autoscaling(application, deployments, where)
@@ -125,6 +127,14 @@ def check_adapters(args: BaseModel, where: str) -> list[str]:
     ]
     paths += [(f"{where}.adapter_places", located_place(place)) for place in args.adapter_places]
     return [f"{place}: there is no file or folder {path!r} here" for place, path in paths if is_missing(path)]
+
+
+def check_shared_deployments(args: BaseModel, where: str) -> list[str]:
+    """Models that share nothing where `share` names them, as far as their files are here."""
+    if not isinstance(args, AppArgs) or not isinstance(args.share, tuple):
+        return []
+    models = {name: model_args(args, name) for name in args.entries}
+    return [f"{where}.{sentence}" for sentence in useless(models, shared_deployments(args))]
 
 
 def place_of(args: AppArgs, model: str, where: str) -> str:
@@ -148,8 +158,9 @@ def check_accelerators(
     problems: list[str] = []
     if not isinstance(args, AppArgs):
         return problems
-    places = [(name, model) for model in args.entries for name in deployments_of(args, model)]
-    for name, model in places:
+    shared = shared_deployments(args)
+    places = {name: model for model in args.entries for name in deployments_of(args, model, shared)}
+    for name, model in places.items():
         options = next((each.get("ray_actor_options") for each in deployments if each.get("name") == name), None)
         target = target_device_of(application, mapping_or_empty(options))
         share = ACCELERATORS[target].asked(mapping_or_empty(options)) if target in ACCELERATORS else 0

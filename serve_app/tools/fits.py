@@ -5,7 +5,8 @@ The card is named by whoever checks, or by `accelerator_type` among the `ray_act
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ from deployments.plan.cards import Card, UnknownCardError, card_of
 from deployments.plan.choose import gb
 from deployments.plan.measured import Measured, Scheme
 from deployments.plan.process import MeasureOrder, run_measure
-from deployments.replicas.table import REPLICAS
+from deployments.replicas.table import REPLICAS, SharedDeployment
 from env_config.children import environment_of_children
 from env_config.serve_config import mapping, read_serve_configs
-from serve_app.app import AppArgs, ModelEntry, model_args
+from serve_app.app import AppArgs, ModelEntry, model_args, shared_deployments
 from serve_app.app import deployments_of as deployments_of_model
+from serve_app.models.shared import held_before
 
 BUILDER = "serve_app.app:build_app"
 
@@ -40,21 +42,24 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
         return
     args = AppArgs.model_validate(application.get("args") or {})
     where = f"applications[{application.get('name', 'default')}]"
+    models = {name: model_args(args, name) for name in args.entries}
+    shared = shared_deployments(args)
     demanded_by_all: list[Demand] = []
     told: list[str] = []
     sizes: list[str] = []
     for name, entry in args.entries.items():
-        model = model_args(args, name)
+        model = models[name]
         if not Path(model.path).is_dir():
             continue
         measured = run_measure(MeasureOrder(model=model), environment_of_children())
         if measured.problem:
             yield f"{where}: it cannot be told whether {name} fits: {measured.problem}"
             continue
-        demanded_by_all += demanded(measured, args, application, 1, name)
+        held_twice = {each.name: held_before(models, name, each) for each in shared if name in each.models}
+        demanded_by_all += demanded(measured, args, application, 1, name, shared, held_twice)
         sizes.append(f"{measured.width}x{measured.height}")
         told.append(f"{name} in {entry.placement}")
-    totals = needed(demanded_by_all)
+    totals = needed(each_process_once(demanded_by_all))
     if totals and (most := max(totals.values())) > usable(card.num_bytes):
         addresses = [entry.model for entry in args.entries.values()]
         yield (
@@ -101,17 +106,49 @@ def scheme_of(word: str) -> Scheme:
 
 
 def demanded(
-    measured: Measured, args: AppArgs, application: Mapping[str, Any], merged: int, name: str | None = None
+    measured: Measured,
+    args: AppArgs,
+    application: Mapping[str, Any],
+    merged: int,
+    name: str | None = None,
+    shared: Sequence[SharedDeployment] | None = None,
+    held_twice: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Demand, ...]:
-    """By the processes of the model of this name, or of the only one, on the cards that all models share."""
+    """By the processes of the model of this name, or of the only one, on the cards that all models share.
+
+    `shared`: see `deployments_of`. `held_twice`: by process, components that it has for another model already.
+    """
     name, entry = args.entry(name)
+    shared = shared_deployments(args) if shared is None else shared
     choice = Choice(entry.placement, levers_of(entry, measured), entry.vae.tiling == "on", merged)
-    cards = cards_of([each for model in args.entries for each in deployments_of_model(args, model)], application)
-    return demands(measured, choice, processes_of(args, name), cards)
+    names = [each for model in args.entries for each in deployments_of_model(args, model, shared)]
+    found = demands(measured, choice, processes_of(args, name, shared), cards_of(names, application))
+
+    def there_already(demand: Demand) -> int:
+        twice = (held_twice or {}).get(demand.process, ())
+        return sum(weight(each, demand.stages, choice.levers) for each in measured.components if each.name in twice)
+
+    return tuple(replace(demand, weights=demand.weights - there_already(demand)) for demand in found)
 
 
-def processes_of(args: AppArgs, name: str) -> Processes:
-    return tuple((deployment, REPLICAS[kind].stages) for deployment, kind in deployments_of_model(args, name).items())
+def each_process_once(demanded: Sequence[Demand]) -> list[Demand]:
+    """Of several models in one process: the weights of all, the activations of the hungriest, which work by turns."""
+    found: dict[str, Demand] = {}
+    for each in demanded:
+        before = found.get(each.process)
+        found[each.process] = (
+            each
+            if before is None
+            else replace(
+                each, weights=before.weights + each.weights, activations=max(before.activations, each.activations)
+            )
+        )
+    return list(found.values())
+
+
+def processes_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment]) -> Processes:
+    kinds = deployments_of_model(args, name, shared)
+    return tuple((deployment, REPLICAS[kind].stages) for deployment, kind in kinds.items())
 
 
 def cards_of(names: Sequence[str], application: Mapping[str, Any]) -> dict[str, int]:

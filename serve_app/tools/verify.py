@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deployments.messages import StageName
-from deployments.replicas.table import REPLICAS, deployment_name, processes_of
+from deployments.replicas.table import BETWEEN_MODELS, REPLICAS, processes_of
 from deployments.verify.asked import Asked
 from deployments.verify.process import REPORT, CheckOrder, run_check
 from deployments.verify.verdict import Report
@@ -84,11 +84,11 @@ def with_one_model(application: Mapping[str, Any], name: str | None) -> Mapping[
             if models
             else "--name chooses one of `models`: the application has only one"
         )
-    kinds = {deployment_name(kind, name): kind for kind in REPLICAS}
     deployments = [
-        {**each, "name": kinds[each["name"]]}
+        {**each, "name": kind}
         for each in application.get("deployments") or []
-        if each.get("name") in kinds
+        for kind, _, served in [str(each.get("name")).partition("-")]
+        if kind in REPLICAS and name in served.split(BETWEEN_MODELS)
     ]
     return {**application, "args": {**models[name], "model_name": name}, "deployments": deployments}
 

@@ -145,7 +145,9 @@ class ModelHandle:
     async def _effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         return await self._in_worker(effects_of, self.held["encoder"], request, asked)
 
-    async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+    async def _arguments(
+        self, names: tuple[str, ...], defaults: dict[str, Any], model: str
+    ) -> list[ArgumentDescription]:
         return await self._in_worker(arguments_of, self.held["encoder"], names, defaults)
 
     async def _in_worker(self, function: Callable[..., Any], *args: Any) -> Any:

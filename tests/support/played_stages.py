@@ -138,7 +138,9 @@ class PlayedHandle:
         self.questions.append(asked)
         return self.known_effects
 
-    async def _arguments(self, names: tuple[str, ...], defaults: dict[str, Any]) -> list[ArgumentDescription]:
+    async def _arguments(
+        self, names: tuple[str, ...], defaults: dict[str, Any], model: str
+    ) -> list[ArgumentDescription]:
         told = self.describing.parameters | defaults
         return [ArgumentDescription(name, "any", told.get(name), "always") for name in names]
 

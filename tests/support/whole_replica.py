@@ -56,11 +56,17 @@ class WholeReplica:
         observers: Sequence[MakeObserver] = OBSERVERS,
         arguments: Mapping[str, Any] = NOTHING,
         others: Mapping[StageName, Any] = NOTHING,
+        also: Sequence[Path] = (),
     ) -> None:
         self.model = checkpoint.name
         self.latents = b""  # of the last request, finer than the pixels of a file
-        model = ModelArgs.model_validate({"path": str(checkpoint), "name": self.model, "dtype": dtype, **arguments})
-        self.replica = StageReplica(model, stages, others, observers=observers)
+        model, *further = (
+            ModelArgs.model_validate({"path": str(each), "name": each.name, "dtype": dtype, **arguments})
+            for each in (checkpoint, *also)
+        )
+        self.replica = StageReplica(
+            model, stages, others, observers=observers, also=tuple((each, others) for each in further)
+        )
 
     def generate(self, steps: int = 4, request_id: str = "r", seed: int = 0, **changes: Any) -> Media:
         """The files for the tiny model's usual request; `changes` are fields of the GenerationRequest."""
@@ -109,6 +115,7 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
             observers: Sequence[MakeObserver] = OBSERVERS,
             arguments: Mapping[str, Any] = NOTHING,
             others: Mapping[StageName, Any] = NOTHING,
+            also: Sequence[Path] = (),
             **variables: str,
         ) -> WholeReplica:
             replica_id = SimpleNamespace(unique_id="replica-1")
@@ -116,7 +123,7 @@ def make_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ma
             monkeypatch.setattr(serve, "get_replica_context", lambda: context)
             monkeypatch.setattr(ray, "get_runtime_context", RuntimeContext)
             set_variables(monkeypatch, tmp_path, variables)
-            whole = WholeReplica(checkpoint, dtype, stages, observers, arguments, others)
+            whole = WholeReplica(checkpoint, dtype, stages, observers, arguments, others, also)
             cleaning.callback(whole.close)
             return whole
 

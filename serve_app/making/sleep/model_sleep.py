@@ -180,7 +180,7 @@ class ModelSleep:
             described = [await self._reach(handle) for handle in self.handles.values()]
             told = await self._states.read() if self._states else {}
             if not {told.get(name) for name in self.handles}.intersection(RESTING):
-                return described[0]
+                return described[0].of(self.name)
             await asyncio.sleep(PAUSE_S)  # one that was just going has answered
 
     async def _reach(self, handle: DeploymentHandle) -> StageDescription:

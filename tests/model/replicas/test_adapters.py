@@ -40,7 +40,7 @@ def test_a_replica_tells_what_it_holds_and_forgets_it(
             if not await replica.adapters_held():
                 break
             await asyncio.sleep(0.05)
-        assert (await replica.inspect())["adapters"]["device"]["adapters"] == 0
+        assert (await replica.inspect())["adapters"]["flux"]["device"]["adapters"] == 0
 
     asyncio.run(asked())
 

@@ -59,6 +59,8 @@ MEMORY = room("deployments.memory")  # how a process fits on its device
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
+# What tells equal components apart from others, by their files.
+SAME_FILES = tuple(f"deployments.weights.{name}" for name in ("files", "shared.same_files"))
 ENGINE, STAGE_PIPELINE = room("deployments.engine"), room("deployments.stage_pipeline")
 DENOISING, FEATURES = room("deployments.denoising"), room("deployments.features")
 ACCELERATIONS, OBSERVABILITY = room("deployments.accelerations"), room("deployments.observability")
@@ -95,6 +97,7 @@ RULES = (
             "serve_app.own_versions",
             "serve_app.service",
             "serve_app.models.args",
+            "serve_app.models.shared",
             "serve_app.adapters.places",
             *DOOR,
             "deployments.replicas.table",
@@ -112,7 +115,15 @@ RULES = (
             "serve_app.tools.planned_config",
             "serve_app.tools.fits",
         ),
-        ("serve_app.app", *TOOLS, *DOOR, *ASK_FOR_A_PLAN, "deployments.replicas.table", *ARGUMENTS),
+        (
+            "serve_app.app",
+            "serve_app.models.shared",
+            *TOOLS,
+            *DOOR,
+            *ASK_FOR_A_PLAN,
+            "deployments.replicas.table",
+            *ARGUMENTS,
+        ),
     ),
     Rule(
         ("serve_app.tools.command.server.here_process",),  # an ingress and its stages in one process
@@ -132,6 +143,7 @@ RULES = (
         TOOLS,
         (
             "serve_app.app",
+            "serve_app.models.shared",
             "deployments.plan.cards",
             "serve_app.api_keys",
             *AUTOSCALING,
@@ -180,6 +192,11 @@ RULES = (
             *STORAGE,
             *DOOR,
         ),
+    ),
+    Rule(
+        ("serve_app.models.shared",),
+        (*DOOR, *ARGUMENTS, "deployments.replicas.table", *SAME_FILES),
+        never=(*HEAVY, *HTTP),
     ),
     Rule(MODELS, (*MODELS, *JOBS, *LORA_ROOM, *MAKING, *REQUESTS, *STORAGE, *DOOR), never=HTTP),
     Rule(
@@ -384,7 +401,12 @@ RULES = (
     ),
     Rule(MEDIA, (*MEDIA, *MESSAGES, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(
-        ("deployments.weights.locate", "deployments.weights.files", "deployments.weights.s3"),
+        (
+            "deployments.weights.locate",
+            "deployments.weights.files",
+            "deployments.weights.s3",
+            "deployments.weights.shared.same_files",
+        ),
         (*WEIGHTS, *MESSAGES),
         never=(*HEAVY, *HTTP, "ray"),
     ),

@@ -112,7 +112,7 @@ class Adapters:
 def test_adapters_in_memory_and_what_was_loaded_are_told_by_tier() -> None:
     library: Any = Adapters()
     meter = RecordedMeter()
-    told = AdapterMetrics(meter, ("denoiser",), library)
+    told = AdapterMetrics(meter, ("denoiser",), [library])
     told.look()
     told.look()
     assert meter.stands_at["triptych_adapters"] == {("denoiser", "device"): 2, ("denoiser", "host"): 5}

@@ -35,7 +35,7 @@ def observers(tmp_path: Any) -> Observers:
 
 @pytest.fixture
 def threads(observers: Observers) -> Iterator[StageThreads]:
-    threads = StageThreads(PIPELINE, observers)
+    threads = StageThreads(observers)
     yield threads
     threads.close()
 
@@ -49,7 +49,7 @@ async def test_the_pipeline_has_one_thread_and_the_event_loop_stays_free(threads
         assert may_end.wait(30)
         return request.request_id
 
-    both = [asyncio.create_task(threads.run("vae", request(name), UNFOLLOWED, work)) for name in "ab"]
+    both = [asyncio.create_task(threads.run(PIPELINE, "vae", request(name), UNFOLLOWED, work)) for name in "ab"]
     await asyncio.sleep(0.05)
     assert len(names) == 1, "the second waits for its turn"
     may_end.set()
@@ -62,7 +62,8 @@ async def test_a_request_is_present_from_its_arrival_and_in_work_from_its_turn(
 ) -> None:
     may_end = threading.Event()
     both = [
-        asyncio.create_task(threads.run("vae", request(name), UNFOLLOWED, lambda *_: may_end.wait(30))) for name in "ab"
+        asyncio.create_task(threads.run(PIPELINE, "vae", request(name), UNFOLLOWED, lambda *_: may_end.wait(30)))
+        for name in "ab"
     ]
     await asyncio.sleep(0.05)
     states = {each["request_id"]: each["state"] for each in observers.describe()["requests"]}
@@ -76,7 +77,7 @@ async def test_a_request_is_present_from_its_arrival_and_in_work_from_its_turn(
 
 async def test_bytes_and_seconds_of_the_work_are_timed(threads: StageThreads, observers: Observers) -> None:
     answer = DecodeInputs("result", Packed(None, (np.zeros(5, np.uint8),)))
-    await threads.run("vae", request("r"), UNFOLLOWED, lambda *_: answer, CONDITIONING)
+    await threads.run(PIPELINE, "vae", request("r"), UNFOLLOWED, lambda *_: answer, CONDITIONING)
     [timing] = observers.find(StageTimer).recall("r")
     assert (timing["bytes_in"], timing["bytes_out"], timing["outcome"]) == (12, 5, "ok")
     assert timing["transfer_s"] > 0

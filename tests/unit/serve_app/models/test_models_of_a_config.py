@@ -127,11 +127,15 @@ def test_the_deployments_of_every_model_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_tool_looks_at_one_of_the_models_as_if_it_was_alone() -> None:
-    deployments = [{"name": "Denoiser-a"}, {"name": "Denoiser-b-a"}, {"name": "Ingress"}]
+    names = ("Denoiser-a", "Denoiser-b-a", "Encoder-a+b-a", "VAE-a+b", "Ingress")
+    deployments = [{"name": name} for name in names]
     args = {"models": {"a": {"model": "o/a"}, "b-a": {"model": "o/b"}}, "playground": False}
     application = {"name": "toy", "args": args, "deployments": deployments}
     one = with_one_model(application, "b-a")
-    assert (one["args"], one["deployments"]) == ({"model": "o/b", "model_name": "b-a"}, [{"name": "Denoiser"}])
+    assert (one["args"], one["deployments"]) == (
+        {"model": "o/b", "model_name": "b-a"},
+        [{"name": "Denoiser"}, {"name": "Encoder"}],
+    )
     with pytest.raises(MisuseError, match="the models a, b-a: choose with --name NAME"):
         with_one_model(application, None)
     with pytest.raises(MisuseError, match="has only one"):
