@@ -1,7 +1,7 @@
 """A model that may be asleep: whether it is, how it is woken, and what its callers are told meanwhile.
 
-Serve's autoscaling takes the replicas away (serve_app.autoscaling.sleep) and starts them when a call waits for one. Here
-no call is made of a model that sleeps but for a request that was found to be valid.
+Serve's autoscaling takes the replicas away (serve_app.autoscaling.sleep) and starts them when a call waits for one.
+Here no call is made of a model that sleeps but for a request that was found to be valid.
 """
 
 from __future__ import annotations

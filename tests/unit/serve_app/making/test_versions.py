@@ -99,9 +99,14 @@ def test_a_decoder_of_another_version_gets_nothing_of_the_earlier_one() -> None:
     assert [call[2].value for call in denoiser.calls] == ["earlier", "later"]
 
 
+def described(version: str) -> Any:
+    told = SimpleNamespace(version=version, start_s=0.0)
+    told.of = lambda model: told
+    return told
+
+
 def test_what_a_replica_of_an_earlier_version_says_of_the_model_is_not_kept() -> None:
-    answers = [SimpleNamespace(version=version, start_s=0.0) for version in ("earlier", "later", "never asked")]
-    encoder: Any = Handle(*answers)
+    encoder: Any = Handle(*map(described, ("earlier", "later", "never asked")))
     model = ServedModel("model", Stages(encoder, encoder, encoder, version="later"))
 
     async def asked(times: int) -> list[StageDescription]:
@@ -134,6 +139,7 @@ OF_ONE_PROCESS = {
     "offload": {"transformer": "model"},
     "adapters": {"sketch": "o/sketch"},
     "adapter_cache": {"max_disk_bytes": 7},
+    "takes_new_adapters": True,
 }
 
 

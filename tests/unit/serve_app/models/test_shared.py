@@ -53,7 +53,7 @@ def test_a_named_deployment_is_that_of_all_its_models_and_the_others_stay() -> N
     assert models == [model_args(args, name) for name in THREE]
     assert "also" not in by_name["VAE-chroma"].init_kwargs
     assert by_name["Denoiser-sd3"].init_args[2] == {"encoder": "Encoder-flux+chroma+sd3", "vae": "VAE-flux+sd3"}
-    _, stages = by_name["Ingress"].init_args
+    _, stages, _ = by_name["Ingress"].init_args
     assert stages["chroma"] == ("Encoder-flux+chroma+sd3", "Denoiser-chroma", "VAE-chroma")
     assert deployments_of(args, "chroma") == {
         "Encoder-flux+chroma+sd3": "Encoder", "Denoiser-chroma": "Denoiser", "VAE-chroma": "VAE"
