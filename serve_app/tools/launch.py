@@ -30,6 +30,11 @@ WHAT_TO_DO = (
     "What to do: correct the value named above, or choose a config that this machine can serve (`make serve "
     f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
 )
+TOO_BUSY = "roxies not available after"  # Serve's own bound of a minute, for the first process that answers HTTP
+WHEN_TOO_BUSY = (
+    "What to do: no value is at fault. The machine was too busy for Serve to begin within a minute: end what else "
+    f"computes here, and start again. The whole log: {LOG_FILE}"
+)
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 # Serve kills its proxy when that is silent for 5 s at its start, or three times for 10 s: a machine can take so long
 # whose every core imports torch. The environment goes before these.
@@ -90,6 +95,12 @@ def run(config: Path, tell_ready: Callable[[Address], None] | None = None) -> in
     return 0
 
 
+def ended_error(log: str) -> LaunchError:
+    """`serve run` has ended by itself: with its last lines, and what to do."""
+    last = last_lines(log)
+    return LaunchError(f"`serve run` ended:\n{last}\n{WHEN_TOO_BUSY if TOO_BUSY in last else WHAT_TO_DO}")
+
+
 def print_ready(address: Address) -> None:
     print(ready_message(address, kinds_made(address)), flush=True)
 
@@ -106,7 +117,7 @@ def launch(config: Path, tell_ready: Callable[[Address], None] = print_ready) ->
         wait_until_ready(serve, address)
         tell_ready(address)
         serve.wait()
-        raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
+        raise ended_error(plain_log())
 
 
 def checked_address(config: Path) -> Address:
@@ -241,7 +252,7 @@ def wait_until_ready(serve: subprocess.Popen[bytes], address: Address) -> None:
         if health_status == 200:
             return
         if serve.poll() is not None:
-            raise LaunchError(f"`serve run` ended:\n{last_lines(plain_log())}\n{WHAT_TO_DO}")
+            raise ended_error(plain_log())
         progress.show(stage_progress(health_status, health))
         if time.monotonic() >= next_status_at:
             applications, no_answer = serve_status()

@@ -94,6 +94,13 @@ def test_an_address_that_this_machine_cannot_listen_on_is_named(host: str, port:
     assert "serve.yaml" in str(refusal.value)
 
 
+def test_a_machine_that_was_too_busy_for_serve_is_not_told_to_correct_a_value() -> None:
+    busy = str(launch.ended_error("a line\nTimeoutError: HTTP proxies not available after 60s."))
+    assert "proxies not available" in busy
+    assert "The machine was too busy" in busy
+    assert "correct the value named above" in str(launch.ended_error("ValueError: model: no such folder"))
+
+
 def test_who_uses_the_port_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
