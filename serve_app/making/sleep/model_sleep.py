@@ -178,7 +178,7 @@ class ModelSleep:
         """What the first of the stages says of itself, when all are there."""
         while True:
             described = [await self._reach(handle) for handle in self.handles.values()]
-            told = await self._states.read() if self._states else {}
+            told = await self._states.read(or_last=False) if self._states else {}
             if not {told.get(name) for name in self.handles}.intersection(RESTING):
                 return described[0]
             await asyncio.sleep(PAUSE_S)  # one that was just going has answered
