@@ -43,6 +43,8 @@ class Store(Protocol):
 
     async def write(self, facts: Facts) -> None: ...
 
+    async def note_use(self, deployment: str) -> None: ...
+
 
 def nobody(about_s: float | None) -> None:
     """Is told nothing."""
@@ -113,6 +115,8 @@ class ModelSleep:
         `tell` hears that it must wait, and about how many seconds (None: not measured yet). Raises ModelLoadingError
         where that is more than `max_wait_s`, or turns out to be.
         """
+        if self._store is not None and not self._was_just_used:
+            await self._store.note_use(next(iter(self.handles)))
         state = await self.state()
         if state == "ready":
             self._used_at = self._clock()
