@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray.experimental import internal_kv
 from ray.serve.config import AutoscalingContext
 
 STAGES = ("encoder", "denoiser", "vae")
 CAME = ("arrived", "refused")  # of each stage: requests since the start of a replica
 SLEEP = "sleep"  # in the state that Serve keeps for each deployment
 DEFAULT_IDLE_S = 600.0  # of a model that a mapping does not name
+USED = "triptych-used"  # the namespace in Ray's store where an ingress writes when a request came to a model
+UNTOLD_S = 20.0  # so long, the reports of replicas and callers may not tell of a request yet
 
 Contexts = Mapping[Any, AutoscalingContext]
 Decision = tuple[dict[Any, int], dict[Any, dict[str, Any]]]  # replicas, and the state to keep, by DeploymentID
@@ -66,7 +69,7 @@ def with_sleep(
     `decide` may still give an awake one nothing, where all share too few accelerators.
     """
     models = [look(name, each) for name, each in by_model(contexts, model_of).items()]
-    awake = [model for model in models if not has_had_its_time(model, idle_s)]
+    awake = [model for model in models if not has_had_its_time(model, idle_s) or was_used(model, own_s(model, idle_s))]
     told: dict[Any, AutoscalingContext] = {}
     states: dict[Any, dict[str, Any]] = {}
     for model in models:
@@ -100,9 +103,7 @@ def look(name: str, deployments: Contexts) -> ModelIdle:
     now = now_of(contexts)
     before: State | None = next((each.policy_state[SLEEP] for each in contexts if SLEEP in each.policy_state), None)
     came = sum(last_of(each, number) for each in contexts for number in CAME)
-    is_asked = any(
-        (each.total_queued_requests or 0.0) > 0 or last_of(each, "present") > 0 or starts(each) for each in contexts
-    )
+    is_asked = any(each.total_num_requests > 0 or last_of(each, "present") > 0 or starts(each) for each in contexts)
     if is_asked:
         last = now
     elif before is None:  # the first look since a deploy, or since the start of the controller
@@ -152,8 +153,27 @@ def newest_arrival(context: AutoscalingContext) -> float:
 
 def has_had_its_time(model: ModelIdle, idle_s: IdleS) -> bool:
     """Whether it may sleep, and no request came for so long."""
-    own_s = idle_s.get(model.name, DEFAULT_IDLE_S) if isinstance(idle_s, Mapping) else idle_s
-    return model.may_sleep and not model.is_asked and model.idle_s >= own_s
+    return model.may_sleep and not model.is_asked and model.idle_s >= own_s(model, idle_s)
+
+
+def own_s(model: ModelIdle, idle_s: IdleS) -> float:
+    return idle_s.get(model.name, DEFAULT_IDLE_S) if isinstance(idle_s, Mapping) else idle_s
+
+
+def was_used(model: ModelIdle, within_s: float) -> bool:
+    """Whether a request came that is not reported yet; asked only when replicas are to go."""
+    goes = any(is_sleeper(each) and each.target_num_replicas > 0 for each in model.deployments.values())
+    return goes and now_of(model.deployments.values()) - max(map(used_at, model.deployments.values())) < within_s
+
+
+def used_at(context: AutoscalingContext) -> float:
+    """When an ingress last had a request for this deployment; -inf: it never told."""
+    try:
+        key = f"{context.app_name}/{context.deployment_name}"
+        told = internal_kv._internal_kv_get(key, namespace=USED) if internal_kv._internal_kv_initialized() else None
+        return float(told) if told else -math.inf
+    except Exception:  # noqa: BLE001  (Ray's store is away: what the replicas report must do)
+        return -math.inf
 
 
 def with_one_at_least(context: AutoscalingContext) -> AutoscalingContext:

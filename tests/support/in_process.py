@@ -86,6 +86,10 @@ class PlayedFacts:
 
     def __init__(self) -> None:
         self.kept = Facts()
+        self.used: list[str] = []  # the deployments that requests came to
+
+    async def note_use(self, deployment: str) -> None:
+        self.used.append(deployment)
 
     async def read(self) -> Facts:
         return self.kept

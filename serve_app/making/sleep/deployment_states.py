@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
 from collections.abc import Callable, Mapping
@@ -53,8 +54,12 @@ class DeploymentStates:
         self._asking: asyncio.Task[Mapping[str, State]] | None = None
         self._asked_at = 0.0
 
-    async def read(self, max_age_s: float = 0.0) -> Mapping[str, State]:
-        """Not older than `max_age_s`; empty where the controller does not answer within TIMEOUT_S."""
+    async def read(self, max_age_s: float = 0.0, or_last: bool = True) -> Mapping[str, State]:
+        """Not older than `max_age_s`, where the controller answers within TIMEOUT_S.
+
+        Else its last answer: a controller that is slow must not make those who watch a model wake it. Empty where it
+        never answered, or without `or_last`.
+        """
         now = time.monotonic()
         if now - self._answered_at <= max_age_s:
             return self._answer
@@ -63,13 +68,14 @@ class DeploymentStates:
             self._asking = asyncio.get_running_loop().create_task(self._asked(now), context=contextvars.Context())
             self._asked_at = now
         left_s = self._asked_at + TIMEOUT_S - now
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._asking), max(0.0, left_s))
-        except TimeoutError:
-            return {}
+        answer: Mapping[str, State] = {}
+        with contextlib.suppress(TimeoutError):
+            answer = await asyncio.wait_for(asyncio.shield(self._asking), max(0.0, left_s))
+        return answer or (self._answer if or_last else {})
 
     async def _asked(self, at: float) -> Mapping[str, State]:
         loop = asyncio.get_running_loop()
-        self._answer = await loop.run_in_executor(CONTROLLER_THREAD, self._ask, self.application)
-        self._answered_at = at
-        return self._answer
+        answer = await loop.run_in_executor(CONTROLLER_THREAD, self._ask, self.application)
+        if answer:
+            self._answer, self._answered_at = answer, at
+        return answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from deployments.messages import ArgumentDescription, ArgumentNotes, StageDescri
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "triptych-models"
+USED = "triptych-used"  # read by serve_app.scale_to_zero
 TIMEOUT_S = 2.0
 
 
@@ -35,7 +37,7 @@ class FactStore:
     """The facts of one model of an application."""
 
     def __init__(self, application: str, model: str) -> None:
-        self._key = f"{application}/{model}"
+        self._application, self._key = application, f"{application}/{model}"
 
     async def read(self) -> Facts:
         """Those that were written last; none where nothing was, or the store does not answer."""
@@ -46,6 +48,11 @@ class FactStore:
         """Best effort: what is not kept is told again by the model, when it is loaded."""
         data = facts_to_json(facts)
         await self._in_time(lambda: internal_kv._internal_kv_put(self._key, data, namespace=NAMESPACE))
+
+    async def note_use(self, deployment: str) -> None:
+        """A request comes to it now: its replicas must not go before they report that."""
+        key, now = f"{self._application}/{deployment}", str(time.time()).encode()
+        await self._in_time(lambda: internal_kv._internal_kv_put(key, now, namespace=USED))
 
     async def _in_time(self, work: Callable[[], object]) -> object:
         try:

@@ -43,6 +43,8 @@ class Store(Protocol):
 
     async def write(self, facts: Facts) -> None: ...
 
+    async def note_use(self, deployment: str) -> None: ...
+
 
 def nobody(about_s: float | None) -> None:
     """Is told nothing."""
@@ -113,6 +115,8 @@ class ModelSleep:
         `tell` hears that it must wait, and about how many seconds (None: not measured yet). Raises ModelLoadingError
         where that is more than `max_wait_s`, or turns out to be.
         """
+        if self._store is not None and not self._was_just_used:
+            await self._store.note_use(next(iter(self.handles)))
         state = await self.state()
         if state == "ready":
             self._used_at = self._clock()
@@ -178,7 +182,7 @@ class ModelSleep:
         """What the first of the stages says of itself, when all are there."""
         while True:
             described = [await self._reach(handle) for handle in self.handles.values()]
-            told = await self._states.read() if self._states else {}
+            told = await self._states.read(or_last=False) if self._states else {}
             if not {told.get(name) for name in self.handles}.intersection(RESTING):
                 return described[0].of(self.name)
             await asyncio.sleep(PAUSE_S)  # one that was just going has answered

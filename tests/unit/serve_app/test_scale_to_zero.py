@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from ray.serve._private.common import TimeStampedValue
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from serve_app import scale_to_zero
 from serve_app.autoscaling import ReplicaRatio
+from serve_app.making.sleep.kept_facts import USED
 
 STAGE = {"Encoder": "encoder", "Denoiser": "denoiser", "VAE": "vae"}
 LOOK_BACK_S = 30.0
@@ -26,6 +29,7 @@ class Deployment:
     target: int = 0
     running: int = 0
     queued: float = 0.0  # at callers, the mean of the look-back period
+    ongoing: float = 0.0  # in replicas, as Serve counts them
     came: float = 0.0  # requests since the start of the replica
     present: float = 0.0
     is_stuck: bool = False
@@ -44,7 +48,7 @@ class Deployment:
         given: dict[str, Any] = {
             "deployment_id": None, "deployment_name": self.name, "app_name": None,
             "current_num_replicas": self.running, "target_num_replicas": self.target, "running_replicas": [],
-            "total_num_requests": self.queued + self.present, "total_queued_requests": self.queued,
+            "total_num_requests": self.queued + self.ongoing, "total_queued_requests": self.queued,
             "aggregated_metrics": None, "raw_metrics": raw,
             "capacity_adjusted_min_replicas": self.least, "capacity_adjusted_max_replicas": self.most,
             "policy_state": self.state, "last_scale_up_time": None, "last_scale_down_time": None, "current_time": now,
@@ -143,6 +147,28 @@ def test_what_is_in_work_or_loads_keeps_it_awake_however_long_it_takes() -> None
     loading = Controller(*model(), idle_s=60)
     loading["Denoiser"].running, loading["Denoiser"].is_stuck = 0, True
     assert loading.run(3600) == every(1)
+
+
+def test_a_request_that_an_ingress_has_and_no_replica_reported_yet_keeps_it_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    controller = Controller(*model(), idle_s=60)
+    told = {"Encoder": -math.inf}
+    monkeypatch.setattr(scale_to_zero, "used_at", lambda context: told.get(context.deployment_name, -math.inf))
+    controller.run(55)
+    told["Encoder"] = controller.now
+    assert controller.run(50) == every(1)
+    assert controller.run(30) == every(0)
+
+
+def test_a_call_in_work_that_serve_knows_of_keeps_it_awake() -> None:
+    controller = Controller(*model(), idle_s=60)
+    controller["Encoder"].ongoing = 0.2
+    assert controller.run(600) == every(1)
+
+
+def test_ingress_and_policy_mean_the_same_place_in_rays_store() -> None:
+    assert scale_to_zero.USED == USED
 
 
 def test_a_model_that_was_deployed_asleep_stays_asleep() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from deployments.messages import ArgumentDescription, ArgumentNotes, StageDescription, ValueType
 from serve_app.http.playground.cluster import ClusterWatch
+from serve_app.making.sleep import deployment_states
 from serve_app.making.sleep.deployment_states import DeploymentStates, State, state_of
 from serve_app.making.sleep.kept_facts import Facts, facts_from_json, facts_to_json
 from serve_app.making.sleep.model_sleep import ModelSleep
@@ -284,6 +287,26 @@ async def test_requests_go_on_while_serves_controller_does_not_answer() -> None:
     sleep = ModelSleep({"Played": object()}, DeploymentStates("app", away))  # type: ignore[dict-item]
     await sleep.awake()
     assert await sleep.state() == "ready"
+
+
+async def test_a_controller_that_has_become_slow_is_believed_what_it_said_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_slow = threading.Event()
+    is_over = threading.Event()
+
+    def ask(_: str) -> dict[str, State]:
+        if is_slow.is_set():
+            is_over.wait(30)
+        return {"Played": "asleep"}
+
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(deployment_states, "CONTROLLER_THREAD", thread)
+        sleep = ModelSleep({"Played": object()}, DeploymentStates("app", ask))  # type: ignore[dict-item]
+        assert await sleep.state() == "asleep"
+        is_slow.set()
+        monkeypatch.setattr(deployment_states, "TIMEOUT_S", 0.05)
+        assert await sleep.state() == "asleep"
+        assert await sleep.resting_deployments() == {"Played": "asleep"}
+        is_over.set()
 
 
 async def test_the_controller_is_asked_once_for_all_who_ask_and_not_while_the_model_is_in_use() -> None:
