@@ -30,7 +30,7 @@ class VersionedConfig(DeploymentConfig):
 
     @classmethod
     def of(cls, config: DeploymentConfig, version: str) -> VersionedConfig:
-        versioned = cls.model_construct(_fields_set=set(config.model_fields_set), **dict(config))
+        versioned: VersionedConfig = cls.model_construct(_fields_set=set(config.model_fields_set), **dict(config))
         versioned._own_version = version
         return versioned
 
@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case Application():
-            return ["deployment", value._bound_deployment.name]  # type: ignore[attr-defined]
+            return ["deployment", value._bound_deployment.name]
         case BaseModel():
             return [
                 type(value).__qualname__,
