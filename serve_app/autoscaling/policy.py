@@ -150,7 +150,8 @@ class ReplicaRatio:
         return Demand(
             model,
             now=needed,
-            fair=before.fair(needed, context.target_num_replicas),
+            fair=before.needed,
+            is_firm=before.is_firm,
             held=held,
             least=min(context.capacity_adjusted_min_replicas, context.config.min_replicas),
             have=context.target_num_replicas,
