@@ -25,6 +25,7 @@ from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_v
 from env_config.variables import EnvConfig
 from serve_app.app import AppArgs, deployments_of, located_place, model_args
 from serve_app.autoscaling import ReplicaRatio
+from serve_app.autoscaling.policy import model_of
 from serve_app.tools.fits import cannot_fit
 from serve_app.tools.options import parser_of_check
 
@@ -218,7 +219,8 @@ def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[
     place = f"{where}.autoscaling_policy"
     if not configs:
         problems.append(f"{place}: no deployment has an autoscaling_config, so none would scale")
-    problems += check_our_policy(application["autoscaling_policy"].get("policy_kwargs") or {}, configs, place)
+    scaling = [each for each in deployments if isinstance(each.get("autoscaling_config"), Mapping)]
+    problems += check_our_policy(application["autoscaling_policy"].get("policy_kwargs") or {}, scaling, place)
     return problems + [
         f"{place}.{delay}: must be 0: the policy itself starts replicas at once and takes them away after cooldown_s"
         for place, config in configs.items()
@@ -231,7 +233,7 @@ def is_our_policy(policy: Any) -> bool:
     return str(mapping_or_empty(policy).get("policy_function")).replace(":", ".") == OUR_POLICY.replace(":", ".")
 
 
-def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
+def check_our_policy(settings: Mapping[str, Any], scaling: list[Mapping[str, Any]], where: str) -> list[str]:
     if not isinstance(settings, Mapping):
         return [f"{where}.policy_kwargs: must be a mapping, got {settings!r}"]
     known = inspect.signature(ReplicaRatio).parameters
@@ -242,16 +244,53 @@ def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[
         policy = ReplicaRatio(**settings)
     except ValueError as error:
         return [f"{where}.policy_kwargs: {error}"]
-    try:
-        least = sum(AutoscalingConfig(**config).min_replicas for config in configs.values())
-    except ValidationError:  # Serve's own schema names it
+    if policy.accelerators is None:
         return []
-    if policy.max_replicas_in_all is not None and policy.max_replicas_in_all < least:
-        return [
-            f"{where}.policy_kwargs.max_replicas_in_all: {policy.max_replicas_in_all} is less than the "
-            f"min_replicas of the deployments, {least} together"
+    return check_pool(policy, policy.accelerators, scaling, f"{where}.policy_kwargs")
+
+
+def check_pool(policy: ReplicaRatio, pool: float, scaling: list[Mapping[str, Any]], where: str) -> list[str]:
+    """Names that nothing has, replicas that are counted otherwise than they take, and least replicas that do not fit."""
+    names = [str(each.get("name")) for each in scaling]
+    models = {model_of(name) for name in names}
+    problems = [
+        f"{where}.accelerators_each.{name}: no deployment of this name has an autoscaling_config{hint(name, names)}"
+        for name in policy.accelerators_each
+        if name not in names
+    ]
+    problems += [
+        f"{where}.priorities.{name}: no deployment with an autoscaling_config belongs to this model{hint(name, models)}"
+        for name in policy.priorities
+        if name not in models
+    ]
+    taken = {name: num_gpus(each) for name, each in zip(names, scaling, strict=True)}
+    if any(taken.values()):  # without any GPU, accelerators are places on CPUs
+        problems += [
+            f"{where}.accelerators_each.{name}: a replica takes {gpus:g} GPUs and is counted as "
+            f"{policy.accelerators_each.get(name, 1.0):g}; write {name}: {gpus:g}"
+            for name, gpus in taken.items()
+            if gpus != policy.accelerators_each.get(name, 1.0)
         ]
-    return []
+    try:
+        least = sum(
+            AutoscalingConfig(**each["autoscaling_config"]).min_replicas * policy.accelerators_each.get(name, 1.0)
+            for name, each in zip(names, scaling, strict=True)
+        )
+    except ValidationError:  # Serve's own schema names it
+        return problems
+    if pool < least:
+        problems.append(
+            f"{where}.accelerators: {pool:g} is less than the min_replicas of the deployments need, {least:g} together"
+        )
+    return problems
+
+
+def num_gpus(deployment: Mapping[str, Any]) -> float:
+    """Of one replica, those of its placement group included; 0 where it is not written as a number."""
+    bundles = deployment.get("placement_group_bundles")
+    own = mapping_or_empty(deployment.get("ray_actor_options")).get("num_gpus")
+    told = [mapping_or_empty(each).get("GPU") for each in bundles] if isinstance(bundles, list) and bundles else [own]
+    return float(sum(each for each in told if isinstance(each, int | float)))
 
 
 def deployment_names(application: Application) -> list[str]:

@@ -236,7 +236,15 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "out of range": ({"cooldown_s": -1}, ": cooldown_s must be a number of at least 0, got -1"),
     "too few": (
         {"accelerators": 1},
-        ".accelerators: 1 is less than the min_replicas of the deployments, 2 together",
+        ".accelerators: 1 is less than the min_replicas of the deployments need, 2 together",
+    ),
+    "unknown deployment": (
+        {"accelerators": 4, "accelerators_each": {"Encodr": 1}},
+        ".accelerators_each.Encodr: no deployment of this name has an autoscaling_config; did you mean 'Encoder'?",
+    ),
+    "no pool": (
+        {"priorities": {"flux": 2}},
+        ": priorities has an effect only with accelerators, the number that all share",
     ),
 }
 
@@ -246,6 +254,20 @@ def test_a_bad_setting_of_our_policy_is_refused_by_name(case: str, tmp_path: Pat
     settings, meant = BAD_SETTINGS[case]
     config = scaled_by_ours(settings, min_replicas=2, max_replicas=5)
     assert problems_of(config, tmp_path) == [f"applications[toy].autoscaling_policy.policy_kwargs{meant}"]
+
+
+def test_a_priority_of_a_model_that_nobody_serves_is_refused(tmp_path: Path) -> None:
+    [problem] = problems_of(scaled_by_ours({"accelerators": 4, "priorities": {"flux": 2}}), tmp_path)
+    assert ".priorities.flux: no deployment with an autoscaling_config belongs to this model" in problem
+
+
+def test_a_replica_that_takes_more_gpus_than_it_is_counted_as_is_refused(tmp_path: Path) -> None:
+    config = scaled_by_ours({"accelerators": 8})
+    config["applications"][0]["deployments"][1]["ray_actor_options"] = {"num_gpus": 2}
+    [problem] = problems_of(config, tmp_path)
+    assert problem.endswith("accelerators_each.Encoder: a replica takes 2 GPUs and is counted as 1; write Encoder: 2")
+    config["applications"][0]["autoscaling_policy"]["policy_kwargs"]["accelerators_each"] = {"Encoder": 2}
+    assert problems_of(config, tmp_path) == []
 
 
 @pytest.mark.parametrize("delay", ["upscale_delay_s", "downscale_delay_s"])
