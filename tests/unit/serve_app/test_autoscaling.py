@@ -447,6 +447,15 @@ def test_a_decision_depends_on_nothing_but_what_serve_tells() -> None:
     assert {name: each.policy_state for name, each in told.items()} == before
 
 
+def test_within_a_second_of_a_decision_nothing_is_reckoned_again_and_all_is_kept() -> None:
+    told = three_stages(rate=10, seconds=(0.2, 4.0, 0.8))
+    policy = ReplicaRatio(accelerators=20)
+    decided, states = policy(told)
+    later = {name: context(state=states[name], time_s=NOW + 0.9) for name in told}  # whose reports say nothing
+    assert policy(later) == (decided, states)
+    assert policy({name: context(state=states[name], time_s=NOW + 1) for name in told})[1] != states
+
+
 # --- its settings, and how Serve gets it ---
 
 
