@@ -16,3 +16,8 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str
     """The question that names the closest known name; `otherwise` if no known name is close."""
     meant = closest(name, known)
     return otherwise if meant is None else f"did you mean {meant!r}?"
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """For the end of a sentence about a name that is not known."""
+    return "; " + did_you_mean(name, known, f"known: {', '.join(sorted(known))}")

@@ -130,6 +130,10 @@ def mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
+def mapping_or_empty(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def list_of_mappings(parent: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = parent.get(key) or []
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):

@@ -20,7 +20,9 @@ from serve_app.autoscaling.work import (
     work_rates,
 )
 
-PEAKS, STEADIED, TURN, LOAD_S = "peaks", "steadied", "turn", "load_s"  # in the state that Serve keeps by deployment
+# In the state that Serve keeps for each deployment.
+PEAKS, STEADIED, TURN, LOAD_S, DECIDED = KEPT = ("peaks", "steadied", "turn", "load_s", "decided")
+DECIDE_EVERY_S = 1.0  # replicas report every 10 s; a decision for 1,000 of them keeps the controller busy for 50 ms
 TURN_IN_LOADS = 3.0  # how long a model keeps its place while others wait, in times of its own loading
 LEAST_TURN_S = 60.0
 
@@ -83,12 +85,22 @@ class ReplicaRatio:
 
     def of_awake(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, State]]:
         """The same for the models that are awake."""
+        if all(is_fresh(context) for context in contexts.values()):
+            return (
+                {key: context.policy_state[DECIDED][1] for key, context in contexts.items()},
+                {key: kept(context.policy_state) for key, context in contexts.items()},
+            )
+        return self.decide(contexts)
+
+    def decide(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, State]]:
         needed = self.needed(contexts)
         peaks = {key: self.peaks(contexts[key], math.ceil(count - 1e-9)) for key, count in needed.items()}
         states: dict[Any, State] = {key: {PEAKS: value} for key, value in peaks.items()}
         replicas = {key: value[0][1] for key, value in peaks.items()}
         if self.accelerators is not None:
             replicas = self.shared(contexts, needed, replicas, self.accelerators, states)
+        for key, count in replicas.items():
+            states[key][DECIDED] = (contexts[key].current_time, count)
         return replicas, states
 
     def needed(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, float]:
@@ -163,7 +175,8 @@ class ReplicaRatio:
         return Demand(
             model,
             now=needed,
-            fair=before.fair(needed, context.target_num_replicas),
+            fair=before.needed,
+            is_firm=before.is_firm,
             held=held,
             least=least,
             have=context.target_num_replicas,
@@ -186,6 +199,18 @@ def asked_models(contexts: Mapping[Any, AutoscalingContext]) -> set[str]:
 def is_asked(contexts: Collection[AutoscalingContext]) -> bool:
     """Whether the model of these deployments has a request."""
     return any(context.total_num_requests for context in contexts) or most_requests(list(contexts)) > 0
+
+
+def is_fresh(context: AutoscalingContext) -> bool:
+    """Whether a decision was made a moment ago, and followed: nothing new is known."""
+    decided, now = context.policy_state.get(DECIDED), context.current_time
+    if decided is None or now is None:
+        return False
+    return 0 <= now - decided[0] < DECIDE_EVERY_S and context.target_num_replicas == decided[1]
+
+
+def kept(state: Mapping[str, Any]) -> State:
+    return {key: state[key] for key in KEPT if key in state}
 
 
 def steadied_before(context: AutoscalingContext, needed: float, seconds: float) -> Steadied:

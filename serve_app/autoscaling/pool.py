@@ -19,10 +19,11 @@ class Demand:
 
     model: str  # "" where there is one alone
     now: float  # replicas that its work needs at this moment; 0 without work
-    fair: float  # the same, steadied where replicas were started again and again: what is shared by
+    fair: float  # the mean of it over the time that moving replicas takes: what a full pool is shared by
     held: int  # what it may keep where there is room: the most that was needed in its cooldown
     least: int  # its min_replicas
     have: int  # replicas that it has, those that still start among them
+    is_firm: bool = False  # it got one just now: none is taken from it while it has work
     accelerators: float = 1.0  # of one replica; 0: it takes nothing of the pool
     priority: float = 1.0
 
@@ -48,6 +49,11 @@ def share(pool: float, demands: Sequence[Demand], given: set[str]) -> list[int]:
         return [each.held for each in demands]
     asked = [each if each.model in given else replace(each, now=0.0, fair=0.0, held=each.least) for each in demands]
     floors = least_sets(asked)
+    firm = [
+        max(low, each.have) if each.is_firm and each.now > 0 else low for each, low in zip(asked, floors, strict=True)
+    ]
+    if fits(pool, demands, firm):
+        floors = firm
     needed = [max(floor, math.ceil(each.fair - ROUND)) for each, floor in zip(asked, floors, strict=True)]
     replicas = fill(pool, asked, floors, needed)
     held = [max(count, each.held) for each, count in zip(asked, replicas, strict=True)]

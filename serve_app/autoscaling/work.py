@@ -73,19 +73,16 @@ def most_requests(contexts: Sequence[AutoscalingContext]) -> float:
 
     Those that wait at callers are among them, and those that the ingress had no room for.
     """
+    reported = [Reports(context, context.config.look_back_period_s) for context in contexts]
     presents = [
         values[::-1]  # replicas report in step: those as old as each other belong together
-        for context in contexts
+        for reports in reported
         for stage in STAGES
-        for values in Reports(context, context.config.look_back_period_s).values(stage, "present")
+        for values in reports.values(stage, "present")
     ]
     ages = range(max(map(len, presents), default=0))
     at_once = max((sum(values[age] for values in presents if age < len(values)) for age in ages), default=0.0)
-    refused = sum(
-        Reports(context, context.config.look_back_period_s).rise(stage, "refused")
-        for context in contexts
-        for stage in STAGES
-    )
+    refused = sum(reports.rise(stage, "refused") for reports in reported for stage in STAGES)
     return at_once + refused + sum(context.total_queued_requests or 0.0 for context in contexts)
 
 
@@ -103,17 +100,21 @@ class Reports:
 
     def __init__(self, context: AutoscalingContext, period_s: float) -> None:
         self._raw, self._period_s = context.raw_metrics or {}, period_s
+        self._trimmed: dict[str, list[list[Any]]] = {}
         spans = [each[-1].timestamp - each[0].timestamp for stage in STAGES for each in self.series(stage)]
         # A replica that has just started cannot know how much comes in a second.
         self._seconds: float = max([period_s / 2, *spans])
 
     def series(self, stage: str, number: str = "arrived") -> list[list[Any]]:
         """By replica, each with its time stamps."""
-        return [
-            [each for each in series if each.timestamp >= series[-1].timestamp - self._period_s - 1e-3]
-            for series in self._raw.get(f"{stage}_{number}", {}).values()
-            if series
-        ]
+        name = f"{stage}_{number}"
+        if name not in self._trimmed:
+            self._trimmed[name] = [
+                [each for each in series if each.timestamp >= series[-1].timestamp - self._period_s - 1e-3]
+                for series in self._raw.get(name, {}).values()
+                if series
+            ]
+        return self._trimmed[name]
 
     def values(self, stage: str, number: str) -> list[list[float]]:
         return [[each.value for each in series] for series in self.series(stage, number)]

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -18,14 +18,20 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from deployments.accelerators import ACCELERATORS, VARIABLE, share_problem
-from env_config.closest import did_you_mean
+from env_config.closest import hint
 from env_config.secret import SecretReference
 from env_config.section import EnvConfigError, read_environ
-from env_config.serve_config import EXPANDED_BY_RAY, UNREADABLE, check_all_env_vars, read_serve_configs
+from env_config.serve_config import (
+    EXPANDED_BY_RAY,
+    UNREADABLE,
+    check_all_env_vars,
+    mapping_or_empty,
+    read_serve_configs,
+)
 from env_config.variables import EnvConfig
 from serve_app.app import AppArgs, deployments_of, located_place, model_args, shared_deployments
-from serve_app.autoscaling import ReplicaRatio, model_of
 from serve_app.models.shared import useless
+from serve_app.tools.check_policy import check_our_policy
 from serve_app.tools.fits import cannot_fit
 from serve_app.tools.options import parser_of_check
 
@@ -229,7 +235,10 @@ def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[
     place = f"{where}.autoscaling_policy"
     if not configs:
         problems.append(f"{place}: no deployment has an autoscaling_config, so none would scale")
-    problems += check_our_policy(application["autoscaling_policy"].get("policy_kwargs") or {}, configs, place)
+    scaling = [each for each in deployments if isinstance(each.get("autoscaling_config"), Mapping)]
+    problems += check_our_policy(
+        application["autoscaling_policy"].get("policy_kwargs") or {}, scaling, f"{place}.policy_kwargs"
+    )
     return problems + [
         f"{place}.{delay}: must be 0: the policy itself starts replicas at once and takes them away after cooldown_s"
         for place, config in configs.items()
@@ -240,69 +249,6 @@ def check_autoscaling(application: Mapping[str, Any], deployments: list[Mapping[
 
 def is_our_policy(policy: Any) -> bool:
     return str(mapping_or_empty(policy).get("policy_function")).replace(":", ".") == OUR_POLICY.replace(":", ".")
-
-
-def check_our_policy(settings: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> list[str]:
-    if not isinstance(settings, Mapping):
-        return [f"{where}.policy_kwargs: must be a mapping, got {settings!r}"]
-    known = inspect.signature(ReplicaRatio).parameters
-    unknown = [f"{where}.policy_kwargs.{key}: unknown key{hint(key, known)}" for key in settings if key not in known]
-    if unknown:
-        return unknown
-    try:
-        policy = ReplicaRatio(**settings)
-    except ValueError as error:
-        return [f"{where}.policy_kwargs: {error}"]
-    try:
-        least = {place: AutoscalingConfig(**config).min_replicas for place, config in configs.items()}
-    except ValidationError:  # Serve's own schema names it
-        return []
-    problems = check_idle_s(policy.idle_s, least, where)
-    problems += check_room(policy, least, where)
-    return problems
-
-
-def check_room(policy: ReplicaRatio, least: Mapping[str, int | None], where: str) -> list[str]:
-    """Whether what is always there, and each model beside it when it is awake, finds its accelerators."""
-    if policy.accelerators is None:
-        return []
-    each = {place: policy.accelerators_each.get(deployment_of_place(place), 1.0) for place in least}
-    always = sum(each[place] * (count or 0) for place, count in least.items())
-    setting, pool = f"{where}.policy_kwargs.accelerators", policy.accelerators
-    if always > pool:
-        return [f"{setting}: {pool:g} is less than min_replicas of the deployments take, {always:g} together"]
-    sleepers = [place for place, count in least.items() if not count]
-    awake = dict.fromkeys(map(model_of_place, sleepers), 0.0)
-    for place in sleepers:
-        awake[model_of_place(place)] += each[place]
-    return [
-        f"{setting}: {pool:g} leaves no room for {name}, whose deployments need {more:g} when it is awake, beside the "
-        f"{always:g} that are always taken"
-        for name, more in awake.items()
-        if always + more > pool
-    ]
-
-
-def check_idle_s(idle_s: Any, least: Mapping[str, int | None], where: str) -> list[str]:
-    """Names of models that there are not, and a time after which nothing would go."""
-    if not isinstance(idle_s, Mapping):
-        return []
-    sleepers = [model_of_place(place) for place, count in least.items() if not count]
-    return [
-        f"{where}.policy_kwargs.idle_s.{name}: no deployment of a model {name!r} has min_replicas: 0"
-        f"{hint(name, sleepers)}"
-        for name in idle_s
-        if name not in sleepers
-    ]
-
-
-def model_of_place(place: str) -> str:
-    """Of the place of a deployment's autoscaling_config."""
-    return model_of(deployment_of_place(place))
-
-
-def deployment_of_place(place: str) -> str:
-    return place.rpartition("deployments[")[2].rpartition("]")[0]
 
 
 def deployment_names(application: Application) -> list[str]:
@@ -418,16 +364,8 @@ def is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def mapping_or_empty(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def join(*parts: object) -> str:
     return ".".join(str(part) for part in parts if part != "")
-
-
-def hint(name: object, known: Iterable[str]) -> str:
-    return "; " + did_you_mean(name, known, f"known: {', '.join(sorted(known))}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from deployments.messages import STAGES as STAGES_OF_MESSAGES
 from deployments.observability.stage_load import Load
 from serve_app.autoscaling import ReplicaRatio
+from serve_app.autoscaling.pool import Demand, Turn, fits, share, take_turns
 from serve_app.autoscaling.work import STAGES
 
 NOW = 1000.0
@@ -274,6 +275,130 @@ def test_a_stage_in_its_cooldown_gives_its_replicas_to_one_that_needs_them_now()
     assert freed == {"Denoiser": 2, "VAE": 8}
 
 
+def model(name: str, rate: float, seconds: float, **told: Any) -> Told:
+    """A model in one deployment, to which `rate` requests of so many seconds come."""
+    return {f"Pipeline-{name}": context(replica("denoiser", request_s=seconds, rate=rate, waiting=99), **told)}
+
+
+def test_replicas_are_counted_in_the_accelerators_that_they_take() -> None:
+    told = model("a", 1, 20) | model("b", 1, 20)
+    decided = decide(told, **FOR_THE_RATE, accelerators=12, accelerators_each={"Pipeline-b": 2})
+    assert decided == {"Pipeline-a": 4, "Pipeline-b": 4}
+
+
+def test_a_deployment_that_takes_no_accelerator_gets_what_it_needs() -> None:
+    told = model("a", 1, 20) | model("b", 1, 20)
+    decided = decide(told, **FOR_THE_RATE, accelerators=5, accelerators_each={"Pipeline-b": 0})
+    assert decided == {"Pipeline-a": 5, "Pipeline-b": 20}
+
+
+def test_what_is_asked_most_gets_most_and_nobody_starves() -> None:
+    told = model("much", 10, 4) | model("some", 1, 4) | model("rare", 0.01, 4)
+    assert decide(told, **FOR_THE_RATE, accelerators=12) == {
+        "Pipeline-much": 10,
+        "Pipeline-some": 1,
+        "Pipeline-rare": 1,
+    }
+
+
+def test_a_priority_is_a_larger_share_where_the_pool_is_full_and_no_more_than_is_needed() -> None:
+    told = model("a", 1, 20) | model("b", 1, 20)
+    assert decide(told, **FOR_THE_RATE, accelerators=12, priorities={"a": 3}) == {"Pipeline-a": 9, "Pipeline-b": 3}
+    assert decide(told, **FOR_THE_RATE, accelerators=24, priorities={"a": 9}) == {"Pipeline-a": 20, "Pipeline-b": 4}
+
+
+def test_a_model_that_has_a_request_gets_each_of_its_deployments() -> None:
+    told = {
+        "Encoder-a": context(replica("encoder", request_s=0.1, waiting=1), bounds=(0, 4), ongoing=1),
+        "Denoiser-a": context(bounds=(0, 4), target=0),
+        "VAE-a": context(bounds=(0, 4), target=0),
+    }
+    assert decide(told, cooldown_s=0) == {"Encoder-a": 1, "Denoiser-a": 1, "VAE-a": 1}
+
+
+def alternate(num_accelerators: float | None, period_s: int, loading_s: float = 30.0) -> tuple[int, list[int]]:
+    """Starts of replicas in an hour, and those of the first model, while the load changes sides every period."""
+    policy = ReplicaRatio(accelerators=num_accelerators, cooldown_s=0, **FOR_THE_RATE)
+    targets, states, starts, first = {"Pipeline-a": 5, "Pipeline-b": 5}, {}, 0, []
+    for second in range(0, 3600, 10):
+        is_a = (second // period_s) % 2 == 0
+        told: Told = {}
+        for name, is_busy in (("a", is_a), ("b", not is_a)):
+            key = f"Pipeline-{name}"
+            told |= model(name, 9 if is_busy else 1, 1, target=targets[key], state=states.get(key), time_s=NOW + second)
+            told[key].raw_metrics["load_s"] = {"replica-0": series(loading_s, loading_s)}
+        decided, states = policy(told)
+        starts += sum(max(0, count - targets[key]) for key, count in decided.items())
+        targets = decided
+        first.append(decided["Pipeline-a"])
+    return starts, first
+
+
+def test_a_load_that_alternates_faster_than_replicas_load_moves_few_of_them() -> None:
+    with_room, full = alternate(None, 30)[0], alternate(9, 30)[0]
+    assert with_room > 900, "8 replicas 120 times"
+    assert full < with_room / 8
+
+
+def test_a_load_that_shifts_for_long_moves_the_replicas_within_a_few_times_of_a_load() -> None:
+    _, first = alternate(9, 1200)
+    assert first[115] == 8
+    assert first[120 + 15] <= 2, "150 s after the shift"
+
+
+def one_place(**told_of_b: Any) -> tuple[dict[str, int], dict[str, Any]]:
+    """Two models and one accelerator; the first has had it for ten seconds."""
+    state = {"turn": (True, NOW - 10), "load_s": 30.0}
+    told = model("a", 1, 1, bounds=(0, 4), state=state)
+    told |= {"Pipeline-b": context(bounds=(0, 4), target=0, **told_of_b)}
+    return ReplicaRatio(accelerators=1, cooldown_s=0)(told)
+
+
+def test_two_models_with_one_place_take_turns_of_a_few_loads() -> None:
+    waits = {"ongoing": 1, "queued": 1}
+    assert one_place(**waits)[0] == {"Pipeline-a": 1, "Pipeline-b": 0}
+    assert one_place(**waits, state={"turn": (False, NOW - 10)})[0]["Pipeline-a"] == 1
+    long_since = {"turn": (True, NOW - 91), "load_s": 30.0}
+    told = model("a", 1, 1, bounds=(0, 4), state=long_since)
+    told |= {"Pipeline-b": context(bounds=(0, 4), target=0, **waits)}
+    replicas, states = ReplicaRatio(accelerators=1, cooldown_s=0)(told)
+    assert replicas == {"Pipeline-a": 0, "Pipeline-b": 1}
+    assert states["Pipeline-b"]["turn"] == (True, NOW)
+
+
+def test_a_place_is_not_taken_while_nobody_waits_for_it() -> None:
+    assert one_place()[0] == {"Pipeline-a": 1, "Pipeline-b": 0}
+
+
+def test_a_large_model_that_waits_is_not_overtaken_for_ever_by_small_ones() -> None:
+    def small(name: str, given: bool) -> Demand:
+        return Demand(name, now=1, fair=1, held=1, least=0, have=int(given))
+
+    demands = [
+        small("a", True),
+        small("b", False),
+        Demand("large", now=1, fair=1, held=1, least=0, have=0, accelerators=2),
+    ]
+    turns = {"a": Turn(True, 0, 60), "b": Turn(False, 50, 60), "large": Turn(False, 10, 60)}
+    assert take_turns(2, demands, turns, now_s=59) == {"a"}, "b would let it wait longer"
+    assert take_turns(2, demands, turns, now_s=60) == {"large"}
+
+
+@pytest.mark.parametrize("pool", [3, 7, 20, 55.5, 1000])
+def test_shares_fit_the_pool_and_nothing_that_fits_is_left_out(pool: float) -> None:
+    demands = [
+        Demand("a", now=7.5, fair=7.5, held=9, least=0, have=3),
+        Demand("b", now=40.2, fair=44, held=60, least=1, have=30, accelerators=2, priority=2),
+        Demand("c", now=0, fair=0.3, held=2, least=0, have=2, accelerators=0.5),
+    ]
+    shares = share(pool, demands, {"a", "b", "c"})
+    assert fits(pool, demands, shares)
+    assert all(low <= got <= max(each.held, 45) for low, got, each in zip((1, 1, 0), shares, demands, strict=True))
+    for index, each in enumerate(demands):
+        more = [count + (number == index) for number, count in enumerate(shares)]
+        assert shares[index] >= each.held or not fits(pool, demands, more)
+
+
 # --- when ---
 
 
@@ -330,6 +455,21 @@ def test_a_decision_depends_on_nothing_but_what_serve_tells() -> None:
     assert {name: each.policy_state for name, each in told.items()} == before
 
 
+def test_within_a_second_of_a_decision_nothing_is_reckoned_again_and_all_is_kept() -> None:
+    told = three_stages(rate=10, seconds=(0.2, 4.0, 0.8))
+    policy = ReplicaRatio(accelerators=20)
+    decided, states = policy(told)
+
+    def later(seconds: float, more: int = 0) -> dict[str, AutoscalingContext]:  # the reports say nothing
+        return {
+            name: context(state=states[name], time_s=NOW + seconds, target=decided[name] + more) for name in told
+        }
+
+    assert policy(later(0.9)) == (decided, states)
+    assert policy(later(1))[1] != states
+    assert policy(later(0.9, more=1))[1] != states, "somebody else has started a replica"
+
+
 # --- its settings, and how Serve gets it ---
 
 
@@ -343,12 +483,15 @@ def test_a_decision_depends_on_nothing_but_what_serve_tells() -> None:
         ("cooldown_s", -1, "cooldown_s"),
         ("cooldown_s", True, "cooldown_s"),
         ("accelerators", 0, "accelerators must be a number above 0, got 0"),
+        ("accelerators_each", {"VAE": -1}, "accelerators_each[VAE] must be a number of at least 0, got -1"),
+        ("priorities", {"flux": 0}, "priorities[flux] must be a number above 0, got 0"),
+        ("accelerators_each", [1], "accelerators_each must be a mapping of names to numbers, got [1]"),
         ("accelerators", "8", "accelerators must be a number above 0, got '8'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(setting: str, value: Any, meant: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)^{setting}.*") as raised:
-        ReplicaRatio(**{setting: value})
+        ReplicaRatio(**{"accelerators": 8, setting: value})
     assert meant in str(raised.value)
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.tools.check_config import check_config, check_our_policy, main
+from serve_app.tools.check_config import check_config, main
+from serve_app.tools.check_policy import check_our_policy
 
 POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 
@@ -238,6 +239,14 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"accelerators": 1},
         ".accelerators: 1 is less than min_replicas of the deployments take, 2 together",
     ),
+    "unknown deployment": (
+        {"accelerators": 4, "accelerators_each": {"Encodr": 1}},
+        ".accelerators_each.Encodr: no deployment of this name has an autoscaling_config; did you mean 'Encoder'?",
+    ),
+    "no pool": (
+        {"priorities": {"flux": 2}},
+        ": priorities has an effect only with accelerators, the number that all share",
+    ),
 }
 
 
@@ -246,6 +255,20 @@ def test_a_bad_setting_of_our_policy_is_refused_by_name(case: str, tmp_path: Pat
     settings, meant = BAD_SETTINGS[case]
     config = scaled_by_ours(settings, min_replicas=2, max_replicas=5)
     assert problems_of(config, tmp_path) == [f"applications[toy].autoscaling_policy.policy_kwargs{meant}"]
+
+
+def test_a_priority_of_a_model_that_nobody_serves_is_refused(tmp_path: Path) -> None:
+    [problem] = problems_of(scaled_by_ours({"accelerators": 4, "priorities": {"flux": 2}}), tmp_path)
+    assert ".priorities.flux: no deployment with an autoscaling_config belongs to this model" in problem
+
+
+def test_a_replica_that_takes_more_gpus_than_it_is_counted_as_is_refused(tmp_path: Path) -> None:
+    config = scaled_by_ours({"accelerators": 8})
+    config["applications"][0]["deployments"][1]["ray_actor_options"] = {"num_gpus": 2}
+    [problem] = problems_of(config, tmp_path)
+    assert problem.endswith("accelerators_each.Encoder: a replica takes 2 GPUs and is counted as 1; write Encoder: 2")
+    config["applications"][0]["autoscaling_policy"]["policy_kwargs"]["accelerators_each"] = {"Encoder": 2}
+    assert problems_of(config, tmp_path) == []
 
 
 @pytest.mark.parametrize("delay", ["upscale_delay_s", "downscale_delay_s"])
@@ -280,9 +303,11 @@ def test_a_delay_of_serve_before_the_last_replica_goes_is_refused(tmp_path: Path
 
 
 def test_there_must_be_room_for_each_model_when_it_is_awake() -> None:
-    least = {f"applications[a].deployments[{name}].autoscaling_config": 0 for name in ("VAE-wan", "Denoiser-wan")}
-    always = {"applications[a].deployments[Pipeline-flux].autoscaling_config": 1}
-    configs = {place: {"min_replicas": count, "max_replicas": 2} for place, count in (least | always).items()}
+    least = {"VAE-wan": 0, "Denoiser-wan": 0, "Pipeline-flux": 1}
+    configs = [
+        {"name": name, "autoscaling_config": {"min_replicas": count, "max_replicas": 2}}
+        for name, count in least.items()
+    ]
     assert check_our_policy({"accelerators": 3}, configs, "here") == []
     [problem] = check_our_policy({"accelerators": 2}, configs, "here")
     assert "2 leaves no room for wan, whose deployments need 2 when it is awake, beside the 1" in problem

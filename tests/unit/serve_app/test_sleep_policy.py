@@ -11,8 +11,7 @@ from ray.serve._private.common import TimeStampedValue
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from serve_app import scale_to_zero
-from serve_app.autoscaling import ReplicaRatio
+from serve_app.autoscaling import ReplicaRatio, sleep
 from serve_app.making.sleep.kept_facts import USED
 
 STAGE = {"Encoder": "encoder", "Denoiser": "denoiser", "VAE": "vae"}
@@ -168,7 +167,7 @@ def test_a_call_in_work_that_serve_knows_of_keeps_it_awake() -> None:
 
 
 def test_ingress_and_policy_mean_the_same_place_in_rays_store() -> None:
-    assert scale_to_zero.USED == USED
+    assert sleep.USED == USED
 
 
 def test_a_model_that_was_deployed_asleep_stays_asleep() -> None:
