@@ -153,7 +153,7 @@ def test_a_request_that_an_ingress_has_and_no_replica_reported_yet_keeps_it_awak
 ) -> None:
     controller = Controller(*model(), idle_s=60)
     told = {"Encoder": -math.inf}
-    monkeypatch.setattr(scale_to_zero, "used_at", lambda context: told.get(context.deployment_name, -math.inf))
+    monkeypatch.setattr(sleep, "used_at", lambda context: told.get(context.deployment_name, -math.inf))
     controller.run(55)
     told["Encoder"] = controller.now
     assert controller.run(50) == every(1)
