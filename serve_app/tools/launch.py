@@ -31,6 +31,7 @@ WHAT_TO_DO = (
     f"CONFIG=...`), and start again. The whole log: {LOG_FILE}"
 )
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
+CHECK = [sys.executable, "-m", "serve_app.tools.check_config"]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEALTH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
@@ -108,9 +109,9 @@ def launch(config: Path, tell_ready: Callable[[Address], None] = print_ready) ->
 
 def checked_address(config: Path) -> Address:
     """Where `config` will listen; LaunchError for a file with mistakes or a port that is taken."""
-    # In a process of its own: the check loads what the application loads, torch included.
+    # In a process of its own: the check loads what the application loads.
     check = subprocess.run(
-        [sys.executable, "-m", "serve_app.tools.check_config", str(config)],
+        [*CHECK, str(config)],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
