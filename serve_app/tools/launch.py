@@ -36,6 +36,7 @@ WHEN_TOO_BUSY = (
     f"computes here, and start again. The whole log: {LOG_FILE}"
 )
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
+CHECK = [sys.executable, "-m", "serve_app.tools.check_config"]
 # Serve kills its proxy when that is silent for 5 s at its start, or three times for 10 s: a machine can take so long
 # whose every core imports torch. The environment goes before these.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
@@ -122,9 +123,9 @@ def launch(config: Path, tell_ready: Callable[[Address], None] = print_ready) ->
 
 def checked_address(config: Path) -> Address:
     """Where `config` will listen; LaunchError for a file with mistakes or a port that is taken."""
-    # In a process of its own: the check loads what the application loads, torch included.
+    # In a process of its own: the check loads what the application loads.
     check = subprocess.run(
-        [sys.executable, "-m", "serve_app.tools.check_config", str(config)],
+        [*CHECK, str(config)],
         capture_output=True,
         encoding="utf-8",
         errors="replace",

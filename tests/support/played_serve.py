@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from serve_app.tools import launch
+from tests.support.forking.command import python_with_libraries
 
 COMMAND = [sys.executable, "-m", "tests.support.played_serve"]
 
@@ -26,6 +27,7 @@ COMMAND = [sys.executable, "-m", "tests.support.played_serve"]
 def main(command: str, *arguments: str) -> int:
     if command == "launch":
         launch.SERVE[:] = COMMAND
+        launch.CHECK[:] = [*python_with_libraries(), *launch.CHECK[1:]]
         return launch.main(list(arguments))
     if command == "status":
         print(yaml.safe_dump({"applications": {"toy": status()}}))
