@@ -16,6 +16,7 @@ TriptychError
 ├── CannotResumeError         the saved steps of a request are of no use here: it starts again            (never)
 ├── ReplicaUnfitError         the replica cannot work any more: another one does the request's work        (never)
 ├── ReplicaRefusedError       the replica has not begun with the request: it is asked again later          (never)
+├── PassesApartError          the guidance passes of a request cannot wait for each other: it starts again    (never)
 ├── CheckpointError           a checkpoint folder cannot be served; raised while a replica starts
 └── HandOffError              the pipeline did not behave as the hand-off between stages needs: remote calls may help
     ├── FeedsBackError        decoded or encoded data is needed inside the loop: remote calls serve it
@@ -119,6 +120,10 @@ class ReplicaUnfitError(TriptychError):
 
 class ReplicaRefusedError(TriptychError):
     """The replica has not begun with the request: it cannot work, or it tries a suspected request."""
+
+
+class PassesApartError(TriptychError):
+    """The guidance passes of a request cannot wait for each other: it starts again, and makes them apart."""
 
 
 class CheckpointError(TriptychError):

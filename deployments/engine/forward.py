@@ -68,6 +68,8 @@ class Forward:
     caller: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
+    is_done: bool = False  # it has its output or its error
+    is_awaited: bool = False  # its caller goes on when it is done; else the caller goes on meanwhile
 
     @property
     def value(self) -> Hashable:
