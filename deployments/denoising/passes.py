@@ -23,7 +23,7 @@ from diffusers.models.cache_utils import CacheMixin
 from deployments.engine.engine import Engine
 from deployments.engine.executor import CacheContext
 from deployments.engine.fiber import Fiber
-from deployments.engine.forward import Forward, PerSample, Surround, bind
+from deployments.engine.forward import Forward, PerSample, Surround, bind, without_defaults
 from deployments.errors import PassesApartError
 from deployments.tensors.promise import Source
 from deployments.tensors.values import PLAIN, PORTABLE, describe, leaves, map_values
@@ -81,7 +81,7 @@ class GuidancePassesOfRequest:
         surround, merge_key, _, per_sample = settings
         if surround is not None or merge_key != () or self._keeps_state_by_name(component, module):
             return self._made_at_once(self.engine.ask(self.fiber, module, component, context, args, kwargs, *settings))
-        arguments = bind(module, args, kwargs)
+        arguments = without_defaults(module, bind(module, args, kwargs))  # which pipelines give in one pass alone
         place, given = self._place(component, arguments), Watched(arguments)
         asked = self.engine.ask(self.fiber, module, component, None, (), arguments, per_sample=per_sample)
         if asked.structure.is_alone:

@@ -472,6 +472,7 @@ class Engine:
             for forward in batch:
                 forward.fiber.forwards += 1
                 forward.fiber.merged_forwards += is_merged
+                forward.fiber.passes_together += is_merged and sum(f.fiber is forward.fiber for f in batch) > 1
                 note_batch(forward.fiber, batch if is_merged else [forward])
                 self._last[forward.fiber] = turn
         if failed:  # the device may have raised it of a turn before

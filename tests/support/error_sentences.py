@@ -96,6 +96,7 @@ PLACES: dict[str, list[str]] = {
         "LookupError",
         "MediaWorkerError",
         "OSError",
+        "PassesApartError",
         "ReadError",
         "ReplicaRefusedError",
         "ReplicaUnfitError",

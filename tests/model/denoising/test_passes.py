@@ -45,6 +45,12 @@ class TakesParts(Guided):
         return guided(with_words, without).repeat(1, 2)
 
 
+class GivesADefaultToOne(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words, cache=None, writes=False)
+        return guided(with_words, self.transformer(latents, timestep, -words))
+
+
 class InThreePasses(Guided):
     def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
         with_words, without, other = (self.transformer(latents, timestep, words * scale) for scale in (1.0, -1.0, 0.5))
@@ -148,6 +154,7 @@ COUNTS: dict[type[Toy], tuple[int, int]] = {
     Guided: (8, 5),
     InThreePasses: (12, 6),
     TakesParts: (8, 5),
+    GivesADefaultToOne: (8, 5),
     GuidedFromTheSecondStep: (7, 6),  # which shows that another pass follows, as the third that it may wait
     GuidedAtFirst: (6, 5),
     NeedsNumbersBetween: (8, 8),
