@@ -29,10 +29,34 @@ class Counted:
 
 # Tiny models whose pipelines make the passes of a step one after the other, with a request of theirs.
 TWO_PASSES: dict[str, Counted] = {
-    "qwenimage": Counted(8, 5),
-    "wan22": Counted(16, 10),
     "flux_truecfg": Counted(8, 5),
+    "chroma": Counted(8, 5),
+    "chroma_img2img": Counted(10, 6),
+    "klein": Counted(8, 5),
+    "klein_edit": Counted(8, 5),
+    "qwenimage": Counted(8, 5),
+    "qwen_img2img": Counted(10, 6),
+    "qwen_inpaint": Counted(10, 6),
+    "qwen_controlnet": Counted(12, 9),
+    "qwen_layered": Counted(8, 5),
+    "qwen_layered_caption": Counted(8, 5),
+    "hunyuan_image": Counted(12, 7),
+    "cogview4": Counted(8, 5),
+    "lumina2": Counted(8, 5),
+    "kandinsky5_t2i": Counted(8, 5),
+    "wan21": Counted(12, 7),
+    "wan22": Counted(16, 10),
+    "wan22_5b": Counted(12, 7),
+    "wan21_i2v": Counted(12, 7),
+    "wan22_i2v": Counted(12, 8),
+    "wan_vace": Counted(12, 7),
+    "wan_v2v": Counted(12, 7),
+    "skyreels_v2": Counted(12, 7),
+    "skyreels_df": Counted(28, 15),
+    "helios": Counted(8, 5),
     "hunyuanvideo15": Counted(8, 5),
+    "hunyuanvideo15_i2v": Counted(8, 5),
+    "cosmos": Counted(8, 5),
 }
 CORE = ("qwenimage", "wan22")
 
