@@ -17,6 +17,7 @@ TriptychError
 ├── ReplicaUnfitError         the replica cannot work any more: another one does the request's work        (never)
 ├── ReplicaRefusedError       the replica has not begun with the request: it is asked again later          (never)
 ├── OtherVersionError         the replica is of another version of the model: the request is made again    (never)
+├── PassesApartError          the guidance passes of a request cannot wait for each other: it starts again    (never)
 ├── CheckpointError           a checkpoint folder cannot be served; raised while a replica starts
 └── HandOffError              the pipeline did not behave as the hand-off between stages needs: remote calls may help
     ├── FeedsBackError        decoded or encoded data is needed inside the loop: remote calls serve it
@@ -124,6 +125,10 @@ class ReplicaRefusedError(TriptychError):
 
 class OtherVersionError(TriptychError):
     """What a request brings was made by a replica of another version of the model, as there are during an update."""
+
+
+class PassesApartError(TriptychError):
+    """The guidance passes of a request cannot wait for each other: it starts again, and makes them apart."""
 
 
 class CheckpointError(TriptychError):

@@ -13,6 +13,7 @@ from deployments.memory.args import Offload, VAEArgs
 
 Order = Literal["slack", "fifo"]
 Merging = Literal["auto", "always"]
+GuidancePasses = Literal["apart", "together", "auto"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 ComponentDType = Literal["float32", "bfloat16", "float16"]
 CompileMode = Literal["off", "regional", "whole"]
@@ -63,6 +64,11 @@ class DenoisingArgs(BaseModel):
         description="auto: forwards share a batch where that was measured to let requests be done sooner; "
         "always: wherever they can",
     )
+    guidance_passes: GuidancePasses = Field(
+        "apart",
+        description="the guidance passes that a pipeline makes one after the other in a step; apart: as it does, with "
+        "its own bytes; together: in one batch wherever that is right; auto: where that was measured to cost less",
+    )
     order: Order = Field(
         "slack",
         description="slack: the earliest deadline first, that of a request without `deadline_s` being three times its "
@@ -78,6 +84,16 @@ class DenoisingArgs(BaseModel):
         description="of what Cache-DiT keeps for a request, in its checkpoints; more is left out: a resumed request "
         "warms up again and says so, a deterministic one starts again; null: no bound",
     )
+
+    @model_validator(mode="after")
+    def check_that_passes_may_be_together(self) -> Self:
+        """Raises ValueError."""
+        if self.deterministic and self.guidance_passes != "apart":
+            raise ValueError(
+                f"guidance_passes: {self.guidance_passes} is of no effect with deterministic, whose forwards run "
+                "alone: apart is allowed"
+            )
+        return self
 
 
 class WatchdogArgs(BaseModel):

@@ -151,7 +151,7 @@ class ResumableSession(DenoiseSession):
             raise CannotResumeError("after the skipped steps it made values that are not numbers") from error
 
     def forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
-        self._rounds_since_forward = set()
+        is_first, self._rounds_since_forward = bool(self._rounds_since_forward), set()  # of an iteration
         watched = Watched((args, kwargs))
         if self._left_behind and watched.contains(self._counted):
             self._left_behind[-1] = True
@@ -164,7 +164,7 @@ class ResumableSession(DenoiseSession):
                 return fill(self.saved["descriptions"][self.saved["forwards"][index]], self.stage.device)
             if has_nan((args, kwargs)):
                 raise CannotResumeError(f"{component} left something behind that the skipped steps lead to")
-        elif self._is_checkpoint_due():
+        elif is_first and self._is_checkpoint_due():
             self._save()
         output = super().forward(component, real, args, kwargs)
         makes_objects = any(not isinstance(leaf, PORTABLE) for leaf in leaves(output))

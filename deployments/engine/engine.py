@@ -29,7 +29,7 @@ from greenlet import getcurrent, greenlet
 
 from deployments.engine.batching.axes import BatchAxes
 from deployments.engine.batching.batches import Batches
-from deployments.engine.batching.joining import Merging
+from deployments.engine.batching.joining import GuidancePasses, Merging
 from deployments.engine.clock import Clock, HostClock
 from deployments.engine.executor import CacheContext, Executor, LocalExecutor
 from deployments.engine.fiber import CancelledStage, Fiber
@@ -37,7 +37,7 @@ from deployments.engine.forward import Forward, PerSample, Surround, bind
 from deployments.engine.marks import HostMark
 from deployments.engine.orders import ORDERS
 from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, Measure, ignore
-from deployments.engine.turns import IN_FLIGHT, Turn, turn_of
+from deployments.engine.turns import IN_FLIGHT, Turn, passes_together, turn_of
 from deployments.engine.under_way import UnderWay
 from deployments.errors import DeadlineExceededError, GenerationFailedError, ReplicaUnfitError, TriptychError
 from deployments.tensors.values import has_gradients
@@ -58,6 +58,7 @@ class Engine:
         executor: Executor | None = None,
         measure: Measure = ignore,
         merging: Merging = "auto",
+        guidance_passes: GuidancePasses = "apart",
         clock: Clock | None = None,
         compilation_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -71,7 +72,15 @@ class Engine:
         self.statistics = EngineStatistics()
         self.under_way = UnderWay()  # in the engine's thread: a forward, or what fibers do between two of them
         self.batches = Batches(
-            max_batch_size, max_batch_tokens, self.executor, self.statistics, self.under_way, merging, compilation_s
+            max_batch_size,
+            max_batch_tokens,
+            self.executor,
+            self.statistics,
+            self.under_way,
+            merging,
+            guidance_passes,
+            compilation_s,
+            measure,
         )
         self.costs = self.batches.costs
         self._changed = threading.Condition()
@@ -93,8 +102,10 @@ class Engine:
             self._fibers.append(fiber)
 
     def end(self, fiber: Fiber) -> None:
+        """What it has asked for and not waited for is made for nobody."""
         with self._changed:
             self._fibers.remove(fiber)
+            self._waiting = [forward for forward in self._waiting if forward.fiber is not fiber]
 
     @contextmanager
     def merging_always(self) -> Iterator[None]:
@@ -156,10 +167,9 @@ class Engine:
             if result is not None and not result.cancel():  # it has begun
                 for forward in [f for f in self._waiting if f.fiber is fiber]:
                     self._waiting.remove(forward)
-                    forward.error = CancelledStage()
-                    if not result.done():
+                    if forward.is_awaited and not result.done():
                         result.set_exception(CancelledStage())
-                    self._soon(forward.caller)  # to leave its work, when the thread is free
+                    self._end_soon(forward, CancelledStage())  # to leave its work, when the thread is free
 
     def close(self) -> None:
         with self._changed:
@@ -201,6 +211,11 @@ class Engine:
         begun = [fiber for fiber in tuple(self._fibers) if fiber.timed_forwards]
         return [fiber.seconds / fiber.timed_forwards * fiber.remaining_forwards() for fiber in begun]
 
+    def _end_soon(self, forward: Forward, error: BaseException) -> None:
+        forward.error, forward.is_done = error, True
+        if forward.is_awaited:
+            self._soon(forward.caller)
+
     def _soon(self, work: greenlet | Callable[[], None]) -> None:
         with self._changed:
             self._ready.append(work)
@@ -230,9 +245,30 @@ class Engine:
         Raises what the module raised, CancelledStage, DeadlineExceededError when the fiber has expired, or
         ReplicaUnfitError where an earlier forward of the fiber failed after it had gone on.
         """
+        settings = surround, merge_key, by_position, per_sample
         if not self.is_here:
-            settings = surround, merge_key, by_position, per_sample
             return self.call(fiber, lambda: self.run(fiber, module, component, context, args, kwargs, *settings))
+        return self.wait(self.ask(fiber, module, component, context, args, kwargs, *settings))
+
+    def ask(
+        self,
+        fiber: Fiber,
+        module: Any,
+        component: str,
+        context: CacheContext | None,
+        args: Any,
+        kwargs: Any,
+        surround: Surround | None = None,
+        merge_key: Hashable | None = (),
+        by_position: bool = False,
+        per_sample: PerSample | None = None,
+    ) -> Forward:
+        """The forward of `run`, which waits for the device from now on; its fiber goes on.
+
+        What a fiber has asked for may share a batch with what it asks for next. It has to `wait` for the output, or to
+        `make` it; a forward that it has left waiting is made for nobody when the fiber ends.
+        Raises CancelledStage or ReplicaUnfitError as `run` does.
+        """
         arguments = bind(module, args, kwargs)
         forward = Forward(
             fiber,
@@ -256,15 +292,31 @@ class Engine:
             if fiber.failed is not None:
                 raise fiber.failed
             self._waiting.append(forward)
-        self._let_others_go_on()
-        error, output = forward.error, forward.output
-        del forward  # an error holds this frame, and would be held by it
-        try:
-            if error is not None:
-                raise error
-            return output
-        finally:
-            del error
+        return forward
+
+    def wait(self, forward: Forward) -> Any:
+        """Its output; other fibers go on until it is there. Raises what `run` does."""
+        if not forward.is_done:
+            forward.is_awaited = True
+            self._let_others_go_on()
+        return output_of(forward)
+
+    def make(self, forward: Forward) -> Any:
+        """Its output, made alone and at once, within the turn of its fiber: for code that cannot let others go on.
+
+        Raises what `run` does.
+        """
+        with self._changed:
+            if not forward.is_done:
+                self._waiting.remove(forward)
+        if not forward.is_done:
+            if forward.fiber.cancelled:
+                raise CancelledStage
+            in_flight = tuple(self._in_flight)
+            for turn in in_flight[: len(in_flight) - IN_FLIGHT + 1]:
+                self._settle(turn)
+            self._launch([forward])
+        return output_of(forward)
 
     def elsewhere(self, work: Callable[[], T]) -> T:
         """Does what blocks, such as a call of another stage, in another thread; other fibers go on meanwhile."""
@@ -355,8 +407,8 @@ class Engine:
             refused = [f for f in self._waiting if f.fiber.expires <= now]
             self._waiting = [f for f in self._waiting if f.fiber.expires > now]
         for forward in refused:
-            forward.error = error(reason)
-            yield forward.caller
+            forward.error, forward.is_done = error(reason), True
+        yield from awaiting(refused)
 
     def _served(self) -> Iterator[greenlet]:
         """Gives the device its next batch when it is time; the fibers go on, though their numbers come later."""
@@ -372,8 +424,7 @@ class Engine:
         batch = self._next_batch(self.clock.now())
         if batch:
             self._launch(batch)
-            for forward in batch:
-                yield forward.caller
+            yield from awaiting(batch)
 
     def _next_batch(self, now: float) -> list[Forward]:
         with self._changed:
@@ -400,6 +451,8 @@ class Engine:
             for forward in batch:
                 forward.error = forward.error or error
         compiled_s = self.compilation_s() - compiled_s
+        for forward in batch:
+            forward.is_done = True
         failed = any(f.error is not None for f in batch)
         is_merged = len(batch) > 1 and self.batches.is_verified(batch) and self.batches.may_share(first)
         turn = turn_of(
@@ -419,6 +472,7 @@ class Engine:
             for forward in batch:
                 forward.fiber.forwards += 1
                 forward.fiber.merged_forwards += is_merged
+                forward.fiber.passes_together += is_merged and sum(f.fiber is forward.fiber for f in batch) > 1
                 note_batch(forward.fiber, batch if is_merged else [forward])
                 self._last[forward.fiber] = turn
         if failed:  # the device may have raised it of a turn before
@@ -432,6 +486,7 @@ class Engine:
         statistics.batches += 1
         statistics.forwards += size
         statistics.merged += size if is_merged else 0
+        statistics.passes_together += passes_together(batch) if is_merged else 0
         statistics.batch_sizes[size] = statistics.batch_sizes.get(size, 0) + 1
 
     # -- called by any thread: what the device has done ---------------------------------------------------------
@@ -470,6 +525,7 @@ class Engine:
                 turn.queue_seconds,
                 turn.is_merged,
                 num_failed,
+                turn.num_passes_together,
             )
         )
 
@@ -494,8 +550,26 @@ class Engine:
                 fiber.failed.__cause__ = error
         for forward in [f for f in self._waiting if f.fiber in fibers]:
             self._waiting.remove(forward)
-            forward.error = forward.fiber.failed
-            self._soon(forward.caller)
+            assert forward.fiber.failed is not None
+            self._end_soon(forward, forward.fiber.failed)
+
+
+def awaiting(forwards: list[Forward]) -> Iterator[greenlet]:
+    """The fibers that wait for one of these, which are done."""
+    for forward in forwards:
+        if forward.is_awaited:
+            yield forward.caller
+
+
+def output_of(forward: Forward) -> Any:
+    """Raises the forward's error, which it lets go of: an error holds the frames that hold the forward."""
+    error, forward.error = forward.error, None
+    try:
+        if error is not None:
+            raise error
+        return forward.output
+    finally:
+        del error
 
 
 def note_batch(fiber: Fiber, batch: list[Forward]) -> None:

@@ -30,6 +30,7 @@ class Fiber:
     failed: BaseException | None = None  # what the device raised of a forward after the fiber had gone on
     forwards: int = 0  # that were given to the device
     merged_forwards: int = 0
+    passes_together: int = 0  # of them, those that shared a batch with others of this fiber
     batched_forwards: int = 0  # of all its batches, those of others too
     largest_batch: int = 0  # forwards
     mates: set[int] = field(default_factory=set)  # numbers of those that shared a batch with it

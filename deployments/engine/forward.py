@@ -16,6 +16,7 @@ from greenlet import getcurrent, greenlet
 from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext
 from deployments.engine.fiber import Fiber
+from deployments.tensors.values import PLAIN
 
 Surround = Callable[[], AbstractContextManager[None]]  # what is entered around a forward, made anew each time
 # What is entered around a batch: for the samples in the order of their rows each value, and how many samples have it
@@ -68,6 +69,8 @@ class Forward:
     caller: greenlet = field(default_factory=getcurrent)  # goes on when the forward is done
     output: Any = None
     error: BaseException | None = None
+    is_done: bool = False  # it has its output or its error
+    is_awaited: bool = False  # its caller goes on when it is done; else the caller goes on meanwhile
 
     @property
     def value(self) -> Hashable:
@@ -88,6 +91,17 @@ def bind(module: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     bound = dict(_signature(type(module).forward).bind(module, *args, **kwargs).arguments)
     bound.pop("self", None)
     return {**{k: v for k, v in bound.items() if k != "kwargs"}, **bound.get("kwargs", {})}
+
+
+def without_defaults(module: torch.nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward but for those that are given as what they are when they are not given."""
+    parameters = _signature(type(module).forward).parameters
+
+    def is_default(name: str, value: Any) -> bool:
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        return isinstance(value, PLAIN) and type(value) is type(default) and value == default
+
+    return {name: value for name, value in arguments.items() if not is_default(name, value)}
 
 
 @functools.cache

@@ -18,6 +18,14 @@ class BatchRun:
     queue_seconds: tuple[float, ...]  # of each forward, from its arrival to the start of this turn
     is_merged: bool  # False too where several forwards ran one after another
     num_failed: int = 0
+    num_passes_together: int = 0  # of the forwards: those that shared a merged batch with others of their own fiber
+
+
+@dataclass(frozen=True)
+class StructureRefused:
+    """Merged forwards of a structure deviate from lone ones: they are never merged again."""
+
+    component: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class EngineStatistics:
     forwards: int = 0  # of all fibers
     batches: int = 0  # of the device
     merged: int = 0  # forwards that shared a batch
+    passes_together: int = 0  # forwards that shared it with others of their own fiber
     refused_structures: int = 0  # structures whose merge deviated and is never made again
     bisections: int = 0
     cancelled: int = 0
@@ -39,7 +48,7 @@ class EngineStatistics:
     batch_sizes: dict[int, int] = field(default_factory=dict)
 
 
-Measure = Callable[[BatchRun | Cancelled], None]
+Measure = Callable[[BatchRun | Cancelled | StructureRefused], None]
 
 
 def ignore(measurement: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Turn:
     teaches_costs: bool
     compiled_s: float  # that its forwards spent on being compiled, while the device waited
     num_failed: int
+    num_passes_together: int
     expected_s: float  # 0: unknown
     ends: float  # by the host's clock, as expected
     is_settled: bool = field(default=False)
@@ -71,6 +73,12 @@ def turn_of(
         teaches_costs,
         compiled_s,
         sum(forward.error is not None for forward in batch),
+        passes_together(batch) if is_merged else 0,
         expected_s,
         max(started, free_at) + expected_s,
     )
+
+
+def passes_together(batch: Sequence[Forward]) -> int:
+    """How many of its forwards share it with others of their own fiber."""
+    return sum(count for count in Counter(forward.fiber for forward in batch).values() if count > 1)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from threading import Event
 from typing import Any
 
 from deployments.accelerations import ACCELERATIONS
@@ -28,7 +29,13 @@ from deployments.engine.engine import Engine
 from deployments.engine.executor import LocalExecutor
 from deployments.engine.fiber import Fiber
 from deployments.engine.statistics import ignore
-from deployments.errors import FeedsBackError, GenerationFailedError, NotSupportedError
+from deployments.errors import (
+    CannotResumeError,
+    FeedsBackError,
+    GenerationFailedError,
+    NotSupportedError,
+    PassesApartError,
+)
 from deployments.features import FEATURES
 from deployments.features.feature import Feature
 from deployments.features.in_use import fetch_features, wanted_features
@@ -42,6 +49,7 @@ from deployments.messages import (
     DecodeInputs,
     Envelope,
     GenerationRequest,
+    Packed,
     StageName,
 )
 from deployments.model import DenoisingArgs
@@ -94,6 +102,7 @@ class DenoiserStage:
         self.features = features
         self.adapters: Adapters | None = adapters or stage.adapters
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
+        self._with_passes_apart: set[Kind] = set()  # kinds of requests whose guidance passes cannot wait
         self.compiled = CompiledForwards(
             stage.switches,
             call_directly,
@@ -110,6 +119,7 @@ class DenoiserStage:
             LocalExecutor(self.compiled, stage.device, self._free_memory),
             measure,
             self.args.merging,
+            self.args.guidance_passes,
             compilation_s=lambda: self.compiled.compilation_s,
         )
         stage.memory.when_lacking(self._evict_idle)
@@ -124,8 +134,8 @@ class DenoiserStage:
         self._shared = SharedByRuns(
             stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled, senders
         )
-        self._learning: set[Kind] = set()  # kinds of requests whose batch axes are asked for, or were
-        self._learned: set[Kind] = set()  # whose axes are known, or cannot be
+        # Kinds of requests whose batch axes are asked for, or were: set where they are known, or cannot be.
+        self._learned: dict[Kind, Event] = {}
 
     def _free_memory(self) -> None:
         """After a forward that did not fit; called by the engine, in whatever thread that was seen."""
@@ -183,17 +193,36 @@ class DenoiserStage:
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
+        run.passes_apart |= kind_of(request) in self._with_passes_apart
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
+        try:
+            return self._run(run, request, envelope, resume_from), run
+        except PassesApartError as error:
+            self._note_passes_apart(request, error)
+            if resume_from is not None:  # what it holds may have been made together
+                raise CannotResumeError(f"its steps cannot go on with its guidance passes together: {error}") from error
+        run.passes_apart = True
+        return self._run(run, request, envelope, None), run
+
+    def _run(
+        self, run: DenoiseRun, request: GenerationRequest, envelope: Envelope, resume_from: Packed | None
+    ) -> DecodeInputs:
         if not (envelope.remote_calls or self.needs_remote_calls(request)):
             try:
-                return run.run(None, resume_from), run
+                return run.run(None, resume_from)
             except FeedsBackError as error:
                 if not self._can_call:
                     raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split: {error}") from error
                 self._note_remote_calls(request, error)
         if not self._can_call:
             raise NotSupportedError(f"{type(self.stage.pipeline).__name__} cannot be split")
-        return run.run(partial(self._call_remotely, request), resume_from), run
+        return run.run(partial(self._call_remotely, request), resume_from)
+
+    def _note_passes_apart(self, request: GenerationRequest, error: PassesApartError) -> None:
+        if len(self._with_passes_apart) < MOST_KINDS:
+            self._with_passes_apart.add(kind_of(request))
+        kind = ", ".join(kind_of(request)) or "no argument"
+        logger.warning("guidance passes of requests with %s are made apart: %s", kind, error)
 
     def needs_remote_calls(self, request: GenerationRequest) -> bool:
         """Whether one of its kind has shown that it does."""
@@ -207,9 +236,11 @@ class DenoiserStage:
         logger.log(level, "%s needs remote calls for requests with %s: %s", name, kind or "no argument", error)
 
     def fingerprint_for(self, request: GenerationRequest) -> str:
-        """That of the model, and for a request whose forwards may be compiled how they are."""
-        is_compiled = not (request.deterministic or self.args.deterministic)
-        return self.fingerprint + (self.compiled.settings if is_compiled else "")
+        """That of the model, and for a request whose forwards may be compiled or share a batch how they do."""
+        if request.deterministic or self.args.deterministic:
+            return self.fingerprint
+        passes = "" if self.args.guidance_passes == "apart" else f"|passes {self.args.guidance_passes}"
+        return self.fingerprint + self.compiled.settings + passes
 
     def _batch_axes(self, component: str) -> Mapping[Path, Any] | None:
         learned = self.engine.batches.axes.get(component)
@@ -226,18 +257,24 @@ class DenoiserStage:
 
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""
-        kind = kind_of(request)
-        if self.encode is None or kind in self._learning or self.args.max_batch_size == 1:
+        passes = self.args.guidance_passes
+        if self.encode is None or (self.args.max_batch_size == 1 and passes == "apart"):
             return
-        self._learning.add(kind)
+        mine = Event()
+        learned = self._learned.setdefault(kind_of(request), mine)
+        if learned is not mine:
+            if passes == "together":  # from the first step on, as always
+                learned.wait()
+            return
         try:
             self._ask_for_axes(request, self.encode)
         finally:
-            self._learned.add(kind)
+            learned.set()
 
     def _may_share(self, kind: Kind) -> bool:
         """Not by guessed axes while they are asked for: the others of the kind run alone until then."""
-        return kind in self._learned or kind not in self._learning
+        learned = self._learned.get(kind)
+        return learned is None or learned.is_set()
 
     def _ask_for_axes(self, request: GenerationRequest, encode: Encode) -> None:
 

@@ -16,6 +16,7 @@ from deployments.accelerations.compiled_forwards import CompiledForwards
 from deployments.denoising.checkpoint import ResumableSession, Snapshot, make_checkpoint
 from deployments.denoising.measurements import CheckpointMade, Measure, Resumed
 from deployments.denoising.pace import StepPace
+from deployments.denoising.passes import GuidancePassesOfRequest, places_of
 from deployments.denoising.preview import Previews, first_frame
 from deployments.denoising.wiring import SharedWiring
 from deployments.engine.engine import Engine
@@ -27,6 +28,7 @@ from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
     NotNumbersError,
+    PassesApartError,
     PipelineFailedError,
     ReplicaUnfitError,
 )
@@ -55,11 +57,13 @@ from deployments.tensors.values import copied
 
 logger = logging.getLogger(__name__)
 
+PASSES = "guidance_passes"  # among what features keep in a checkpoint
 # Raised on the way to a checkpoint's step, these say nothing of the checkpoint.
 NOT_OF_A_RESUME = (
     InvalidRequestError,
     FeedsBackError,
     GenerationFailedError,
+    PassesApartError,
     ReplicaUnfitError,
     torch.AcceleratorError,
 )
@@ -120,6 +124,8 @@ class DenoiseRun:
         self.envelope = envelope
         self.follower = follower
         self.features = FeaturesInUse({})
+        self.passes: GuidancePassesOfRequest | None = None  # None: each as the pipeline asks for it
+        self.passes_apart = denoiser.args.guidance_passes == "apart"
         self.num_steps = 0
         self.measured: list[object] = []  # by its features, at its end
         self.kind = tuple(sorted(request.arguments))
@@ -192,10 +198,26 @@ class DenoiseRun:
         found = brought(self.denoiser.stage, uses_of(self.request))
         self.session.around_component = adapters_around(self.denoiser.stage, found)
         self.features = begin_features(self.wanted, self.session)
+        self.passes = self._guidance_passes()
         try:
             return self._run_with_features(resume_from)
         finally:
             self.features.end()
+            if self.passes is not None:
+                self.passes.end()
+
+    def _guidance_passes(self) -> GuidancePassesOfRequest | None:
+        session = self.session
+        if self.passes_apart or self.fiber.deterministic:
+            return None
+        return GuidancePassesOfRequest(
+            self.denoiser.engine,
+            self.fiber,
+            self.denoiser.stage.device,
+            lambda: session.steps_done,
+            session.waiting,
+            places_of(session.saved_features.get(PASSES)),
+        )
 
     def _run_with_features(self, resume_from: Packed | None) -> tuple[HandOff | Result, Moment]:
         if resume_from is not None:
@@ -223,7 +245,9 @@ class DenoiseRun:
         elif self.denoiser.compiled.compiles(component):
             self.denoiser.compiled.note(self.request.request_id, component, bind(module, args, kwargs))
         settings = enter, merge_key, around.by_position, around.per_sample
-        return self.denoiser.engine.run(self.fiber, module, component, context, args, kwargs, *settings)
+        if self.passes is None or self.session.is_skipping:
+            return self.denoiser.engine.run(self.fiber, module, component, context, args, kwargs, *settings)
+        return self.passes.forward(module, component, context, args, kwargs, settings)
 
     def remaining_forwards(self) -> int:
         """By the forwards that a step has taken so far; 0 after the last."""
@@ -274,9 +298,14 @@ class DenoiseRun:
 
     def _feature_states(self) -> dict[str, Any] | None:
         limit = self.denoiser.args.max_checkpoint_cache_bytes
-        return self.features.snapshot(limit, must_be_whole=self.fiber.deterministic)
+        states = self.features.snapshot(limit, must_be_whole=self.fiber.deterministic)
+        if states is None or self.passes is None:
+            return states
+        return {**states, PASSES: self.passes.snapshot()}
 
     def _note_progress(self, step: int, num_steps: int) -> None:
+        if self.passes is not None:
+            self.passes.end_step()
         self.num_steps = num_steps
         done = step - self.session.resumed_at
         if done > 0:

@@ -63,6 +63,7 @@ def tell(span: Span, run: DenoiseRun) -> None:
         first_step=run.session.resumed_at,
         forwards=fiber.forwards,
         merged_forwards=fiber.merged_forwards,
+        passes_together=fiber.passes_together,
         mean_batch=fiber.batched_forwards / fiber.forwards if fiber.forwards else None,
         max_batch=fiber.largest_batch,
         batch_mates=len(fiber.mates),

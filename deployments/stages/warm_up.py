@@ -86,7 +86,10 @@ def _checked(place: str, name: str, value: Any, stage: StagePipeline, descriptio
 
 
 def warm_denoiser(denoiser: DenoiserStage, request: GenerationRequest, conditioning: Conditioning, tell: Tell) -> None:
-    """Alone, then two at once where forwards may be merged: batches are compiled and verified too."""
+    """Alone, then two at once where forwards may be merged: batches are compiled and verified too.
+
+    Where only the guidance passes of one request may be, alone again.
+    """
 
     def progress(step: DenoisingProgress) -> None:
         tell(f"step {step.step} of {step.num_steps}")
@@ -94,12 +97,18 @@ def warm_denoiser(denoiser: DenoiserStage, request: GenerationRequest, condition
     follower = DenoisingFollower(progress=progress)
     with denoiser.compiled.warming_up():
         denoiser.denoise(request, conditioning, follower=follower)
-        if denoiser.args.max_batch_size == 1 or denoiser.args.deterministic or request.deterministic:
+        args = denoiser.args
+        if (
+            args.deterministic
+            or request.deterministic
+            or (args.max_batch_size == 1 and args.guidance_passes == "apart")
+        ):
             return
+        names = "ab" if args.max_batch_size > 1 else "a"
         both = [
-            replace(request, request_id=f"{request.request_id}-{name}", seed=seed) for seed, name in enumerate("ab")
+            replace(request, request_id=f"{request.request_id}-{name}", seed=seed) for seed, name in enumerate(names)
         ]
-        tell("two at once")
+        tell("two at once" if len(both) > 1 else "its guidance passes at once")
         with denoiser.engine.merging_always(), ThreadPoolExecutor(len(both)) as threads:
             list(threads.map(lambda each: denoiser.denoise(each, conditioning, follower=follower), both))
 

@@ -101,6 +101,7 @@ SPANS: dict[str, SpanRow] = {
             "first_step": "after which it began; above 0 after a resume",
             "forwards": "of the denoising models",
             "merged_forwards": "of them, those that shared a batch",
+            "passes_together": "of those, the guidance passes that shared one with another pass of this request",
             "mean_batch": "forwards in a batch, over its own forwards",
             "max_batch": "forwards in the largest of its batches",
             "batch_mates": "other requests that it shared a batch with",

@@ -98,6 +98,7 @@ PLACES: dict[str, list[str]] = {
         "MediaWorkerError",
         "OSError",
         "OtherVersionError",
+        "PassesApartError",
         "ReadError",
         "ReplicaRefusedError",
         "ReplicaUnfitError",

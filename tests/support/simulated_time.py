@@ -119,6 +119,7 @@ class Asked:
     at: float = 0.0
     width: int = 4
     deadline_s: float | None = None
+    passes: int = 1  # forwards that it asks for at once; they count among its steps
 
 
 def serve(device: SimulatedDevice, load: Sequence[Asked], **settings: Any) -> tuple[list[float], Engine]:
@@ -137,9 +138,11 @@ def serve(device: SimulatedDevice, load: Sequence[Asked], **settings: Any) -> tu
         engine.begin(fiber)
 
         def work() -> None:
-            for step in range(asked.steps):
-                x = torch.full((1, asked.width), float(number + step))
-                assert torch.equal(engine.run(fiber, None, "model", None, (), {"x": x}), 2 * x)
+            for step in range(0, asked.steps, asked.passes):
+                given = [torch.full((1, asked.width), float(number + step + i)) for i in range(asked.passes)]
+                forwards = [engine.ask(fiber, None, "model", None, (), {"x": x}) for x in given]
+                for x, forward in reversed([*zip(given, forwards, strict=True)]):
+                    assert torch.equal(engine.wait(forward), 2 * x)
             ended[number] = max(device.clock.now(), device.free_at) - fiber.arrived
             engine.end(fiber)
 

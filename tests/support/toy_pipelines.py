@@ -163,10 +163,15 @@ class ToyStages:
         scheduler: Any = None,
         dtype: torch.dtype = torch.float32,
         processes: tuple[tuple[StageName, ...], ...] = SPLIT,
+        args: DenoisingArgs = DenoisingArgs(checkpoint_every=1),  # noqa: B008
+        deterministic: bool = True,
+        denoiser: type[ToyDenoiser] = ToyDenoiser,
     ) -> None:
         torch.manual_seed(0)
         self.dtype = dtype
-        models = {"text_encoder": ToyEncoder(), "transformer": ToyDenoiser(), "vae": ToyVae()}
+        self.args = args
+        self.deterministic = deterministic
+        models = {"text_encoder": ToyEncoder(), "transformer": denoiser(), "vae": ToyVae()}
         for name, model in models.items():
             model.save_pretrained(folder / name)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
@@ -195,7 +200,7 @@ class ToyStages:
     def new_denoiser(self) -> DenoiserStage:
         return DenoiserStage(
             self.stages["denoiser"],
-            DenoisingArgs(checkpoint_every=1),
+            self.args,
             ask_stage=self._ask if len(set(map(id, self.stages.values()))) > 1 else None,
         )
 
@@ -210,7 +215,9 @@ class ToyStages:
 
     def make(self, checkpoint: Checkpoint | None = None, envelope: Envelope = Envelope()) -> Made:  # noqa: B008
         """As the application: on a longer way where the shortest does not serve."""
-        request = GenerationRequest("toy", "toy", {}, SEED, OutputFormat("image", "png"), deterministic=True)
+        request = GenerationRequest(
+            "toy", "toy", {}, SEED, OutputFormat("image", "png"), deterministic=self.deterministic
+        )
         checkpoints: list[Checkpoint] = []
         follower = DenoisingFollower(checkpoint=checkpoints.append)
         conditioning = encode(self.stages["encoder"], request)

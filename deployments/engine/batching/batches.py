@@ -12,14 +12,14 @@ import torch
 from deployments.engine.batching.axes import BatchAxes, Path
 from deployments.engine.batching.caps import Caps
 from deployments.engine.batching.equality import ProvenEqual
-from deployments.engine.batching.joining import Joining, Merging
+from deployments.engine.batching.joining import GuidancePasses, Joining, Merging, passes_of
 from deployments.engine.batching.latents import shape_of_sample, tokens_per_sample
 from deployments.engine.batching.merging import CannotMergeError, Merger
 from deployments.engine.batching.mixing import Mixing
 from deployments.engine.batching.trial import Trial, Verdict
 from deployments.engine.executor import Executor
 from deployments.engine.forward import Forward, Structure
-from deployments.engine.statistics import EngineStatistics
+from deployments.engine.statistics import EngineStatistics, Measure, StructureRefused, ignore
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
 from deployments.tensors.out_of_memory import is_out_of_memory, let_go
@@ -41,18 +41,21 @@ class Batches:
         statistics: EngineStatistics,
         under_way: UnderWay | None = None,
         merging: Merging = "auto",
+        guidance_passes: GuidancePasses = "apart",
         compilation_s: Callable[[], float] = lambda: 0.0,
+        measure: Measure = ignore,
     ) -> None:
-        """`compilation_s`: as the engine's."""
+        """`compilation_s` and `measure`: as the engine's."""
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.executor = executor
         self.statistics = statistics
         self.under_way = under_way or UnderWay()
         self.compilation_s = compilation_s
+        self.measure = measure
         self.axes: dict[str, BatchAxes] = {}  # of each module, as they were learned
         self.costs = StepCosts()
-        self.joining = Joining(self.costs, merging)
+        self.joining = Joining(self.costs, merging, guidance_passes)
         self.caps = Caps()
         self.mixing = Mixing()
         self._are_equal = ProvenEqual()
@@ -113,19 +116,22 @@ class Batches:
             return batch
         if not is_known:
             return batch[: self.joining.size_of_trial(batch)]
-        return batch if batch is pair else batch[: self.joining.size(batch, len(sharing.batch), now)]
+        return batch if batch is pair else batch[: self.joining.size(batch, len(passes_of(sharing.batch)), now)]
 
     def _that_fit(self, alike: list[Forward]) -> list[Forward]:
-        first, samples = alike[0], 0
-        cap = self.caps.of(first.structure) or self.max_batch_size * first.num_samples
+        """The passes of the first fiber as far as they do, and all those of others or none."""
+        (first, *more), *others = passes_of(alike)
+        most = max(self.max_batch_size, 1 + len(more))
+        cap = self.caps.of(first.structure) or most * first.num_samples
         if self.max_batch_tokens is not None:
             tokens = tokens_per_sample(first.arguments, first.module, first.num_samples)
             cap = min(cap, max(1, self.max_batch_tokens // tokens))
-        batch: list[Forward] = []
-        for forward in alike:
-            if not batch or (len(batch) < self.max_batch_size and samples + forward.num_samples <= cap):
-                batch.append(forward)
-                samples += forward.num_samples
+        batch, samples = [first], first.num_samples
+        for passes in [*([each] for each in more), *others]:
+            added = sum(forward.num_samples for forward in passes)
+            if len(batch) + len(passes) <= most and samples + added <= cap:
+                batch += passes
+                samples += added
         return batch
 
     # -- running ---------------------------------------------------------------------------------------------
@@ -213,7 +219,9 @@ class Batches:
         if verdict.pays and verdict.shared is None:
             logger.warning("forwards of %s run alone: %s", batch[0].component, verdict.reason)
             self.statistics.refused_structures += 1
-        return outputs
+            self.measure(StructureRefused(batch[0].component))
+        is_right = verdict.pays and verdict.shared is not None
+        return self._merged(batch) if is_right and self.joining.keeps_together(batch) else outputs
 
     def _note_mixed(self, pair: Sequence[Forward], verdict: Verdict) -> None:
         """Where they deviate, it is the mixture's fault until forwards that are surrounded alike do so too."""

@@ -92,7 +92,7 @@ class Trial:
         if together_s is None or self._is_suspicious(together_s, alone_s):
             merged, together_s = self._timed(lambda: self._call_merged(self._pair, shared))
         self._record(sum(forward.num_samples for forward in self._pair), together_s)
-        if joining.always:
+        if joining.is_settled(self._pair):
             return merged, True
         return merged, None if together_s is None or alone_s is None else joining.pays(together_s, alone_s)
 

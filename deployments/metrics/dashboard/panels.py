@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Need = Literal["a GPU", "S3", "an outage of S3", ""]  # without it the panel has no data
+Need = Literal["a GPU", "S3", "an outage of S3", "guidance_passes", ""]  # without it the panel has no data
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ ROWS = (
             *quantiles("ray_triptych_batch_size", "component"))),
         Panel("Share of forwards in a batch", "percentunit", one(
             f"{rate('ray_triptych_forwards_total', where=MERGED)} / {rate('ray_triptych_forwards_total')}", "merged")),
+        Panel("Passes of one request in a batch", "ops", (
+            Query(rate("ray_triptych_passes_together_total", "component"), "{{component}} together"),
+            Query(rate("ray_triptych_merges_refused_total", "component"), "{{component}} structures refused")),
+            needs="guidance_passes"),
         Panel("Seconds of a turn", "s", quantiles("ray_triptych_step_seconds", "size")),
         Panel("Seconds that a forward waits", "s", quantiles("ray_triptych_step_queue_seconds", "component")),
         Panel("Seconds of the device per second", "percentunit",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deployments.denoising.measurements import CheckpointMade, Resumed
-from deployments.engine.statistics import BatchRun, Cancelled
+from deployments.engine.statistics import BatchRun, Cancelled, StructureRefused
 from deployments.features.cache_dit.measurements import CachedSteps
 from deployments.metrics.meter import Meter
 
@@ -39,6 +39,7 @@ class DenoiserMetrics:
             meter.count("triptych_forwards_total", count, component=component, merged=merged, outcome=outcome)
         meter.observe("triptych_step_seconds", turn.seconds, component=component, size=str(turn.num_forwards))
         meter.count("triptych_device_seconds_total", turn.seconds, component=component)
+        meter.count("triptych_passes_together_total", turn.num_passes_together, component=component)
         for seconds in turn.queue_seconds:
             meter.observe("triptych_step_queue_seconds", seconds, component=component)
 
@@ -54,6 +55,9 @@ class DenoiserMetrics:
     def resumed(self, _: Resumed) -> None:
         self._meter.count("triptych_resumes_total")
 
+    def structure_refused(self, refused: StructureRefused) -> None:
+        self._meter.count("triptych_merges_refused_total", component=refused.component)
+
     def cancelled(self, _: Cancelled) -> None:
         self._meter.count("triptych_cancels_total")
 
@@ -64,4 +68,5 @@ EXPORTS: dict[type, Callable[[DenoiserMetrics, Any], None]] = {
     CachedSteps: DenoiserMetrics.cached_steps,
     Resumed: DenoiserMetrics.resumed,
     Cancelled: DenoiserMetrics.cancelled,
+    StructureRefused: DenoiserMetrics.structure_refused,
 }

@@ -30,6 +30,7 @@ from deployments.stage_pipeline.sessions.session import PIPELINE, Session, StopS
 from deployments.stage_pipeline.shapes import output_description
 from deployments.tensors.draws import draws_of_call, without_draws
 from deployments.tensors.out_of_memory import is_out_of_memory
+from deployments.tensors.promise import plain_tensors
 from deployments.tensors.values import (
     copied,
     describe,
@@ -89,8 +90,8 @@ class DenoiseSession(Session):
     Parameters
     ----------
     calls: the encoder stage's record; None where encoders are called as needed (in this process or remotely).
-    run_denoiser: (module, name, cache context, args, kwargs) -> output, called without holding PIPELINE_CODE;
-        None: call the module.
+    run_denoiser: (module, name, cache context, args, kwargs) -> output, called without holding PIPELINE_CODE; the
+        output may be promises (deployments.tensors.promise), which no component is given. None: call the module.
     call_remotely: makes a call in the stage that holds the component; None: decoder calls are handed over.
     hands_over: decoder calls are left to another thread also where the decoders are in this process.
     complete: note every decoder call instead of ending at the first.
@@ -148,9 +149,10 @@ class DenoiseSession(Session):
             if not self.hand_off.decoder_calls:
                 raise
             return self._finished_hand_off()
-        return self._finished_hand_off() if self.hand_off.decoder_calls else Result(output)
+        return self._finished_hand_off() if self.hand_off.decoder_calls else Result(plain_tensors(output))
 
     def on_denoiser_forward(self, component: str, real: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = plain_tensors((args, kwargs))  # of another denoiser's output: `forward` may answer promises
         self._refuse_feedback(component, args, kwargs)
         output = self.forward(component, real, args, kwargs)
         self.note_denoiser_output(component, output)
@@ -166,6 +168,7 @@ class DenoiseSession(Session):
             return self.run_denoiser(real, component, context, args, kwargs)
 
     def on_denoiser_method(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = plain_tensors((args, kwargs))
         with self.rewired(component):
             output = function(*args, **kwargs)
         self.note_denoiser_output(f"{component}.{method}", output)
@@ -174,6 +177,7 @@ class DenoiseSession(Session):
     def on_component_call(self, component: str, method: str, function: Any, args: Any, kwargs: Any) -> Any:
         if self._inside:
             return self.call_inside(component, function, args, kwargs)
+        args, kwargs = plain_tensors((args, kwargs))
         if self.to_replay:
             return self._replay(component, method)
         stage = stage_of_call(self.stage, component, method)
@@ -202,6 +206,7 @@ class DenoiseSession(Session):
         return FeedsBackError(why) if stage in self.stage.stages else NotSupportedError(why)
 
     def on_scheduler_step(self, scheduler: Any, step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = plain_tensors((args, kwargs))
         latents = self.previews.clean_latents(self, scheduler, args, kwargs) if self.previews else None
         output = super().on_scheduler_step(scheduler, step, args, kwargs)
         if self.previews and latents is not None:

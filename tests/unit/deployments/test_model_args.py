@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.model import ComponentsArgs, PartArgs
+from deployments.model import ComponentsArgs, DenoisingArgs, PartArgs
 from serve_app.app import AppArgs, located, model_args
 from serve_app.tools.check_config import check_config
 
@@ -154,3 +154,11 @@ def test_settings_of_the_start_are_checked(text: str, sentence: str) -> None:
 def test_requests_to_warm_up_are_told_to_the_stages() -> None:
     given = "warm_up: [{size: 1024x1024, num_inference_steps: 4}, {width: 512}]"
     assert model_args(app_args(given)).warm_up == ({"size": "1024x1024", "num_inference_steps": 4}, {"width": 512})
+
+
+def test_passes_together_are_refused_where_every_forward_runs_alone() -> None:
+    assert DenoisingArgs().guidance_passes == "apart"
+    with pytest.raises(ValidationError, match="guidance_passes: together is of no effect with deterministic"):
+        DenoisingArgs(guidance_passes="together", deterministic=True)
+    with pytest.raises(ValidationError, match="'apart', 'together' or 'auto'"):
+        DenoisingArgs.model_validate({"guidance_passes": "both"})

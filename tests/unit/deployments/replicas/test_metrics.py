@@ -11,7 +11,7 @@ import pytest
 from deployments.denoising.measurements import CheckpointMade, Resumed
 from deployments.device_memory import DeviceMemory
 from deployments.engine.fiber import CancelledStage
-from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics
+from deployments.engine.statistics import BatchRun, Cancelled, EngineStatistics, StructureRefused
 from deployments.features.cache_dit.measurements import CachedSteps
 from deployments.media.files import FileToWrite
 from deployments.media.pool import Workers
@@ -31,7 +31,7 @@ class Planted:
 
 
 def test_every_measurement_of_ours_has_a_row() -> None:
-    assert set(EXPORTS) == {BatchRun, Cancelled, CachedSteps, CheckpointMade, Resumed}
+    assert set(EXPORTS) == {BatchRun, Cancelled, CachedSteps, CheckpointMade, Resumed, StructureRefused}
 
 
 def test_a_measurement_without_a_row_is_left_out_and_named_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -48,10 +48,16 @@ def make(executor: CountedExecutor, max_batch_size: int = 8, max_batch_tokens: i
 def waiting(
     batches: Batches, values: list[float], *, samples: int = 1, width: int = 4, **changes: Any
 ) -> list[Forward]:
-    """One forward for each value, [samples, width] each."""
-    fiber = Fiber("fiber", deterministic=changes.pop("deterministic", False))
+    """One forward of a fiber of its own for each value, [samples, width] each."""
+    is_deterministic = changes.pop("deterministic", False)
     forwards = [
-        Forward(fiber, None, "model", changes.get("context"), {"x": torch.full((samples, width), value)})
+        Forward(
+            Fiber("fiber", deterministic=is_deterministic),
+            None,
+            "model",
+            changes.get("context"),
+            {"x": torch.full((samples, width), value)},
+        )
         for value in values
     ]
     for forward in forwards:

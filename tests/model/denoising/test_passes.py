@@ -1,0 +1,300 @@
+"""The guidance passes that a pipeline makes one after the other run as one batch, whatever it does between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.models.cache_utils import CacheMixin
+
+from deployments.errors import CannotResumeError
+from deployments.messages import Checkpoint
+from deployments.model import DenoisingArgs, GuidancePasses
+from tests.support.further import all_but
+from tests.support.toy_pipelines import Made, Toy, ToyDenoiser, ToyStages, same
+
+STEPS = 4
+DEVIATION = 1e-6
+
+
+class Guided(Toy):
+    """The others change how the two passes of a step are made, or what becomes of them."""
+
+    def denoised(self, latents: torch.Tensor, words: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            noise = self.noise(step, latents, timestep, words)
+            latents = self.scheduler.step(noise, timestep, latents, return_dict=False)[0]
+        return latents
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        return guided(self.transformer(latents, timestep, words), self.transformer(latents, timestep, -words))
+
+
+def guided(with_words: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
+    return without + 3.0 * (with_words - without)
+
+
+class TakesParts(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)[..., :2].to(torch.float64).float()
+        without = self.transformer(latents, timestep, -words)[:, :2]
+        return guided(with_words, without).repeat(1, 2)
+
+
+class GivesADefaultToOne(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words, cache=None, writes=False)
+        return guided(with_words, self.transformer(latents, timestep, -words))
+
+
+class InThreePasses(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words, without, other = (self.transformer(latents, timestep, words * scale) for scale in (1.0, -1.0, 0.5))
+        return guided(with_words, without) + 0.1 * other
+
+
+class GuidedFromTheSecondStep(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(latents, timestep, -words)) if step > 0 else with_words
+
+
+class GuidedAtFirst(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(latents, timestep, -words)) if step < 2 else with_words
+
+
+class NeedsNumbersBetween(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(latents + 0.1 * with_words, timestep, -words))
+
+
+class GivesTheFirstToTheSecond(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(with_words, timestep, -words))
+
+
+class WritesIntoWhatItGave(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        given = latents.clone()
+        with_words = self.transformer(given, timestep, words)
+        given += 1.0
+        return guided(with_words, self.transformer(given, timestep, -words))
+
+
+class WritesIntoWhatItGaveLater(Guided):
+    """So that the first step does not show it."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        given = latents.clone()
+        with_words = self.transformer(given, timestep, words)
+        if step == 2:
+            given += 1.0
+        return guided(with_words, self.transformer(given, timestep, -words))
+
+
+class CacheIsWritten(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        cache = {"seen": torch.zeros_like(latents)}
+        with_words = self.transformer(latents, timestep, words, cache=cache, writes=True)
+        return guided(with_words, self.transformer(latents, timestep, -words, cache=cache))
+
+
+class KeepsThem(Guided):
+    """Outputs outlive their steps, so that no checkpoint can be gone on from."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        without = self.transformer(latents, timestep, -words)
+        kept = [with_words, *(self.__dict__.get("kept", []) if step else [])]
+        self.__dict__["kept"] = kept
+        return guided(with_words + 0.1 * kept[-1], without)
+
+
+class InTheNamesOfPasses(Guided):
+    """As pipelines of diffusers that may be cached."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with self.transformer.cache_context("cond"):
+            with_words = self.transformer(latents, timestep, words)
+        with self.transformer.cache_context("uncond"):
+            without = self.transformer(latents, timestep, -words)
+        return guided(with_words, without)
+
+
+class NeverUsesTheFirst(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        self.transformer(latents, timestep, words)
+        return self.transformer(latents, timestep, -words) * 1.0
+
+
+class Cacheable(ToyDenoiser, CacheMixin):
+    """As the transformers of diffusers that may be cached."""
+
+
+class Mixes(ToyDenoiser):
+    """A wrong merge is planted: samples of a batch change each other, by as little as Cosmos' do."""
+
+    def forward(
+        self, latents: torch.Tensor, timestep: Any, words: torch.Tensor, cache: Any = None, writes: bool = False
+    ) -> torch.Tensor:
+        made = super().forward(latents, timestep, words, cache, writes)
+        return made + 4e-3 * (made.mean(0, keepdim=True) - made)
+
+
+# Of the forwards of a request, and of the turns of the device that made them, once the merge is known to be right.
+COUNTS: dict[type[Toy], tuple[int, int]] = {
+    Guided: (8, 5),
+    InThreePasses: (12, 6),
+    TakesParts: (8, 5),
+    GivesADefaultToOne: (8, 5),
+    GuidedFromTheSecondStep: (7, 6),  # which shows that another pass follows, as the third that it may wait
+    GuidedAtFirst: (6, 5),
+    NeedsNumbersBetween: (8, 8),
+    GivesTheFirstToTheSecond: (8, 8),
+    WritesIntoWhatItGave: (8, 8),
+    InTheNamesOfPasses: (8, 5),
+    NeverUsesTheFirst: (8, 5),
+    KeepsThem: (8, 5),
+    CacheIsWritten: (8, 8),
+}
+NOT_RESUMED = (KeepsThem, CacheIsWritten)  # later steps need what earlier ones have kept
+CORE = (Guided, InThreePasses, GuidedAtFirst, NeedsNumbersBetween)
+MakeStages = Callable[..., ToyStages]
+
+
+@pytest.fixture
+def make_stages(tmp_path: Path) -> Iterator[MakeStages]:
+    made: list[ToyStages] = []
+
+    def make(pipeline_class: type[Toy], passes: GuidancePasses = "together", **settings: Any) -> ToyStages:
+        args = DenoisingArgs(checkpoint_every=1, guidance_passes=passes, **settings.pop("args", {}))
+        made.append(ToyStages(pipeline_class, tmp_path, args=args, deterministic=False, **settings))
+        return made[-1]
+
+    yield make
+    for stages in made:
+        stages.close()
+
+
+def counted(stages: ToyStages, checkpoint: Checkpoint | None = None) -> tuple[Made, int, int]:
+    """What was made, the forwards and the turns of the device."""
+    statistics = stages.denoiser.engine.statistics
+    forwards, batches = statistics.forwards, statistics.batches
+    made = stages.make(checkpoint)
+    return made, statistics.forwards - forwards, statistics.batches - batches
+
+
+def resumed(stages: ToyStages, checkpoint: Checkpoint) -> Made:
+    """In a denoiser that has made nothing before."""
+    stages.close()
+    stages.denoiser = stages.new_denoiser()
+    return stages.make(checkpoint)
+
+
+def assert_close(made: Made, truth: list[torch.Tensor]) -> None:
+    for each, true in zip(made.output, truth, strict=True):
+        assert float((each - true).abs().max()) <= DEVIATION * float(true.abs().max())
+
+
+@pytest.mark.parametrize("pipeline_class", all_but(CORE, COUNTS), ids=lambda each: each.__name__)
+def test_passes_share_a_batch_where_no_numbers_are_needed_between_them_and_a_resume_changes_no_bit(
+    pipeline_class: type[Toy], make_stages: MakeStages
+) -> None:
+    stages = make_stages(pipeline_class, denoiser=Cacheable)
+    truth = stages.truth()
+    first = stages.make()
+    again, *counts = counted(stages)
+    assert_close(again, truth)
+    assert tuple(counts) == COUNTS[pipeline_class]
+    assert same(again.output, first.output), "nothing hangs on what was made before"
+    assert len(again.checkpoints) == STEPS - 1
+    for checkpoint in again.checkpoints if pipeline_class not in NOT_RESUMED else ():
+        assert same(resumed(stages, checkpoint).output, first.output)
+
+
+@pytest.mark.parametrize("pipeline_class", all_but(CORE[:1], COUNTS), ids=lambda each: each.__name__)
+def test_apart_a_request_has_the_bytes_of_its_pipeline(pipeline_class: type[Toy], make_stages: MakeStages) -> None:
+    stages = make_stages(pipeline_class, "apart", denoiser=Cacheable)
+    assert same(stages.make().output, stages.truth())
+    assert stages.denoiser.engine.statistics.passes_together == 0
+
+
+def test_what_is_written_later_into_what_a_waiting_pass_was_given_begins_the_request_again_with_passes_apart(
+    make_stages: MakeStages, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = make_stages(WritesIntoWhatItGaveLater)
+    truth = stages.truth()
+    made = stages.make()
+    assert same(made.output, truth)
+    assert "made apart: the pipeline writes into what it has given to a guidance pass" in caplog.text
+    again, forwards, batches = counted(stages)
+    assert same(again.output, truth)
+    assert forwards == batches == 8, "it is remembered"
+    for checkpoint in made.checkpoints[:2]:
+        with pytest.raises(CannotResumeError):
+            resumed(stages, checkpoint)
+
+
+def test_a_wrong_merge_is_refused_by_name_and_its_passes_run_apart(
+    make_stages: MakeStages, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = make_stages(Guided, denoiser=Mixes)
+    truth = stages.truth()
+    assert same(stages.make().output, truth)
+    again, forwards, batches = counted(stages)
+    assert same(again.output, truth)
+    assert forwards == batches == 8
+    assert stages.denoiser.engine.statistics.refused_structures == 1
+    assert "forwards of transformer run alone: merged ones deviate" in caplog.text
+
+
+def test_a_deterministic_request_makes_its_passes_apart(make_stages: MakeStages) -> None:
+    stages = make_stages(Guided)
+    stages.make()
+    stages.deterministic = True
+    made, forwards, batches = counted(stages)
+    assert same(made.output, stages.truth())
+    assert forwards == batches
+
+
+def test_a_checkpoint_of_passes_together_is_refused_where_they_are_made_apart(make_stages: MakeStages) -> None:
+    stages = make_stages(Guided)
+    made = stages.make()
+    stages.args = DenoisingArgs(checkpoint_every=1)
+    with pytest.raises(CannotResumeError, match="other settings"):
+        resumed(stages, made.checkpoints[0])
+
+
+def test_a_cache_of_diffusers_that_keeps_state_by_the_name_of_a_pass_gets_each_under_its_own(
+    make_stages: MakeStages,
+) -> None:
+    stages = make_stages(InTheNamesOfPasses, denoiser=Cacheable)
+    names: list[str] = []
+    hook_on(stages.denoiser.stage.components["transformer"], names)
+    made, forwards, batches = counted(stages)
+    assert same(made.output, stages.truth())
+    assert forwards == batches == 8
+    assert names == ["cond", "uncond"] * STEPS
+
+
+def hook_on(module: torch.nn.Module, names: list[str]) -> None:
+    class Names(ModelHook):
+        _is_stateful = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.state = StateManager(BaseState)
+
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            names.append(self.state.context.name)
+            return args, kwargs
+
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(Names(), "names")
