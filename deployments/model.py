@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from deployments.adapters.args import Adapter, AdapterCacheArgs
 from deployments.memory.args import Offload, VAEArgs
+from deployments.ranks.args import ParallelArgs
 
 Order = Literal["slack", "fifo"]
 Merging = Literal["auto", "always"]
@@ -243,6 +244,7 @@ class ModelArgs(BaseModel):
     offload: dict[str, Offload] = Field(
         default_factory=dict, description="components whose weights are on the host while they are not used"
     )
+    parallel: ParallelArgs | None = Field(None, description="the ranks that compute the denoisers; null: one device")
     adapters: dict[str, Adapter] = Field(default_factory=dict, description="LoRAs that requests may name")
     adapter_cache: AdapterCacheArgs = Field(
         default_factory=AdapterCacheArgs, description="how many adapters a process keeps"

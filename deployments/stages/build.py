@@ -28,6 +28,7 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage, weight
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.stages.adapters import with_adapters
+from deployments.stages.ranks.beside import refuse_beside_ranks
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from deployments.weights.precision.computing import dtype_computed_in
@@ -66,6 +67,7 @@ def build_stage(
     refuse_offload(model.offload, stage.layout.models)
     modes = modes_of(model.compile, stage.layout.denoisers)
     refuse_whole_with_offload(modes, model.offload)
+    refuse_beside_ranks(model, modes, env)
     if held is not None:
         return stage
     if model.dtype == "auto" and (warning := float32_warning(stage)):

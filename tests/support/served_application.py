@@ -138,22 +138,28 @@ class ServedApplication:
 @contextmanager
 def serve_run(checkpoint: Path, folder: Path) -> Iterator[ServedApplication]:
     """Serve the checkpoint until the end of the context, which fails if a process is left behind."""
-    port = free_port()
     (folder / LORAS).mkdir()
+    first = application(
+        "triptych",
+        checkpoint,
+        THREE_STAGE,
+        folder,
+        denoising={"checkpoint_every": CHECKPOINT_EVERY},
+        jobs={"lease_s": 5},
+        adapter_places=[str(folder / LORAS)],
+    )
+    with serve_application(first, folder) as served:
+        yield served
+
+
+@contextmanager
+def serve_application(first: dict[str, Any], folder: Path) -> Iterator[ServedApplication]:
+    """Serve this application until the end of the context, which fails if a process is left behind."""
+    port = free_port()
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            application(
-                "triptych",
-                checkpoint,
-                THREE_STAGE,
-                folder,
-                denoising={"checkpoint_every": CHECKPOINT_EVERY},
-                jobs={"lease_s": 5},
-                adapter_places=[str(folder / LORAS)],
-            )
-        ],
+        "applications": [first],
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with ExitStack() as cleaning:
