@@ -18,6 +18,7 @@ from deployments.engine.batching.closeness import bound, deviation
 from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext, Executor
 from deployments.engine.marks import Mark
+from deployments.errors import ReplicaUnfitError
 from deployments.ranks.channel import Message, message_of
 from deployments.ranks.group import RankGroup
 from deployments.ranks.place import Place
@@ -50,8 +51,8 @@ class RanksExecutor:
         """`alone` makes forwards in this process; `is_changed`: whether a module is now as one request has it."""
         self._group, self._alone, self._modules = group, alone, modules
         self._axes, self._is_changed = axes, is_changed
-        self._is_right: dict[Hashable, bool] = {}  # kinds of forwards that were tried
-        self._uneven: set[Hashable] = set()  # structures with lengths that the ranks do not divide
+        self._ways: dict[Hashable, bool | None] = {}  # of kinds that were tried: uneven or not; None: rank 0 alone
+        self._indivisible: set[Hashable] = set()  # structures with lengths that the ranks do not divide
         self._told: set[str] = set()  # components of which it was told that rank 0 computes alone
         self._free = False  # the other ranks are to give memory back
 
@@ -75,15 +76,29 @@ class RanksExecutor:
             split.keep_whole(str(error))
         if len(split.pieces) == 1 and self._group.args.ranks_of_sample == 1:
             return self._alone.run(component, module, context, arguments)
-        kind = split.kind()
-        if kind not in self._is_right:
-            return self._tried(split, kind)
-        if not self._is_right[kind]:
-            return self._run_alone(component, module, context, arguments, "the ranks' output deviates")
         try:
-            return self._on_ranks(split)
+            return self._tried_or_known(split)
         except NoPortionsError as error:
             return self._run_alone(component, module, context, arguments, str(error))
+
+    def _tried_or_known(self, split: Split) -> Any:
+        """Raises NoPortionsError where rank 0 must compute alone."""
+        structure = split.structure()
+        if structure in self._indivisible and not self._group.gathers_uneven:
+            raise NoPortionsError("the ranks do not divide a length of it, and gloo gathers equal parts only")
+        kind = split.kind(), structure in self._indivisible
+        if kind not in self._ways:
+            return self._tried(split, kind)
+        uneven = self._ways[kind]
+        if uneven is None:
+            raise NoPortionsError("the ranks cannot compute such forwards")
+        try:
+            return self._exchanged(split, uneven)
+        except AssertionError as error:
+            if INDIVISIBLE not in str(error) or structure in self._indivisible:
+                raise
+        self._indivisible.add(structure)
+        return self._tried_or_known(split)
 
     def _obstacle(self, component: str, module: Any) -> str | None:
         """Why rank 0 must compute alone."""
@@ -103,63 +118,59 @@ class RanksExecutor:
         with splits[component].whole() if component in splits else nullcontext():
             return self._alone.run(component, module, context, arguments)
 
-    def _tried(self, split: Split, kind: Hashable) -> Any:
-        """The first of its kind."""
-        if len(self._is_right) >= KINDS_KEPT:
-            self._is_right.clear()
+    def _tried(self, split: Split, kind: tuple[Hashable, bool]) -> Any:
+        """The first of its kind: the ranks' output where it is that of rank 0 alone but for rounding, else the latter."""
+        if len(self._ways) >= KINDS_KEPT:
+            self._ways.clear()
         given = copied(split.arguments)
         watched = Watched(given)
-        try:
-            whole = self._whole(split, given)
-        except Exception as error:
-            if not is_out_of_memory(error) or self._group.args.ranks_of_sample == 1:
+        whole = self._whole(split, given)
+        reason = "they write into what they are given" if watched.is_written() or watched.counted() else ""
+        for uneven in () if reason else self._ways_to_try(split):
+            try:
+                output = self._exchanged(split, uneven)
+            except (ReplicaUnfitError, torch.OutOfMemoryError):
                 raise
-            let_go(error)
-            whole = None
-        if whole is None:
-            logger.warning(
-                "parallel: forwards of %s do not fit on one device: those of the ranks are not checked", split.component
-            )
-            self.free_memory()
-            self._is_right[kind] = True
-            return self._on_ranks(split)
-        if watched.is_written() or watched.counted():
-            self._is_right[kind] = False
-            reason = "they write into what they are given"
-            return self._run_alone(split.component, split.module, split.context, split.arguments, reason)
-        try:
-            output = self._on_ranks(split)
-        except NoPortionsError as error:
-            self._is_right[kind] = False
-            logger.warning("parallel: rank 0 computes such forwards of %s alone: %s", split.component, error)
-            return whole
-        apart = deviation(output, whole)
-        self._is_right[kind] = apart <= bound(whole, math.inf)
-        if not self._is_right[kind]:
-            logger.warning(
-                "parallel: rank 0 computes such forwards of %s alone: those of the ranks deviate by %.1e",
-                split.component,
-                apart,
-            )
-            return whole
-        return output
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                if INDIVISIBLE in str(error) and not kind[1]:
+                    self._indivisible.add(split.structure())
+                    return self._tried_or_known(split)
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            if whole is None:
+                logger.warning("parallel: %s does not fit on one device: the ranks are not checked", split.component)
+                apart = 0.0
+            else:
+                apart = deviation(output, whole)
+            if whole is None or apart <= bound(whole, math.inf):
+                self._ways[kind] = uneven
+                return output
+            reason = f"what the ranks make deviates by {apart:.1e}"
+        self._ways[kind] = None
+        raise NoPortionsError(reason)
+
+    def _ways_to_try(self, split: Split) -> tuple[bool, ...]:
+        """Whether lengths that the ranks do not divide are split: what does so takes more masks too."""
+        if split.component not in self._group.met.splits:
+            return (False,)
+        return (True,) if split.structure() in self._indivisible else (False, True)
 
     def _whole(self, split: Split, arguments: dict[str, Any]) -> Any:
+        """The output of rank 0 alone; None where it does not fit on its device."""
         splits = self._group.met.splits
-        with splits[split.component].whole() if split.component in splits else nullcontext():
-            return self._alone.run(split.component, split.module, split.context, arguments)
+        try:
+            with splits[split.component].whole() if split.component in splits else nullcontext():
+                return self._alone.run(split.component, split.module, split.context, arguments)
+        except Exception as error:
+            if not is_out_of_memory(error) or split.component not in splits:
+                raise
+            let_go(error)
+        self.free_memory()
+        return None
 
     # -- on the ranks --------------------------------------------------------------------------------------------------
-
-    def _on_ranks(self, split: Split) -> Any:
-        structure = split.structure()
-        try:
-            return self._exchanged(split, structure in self._uneven)
-        except AssertionError as error:
-            if INDIVISIBLE not in str(error) or structure in self._uneven:
-                raise
-        self._uneven.add(structure)
-        return self._exchanged(split, True)
 
     def _exchanged(self, split: Split, uneven: bool) -> Any:
         """The forward on all ranks that have a portion of it."""

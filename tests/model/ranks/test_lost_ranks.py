@@ -53,7 +53,9 @@ def toy() -> Iterator[tuple[RankGroup, RanksExecutor]]:
 
 def run(executor: RanksExecutor, *samples: float) -> torch.Tensor:
     with torch.no_grad():
-        output: torch.Tensor = executor.run("toy", executor._modules["toy"], None, {"x": torch.tensor(samples, dtype=torch.float32)})
+        output: torch.Tensor = executor.run(
+            "toy", executor._modules["toy"], None, {"x": torch.tensor(samples, dtype=torch.float32)}
+        )
     return output
 
 
@@ -122,7 +124,7 @@ def test_a_stopped_rank_is_noticed_while_nothing_is_asked(toy: tuple[RankGroup, 
 def test_a_forward_that_hangs_on_one_rank_ends_the_group_in_time(toy: tuple[RankGroup, RanksExecutor]) -> None:
     group, executor = toy
     assert run(executor, 1, 2).tolist() == [2, 4]
-    with pytest.raises(ReplicaUnfitError, match="rank 1 cannot be reached: .*[Tt]imed out"):
+    with pytest.raises(ReplicaUnfitError, match=r"rank 1 cannot be reached: .*[Tt]imed out"):
         run(executor, 1, HANGS)
     assert group.lost is not None
 

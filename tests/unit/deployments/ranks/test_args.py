@@ -12,7 +12,12 @@ from deployments.ranks.args import ParallelArgs
 
 @pytest.mark.parametrize(
     ("given", "size", "ranks_of_sample"),
-    [({"ulysses": 2}, 2, 2), ({"batch": 2}, 2, 1), ({"ulysses": 2, "batch": 2}, 4, 2), ({"tensor": 2, "batch": 3}, 6, 2)],
+    [
+        ({"ulysses": 2}, 2, 2),
+        ({"batch": 2}, 2, 1),
+        ({"ulysses": 2, "batch": 2}, 4, 2),
+        ({"tensor": 2, "batch": 3}, 6, 2),
+    ],
 )
 def test_there_are_as_many_ranks_as_the_product_of_the_ways(given: Any, size: int, ranks_of_sample: int) -> None:
     args = ParallelArgs(**given)
@@ -40,7 +45,11 @@ def test_what_means_nothing_is_refused(given: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("bundles", "device", "problem"),
     [
-        ([], "cpu", r"has 0 bundles, and `parallel` asks for 2 ranks: write one for each, such as \[{'CPU': 1}, {'CPU'"),
+        (
+            [],
+            "cpu",
+            r"has 0 bundles, and `parallel` asks for 2 ranks: write one for each, such as \[{'CPU': 1}, {'CPU'",
+        ),
         ([{"CPU": 1}] * 3, "cpu", "has 3 bundles"),
         ([{"CPU": 1, "GPU": 1}, {"CPU": 1}], "cuda", r"placement_group_bundles\[1\] has 0 GPU: with .*=cuda"),
         ([{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 2}], "cuda", r"\[1\] has 2 GPU"),
