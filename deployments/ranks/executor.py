@@ -119,7 +119,7 @@ class RanksExecutor:
             return self._alone.run(component, module, context, arguments)
 
     def _tried(self, split: Split, kind: tuple[Hashable, bool]) -> Any:
-        """The first of its kind: the ranks' output where it is that of rank 0 alone but for rounding, else the latter."""
+        """The first of its kind: the ranks' output, where it is that of rank 0 alone but for rounding."""
         if len(self._ways) >= KINDS_KEPT:
             self._ways.clear()
         given = copied(split.arguments)
