@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 PERIOD_S = 1.0
 

@@ -182,7 +182,7 @@ class RanksExecutor:
         self._free = False
         for place in asked:
             self._send(messages[place.sample], place)
-        error: BaseException | None = None
+        failure: BaseException | None = None
         splits = self._group.met.splits
         if split.component in splits:
             splits[split.component].set_uneven(uneven)
@@ -190,9 +190,12 @@ class RanksExecutor:
         try:
             output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
         except Exception as raised:  # noqa: BLE001  (raised again when the other ranks have told how it went there)
-            error = raised
-        answers = {place: self._answer_of(place) for place in asked}
-        self._check_answers(answers, error)
+            failure = raised
+        try:
+            answers = {place: self._answer_of(place) for place in asked}
+            self._check_answers(answers, failure)
+        finally:
+            del failure  # it holds this frame, and with it all tensors
         outputs = [answers[place]["output"] for place in asked if place.answers]
         return joined([output, *outputs], split.axes) if outputs and split.axes is not None else output
 
@@ -217,8 +220,11 @@ class RanksExecutor:
                 reasons = [answer["error"] for answer in answers.values() if answer["error"]]
                 self._group.end(f"the ranks are not in step: {'; '.join([*reasons, *([str(own)] if own else [])])}")
                 self._group.check()
-        if own is not None:
-            raise own
+        try:
+            if own is not None:
+                raise own
+        finally:
+            del own
         for place, answer in answers.items():
             if answer["error"] is not None:
                 text = f"rank {place.rank}: {answer['error']}"

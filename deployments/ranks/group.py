@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from deployments.errors import ReplicaUnfitError
@@ -44,7 +45,7 @@ def meet(place: Place, store: Any, modules: Mapping[str, torch.nn.Module], devic
     timeout = timedelta(seconds=place.args.collective_timeout_s)
     dist.init_process_group(
         BACKENDS[device.type],
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=place.rank,
         world_size=place.size,
         timeout=timeout,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from deployments.ranks.args import ParallelArgs
 
