@@ -59,6 +59,11 @@ def run(executor: RanksExecutor, *samples: float) -> torch.Tensor:
     return output
 
 
+def run_for_ever(executor: RanksExecutor) -> None:
+    while True:
+        run(executor, 1, 2)
+
+
 def process_of(group: RankGroup) -> int:
     rank: Any = group.processes[1]
     return int(rank.process.pid)
@@ -103,8 +108,7 @@ def test_a_rank_that_is_gone_ends_the_group_whether_it_works_or_not(
     assert run(executor, 1, 2).tolist() == [2, 4]
     expected = harm(group)
     with pytest.raises(ReplicaUnfitError):
-        while True:
-            run(executor, 1, 2)
+        run_for_ever(executor)
     assert re.search(expected, wait_until_lost(group))
     with pytest.raises(ReplicaUnfitError):
         run(executor, 1, 2)
