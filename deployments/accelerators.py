@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +52,22 @@ def share_problem(target_device: str, share: float) -> str | None:
         f"{accelerator.field} is {share:g}: with {VARIABLE}={target_device} a replica computes on one "
         f"{accelerator.resource}, so it must be above 0 and at most 1 (below 1 where replicas share one){without}"
     )
+
+
+def bundles_problem(target_device: str, bundles: Sequence[Mapping[str, Any]], num_ranks: int) -> str | None:
+    """What is wrong with the bundles of a replica of so many ranks, as a sentence that names the field."""
+    accelerator = ACCELERATORS.get(target_device)
+    needed = {"CPU": 1, **({accelerator.resource: 1} if accelerator else {})}
+    if len(bundles) != num_ranks:
+        return (
+            f"placement_group_bundles has {len(bundles)} bundles, and `parallel` asks for {num_ranks} ranks: write one "
+            f"for each, such as {[needed] * num_ranks}"
+        )
+    for index, bundle in enumerate(bundles):
+        share = bundle.get(accelerator.resource, 0) if accelerator else MOST
+        if not isinstance(share, int | float) or not 0 < share <= MOST:
+            return (
+                f"placement_group_bundles[{index}] has {share} {accelerator.resource if accelerator else ''}: with "
+                f"{VARIABLE}={target_device} a rank computes on one, so it must be above 0 and at most 1"
+            )
+    return None

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from deployments.adapters.args import Adapter, AdapterCacheArgs
 from deployments.memory.args import Offload, VAEArgs
+from deployments.ranks.args import ParallelArgs
 
 Order = Literal["slack", "fifo"]
 Merging = Literal["auto", "always"]
@@ -267,6 +268,7 @@ class ModelArgs(BaseModel):
     offload: dict[str, Offload] = Field(
         default_factory=dict, description="components whose weights are on the host while they are not used"
     )
+    parallel: ParallelArgs | None = Field(None, description="the ranks that compute the denoisers; null: one device")
     adapters: dict[str, Adapter] = Field(default_factory=dict, description="LoRAs that requests may name")
     takes_new_adapters: bool = Field(False, description="more of them may be added while it runs")
     adapter_cache: AdapterCacheArgs = Field(

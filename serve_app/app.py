@@ -24,6 +24,7 @@ from deployments.model import (
     WarmUp,
     WatchdogArgs,
 )
+from deployments.ranks.args import ParallelArgs
 from deployments.replicas.table import PlacedModel, SharedDeployment, bind_models, deployment_name
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
@@ -109,6 +110,11 @@ class StageArgs(BaseModel):
         default_factory=dict,
         description="components whose weights are on the host while they are not used, such as "
         "`text_encoder_2: model` or `transformer: {kind: group, level: block}`",
+    )
+    parallel: ParallelArgs | None = Field(
+        None,
+        description="a replica of the denoiser is a group of ranks, one on each device, which make every forward "
+        "together, such as `{ulysses: 2}`, `{batch: 2}` or `{ulysses: 2, batch: 2}`; null: one device",
     )
     verify: bool = Field(
         False,
@@ -239,6 +245,12 @@ def deployments_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment] 
     return {of_several.get(kind, deployment_name(kind, named_after)): kind for kind in kinds}
 
 
+def denoiser_of(args: AppArgs, name: str) -> str:
+    """The deployment that denoises for one model, as the config names it."""
+    _, denoiser, _ = PLACEMENTS[args.entries[name].placement]
+    return deployment_name(denoiser, name if args.models else None)
+
+
 def service_args(args: AppArgs) -> ServiceArgs:
     """What the ingress is told: of one model as of several."""
     of_models = {"model_name", "model_aliases", "models", "aliases", *ServedModelArgs.model_fields}
@@ -278,6 +290,7 @@ def model_args(args: AppArgs, name: str | None = None) -> ModelArgs:
         fence_device_memory=entry.fence_device_memory,
         vae=entry.vae,
         offload=entry.offload,
+        parallel=entry.parallel,
         adapters=located_adapters(entry),
         takes_new_adapters=bool(args.adapter_places),
     )

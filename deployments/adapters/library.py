@@ -99,7 +99,10 @@ class AdapterLibrary:
         args: AdapterCacheArgs,
         cache_root: Path,
         clock: Callable[[], float] = time.monotonic,
+        obstacle: str | None = None,
     ) -> None:
+        """`obstacle`: why no adapter may be used whatever the modules are; None: there is no such reason."""
+        self._obstacle = obstacle
         self._pipeline, self._device = stage.pipeline, stage.device
         self._compiled, self._memory = stage.switches, stage.memory
         self._denoisers = frozenset(stage.layout.denoisers)
@@ -124,6 +127,8 @@ class AdapterLibrary:
 
     def why_none(self) -> str | None:
         """Why this process can put no adapter into any model; None: it can."""
+        if self._obstacle is not None:
+            return self._obstacle
         if not self.loadable:
             return f"{type(self._pipeline).__name__} takes no LoRA"
         blocked = [f"{name}: {why}" for name, why in self._obstacles.items() if name in self._denoisers]

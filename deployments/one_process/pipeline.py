@@ -28,6 +28,7 @@ from deployments.messages import (
     StageDescription,
 )
 from deployments.model import ModelArgs
+from deployments.modules import AccelerationError
 from deployments.observability.observer import ObservedReplica, Observers
 from deployments.observability.table import OBSERVERS
 from deployments.replicas.threads import StageThreads
@@ -49,6 +50,8 @@ class WholePipeline:
 
     def __init__(self, model: ModelArgs, env: EnvConfig) -> None:
         """Raises what `build_stage` raises, and DeviceError for a device that is not here."""
+        if model.parallel is not None:
+            raise AccelerationError("parallel: ranks are processes of their own, which an application on Ray Serve has")
         self.device = select_device(env.runtime.target_device)
         self.observers = Observers(ObservedReplica(env, "here", STAGES, lambda: synchronize(self.device)), OBSERVERS)
         self.stage = build_stage(model, STAGES, env, self.device, self.observers.wrap_kernel)

@@ -57,6 +57,7 @@ from deployments.replicas.metrics.media import MediaMetrics
 from deployments.replicas.metrics.stages import StageMetrics
 from deployments.replicas.other_stages import OtherStages
 from deployments.replicas.owner_watch import OwnerWatch
+from deployments.replicas.ranks import start_ranks
 from deployments.replicas.split_check import check_split
 from deployments.replicas.threads import StageThreads
 from deployments.replicas.warm_up import WarmReplica, warm_up
@@ -78,6 +79,7 @@ from deployments.stages.denoise import DenoiserStage
 from deployments.stages.denoise_stream import StreamItem, denoising_stream
 from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
+from deployments.stages.ranks.beside import features_beside
 from deployments.stages.warm_up import warm_up_requests
 from deployments.starting import tell_start
 from env_config.library_caches import check_cache_root, set_allocator_settings, set_library_caches
@@ -125,6 +127,8 @@ class StageReplica:
         self.device = select_device(runtime.target_device)
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
+        # They load while this process does.
+        self.ranks = start_ranks(model, self.device.name) if "denoiser" in stages else None
         self.meter = ServeMeter()
         self._stage_metrics = StageMetrics(self.meter, stages)
         self._media_metrics = MediaMetrics(self.meter, self.media_pool) if self.media_pool else None
@@ -182,6 +186,8 @@ class StageReplica:
             encode=(lambda request: encode(self.stage, request)) if has_encoder else self._others.encode,
             env=self.env,
             measure=DenoiserMetrics(self.meter),
+            features=features_beside(model),
+            ranks=self.ranks,
         )
 
     def _warm_up(self, model: ModelArgs, others: OtherStages) -> None:
@@ -207,6 +213,9 @@ class StageReplica:
             engine = self.denoiser.engine
             signs.append(lambda: None if engine.is_alive else "the engine's thread has ended")
             signs.append(hangs("a forward", engine.under_way, model.watchdog))
+        if self.ranks is not None:
+            ranks = self.ranks
+            signs.append(lambda: ranks.lost)
         return Fitness(DeviceProbe(self.device), signs)
 
     # -- the work of the stages -----------------------------------------------------------------------------
@@ -416,10 +425,14 @@ def described_together(
     stages: Mapping[str, StagePipeline], models: Sequence[ModelArgs], node_id: str
 ) -> StageDescription:
     """What a replica holds; of several models each component once, by MODEL.COMPONENT."""
-    versions = {model.name: model.version for model in models}
     each = {
-        name: replace(describe_stage(stage), features=fields_of_features(), node_id=node_id, version=versions[name])
-        for name, stage in stages.items()
+        model.name: replace(
+            describe_stage(stages[model.name]),
+            features=fields_of_features(features_beside(model)),
+            node_id=node_id,
+            version=model.version,
+        )
+        for model in models
     }
     first = next(iter(each.values()))
     if len(each) == 1:

@@ -22,6 +22,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL
 from deployments.stage_pipeline.sessions.session import AroundComponent, nothing_around
+from deployments.stages.ranks.beside import NO_LORAS
 
 MAX_WAIT_S = 1.0  # for the encoders, where memory is lacking: their thread may be the one that waits
 
@@ -31,7 +32,8 @@ Brought = list[tuple[AdapterUse, FetchedAdapter]]
 def with_adapters(stage: StagePipeline, model: ModelArgs, cache_root: Path) -> StagePipeline:
     """The stage with its library. Raises CheckpointError for adapters of a configuration whose model takes none, or has
     no component that they name."""
-    library = AdapterLibrary(stage, model.adapter_cache, cache_root)
+    obstacle = None if model.parallel is None else NO_LORAS
+    library = AdapterLibrary(stage, model.adapter_cache, cache_root, obstacle=obstacle)
     if model.adapters and (why := library.why_none()):
         raise CheckpointError(f"adapters: {why}: leave `adapters` out")
     for name, args in model.adapters.items():

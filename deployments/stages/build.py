@@ -28,6 +28,7 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage, weight
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.stages.adapters import with_adapters
+from deployments.stages.ranks.beside import refuse_beside_ranks
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from deployments.weights.precision.computing import dtype_computed_in
@@ -106,7 +107,9 @@ def loaded(
     check_default_arguments(model, stage)
     refuse_switches({name: stage.layout.models[name] for name in stage.layout.autoencoders}, model.vae)
     refuse_offload(model.offload, stage.layout.models)
-    refuse_whole_with_offload(modes_of(model.compile, stage.layout.denoisers), model.offload)
+    modes = modes_of(model.compile, stage.layout.denoisers)
+    refuse_whole_with_offload(modes, model.offload)
+    refuse_beside_ranks(model, modes, env)
     return stage if own is None else replace(stage, borrowed=frozenset(own.borrowed))
 
 

@@ -15,6 +15,8 @@ from functools import partial
 from threading import Event
 from typing import Any
 
+import torch
+
 from deployments.accelerations import ACCELERATIONS
 from deployments.accelerations.compiled_forwards import CompiledForwards
 from deployments.adapters.forward import num_layers
@@ -24,9 +26,9 @@ from deployments.denoising.fingerprint import model_fingerprint, request_fingerp
 from deployments.denoising.measurements import Measure
 from deployments.denoising.probe import learn_batch_axes
 from deployments.denoising.wiring import SharedWiring
-from deployments.engine.batching.axes import Path
+from deployments.engine.batching.axes import BatchAxes, Path
 from deployments.engine.engine import Engine
-from deployments.engine.executor import LocalExecutor
+from deployments.engine.executor import Executor, LocalExecutor
 from deployments.engine.fiber import Fiber
 from deployments.engine.statistics import ignore
 from deployments.errors import (
@@ -53,6 +55,8 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DenoisingArgs
+from deployments.ranks.executor import RanksExecutor
+from deployments.ranks.group import RankGroup
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
@@ -81,6 +85,7 @@ class DenoiserStage:
     decoded or encoded data flows back into the loop, which show themselves at the first request of a kind.
     `encode` runs the encoder stage; with it the batch axes are learned, without it they are guessed.
     `features` are what requests may ask for, `adapters` the LoRAs of this process, where not those of `stage`.
+    `ranks` compute the forwards with this process, which waits here until they have built the denoisers.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class DenoiserStage:
         measure: Measure = ignore,
         features: tuple[Feature, ...] = FEATURES,
         adapters: Adapters | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
         self.args = args or DenoisingArgs()
         self.env = env or EnvConfig()
@@ -103,6 +109,7 @@ class DenoiserStage:
         self.adapters: Adapters | None = adapters or stage.adapters
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
         self._with_passes_apart: set[Kind] = set()  # kinds of requests whose guidance passes cannot wait
+        self.ranks = ranks
         self.compiled = CompiledForwards(
             stage.switches,
             call_directly,
@@ -116,7 +123,7 @@ class DenoiserStage:
             self.args.max_batch_tokens,
             self.args.max_wait_s,
             self.args.order,
-            LocalExecutor(self.compiled, stage.device, self._free_memory),
+            self._executor(),
             measure,
             self.args.merging,
             self.args.guidance_passes,
@@ -126,16 +133,30 @@ class DenoiserStage:
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
         settings += [(name, value) for name, value in accelerated if value]
+        settings += [("parallel", ranks.args.degrees)] if ranks else []
         self.fingerprint = model_fingerprint(stage, settings=repr(settings))
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
-        denoisers = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
-        wiring = SharedWiring(type(stage.pipeline).__name__, denoisers)
+        wiring = SharedWiring(type(stage.pipeline).__name__, self.denoisers)
         senders = ThreadPoolExecutor(NUM_SENDERS, thread_name_prefix="sender")
         self._shared = SharedByRuns(
             stage, self.args, self.engine, wiring, measure, self.recent_summaries, self.compiled, senders
         )
         # Kinds of requests whose batch axes are asked for, or were: set where they are known, or cannot be.
         self._learned: dict[Kind, Event] = {}
+        if ranks is not None:  # after the fingerprint, which asks for whole weights
+            ranks.open(self.denoisers, stage.device)
+
+    @property
+    def denoisers(self) -> dict[str, torch.nn.Module]:
+        """Those of the pipeline, by component."""
+        components = self.stage.components
+        return {name: components[name] for name in self.stage.layout.denoisers if name in components}
+
+    def _executor(self) -> Executor:
+        local = LocalExecutor(self.compiled, self.stage.device, self._free_memory)
+        if self.ranks is None:
+            return local
+        return RanksExecutor(self.ranks, local, self.denoisers, self.learned_axes, is_rewired)
 
     def _free_memory(self) -> None:
         """After a forward that did not fit; called by the engine, in whatever thread that was seen."""
@@ -242,8 +263,12 @@ class DenoiserStage:
         passes = "" if self.args.guidance_passes == "apart" else f"|passes {self.args.guidance_passes}"
         return self.fingerprint + self.compiled.settings + passes
 
+    def learned_axes(self, component: str) -> BatchAxes | None:
+        """As the engine has learned them of the component."""
+        return self.engine.batches.axes.get(component)
+
     def _batch_axes(self, component: str) -> Mapping[Path, Any] | None:
-        learned = self.engine.batches.axes.get(component)
+        learned = self.learned_axes(component)
         return None if learned is None else learned.arguments
 
     @property
@@ -258,7 +283,9 @@ class DenoiserStage:
     def _learn_axes(self, request: GenerationRequest) -> None:
         """Once for each kind of request: which axis of each argument is the batch."""
         passes = self.args.guidance_passes
-        if self.encode is None or (self.args.max_batch_size == 1 and passes == "apart"):
+        splits_batches = self.ranks is not None and self.ranks.args.batch > 1
+        needs_axes = splits_batches or self.args.max_batch_size > 1 or passes != "apart"
+        if self.encode is None or not needs_axes:
             return
         mine = Event()
         learned = self._learned.setdefault(kind_of(request), mine)

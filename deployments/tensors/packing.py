@@ -34,6 +34,7 @@ from deployments.tensors.values import (
 )
 
 Buffers = list[torch.Tensor | Bytes]  # the tensors are copied later, all together
+EMPTY: Bytes = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,26 @@ def pack(value: Any) -> Packed:
     # The loop that made a tensor goes on with it, perhaps in place, so that memory of the CPU is copied too.
     copies = iter(to_host([each for each in buffers if isinstance(each, torch.Tensor)]))
     return Packed(tree, tuple(_bytes_of(next(copies)) if isinstance(each, torch.Tensor) else each for each in buffers))
+
+
+def taken_apart(value: Any) -> tuple[JSON, Buffers]:
+    """The structure of the value, and its buffers where they are: tensors are dense, none is copied. `put_together`
+    makes the value of both.
+
+    Raises TypeError for an object that no message may carry.
+    """
+    buffers: Buffers = []
+    return _pack(value, buffers, {}), buffers
+
+
+def put_together(tree: JSON, buffers: list[torch.Tensor]) -> Any:
+    """The value of `taken_apart`; `buffers` are flat bytes, in whose memory the value's tensors lie."""
+    tensors: dict[int, torch.Tensor] = {}
+    for node in _tensor_nodes(tree):
+        dense = buffers[node["buffer"]].view(getattr(torch, node["dtype"])).view(node["shape"])
+        tensors[node["buffer"]] = dense.permute([node["order"].index(side) for side in range(dense.ndim)])
+    plain: dict[int, Bytes] = {index: each.numpy() for index, each in enumerate(buffers) if index not in tensors}
+    return _unpack(tree, tuple(plain.get(index, EMPTY) for index in range(len(buffers))), tensors)
 
 
 def can_pack(value: Any) -> bool:

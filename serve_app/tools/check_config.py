@@ -17,7 +17,7 @@ from ray.serve._private.build_app import build_app as serve_build_app
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from deployments.accelerators import ACCELERATORS, VARIABLE, share_problem
+from deployments.accelerators import ACCELERATORS, VARIABLE, bundles_problem, share_problem
 from env_config.closest import hint
 from env_config.secret import SecretReference
 from env_config.section import EnvConfigError, read_environ
@@ -29,7 +29,7 @@ from env_config.serve_config import (
     read_serve_configs,
 )
 from env_config.variables import EnvConfig
-from serve_app.app import AppArgs, deployments_of, located_place, model_args, shared_deployments
+from serve_app.app import AppArgs, denoiser_of, deployments_of, located_place, model_args, shared_deployments
 from serve_app.models.shared import useless
 from serve_app.tools.check_policy import check_our_policy
 from serve_app.tools.fits import cannot_fit
@@ -119,6 +119,7 @@ def check_application(application: Mapping[str, Any]) -> list[str]:
     problems += check_shared_deployments(values, f"{where}.args")
     problems += check_secrets(values, application, deployments, f"{where}.args")
     problems += check_accelerators(values, application, deployments, where)
+    problems += check_bundles(values, application, deployments, where)
     return problems + check_autoscaling(application, deployments, where)
 
 
@@ -175,6 +176,29 @@ def check_accelerators(
         if args.entries[model].fence_device_memory and target and target not in ACCELERATORS:
             place = place_of(args, model, f"{where}.args")
             problems.append(f"{place}.fence_device_memory is true: with {VARIABLE}={target} it must be false")
+    return problems
+
+
+def check_bundles(
+    args: BaseModel, application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str
+) -> list[str]:
+    """Each rank of a denoiser has a bundle of its replica's placement group."""
+    problems: list[str] = []
+    for model in args.entries if isinstance(args, AppArgs) else ():
+        assert isinstance(args, AppArgs)
+        name, parallel = denoiser_of(args, model), args.entries[model].parallel
+        options: Mapping[str, Any] = next((each for each in deployments if each.get("name") == name), {})
+        bundles, place = options.get("placement_group_bundles") or [], f"{where}.deployments[{name}]"
+        if parallel is None:
+            if len(bundles) > 1:
+                problems.append(
+                    f"{place}.placement_group_bundles has {len(bundles)} bundles, and without `parallel` a replica "
+                    "uses one: leave them out, or set `parallel` in args"
+                )
+            continue
+        target = target_device_of(application, mapping_or_empty(options.get("ray_actor_options")))
+        problem = bundles_problem(target, bundles, parallel.size)
+        problems += [f"{place}.{problem}"] if problem else []
     return problems
 
 

@@ -10,6 +10,7 @@ import torch
 
 from deployments.messages import Checkpoint, Conditioning, DecodeInputs, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs
+from deployments.ranks.group import RankGroup
 from deployments.stage_pipeline.hand_off import pack_outcome, unpack_outcome
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stage_pipeline.sessions.denoise import DenoiseSession, HandOff
@@ -104,6 +105,7 @@ class Stages:
         variables: dict[str, str] | None = None,
         checkpoint_every: int = 1,
         precision: str | None = None,
+        ranks: RankGroup | None = None,
         **args: Any,
     ) -> None:
         tiny_patches()
@@ -118,6 +120,7 @@ class Stages:
             DenoisingArgs(max_wait_s=1.0, checkpoint_every=checkpoint_every, **{"merging": "always", **args}),
             encode=self.encode,
             env=EnvConfig.from_environ(variables or {}),
+            ranks=ranks,
         )
 
     def request(self, index: int, deterministic: bool, steps: int | None = None) -> GenerationRequest:

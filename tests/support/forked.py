@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerContext
 PRELOADED = [
     "tests.support.stage_worker",
     "tests.support.resuming_process",
+    "tests.support.ranks",
 ]
 
 

@@ -47,7 +47,13 @@ AUTOSCALING = room("serve_app.autoscaling")
 ENV_CONFIG = room("env_config")
 MESSAGES = ("deployments.messages", "deployments.errors", "deployments.needed_inputs")
 # What a stage is built from, and what a request says of a LoRA; no library but pydantic.
-ARGUMENTS = ("deployments.model", "deployments.memory.args", "deployments.adapters.args", "deployments.adapters.use")
+ARGUMENTS = (
+    "deployments.model",
+    "deployments.memory.args",
+    "deployments.ranks.args",
+    "deployments.adapters.args",
+    "deployments.adapters.use",
+)
 ADAPTERS = room("deployments.adapters")  # LoRAs: fetched, in memory, in a forward
 TRACING = room("deployments.tracing")  # spans, which every room may make
 METER = ("deployments.metrics.meter", "deployments.metrics.metric", "deployments.metrics.table")
@@ -56,6 +62,7 @@ STARTING = ("deployments.starting",)  # what a replica tells of its start
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MEMORY = room("deployments.memory")  # how a process fits on its device
+RANKS = room("deployments.ranks")  # a denoiser on several devices
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
@@ -302,6 +309,7 @@ RULES = (
             *DENOISING,
             *FEATURES,
             *ACCELERATIONS,
+            *RANKS,
             *OBSERVABILITY,
             *WEIGHTS,
             *OUT_OF_MEMORY,
@@ -328,6 +336,7 @@ RULES = (
             *OBSERVABILITY,
             *MEDIA,
             *DEVICES,
+            *MODULES,
             *ARGUMENTS,
             *MESSAGES,
             *ENV_CONFIG,
@@ -345,6 +354,7 @@ RULES = (
             *DENOISING,
             *FEATURES,
             *ACCELERATIONS,
+            *RANKS,
             *WEIGHTS,
             *MEDIA,
             *MEMORY,
@@ -382,6 +392,7 @@ RULES = (
         (*ADAPTERS, *STAGE_PIPELINE, *WEIGHTS, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES, *ENV_CONFIG),
         never=("ray", *HTTP),
     ),
+    Rule(RANKS, (*RANKS, *ENGINE, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(MEMORY, (*MEMORY, *TENSORS, *MODULES, *ARGUMENTS, *MESSAGES), never=("ray", *HTTP)),
     Rule(
         ACCELERATIONS,

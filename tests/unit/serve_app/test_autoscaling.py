@@ -461,9 +461,7 @@ def test_within_a_second_of_a_decision_nothing_is_reckoned_again_and_all_is_kept
     decided, states = policy(told)
 
     def later(seconds: float, more: int = 0) -> dict[str, AutoscalingContext]:  # the reports say nothing
-        return {
-            name: context(state=states[name], time_s=NOW + seconds, target=decided[name] + more) for name in told
-        }
+        return {name: context(state=states[name], time_s=NOW + seconds, target=decided[name] + more) for name in told}
 
     assert policy(later(0.9)) == (decided, states)
     assert policy(later(1))[1] != states

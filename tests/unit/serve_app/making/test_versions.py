@@ -140,6 +140,7 @@ OF_ONE_PROCESS = {
     "adapters": {"sketch": "o/sketch"},
     "adapter_cache": {"max_disk_bytes": 7},
     "takes_new_adapters": True,
+    "parallel": {"batch": 2},
 }
 
 

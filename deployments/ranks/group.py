@@ -1,0 +1,193 @@
+"""A group of ranks as rank 0 sees it: started, met, listened to, and ended as one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from deployments.errors import ReplicaUnfitError
+from deployments.modules import AccelerationError
+from deployments.ranks.args import ParallelArgs
+from deployments.ranks.beats import Beats
+from deployments.ranks.channel import Channel
+from deployments.ranks.place import Place, RankProcess, StartRank, open_store
+from deployments.ranks.splits import SplitModule, check_splits, install_splits
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(days=365)  # of a rank that waits for its next forward: that rank 0 is there, its beats tell
+LOOK_S = 0.1  # while the ranks load
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the type of the device
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a rank has when all have met."""
+
+    channel: Channel
+    splits: Mapping[str, SplitModule]  # by module; empty where only samples are split
+
+
+def meet(place: Place, store: Any, modules: Mapping[str, torch.nn.Module], device: torch.device) -> Met:
+    """Called by every rank at the same time, after all weights were read: the streamer of weights would wait for the
+    other ranks too, once there is a group. Raises RuntimeError where one does not come."""
+    timeout = timedelta(seconds=place.args.collective_timeout_s)
+    dist.init_process_group(
+        BACKENDS[device.type],
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+    )
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return Met(Channel(control, device), install_splits(modules, place.args, mesh_of(place.args, device), device))
+
+
+def mesh_of(args: ParallelArgs, device: torch.device) -> DeviceMesh:
+    """Of all ranks: those that compute the same samples lie side by side."""
+    shape = (args.batch, args.tensor, args.ring, args.ulysses)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("batch", "tensor", "ring", "ulysses"))
+
+
+class RankGroup:
+    """Of one denoiser. The ranks load while rank 0 does; `open` waits for them. Once it is lost it stays so."""
+
+    def __init__(self, args: ParallelArgs, start: StartRank, host: str = "127.0.0.1") -> None:
+        """`host`: the address of this machine at which the other ranks reach it."""
+        self.args = args
+        self.lost: str | None = None  # why it cannot work any more
+        self._store = open_store(host)
+        self._places = [Place(host, self._store.port, rank, args) for rank in range(args.size)]
+        self._lock = threading.Lock()
+        self._beats: Beats | None = None
+        self._met: Met | None = None
+        self._device_type = "cpu"
+        self.processes: dict[int, RankProcess] = {}
+        try:
+            for place in self._places[1:]:
+                self.processes[place.rank] = start(place)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def others(self) -> list[Place]:
+        """The ranks beside rank 0."""
+        return self._places[1:]
+
+    @property
+    def gathers_uneven(self) -> bool:
+        """Whether parts of different lengths can be gathered: gloo takes equal ones only."""
+        return self._device_type != "cpu"
+
+    @property
+    def met(self) -> Met:
+        assert self._met is not None, "the group was not opened"
+        return self._met
+
+    def open(self, modules: Mapping[str, torch.nn.Module], device: torch.device) -> None:
+        """Waits until all ranks have built these modules, and splits them here as they do.
+
+        Raises AccelerationError for a way that cannot be had, and for a rank that cannot start, with its reason.
+        """
+        try:
+            if device.type not in BACKENDS:
+                raise AccelerationError(f"parallel: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}")
+            self._device_type = device.type
+            check_splits(modules, self.args, device)
+            self._wait_for_all()
+            self._store.set(GO, "1")
+            self._met = meet(self._places[0], self._store, modules, device)
+        except BaseException:
+            self.close()
+            raise
+        others = [place.rank for place in self.others]
+        own = self._places[0].connect()
+        self._beats = Beats(own, 0, others, self.args.silence_timeout_s, self.end, self._ended_rank)
+        logger.info("parallel: %s", ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
+
+    def _wait_for_all(self) -> None:
+        until = time.monotonic() + self.args.start_timeout_s
+        for place in self.others:
+            while not self._store.check([built_key(place.rank)]):
+                if (reason := self._failure()) is not None:
+                    raise AccelerationError(f"parallel: {reason}")
+                if time.monotonic() > until:
+                    raise AccelerationError(
+                        f"parallel.start_timeout_s: rank {place.rank} has not loaded the model within "
+                        f"{self.args.start_timeout_s:g} s"
+                    )
+                time.sleep(LOOK_S)
+
+    def _failure(self) -> str | None:
+        """Of a rank that cannot start."""
+        for place in self.others:
+            if self._store.check([failed_key(place.rank)]):
+                return f"rank {place.rank} cannot start: {self._store.get(failed_key(place.rank)).decode()}"
+        return self._ended_rank()
+
+    def _ended_rank(self) -> str | None:
+        reasons = ((rank, process.end_reason()) for rank, process in self.processes.items())
+        return next((f"rank {rank} has ended: {reason}" for rank, reason in reasons if reason is not None), None)
+
+    # -- called by the executor and by threads that watch ------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises ReplicaUnfitError for a group that is lost."""
+        if self.lost is not None:
+            raise ReplicaUnfitError(self.lost)
+
+    @contextmanager
+    def reaching(self, rank: int) -> Iterator[None]:
+        """Ends the group where that fails, and raises ReplicaUnfitError."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.end(f"rank {rank} cannot be reached: {error}")
+            raise ReplicaUnfitError(self.lost) from error
+
+    def end(self, reason: str) -> None:
+        """Ends all ranks as one: whoever waits for one of them is woken by the end of its connection."""
+        with self._lock:
+            if self.lost is not None:
+                return
+            self.lost = reason
+        logger.error("the group of ranks has ended: %s", reason)
+        self._kill()
+
+    def close(self) -> None:
+        """The other ranks end, and this process may be in another group."""
+        with self._lock:
+            self.lost = self.lost or "the group is closed"
+        if self._beats is not None:
+            self._beats.end()
+        self._kill()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+
+GO = "go"  # set by rank 0 when all have built their modules
+
+
+def built_key(rank: int) -> str:
+    return f"built/{rank}"
+
+
+def failed_key(rank: int) -> str:
+    """With the reason, in one sentence."""
+    return f"failed/{rank}"

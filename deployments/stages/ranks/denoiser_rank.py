@@ -1,0 +1,23 @@
+"""A rank other than 0 of a denoiser stage: it builds the denoisers as a replica does, and nothing else."""
+
+from __future__ import annotations
+
+from deployments.devices import Device, select_device
+from deployments.model import ModelArgs
+from deployments.ranks.member import Built, serve_rank
+from deployments.ranks.place import Place
+from deployments.stage_pipeline.sessions.denoise import call_directly
+from deployments.stages.build import build_stage
+from env_config.variables import EnvConfig
+
+
+def serve_denoiser_rank(place: Place, model: ModelArgs, env: EnvConfig) -> None:
+    """Until rank 0 is gone; raises what `build_stage` and `select_device` raise."""
+    serve_rank(place, lambda: built(model, env, select_device(env.runtime.target_device)))
+
+
+def built(model: ModelArgs, env: EnvConfig, device: Device) -> Built:
+    """The denoisers alone, whatever else rank 0 has."""
+    stage = build_stage(model, ("denoiser",), env, device)
+    modules = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
+    return Built(modules, stage.device, call_directly, stage.memory.give_back)
