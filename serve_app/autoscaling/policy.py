@@ -206,7 +206,7 @@ def is_fresh(context: AutoscalingContext) -> bool:
     decided, now = context.policy_state.get(DECIDED), context.current_time
     if decided is None or now is None:
         return False
-    return 0 <= now - decided[0] < DECIDE_EVERY_S and context.target_num_replicas == decided[1]
+    return bool(0 <= now - decided[0] < DECIDE_EVERY_S and context.target_num_replicas == decided[1])
 
 
 def kept(state: Mapping[str, Any]) -> State:

@@ -271,7 +271,7 @@ def test_a_job_is_listed_shown_watched_and_downloaded(page: ServedPage, here: Pa
     assert asked(page, "jobs", "list", "--json") == Exit.OK
     assert job in [each["id"] for each in document(capsys)["jobs"]]
     assert asked(page, "jobs", "list", "--status", "failed", "--status", "queued", "--json") == Exit.OK
-    assert document(capsys)["jobs"] == []
+    assert job not in [each["id"] for each in document(capsys)["jobs"]]
     for arguments in (["list"], ["list", "--status", "completed"], ["show", job], ["watch", job]):
         assert asked(page, "jobs", *arguments) == Exit.OK
         told = capsys.readouterr().out
