@@ -83,7 +83,7 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
-    waits: list[tuple[int, str]] = field(default_factory=list)  # request, what it waits for; not yet saved
+    waits: list[tuple[int, str | None]] = field(default_factory=list)  # request, what for; None: its turn has come
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -108,6 +108,9 @@ class JobFollower(Follower):
 
     def on_begin(self) -> None:
         self.end()
+        if self._waits_for == "denoiser":
+            self._waits_for = None
+            self.running.waits.append((self.request, None))
         self.running.has_begun = True
         self.running.changed.set()
 
@@ -436,8 +439,10 @@ class JobRunner:
             logger.exception("the events of job %s could not be saved", job.id)
 
     async def _save_wait(self, job_id: str, number: int, what_for: str) -> None:
-        data = {"request": number, "for": what_for}
-        await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
+        await self._save_event(job_id, "waiting", {"request": number, "for": what_for})
+
+    async def _save_event(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
+        await self.threads.run(self.store.save_event, self.name, job_id, kind, data)
         self.watch.notify(job_id)
 
     async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
@@ -481,7 +486,10 @@ class JobRunner:
             del running.warnings[: len(warnings)]
         while running.waits:
             request, what_for = running.waits[0]
-            await self._save_wait(job_id, request, what_for)
+            if what_for is None:
+                await self._save_event(job_id, "begun", {"request": request})
+            else:
+                await self._save_wait(job_id, request, what_for)
             del running.waits[0]
         if step is not None:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)
