@@ -84,8 +84,8 @@ class RunningJob:
     has_begun: bool = False  # not yet saved
     previews: list[tuple[int, int, MediaFile]] = field(default_factory=list)  # request, step, picture; not yet saved
     warnings: list[RequestWarning] = field(default_factory=list)  # not yet saved
-    # request, what it waits for, and about how many seconds; not yet saved
-    waits: list[tuple[int, str, float | None]] = field(default_factory=list)
+    # request, what it waits for (None: its turn has come), and about how many seconds; not yet saved
+    waits: list[tuple[int, str | None, float | None]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # events stand in the order in which they happened
 
@@ -110,6 +110,8 @@ class JobFollower(Follower):
 
     def on_begin(self) -> None:
         self.end()
+        if self._waits_for in ("denoiser", "model"):
+            self.running.waits.append((self.request, None, None))
         self._waits_for = None
         self.running.has_begun = True
         self.running.changed.set()
@@ -446,7 +448,10 @@ class JobRunner:
         data: dict[str, Any] = {"request": number, "for": what_for}
         if what_for == "model":
             data["about_s"] = None if about_s is None else math.ceil(about_s)
-        await self.threads.run(self.store.save_event, self.name, job_id, "waiting", data)
+        await self._save_event(job_id, "waiting", data)
+
+    async def _save_event(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
+        await self.threads.run(self.store.save_event, self.name, job_id, kind, data)
         self.watch.notify(job_id)
 
     async def _remove_if_unwanted(self, job_id: str, outputs: list[Output]) -> None:
@@ -489,7 +494,11 @@ class JobRunner:
             await self.threads.run(self.store.save_warnings, self.name, job_id, warnings)
             del running.warnings[: len(warnings)]
         while running.waits:
-            await self._save_wait(job_id, *running.waits[0])
+            request, what_for, about_s = running.waits[0]
+            if what_for is None:
+                await self._save_event(job_id, "begun", {"request": request})
+            else:
+                await self._save_wait(job_id, request, what_for, about_s)
             del running.waits[0]
         if step is not None:
             await self.threads.run(self.store.save_progress, self.name, job_id, running.progress, step)

@@ -78,6 +78,8 @@ def tell(progress: Progress, event: ServerEvent) -> None:
             progress.step(data["progress"], data["step"], data["num_steps"], data.get("eta_s"))
         case "warning":
             progress.warn(data["message"])
+        case "begun":
+            progress.say("its turn has come")
         case "waiting":
             progress.say(waiting_for(data))
         case "completed":

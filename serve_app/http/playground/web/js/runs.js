@@ -109,17 +109,18 @@ function hear(run, { event, data }) {
     card.shown.alt = `Preview at step ${data.step}`;
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
-  else if (event === "waiting") waits(run, waitingFor(data));
+  else if (event === "waiting") tellBoth(run, waitingFor(data));
+  else if (event === "begun") tellBoth(run, "Its turn has come.");
   else if (event === "stored") status(run, "Stored.");
 }
 
 function started(run, isTakenOver) {
   const text = isTakenOver ? "Taken over by another replica." : "Started.";
-  status(run, text, "");
-  say(text);
+  tell(run.card.detail, "");
+  tellBoth(run, text);
 }
 
-function waits(run, text) {
+function tellBoth(run, text) {
   status(run, text);
   say(text);
 }
