@@ -71,7 +71,7 @@ class ComponentPool:
 
     def shared_by(self, model: str) -> dict[str, str]:
         """The model's components that another one has too -> MODEL.COMPONENT of the others."""
-        found = {}
+        found: dict[str, str] = {}
         for entry in self.entries:
             holders = [(entry.model, entry.name), *entry.users]
             for own in (name for holder, name in holders if holder == model):
