@@ -51,7 +51,7 @@ class Entry:
     held_as: HeldAs
     stored: Stored
     module: torch.nn.Module
-    users: list[str] = field(default_factory=list)  # MODEL.COMPONENT of those that have it too
+    users: list[tuple[str, str]] = field(default_factory=list)  # models that have it too, under which name each
     is_changed: bool = False  # by the constructor of its own pipeline
 
     @property
@@ -71,12 +71,12 @@ class ComponentPool:
 
     def shared_by(self, model: str) -> dict[str, str]:
         """The model's components that another one has too -> MODEL.COMPONENT of the others."""
-        found = {}
+        found: dict[str, str] = {}
         for entry in self.entries:
-            for place in (all_places := [entry.place, *entry.users]):
-                if len(all_places) > 1 and place.startswith(f"{model}."):
-                    others = [each for each in all_places if each != place]
-                    found[place.removeprefix(f"{model}.")] = " and ".join(others)
+            holders = [(entry.model, entry.name), *entry.users]
+            for own in (name for holder, name in holders if holder == model):
+                others = [f"{holder}.{name}" for holder, name in holders if holder != model]
+                found |= {own: " and ".join(others)} if others else {}
         return found
 
 
@@ -113,7 +113,7 @@ class ModelInPool:
             entry = Entry(self._model, name, held_as, stored, load())
             self._pool.entries.append(entry)
         else:
-            entry.users.append(f"{self._model}.{name}")
+            entry.users.append((self._model, name))
             self.borrowed[name] = entry.place
             self._pool.lines.append(f"share: {self._model}.{name} is {entry.place}: {size_of(entry.module)} once")
         self._states.append((entry, state_of(entry.module)))

@@ -84,13 +84,13 @@ def one_module(stages: dict[str, StagePipeline], *places: str) -> bool:
 
 
 def test_a_fine_tune_of_the_denoiser_has_the_encoders_of_its_base(flux_checkpoint: Path, copy: Copy) -> None:
-    tuned = copy("tuned", "transformer")
+    tuned = copy("flux.1", "transformer")
     stages = build(flux_checkpoint, tuned)
     assert stages["flux"].borrowed == frozenset()
-    assert stages["tuned"].shared == {name: f"flux.{name}" for name in OF_THE_ENCODER}
-    assert stages["flux"].shared == {name: f"tuned.{name}" for name in OF_THE_ENCODER}
-    assert stages["tuned"].weight_bytes() == stages["flux"].weight_bytes()
-    assert not stages["tuned"].own_components
+    assert stages["flux.1"].shared == {name: f"flux.{name}" for name in OF_THE_ENCODER}
+    assert stages["flux"].shared == {name: f"flux.1.{name}" for name in OF_THE_ENCODER}
+    assert stages["flux.1"].weight_bytes() == stages["flux"].weight_bytes()
+    assert not stages["flux.1"].own_components
     for folder, prompt in ((tuned, "a dog"), (flux_checkpoint, "a small cat"), (tuned, "a small cat")):
         request = asked(folder, prompt=prompt)
         assert content(encode(stages[folder.name], request)) == content(encode(alone(folder), request))
