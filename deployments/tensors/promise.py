@@ -134,7 +134,7 @@ class Promise(torch.Tensor):
         device: torch.device,
         value: torch.Tensor | None = None,
     ) -> Promise:
-        made: Promise = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        made: Promise = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         made.source, made.value = source, value
         return made
 
@@ -156,7 +156,7 @@ class Promise(torch.Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """For what reaches torch's kernels without being seen by `__torch_function__`, such as code in C++."""
