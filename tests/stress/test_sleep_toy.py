@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stress.test_sleep import states, until
+from tests.support.asleep import states, until
 from tests.support.served_application import ServedApplication, serve_application
 
 pytestmark = pytest.mark.timeout(1800)
