@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,13 +16,13 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.asleep import PATIENCE_S, states, until
 from tests.support.served_application import ROOT, ServedApplication, application, serve_application
 
 pytestmark = pytest.mark.timeout(1800)
 
 FLUX, WAN = ("Encoder-emoji-flux", "Denoiser-emoji-flux", "VAE-emoji-flux"), ("Pipeline-emoji-wan",)
 IDLE_S = 20
-PATIENCE_S = 600
 LONGEST_WAIT_S = 3
 BODY: dict[str, Any] = {"prompt": "a cat", "model": "emoji-flux", "deterministic": True, "num_inference_steps": 4}
 VIDEO: dict[str, Any] = {"prompt": "a cat", "model": "emoji-wan", "deterministic": True, "num_inference_steps": 4}
@@ -135,22 +135,6 @@ def probe(served: ServedApplication, seconds: float) -> None:
         for path in ("/v1/models", "/v1/models/emoji-wan", "/openapi.json", "/v1/loras", "/"):
             assert httpx.get(f"{served.url}{path}", timeout=60).status_code == 200
         time.sleep(1)
-
-
-def states(served: ServedApplication) -> dict[str, str]:
-    health = served.health()
-    assert health.status_code == 200
-    told: dict[str, str] = health.json()["models"]
-    return told
-
-
-def until(happened: Callable[[], bool]) -> float:
-    """The seconds that it took."""
-    began = time.monotonic()
-    while not happened():
-        assert time.monotonic() < began + PATIENCE_S
-        time.sleep(2)
-    return time.monotonic() - began
 
 
 def processes_of(served: ServedApplication, *names: str) -> list[psutil.Process]:
