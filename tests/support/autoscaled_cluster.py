@@ -110,7 +110,7 @@ class AutoscaledCluster:
 
     def replicas(self, deployment: str) -> list[Replica]:
         told = self.application()["deployments"].get(deployment, {}).get("replicas", [])
-        return [Replica(each["state"], each["node_id"] or "", each["pid"] or 0) for each in told]
+        return [Replica(each["state"], each.get("node_id") or "", each.get("pid") or 0) for each in told]
 
     def running(self, deployment: str) -> list[Replica]:
         return [each for each in self.replicas(deployment) if each.state == "RUNNING"]
