@@ -110,7 +110,7 @@ class AutoscaledCluster:
 
     def replicas(self, deployment: str) -> list[Replica]:
         told = self.application()["deployments"].get(deployment, {}).get("replicas", [])
-        return [Replica(each["state"], each["node_id"] or "", each["pid"] or 0) for each in told]
+        return [Replica(each["state"], each.get("node_id") or "", each.get("pid") or 0) for each in told]
 
     def running(self, deployment: str) -> list[Replica]:
         return [each for each in self.replicas(deployment) if each.state == "RUNNING"]
@@ -219,6 +219,7 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_OVERRIDE_RESOURCES": "{}",  # tests/stress/conftest.py gives every node a device
+        "RAY_raylet_start_wait_time_s": "300",  # on a busy machine a node that is given up leaves processes behind
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",

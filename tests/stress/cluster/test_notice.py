@@ -11,7 +11,7 @@ from tests.stress.cluster.conftest import CALLERS
 from tests.support.autoscaled_cluster import AutoscaledCluster
 from tests.support.cluster_load import Caller, load, undisturbed
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
 DENOISER = "Denoiser-flux"
 NOTICE_S = 30

@@ -15,7 +15,7 @@ from tests.stress.cluster.conftest import CALLERS, DEPLOYMENTS, POLICY
 from tests.support.autoscaled_cluster import TWO_MODELS, AutoscaledCluster
 from tests.support.cluster_load import Caller, load, undisturbed
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
 OF_FLUX, OF_BOTH = ("EncoderVAE-flux", "Denoiser-flux"), "Ingress"
 
