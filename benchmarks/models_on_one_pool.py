@@ -72,7 +72,9 @@ def alternating(time_s: float) -> Sequence[float]:
 LOADS = {
     "shifting": Load("each model between 3 % and 63 % of the load, one after the other, in an hour", shifting),
     "in turns": Load("every 20 minutes another model has 70 % of the load, from one moment to the next", in_turns),
-    "alternating": Load("every minute, the time that a replica takes to start, 60 % of the load change sides", alternating),
+    "alternating": Load(
+        "every minute, the time that a replica takes to start, 60 % of the load change sides", alternating
+    ),
 }
 
 
@@ -103,7 +105,13 @@ def compare(accelerators: int, load: str, peak: float, seed: int) -> list[dict[s
     rows = []
     for name, (policy, initial) in policies(LOADS[load], accelerators, peak).items():
         outcome = simulate(STAGES, arrivals, accelerators, policy, initial, refuse_late=True)
-        row = {"accelerators": accelerators, "load": load, "policy": name, "seed": seed, **told(outcome, arrivals, best)}
+        row = {
+            "accelerators": accelerators,
+            "load": load,
+            "policy": name,
+            "seed": seed,
+            **told(outcome, arrivals, best),
+        }
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -149,7 +157,9 @@ def fixed_shares(shares: Sequence[float], accelerators: int) -> list[int]:
         of_kind = work_of_mix(STAGES, [kind], [1.0])
         work = [done + share * more / sum(of_kind) for done, more in zip(work, of_kind, strict=True)]
     demands = [
-        Demand(stage.name, now=1, fair=each / stage.accelerators, held=0, least=1, have=0, accelerators=stage.accelerators)
+        Demand(
+            stage.name, now=1, fair=each / stage.accelerators, held=0, least=1, have=0, accelerators=stage.accelerators
+        )
         for stage, each in zip(STAGES, work, strict=True)
     ]
     return fill(accelerators, demands, [1] * len(STAGES), [accelerators] * len(STAGES))
@@ -188,19 +198,20 @@ def medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_markdown(result: dict[str, Any]) -> list[str]:
-    heads = ("accelerators", "load", "policy", "goodput, of the best possible", "of the worst served model's requests good",
+    heads = ("accelerators", "load", "policy", "goodput, of the best possible", "good of the worst served model",
              "refused", "p95", "starts")  # fmt: skip
     return [
         "# Three models on one pool, simulated",
         "",
-        "`python -m benchmarks.models_on_one_pool`: FLUX.1-dev (one H100), Qwen-Image (replicas of two H100s) and Wan2.2 "
-        "TI2V 5B (three stages of one H100 each), with the stage costs that SGLang 0.5.23 publishes of its own runs; a "
-        "replica takes 60 s to start (assumed). Poisson arrivals for an hour bring "
-        f"{result['peak']:.0%} of what all accelerators can do. Goodput counts the requests that end within five times "
-        "the latency of a lone one; what is predicted to end later is refused, whatever the policy. The best possible is "
-        "a bound that knows all arrivals beforehand and needs no whole replicas (`benchmarks/goodput_bound.py`). The one "
-        "policy for all models is the application's own (`serve_app/autoscaling/`), called as Serve calls it. Fixed "
-        "shares by the mean work know the mean of the hour beforehand. Medians over "
+        "`python -m benchmarks.models_on_one_pool`: FLUX.1-dev (one H100), Qwen-Image (replicas of two H100s) and "
+        "Wan2.2 TI2V 5B (three stages of one H100 each), with the stage costs that SGLang 0.5.23 publishes of its own "
+        "runs; a replica takes 60 s to start (assumed). Poisson arrivals for an hour bring "
+        f"{result['peak']:.0%} of what all accelerators can do. Goodput counts the requests that end within five "
+        "times the latency of a lone one; what is predicted to end later is refused, whatever the policy. The best "
+        "possible is a bound that knows all arrivals beforehand and needs no whole replicas "
+        "(`benchmarks/goodput_bound.py`). The one policy for all models is the application's own "
+        "(`serve_app/autoscaling/`), called as Serve calls it. Fixed shares by the mean work know the mean of the hour "
+        "beforehand. Medians over "
         f"{result['seeds']} seeds of arrivals, the range of the goodput in brackets.",
         "",
         *(f"- {name}: {load.says}" for name, load in LOADS.items()),

@@ -20,6 +20,7 @@ from serve_app.autoscaling.work import STAGES
 
 ONE_MODEL = tuple(Stage(name) for name in STAGES)
 
+
 def proportional(weights: Sequence[float], total: int) -> list[int]:
     """`total` split in proportion to `weights`, by largest remainder; each gets 1 at least."""
     rest = total - len(weights)
@@ -77,9 +78,7 @@ class ReplicaRatio:
         """
         self.stages = stages
         each = {stage.name: stage.accelerators for stage in stages}
-        self.policy = autoscaling.ReplicaRatio(
-            accelerators=num_accelerators, **{"accelerators_each": each, **settings}
-        )
+        self.policy = autoscaling.ReplicaRatio(accelerators=num_accelerators, **{"accelerators_each": each, **settings})
         self.config = AutoscalingConfig(
             min_replicas=1, max_replicas=num_accelerators, upscale_delay_s=0, downscale_delay_s=0
         )

@@ -44,12 +44,14 @@ def fits(pool: float, demands: Sequence[Demand], replicas: Sequence[float]) -> b
 
 
 def share(pool: float, demands: Sequence[Demand], given: set[str]) -> list[int]:
-    """Replicas of each deployment: those it may keep if all fit, else what is fair. Models not `given` get their least."""
+    """Replicas of each deployment: those it may keep if all fit, else what is fair. Models not `given` get the least."""
     if fits(pool, demands, [each.held for each in demands]):
         return [each.held for each in demands]
     asked = [each if each.model in given else replace(each, now=0.0, fair=0.0, held=each.least) for each in demands]
     floors = least_sets(asked)
-    firm = [max(low, each.have) if each.is_firm and each.now > 0 else low for each, low in zip(asked, floors, strict=True)]
+    firm = [
+        max(low, each.have) if each.is_firm and each.now > 0 else low for each, low in zip(asked, floors, strict=True)
+    ]
     if fits(pool, demands, firm):
         floors = firm
     needed = [max(floor, math.ceil(each.fair - ROUND)) for each, floor in zip(asked, floors, strict=True)]
@@ -89,9 +91,7 @@ def fill(pool: float, demands: Sequence[Demand], floors: Sequence[int], tops: Se
     return with_last_places(pool, demands, replicas, tops)
 
 
-def with_last_places(
-    pool: float, demands: Sequence[Demand], replicas: Sequence[int], tops: Sequence[int]
-) -> list[int]:
+def with_last_places(pool: float, demands: Sequence[Demand], replicas: Sequence[int], tops: Sequence[int]) -> list[int]:
     counts = list(replicas)
 
     def order(index: int) -> tuple[bool, float]:

@@ -250,7 +250,7 @@ def check_our_policy(settings: Mapping[str, Any], scaling: list[Mapping[str, Any
 
 
 def check_pool(policy: ReplicaRatio, pool: float, scaling: list[Mapping[str, Any]], where: str) -> list[str]:
-    """Names that nothing has, replicas that are counted otherwise than they take, and least replicas that do not fit."""
+    """Names that nothing has, replicas counted otherwise than they take, and least replicas that do not fit."""
     names = [str(each.get("name")) for each in scaling]
     models = {model_of(name) for name in names}
     problems = [
