@@ -198,19 +198,20 @@ def medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_markdown(result: dict[str, Any]) -> list[str]:
-    heads = ("accelerators", "load", "policy", "goodput, of the best possible", "of the worst served model's requests good",
+    heads = ("accelerators", "load", "policy", "goodput, of the best possible", "good of the worst served model",
              "refused", "p95", "starts")  # fmt: skip
     return [
         "# Three models on one pool, simulated",
         "",
-        "`python -m benchmarks.models_on_one_pool`: FLUX.1-dev (one H100), Qwen-Image (replicas of two H100s) and Wan2.2 "
-        "TI2V 5B (three stages of one H100 each), with the stage costs that SGLang 0.5.23 publishes of its own runs; a "
-        "replica takes 60 s to start (assumed). Poisson arrivals for an hour bring "
-        f"{result['peak']:.0%} of what all accelerators can do. Goodput counts the requests that end within five times "
-        "the latency of a lone one; what is predicted to end later is refused, whatever the policy. The best possible is "
-        "a bound that knows all arrivals beforehand and needs no whole replicas (`benchmarks/goodput_bound.py`). The one "
-        "policy for all models is the application's own (`serve_app/autoscaling/`), called as Serve calls it. Fixed "
-        "shares by the mean work know the mean of the hour beforehand. Medians over "
+        "`python -m benchmarks.models_on_one_pool`: FLUX.1-dev (one H100), Qwen-Image (replicas of two H100s) and "
+        "Wan2.2 TI2V 5B (three stages of one H100 each), with the stage costs that SGLang 0.5.23 publishes of its own "
+        "runs; a replica takes 60 s to start (assumed). Poisson arrivals for an hour bring "
+        f"{result['peak']:.0%} of what all accelerators can do. Goodput counts the requests that end within five "
+        "times the latency of a lone one; what is predicted to end later is refused, whatever the policy. The best "
+        "possible is a bound that knows all arrivals beforehand and needs no whole replicas "
+        "(`benchmarks/goodput_bound.py`). The one policy for all models is the application's own "
+        "(`serve_app/autoscaling/`), called as Serve calls it. Fixed shares by the mean work know the mean of the hour "
+        "beforehand. Medians over "
         f"{result['seeds']} seeds of arrivals, the range of the goodput in brackets.",
         "",
         *(f"- {name}: {load.says}" for name, load in LOADS.items()),

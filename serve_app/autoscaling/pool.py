@@ -44,7 +44,7 @@ def fits(pool: float, demands: Sequence[Demand], replicas: Sequence[float]) -> b
 
 
 def share(pool: float, demands: Sequence[Demand], given: set[str]) -> list[int]:
-    """Replicas of each deployment: those it may keep if all fit, else what is fair; the least of models not `given`."""
+    """Replicas of each deployment: what it may keep if all fit, else what is fair. Models not `given` get the least."""
     if fits(pool, demands, [each.held for each in demands]):
         return [each.held for each in demands]
     asked = [each if each.model in given else replace(each, now=0.0, fair=0.0, held=each.least) for each in demands]

@@ -1,8 +1,8 @@
 """What a deployment's share of a full pool is reckoned by: the mean of its need, over as long as moving replicas takes.
 
-A replica that is moved loads its weights first, which must be worth it. Needs of a moment are mostly chance, and count
-in a mean over two times of a load; and a deployment that has just got a replica loses none before that has served as
-long as it took to start.
+A replica that is moved loads its weights first, which must be worth it. Needs of a moment are mostly chance, so they
+count in a mean over two times of a load; and a deployment that has just got a replica loses none before that has served
+as long as it took to start.
 """
 
 from __future__ import annotations

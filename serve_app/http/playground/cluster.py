@@ -24,6 +24,7 @@ from serve_app.models.registry import ServedModels
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # between two looks
+LOOK_AT_S = 0.01  # for each replica: a large fleet is looked at less often, at most 100 replicas a second
 ANSWER_S = 3.0  # that the replicas of a deployment may take to answer
 # That one may watch: an ingress replica that is to go waits for nobody longer, and whoever stays asks again.
 WATCH_S = 30.0
@@ -93,7 +94,7 @@ class ClusterWatch:
             else:
                 for watcher in self._watchers:
                     watcher.tell(seen)
-            await asyncio.sleep(self.look_s)
+            await asyncio.sleep(max(self.look_s, LOOK_AT_S * len(self._before)))
 
     async def look(self) -> Seen:
         """What waits here, and every deployment with its replicas."""
