@@ -87,6 +87,10 @@ ROWS = (
             Query(now("ray_triptych_queue_limit_seconds", "max", "model, queue"), "bound of {{model}} {{queue}}"))),
         Panel("Made", "ops", one(rate("ray_triptych_made_total", "model, kind"), "{{model}} {{kind}}")),
         Panel("Shared with an equal request", "ops", one(rate("ray_triptych_shared_total"), "shared")),
+        Panel("Asleep", "short", one(now("ray_triptych_model_asleep", "max", "model"), "{{model}}")),
+        Panel("Woken", "ops", one(rate("ray_triptych_model_wakes_total", "model"), "{{model}}")),
+        Panel("Seconds of the last load", "s",
+              one(now("ray_triptych_model_load_seconds", "max", "model"), "{{model}}")),
     )),
     Row("Stages", (
         Panel("Healthy replicas", "short", one(now("ray_triptych_stage_replicas", "sum", "stage"), "{{stage}}")),

@@ -28,8 +28,9 @@ class AdapterMetrics:
         meter, process = self._meter, self._process
         found = [library.describe() for library in self._libraries]
         for tier in ("device", "host"):
-            for name, number in (("triptych_adapters", "adapters"), ("triptych_adapter_bytes", "bytes")):
-                meter.set(name, sum(each[tier][number] for each in found), stage=process, tier=tier)
+            held = {number: sum(each[tier][number] for each in found) for number in ("adapters", "bytes")}
+            meter.set("triptych_adapters", held["adapters"], stage=process, tier=tier)
+            meter.set("triptych_adapter_bytes", held["bytes"], stage=process, tier=tier)
             for event in EVENTS:
                 count = sum(each[event].get(tier, 0) for each in found)
                 new = count - self._told.get((tier, event), 0)
