@@ -98,6 +98,8 @@ class ServedModel:
         if state == "ready" and self._heard_at != stages.sleep.loads:  # it may be another one than before
             with contextlib.suppress(TriptychError, RayError, RayServeException):
                 self._take(await self._hear())
+        if (load_s := (await stages.sleep.facts()).load_s) is not None:
+            stages.meter.set("triptych_model_load_seconds", load_s, model=self.name)
 
     async def effects(self, request: GenerationRequest, asked: tuple[str, ...]) -> Effects:
         """What the request's arguments do; raises what a lost replica raises, and StageUnavailableError while it

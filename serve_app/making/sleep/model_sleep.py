@@ -173,8 +173,6 @@ class ModelSleep:
         self._last = "ready"
         self._used_at = self._clock()
         self.described = described
-        if is_measured:
-            self._meter.set("triptych_model_load_seconds", load_s, model=self.name)
         await self.keep(description=described, **({"load_s": load_s} if is_measured else {}))
         self.on_awake()
 
