@@ -85,7 +85,7 @@ AREAS = {
               model=MODEL),
         counter("triptych_model_wakes_total", "Times that a request woke the model.", model=MODEL),
         gauge("triptych_model_load_seconds",
-              "Seconds from a request for the model that slept until it could serve; before, its slowest replica's start.",
+              "Seconds until a model that slept could serve; before the first time, its slowest replica's start.",
               model=MODEL),
         gauge("triptych_stages_wanted",
               "1 for each deployment of a stage that requests go through, 0 while its model sleeps.",
