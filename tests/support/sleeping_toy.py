@@ -1,7 +1,5 @@
 """The real ingress and Serve's real autoscaling, with stages that load no torch: what sleeps starts within seconds."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time
