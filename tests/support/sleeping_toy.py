@@ -1,7 +1,5 @@
 """The real ingress and Serve's real autoscaling, with stages that load no torch: what sleeps starts within seconds."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time
@@ -87,5 +85,5 @@ class Stage:
 def build_app(args: ToyArgs) -> Application:
     names = {"Encoder-toy": "encoder", "Denoiser-toy": "denoiser", "VAE-toy": "vae"}
     stages = [serve.deployment(name=name)(Stage).bind(stage, args) for name, stage in names.items()]
-    service = ServiceArgs(models={"toy": {}}, output_directory=Path(args.output_directory))
+    service = ServiceArgs(models={"toy": {"sleep": {"max_wait_s": 600}}}, output_directory=Path(args.output_directory))
     return Ingress.bind(service, {"toy": tuple(stages)})
