@@ -13,6 +13,7 @@ import torch
 from diffusers.hooks.context_parallel import (
     ContextParallelGatherHook,
     ContextParallelSplitHook,
+    _get_submodule_by_name,
     apply_context_parallel,
 )
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
@@ -68,6 +69,11 @@ def context_problem(module: torch.nn.Module, degree: int) -> str | None:
     heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
     if isinstance(heads, int) and heads % degree:
         return f"{degree} does not divide the {heads} attention heads of {type(module).__name__}"
+    for part in module._cp_plan:
+        try:
+            _get_submodule_by_name(module, part)
+        except ValueError as error:
+            return f"the plan of {type(module).__name__} in diffusers does not fit it: {error}"
     for backend in _backends(module):
         if backend not in _AttentionBackendRegistry._supports_context_parallel:
             allowed = ", ".join(sorted(_AttentionBackendRegistry._supports_context_parallel))

@@ -67,6 +67,14 @@ def test_a_way_that_a_model_does_not_have_is_refused_with_those_that_it_has(
         check_splits(modules, ParallelArgs(**parallel), CPU)
 
 
+def test_a_plan_that_names_what_a_model_does_not_have_is_refused(
+    flux: FluxTransformer2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flux, "_cp_plan", {**flux._cp_plan, "transformer_blocks.7": {}})
+    with pytest.raises(AccelerationError, match="plan of FluxTransformer2DModel in diffusers does not fit it: '7'"):
+        check_splits({"transformer": flux}, RANKS, CPU)
+
+
 def test_every_model_has_batch(flux: torch.nn.Module, unet: torch.nn.Module) -> None:
     check_splits({"flux": flux, "unet": unet}, ParallelArgs(batch=2), CPU)
     check_splits({"flux": flux}, ParallelArgs(batch=2, ulysses=2), CPU)
