@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,12 +64,13 @@ class SplitByContext:
 
 def context_problem(module: torch.nn.Module, degree: int) -> str | None:
     """Why the sequence of the module cannot be split over so many ranks; None: it can."""
-    if not getattr(module, "_cp_plan", None):
+    plan: Mapping[str, Any] | None = getattr(module, "_cp_plan", None)
+    if not plan:
         return f"{type(module).__name__} has no plan for it in diffusers"
     heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
     if isinstance(heads, int) and heads % degree:
         return f"{degree} does not divide the {heads} attention heads of {type(module).__name__}"
-    for part in module._cp_plan:
+    for part in plan:
         try:
             _get_submodule_by_name(module, part)
         except ValueError as error:
