@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-LAST = 5  # steps
+LAST = 12  # steps: some are quick, where a cache computes one of three or two schedulers step by turns
 
 
 class StepPace:
-    """The middle of the last steps: a wait for others, or for a compilation, is none of them.
+    """The mean of the last steps but the longest: that was a wait for others, or for a compilation.
 
     The first step counts for nothing, as before it a request waits for its turn.
     """
@@ -25,4 +25,7 @@ class StepPace:
 
     def seconds_left(self, num_steps: int) -> float | None:
         """Of so many more steps; None before the second has ended."""
-        return statistics.median_low(self._seconds) * num_steps if self._seconds else None
+        if not self._seconds:
+            return None
+        usual = sorted(self._seconds)[:-1] or self._seconds
+        return statistics.fmean(usual) * num_steps

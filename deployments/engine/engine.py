@@ -296,8 +296,9 @@ class Engine:
 
     def wait(self, forward: Forward) -> Any:
         """Its output; other fibers go on until it is there. Raises what `run` does."""
-        if not forward.is_done:
-            forward.is_awaited = True
+        with self._changed:  # who ends it meanwhile, from another thread, must see that somebody waits, or be seen
+            forward.is_awaited = not forward.is_done
+        if forward.is_awaited:
             self._let_others_go_on()
         return output_of(forward)
 

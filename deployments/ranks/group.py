@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from deployments.errors import ReplicaUnfitError
 from deployments.modules import AccelerationError
@@ -50,7 +51,8 @@ def meet(place: Place, store: Any, modules: Mapping[str, torch.nn.Module], devic
         world_size=place.size,
         timeout=timeout,
     )
-    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=timeout)  # of the meeting; then it waits for work, however long
+    _set_pg_timeout(PATIENCE, control)
     return Met(Channel(control, device), install_splits(modules, place.args, mesh_of(place.args, device), device))
 
 

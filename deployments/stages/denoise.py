@@ -212,9 +212,12 @@ class DenoiserStage:
         )
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
+        fingerprint_apart = f"{fingerprint}|passes apart"
+        is_apart = kind_of(request) in self._with_passes_apart
+        fingerprint = fingerprint_apart if is_apart else fingerprint
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
-        run.passes_apart |= kind_of(request) in self._with_passes_apart
+        run.passes_apart |= is_apart
         resume_from = check_checkpoint(checkpoint, fingerprint) if checkpoint else None
         try:
             return self._run(run, request, envelope, resume_from), run
@@ -222,7 +225,7 @@ class DenoiserStage:
             self._note_passes_apart(request, error)
             if resume_from is not None:  # what it holds may have been made together
                 raise CannotResumeError(f"its steps cannot go on with its guidance passes together: {error}") from error
-        run.passes_apart = True
+        run.passes_apart, run.fingerprint = True, fingerprint_apart
         return self._run(run, request, envelope, None), run
 
     def _run(

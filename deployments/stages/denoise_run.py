@@ -151,6 +151,8 @@ class DenoiseRun:
     def run(self, call_remotely: CallRemotely | None, resume_from: Packed | None) -> DecodeInputs:
         """In the engine's thread, by turns with other requests; the caller's waits."""
         engine, self.features = self.denoiser.engine, FeaturesInUse({})
+        self._leaving, self._last_checkpoint = [], None  # of a first go, which ended
+        self.fiber.forwards = 0
         engine.begin(self.fiber)
         try:
             # In this thread: what was sent may be large pictures, and to decode one can take a second.

@@ -182,6 +182,8 @@ def is_rearranging(promise: Promise, function: Callable[..., Any], args: Any, kw
         return False
     if function is not torch.Tensor.to:
         return True
+    if "copy" in kwargs or any(isinstance(each, bool) for each in args):
+        return False
     device = torch._C._nn._parse_to(*args, **kwargs)[0]
     return device is None or (device.type == promise.device.type and device.index in (None, promise.device.index))
 

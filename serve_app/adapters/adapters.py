@@ -131,14 +131,18 @@ class Adapters:
                 self._read_soon(adapter)
             if isinstance(each.scale, Mapping):
                 adapter = await self.with_facts(adapter, each.field)
-                _check_components(adapter, each.scale, each.field)
+                if adapter.facts is not None:  # else the stages say it
+                    _check_components(adapter, each.scale, each.field)
             uses.append(adapter.use(each.scale))
         _check_that_none_is_twice(uses)
         return [use.plain() for use in uses]
 
     async def with_facts(self, adapter: ServedAdapter, field: str = "name") -> ServedAdapter:
-        """The adapter with what is in its file, which is read if it was not. Raises what `read_adapter` raises."""
-        if adapter.facts is not None:
+        """The adapter with what is in its file, which is read if it was not, but not by waking a model that sleeps.
+
+        Raises what `read_adapter` raises.
+        """
+        if adapter.facts is not None or await self._stages.sleep.is_resting():
             return adapter
         facts = await asyncio.shield(self._reading_of(adapter, field))
         return dataclasses.replace(adapter, facts=facts)
@@ -218,8 +222,7 @@ class Adapters:
 
 
 def _check_components(adapter: ServedAdapter, scale: Mapping[str, float], field: str) -> None:
-    assert adapter.facts is not None
-    known = adapter.facts.components
+    known = adapter.facts.components if adapter.facts else ()
     if unknown := [name for name in scale if name not in known]:
         raise InvalidRequestError(
             f"{field}: the LoRA {adapter.name!r} changes {' and '.join(known)}, not {unknown[0][:80]!r}", field

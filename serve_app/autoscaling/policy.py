@@ -100,7 +100,7 @@ class ReplicaRatio:
         if self.accelerators is not None:
             replicas = self.shared(contexts, needed, replicas, self.accelerators, states)
         for key, count in replicas.items():
-            states[key][DECIDED] = (contexts[key].current_time, count)
+            states[key][DECIDED] = (contexts[key].current_time, count, contexts[key].target_num_replicas)
         return replicas, states
 
     def needed(self, contexts: Mapping[Any, AutoscalingContext]) -> dict[Any, float]:
@@ -175,7 +175,7 @@ class ReplicaRatio:
         return Demand(
             model,
             now=needed,
-            fair=before.needed,
+            fair=before.needed if is_asked else float(least),
             is_firm=before.is_firm,
             held=held,
             least=least,
@@ -206,7 +206,8 @@ def is_fresh(context: AutoscalingContext) -> bool:
     decided, now = context.policy_state.get(DECIDED), context.current_time
     if decided is None or now is None:
         return False
-    return bool(0 <= now - decided[0] < DECIDE_EVERY_S and context.target_num_replicas == decided[1])
+    time_s, *targets = decided  # what was decided, and what there was: Serve may hold on to that
+    return bool(0 <= now - time_s < DECIDE_EVERY_S and context.target_num_replicas in targets)
 
 
 def kept(state: Mapping[str, Any]) -> State:

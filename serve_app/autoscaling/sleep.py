@@ -21,13 +21,12 @@ CAME = ("arrived", "refused")  # of each stage: requests since the start of a re
 SLEEP = "sleep"  # in the state that Serve keeps for each deployment
 DEFAULT_IDLE_S = 600.0  # of a model that a mapping does not name
 USED = "triptych-used"  # the namespace in Ray's store where an ingress writes when a request came to a model
-UNTOLD_S = 20.0  # so long, the reports of replicas and callers may not tell of a request yet
+BETWEEN_MODELS = "+"  # in the name of the models of a deployment that several share
 
 Contexts = Mapping[Any, AutoscalingContext]
 Decision = tuple[dict[Any, int], dict[Any, dict[str, Any]]]  # replicas, and the state to keep, by DeploymentID
 IdleS = float | Mapping[str, float]  # seconds, of all models or by the name of each
-# When the last request came, how many had come, since when it is asked; times of the controller's clock, inf: never.
-State = tuple[float, float, float]
+State = tuple[float, float]  # when the last request came by the controller's clock (-inf: never), how many had come
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,8 @@ class ModelIdle:
         return any(map(is_sleeper, self.deployments.values()))
 
     @property
-    def is_whole(self) -> bool:
-        """Every deployment has a replica that can work."""
-        return all(each.current_num_replicas > 0 for each in self.deployments.values())
-
-    @property
     def idle_s(self) -> float:
         return now_of(self.deployments.values()) - self.state[0]
-
-    @property
-    def given_back(self) -> int:
-        """Places that become free, of those that it needs at least, when it sleeps."""
-        return sum(map(is_sleeper, self.deployments.values()))
 
 
 def with_sleep(
@@ -66,16 +55,19 @@ def with_sleep(
 ) -> Decision:
     """What `decide` says of the models that are awake, each deployment with one replica at least; none of the others.
 
-    `decide` may still give an awake one nothing, where all share too few accelerators.
+    What several models share is awake while one of them is. `decide` may still give an awake one nothing, where all
+    share too few accelerators.
     """
     models = [look(name, each) for name, each in by_model(contexts, model_of).items()]
     awake = [model for model in models if not has_had_its_time(model, idle_s) or was_used(model, own_s(model, idle_s))]
+    names = {model.name for model in awake}
+    awake = [model for model in models if names.intersection((model.name, *model.name.split(BETWEEN_MODELS)))]
     told: dict[Any, AutoscalingContext] = {}
     states: dict[Any, dict[str, Any]] = {}
     for model in models:
         is_awake = any(model is each for each in awake)
-        last, came, since = model.state
-        state = (last if is_awake or model.is_asked else -math.inf, came, since)
+        last, came = model.state
+        state = (last if is_awake or model.is_asked else -math.inf, came)
         for key, context in model.deployments.items():
             if not is_sleeper(context):
                 told[key] = context
@@ -112,8 +104,7 @@ def look(name: str, deployments: Contexts) -> ModelIdle:
         last = now
     else:
         last = max(before[0], *map(newest_arrival, contexts))
-    since = math.inf if not is_asked else now if before is None else min(now, before[2])
-    return ModelIdle(name, deployments, is_asked, (last, came, since))
+    return ModelIdle(name, deployments, is_asked, (last, came))
 
 
 def now_of(contexts: Iterable[AutoscalingContext]) -> float:
@@ -157,7 +148,10 @@ def has_had_its_time(model: ModelIdle, idle_s: IdleS) -> bool:
 
 
 def own_s(model: ModelIdle, idle_s: IdleS) -> float:
-    return idle_s.get(model.name, DEFAULT_IDLE_S) if isinstance(idle_s, Mapping) else idle_s
+    if not isinstance(idle_s, Mapping):
+        return idle_s
+    known = [idle_s[name] for name in (model.name, *model.name.split(BETWEEN_MODELS)) if name in idle_s]
+    return max(known, default=DEFAULT_IDLE_S)
 
 
 def was_used(model: ModelIdle, within_s: float) -> bool:

@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from deployments.errors import StageUnavailableError
 from deployments.messages import StageDescription
 from serve_app.http.answers import JobObject
+from serve_app.http.context import context_of
 from serve_app.models.service import ModelService
 from serve_app.requests.bodies import GenerationBody
 from serve_app.requests.given.schemas import form_schema, model_fields
@@ -75,7 +76,7 @@ def describe_truly(app: FastAPI, service: Service) -> None:
     answer: Any = route.endpoint  # type: ignore[attr-defined]
 
     async def with_models(request: Request) -> Response:
-        described = await asyncio.gather(*map(_described, service.models.all()))
+        described = await asyncio.gather(*map(_described, service.models.of_caller(context_of(request.scope).caller)))
         ready = [each for each in described if each is not None]
         is_one_of_several = len(described) > 1
         app.openapi = lambda: with_model_fields(  # type: ignore[method-assign]

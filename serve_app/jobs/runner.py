@@ -390,8 +390,7 @@ class JobRunner:
         saved = await self.threads.run(self.store.checkpoints, job.id)
         requests = requests_from_json(job.requests, pictures)
         if requests[0].model not in self.models:
-            served = " and ".join(map(repr, self.models))
-            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here, but {served}")
+            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here")
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))

@@ -83,7 +83,10 @@ class ServedModel:
         Raises ModelLoadingError for such a model.
         """
         sleep = self.stages.sleep
-        if self._description is None and await sleep.is_resting() and (await sleep.facts()).description is None:
+        if self._description is not None or not await sleep.is_resting():
+            return
+        known = (await sleep.facts()).description
+        if known is None or known.version != self.stages.version:  # it may take other things than before an update
             await sleep.wake()
             raise sleep.refusal()
 
@@ -95,7 +98,8 @@ class ServedModel:
         stages.meter.set("triptych_model_asleep", float(state in RESTING), model=self.name)
         for name in stages.deployments():
             stages.meter.set("triptych_stages_wanted", float(name not in resting), target=name)
-        if state == "ready" and self._heard_at != stages.sleep.loads:  # it may be another one than before
+        # It may be another one than before.
+        if state == "ready" and not resting and self._heard_at != stages.sleep.loads:
             with contextlib.suppress(TriptychError, RayError, RayServeException):
                 self._take(await self._hear())
         if (load_s := (await stages.sleep.facts()).load_s) is not None:

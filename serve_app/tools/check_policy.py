@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig
 from env_config.closest import hint
 from env_config.serve_config import mapping_or_empty
 from serve_app.autoscaling import ReplicaRatio, model_of
+from serve_app.autoscaling.sleep import BETWEEN_MODELS
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def without_room(policy: ReplicaRatio, scaling: Sequence[Scaling]) -> Iterator[s
     if always > pool:
         yield f"accelerators: {pool:g} is less than min_replicas of the deployments take, {always:g} together"
         return
-    for model in dict.fromkeys(each.model for each in scaling if not each.least):
-        more = sum(each.counted for each in scaling if each.model == model and not each.least)
+    sleepers = [each for each in scaling if not each.least]
+    for model in dict.fromkeys(name for each in sleepers for name in each.model.split(BETWEEN_MODELS)):
+        more = sum(each.counted for each in sleepers if model in each.model.split(BETWEEN_MODELS))
         if always + more > pool:
             yield (
                 f"accelerators: {pool:g} leaves no room for {model}, whose deployments need {more:g} when it is "

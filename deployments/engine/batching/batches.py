@@ -110,7 +110,12 @@ class Batches:
         sharing = self.mixing.sharing(alike)
         batch, pair = self._that_fit(sharing.batch), self._that_fit(sharing.untried) if sharing.untried else []
         is_known = self.is_known(first.structure)
-        if len(pair) == 2 and (self.joining.size(pair, 2, now) == 2 if is_known else len(batch) == 1):
+        parts_passes = len(batch) > 1 and len(passes_of(batch)[0]) > 1
+        if (
+            len(pair) == 2
+            and not parts_passes
+            and (self.joining.size(pair, 2, now) == 2 if is_known else len(batch) == 1)
+        ):
             batch = pair
         if len(batch) == 1:
             return batch

@@ -100,6 +100,7 @@ def lora_routes(service: Service) -> APIRouter:
         """Load one from a place that the server allows; answered when the model is known to take it."""
         check_may_change(service, context)
         model = service.models.one_for(body.model, context.caller)
+        await model.served.wake_if_unknown()
         description = await model.describe()
         if not description.takes_adapters:
             raise NotSupportedError(f"{description.pipeline_class} takes no LoRA", "path")

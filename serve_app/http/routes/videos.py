@@ -145,6 +145,7 @@ def video_routes(service: Service) -> APIRouter:
             return await _answer(service, context, how, known, response)
         original = await video_job(service, context, video_id)
         model = await model_to_remix(service, context, original)
+        await model.served.wake_if_unknown()
         description = await model.describe()
         if not description.takes("prompt"):
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")

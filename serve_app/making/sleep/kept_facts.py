@@ -20,7 +20,7 @@ from deployments.messages import ArgumentDescription, ArgumentNotes, StageDescri
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "triptych-models"
-USED = "triptych-used"  # read by serve_app.scale_to_zero
+USED = "triptych-used"  # read by serve_app.autoscaling.sleep
 TIMEOUT_S = 2.0
 
 

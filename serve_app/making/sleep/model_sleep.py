@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 ModelState = Literal["ready", "loading", "waking", "asleep"]  # waking: it loads because a request came
 RESTING = ("asleep", "waking")  # nobody may call its stages: that would wake it, or wait behind its start
 
+FRESH_IN_USE_S = 5.0  # old enough for a model that has work: it was awake a moment ago
+NOTE_S = 5.0  # between two notes that a model is in use
 FRESH_S = 1.0  # so long after a look or the last request a model counts as awake
 PAUSE_S = 1.0  # before a stage is asked again that could not be
 UNKNOWN_RETRY_S, SHORTEST_RETRY_S = 15, 3  # of Retry-After
@@ -74,6 +76,7 @@ class ModelSleep:
         self._last: ModelState | None = None
         self._waking: asyncio.Task[None] | None = None
         self._woken_at = 0.0
+        self._noting: asyncio.Task[None] | None = None
         self._in_use = 0
         self._used_at = -FRESH_S
 
@@ -81,9 +84,9 @@ class ModelSleep:
 
     async def state(self, max_age_s: float = 0.0) -> ModelState:
         """As Serve's controller says; ready where it does not answer: then calls tell."""
-        if self._states is None or self._was_just_used:
+        if self._states is None:
             return "ready"
-        told = await self._states.read(max_age_s)
+        told = await self._states.read(max(max_age_s, FRESH_IN_USE_S if self._was_just_used else 0.0))
         own = {told.get(name) for name in self.handles}
         state: ModelState = "ready"
         if self._is_waking or "waking" in own:
@@ -101,10 +104,12 @@ class ModelSleep:
         return await self.state(FRESH_S) in RESTING
 
     async def resting_deployments(self) -> dict[str, State]:
-        """Those that must not be asked anything now, each with its state."""
-        if self._states is None or self._was_just_used:
+        """Those that must not be asked anything now, each with its state: all, while nobody knows what is there."""
+        if self._states is None:
             return {}
         told = await self._states.read(FRESH_S)
+        if not told:
+            return dict.fromkeys(self.handles, "starting")
         return {name: told[name] for name in self.handles if told.get(name) in RESTING}
 
     # --- how it is woken ---
@@ -115,8 +120,8 @@ class ModelSleep:
         `tell` hears that it must wait, and about how many seconds (None: not measured yet). Raises ModelLoadingError
         where that is more than `max_wait_s`, or turns out to be.
         """
-        if self._store is not None and not self._was_just_used:
-            await self._store.note_use(next(iter(self.handles)))
+        if not self._was_just_used:
+            await self._note_use()
         state = await self.state()
         if state == "ready":
             self._used_at = self._clock()
@@ -136,6 +141,7 @@ class ModelSleep:
     def in_use(self) -> Iterator[None]:
         """While a request is in the stages; a model that has one is not asleep."""
         self._in_use += 1
+        self._keep_noting()
         try:
             yield
         finally:
@@ -150,9 +156,25 @@ class ModelSleep:
             # An empty context: it does not end with the HTTP request that began it.
             context = contextvars.Context()
             self._waking = asyncio.get_running_loop().create_task(self._wake(is_measured), context=context)
+            self._keep_noting()
             await self.facts(again=True)  # another ingress replica may have measured it
         assert self._waking is not None
         return self._waking
+
+    def _keep_noting(self) -> None:
+        """While it is in use or woken, no stage goes that has nothing to do yet, or whose replica was the first."""
+        if self._store is not None and (self._noting is None or self._noting.done()):
+            context = contextvars.Context()
+            self._noting = asyncio.get_running_loop().create_task(self._note_until_idle(), context=context)
+
+    async def _note_until_idle(self) -> None:
+        while self._in_use or self._is_waking:
+            await self._note_use()
+            await asyncio.sleep(NOTE_S)
+
+    async def _note_use(self) -> None:
+        if self._store is not None:
+            await asyncio.gather(*map(self._store.note_use, self.handles))
 
     @property
     def _was_just_used(self) -> bool:
@@ -179,7 +201,7 @@ class ModelSleep:
     async def _reach_all(self) -> StageDescription:
         """What the first of the stages says of itself, when all are there."""
         while True:
-            described = [await self._reach(handle) for handle in self.handles.values()]
+            described = await asyncio.gather(*map(self._reach, self.handles.values()))
             told = await self._states.read(or_last=False) if self._states else {}
             if not {told.get(name) for name in self.handles}.intersection(RESTING):
                 return described[0].of(self.name)

@@ -76,8 +76,8 @@ def test_what_another_version_of_the_model_has_made_is_refused(
     replica, arguments = whole.replica, {**ARGUMENTS["flux"], "num_inference_steps": 2}
     request = GenerationRequest("r", whole.model, arguments, 0, OutputFormat("image", "png"))
     conditioning, inputs = asyncio.run(from_stage_to_stage(replica, request))
-    assert conditioning.making == inputs.making == replica.making
-    replica.making = "that of an update"
+    assert conditioning.making == inputs.making == replica.making[whole.model]
+    replica.making = {whole.model: "that of an update"}
     for call in (
         lambda: anext(aiter(replica.denoise(request, UNFOLLOWED, conditioning))),
         lambda: replica.decode(request, inputs),

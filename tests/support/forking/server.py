@@ -100,7 +100,10 @@ def order_of_a_child(path: str, owner: int) -> Order | None:
         selector.register(owners_end, selectors.EVENT_READ)
         children: dict[int, Child] = {}
         while True:
-            for descriptor in {key.fd for key, _ in selector.select()}:
+            for key, _ in selector.select():
+                descriptor = key.fd
+                if selector.get_map().get(descriptor) is not key:
+                    continue  # closed in this round, and perhaps another one's by now
                 if descriptor == owners_end:
                     Path(path).unlink()
                     return None

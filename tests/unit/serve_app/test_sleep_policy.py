@@ -198,6 +198,24 @@ def test_without_min_replicas_0_nothing_sleeps() -> None:
     assert Controller(*model(least=1), idle_s=60).run(3600) == every(1)
 
 
+def test_what_models_share_stays_while_one_of_them_works_and_goes_with_the_last() -> None:
+    shared = Deployment("Encoder-flux+wan", target=1, running=1)
+    controller = Controller(*model("flux"), *model("wan"), shared, idle_s={"flux": 60, "wan": 40})
+    controller["Denoiser-flux"].present = 1
+    assert controller.run(120) == every(1, "-flux") | every(0, "-wan") | {"Encoder-flux+wan": 1}
+    controller["Denoiser-flux"].present = 0
+    assert controller.run(120) == every(0, "-flux") | every(0, "-wan") | {"Encoder-flux+wan": 0}
+
+
+def test_an_awake_model_without_a_request_gives_way_where_another_needs_more() -> None:
+    controller = Controller(*model("flux"), *model("wan"), idle_s=3600, accelerators=6, cooldown_s=0)
+    controller.run(60)
+    for name in ("Encoder", "Denoiser", "VAE"):
+        controller[f"{name}-flux"].queued = 8
+    controller.run(60)
+    assert {name: count for name, count in controller.targets().items() if name.endswith("wan")} == every(0, "-wan")
+
+
 # --- two models and one place ---
 
 
