@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.stress.cluster.conftest import CALLERS
 from tests.support.autoscaled_cluster import MOST_NODES, AutoscaledCluster
 from tests.support.cluster_load import Caller, load
+from tests.support.two_models_on_a_cluster import CALLERS
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.filterwarnings("default")]
 

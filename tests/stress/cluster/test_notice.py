@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tests.stress.cluster.conftest import CALLERS
 from tests.support.autoscaled_cluster import AutoscaledCluster
 from tests.support.cluster_load import Caller, load, undisturbed
+from tests.support.two_models_on_a_cluster import CALLERS
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.stress.cluster.conftest import ALTERNATE_S, ON_HEAD
 from tests.support.autoscaled_cluster import TWO_MODELS, AutoscaledCluster
 from tests.support.cluster_load import Caller, each_once
+from tests.support.two_models_on_a_cluster import ALTERNATE_S, ON_HEAD
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 

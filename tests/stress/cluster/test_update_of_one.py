@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from tests.stress.cluster.conftest import CALLERS, DEPLOYMENTS, POLICY
 from tests.support.autoscaled_cluster import TWO_MODELS, AutoscaledCluster
 from tests.support.cluster_load import Caller, load, undisturbed
+from tests.support.two_models_on_a_cluster import CALLERS, DEPLOYMENTS, POLICY
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
