@@ -14,7 +14,7 @@ from deployments.messages import StageDescription
 from deployments.starting import told_start
 from serve_app.making.ray_errors import first_line
 from serve_app.making.sleep.deployment_states import CONTROLLER_THREAD, State, deployment_states
-from serve_app.making.sleep.model_sleep import FRESH_S
+from serve_app.making.sleep.model_sleep import FRESH_S, RESTING
 from serve_app.making.stages import Stages
 
 T = TypeVar("T")
@@ -32,10 +32,13 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
     resting = await resting_stages(models)
     answers = await asyncio.gather(*(describe_stages(stages, but=resting) for stages in models.values()))
     details = {name: _detail(answer) for answered in answers for name, answer in answered.items()}
-    silent = {name for answered in answers for name, answer in answered.items() if answer == NO_ANSWER}
-    if silent:
+    failing = {name: answer for answered in answers for name, answer in answered.items() if isinstance(answer, str)}
+    if failing:
         application = next(iter(models.values())).encoder.app_name
         known = await _in_time(dict[str, State](), deployment_states, application)
+        gone = {name for name in failing if known.get(name) in RESTING}  # between the look before and the question
+        resting |= await words_of_those(models, gone)
+        silent = {name for name, answer in failing.items() if answer == NO_ANSWER} - gone
         running = {name for name in silent if known.get(name) == "running"}
         for name in running:
             details[name] = {"ready": True, "detail": "its replicas are busy"}
@@ -43,7 +46,7 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
             details[name]["detail"] = FAILED if known.get(name) == "failed" else NO_ANSWER
         for name, told in (await _in_time(dict[str, str](), starts_of, application, silent - running)).items():
             details[name]["detail"] = told
-    missing = [name for name, detail in details.items() if not detail["ready"]]
+    missing = [name for name, detail in details.items() if not detail["ready"] and name not in resting]
     details |= {name: {"ready": False, "detail": words} for name, words in resting.items()}  # and not missing
     states = {name: await _state_of(stages, missing) for name, stages in models.items()}
     return {"status": "loading" if missing else "ok", "models": states, "stages": details, "missing": missing}
@@ -51,12 +54,17 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
 
 async def resting_stages(models: Mapping[str, Stages]) -> dict[str, str]:
     """The deployments of models that sleep or are being woken, with what is told of them: that is no failure."""
-    resting: dict[str, str] = {}
+    names = [name for stages in models.values() for name in await stages.sleep.resting_deployments()]
+    return await words_of_those(models, names)
+
+
+async def words_of_those(models: Mapping[str, Stages], resting: Collection[str]) -> dict[str, str]:
+    told: dict[str, str] = {}
     for stages in models.values():
-        if names := await stages.sleep.resting_deployments():
+        if names := [name for name in stages.deployments() if name in resting]:
             await stages.sleep.facts()
-            resting |= dict.fromkeys(names, stages.sleep.words())
-    return resting
+            told |= dict.fromkeys(names, stages.sleep.words())
+    return told
 
 
 async def _state_of(stages: Stages, missing: Collection[str]) -> str:

@@ -45,6 +45,13 @@ async def test_a_stage_whose_replicas_are_busy_is_healthy(monkeypatch: pytest.Mo
     assert (await read_health({"m": Stages(silent, silent, silent)}))["status"] == "ok"
 
 
+async def test_a_stage_that_went_to_sleep_while_it_was_asked_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "deployment_states", lambda _: {"Silent": "asleep"})
+    silent: Any = Silent()
+    answer = await read_health({"m": Stages(silent, silent, silent)})
+    assert (answer["status"], answer["missing"]) == ("ok", [])
+
+
 async def test_a_stage_that_starts_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {("app", "Silent"): "warming up, request 1 of 2: step 3 of 28"}
     monkeypatch.setattr(health, "deployment_states", lambda _: {})
