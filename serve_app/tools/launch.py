@@ -44,6 +44,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEALTH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 8.0  # `serve status` costs a second of CPU
 REPEAT_PERIOD_S = 20.0  # the same line of progress again, so that a long load is not taken for a hang
+KINDS_TRIES = 6  # of 5 s each: a machine that has just loaded its models may be busy
 GRACE_S = 30.0  # for `serve run` to end by itself after SIGINT
 LISTENING_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 EXAMPLES = {  # by the kind of media: what it is called, its route, the file and the prompt of an example
@@ -348,7 +349,11 @@ def get_json(url: str) -> tuple[int | None, Any]:
 
 def kinds_made(address: Address) -> list[str]:
     """Those of EXAMPLES that the served models make."""
-    _, answer = get_json(f"{address.url}/v1/models")  # with API keys it tells nothing: pictures are the rule
+    answer = None
+    for _ in range(KINDS_TRIES):
+        status, answer = get_json(f"{address.url}/v1/models")  # with API keys it tells nothing: pictures are the rule
+        if status is not None:
+            break
     models = answer.get("data", []) if isinstance(answer, dict) else []
     made = {model.get("kind") for model in models}
     return [kind for kind in EXAMPLES if kind in made] or ["image"]

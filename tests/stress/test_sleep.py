@@ -148,5 +148,9 @@ def memory_of(served: ServedApplication) -> int:
 
 
 def started(served: ServedApplication, name: str) -> int:
-    """How often a replica of the deployment was started, as Serve's controller says."""
-    return served.log().count(f"Adding 1 replica to Deployment(name='{name}'")
+    """How often a replica of the deployment was started, as Serve says, until a model was last awake again.
+
+    Later ones are for the queue.
+    """
+    log = served.log()
+    return (log.rpartition("is awake after")[0] or log).count(f"Adding 1 replica to Deployment(name='{name}'")
