@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -139,7 +140,13 @@ def probe(served: ServedApplication, seconds: float) -> None:
 
 def processes_of(served: ServedApplication, *names: str) -> list[psutil.Process]:
     titles = tuple(f"ray::ServeReplica:triptych:{name}" for name in names)
-    return [each for each in served.processes() if (each.cmdline() or [""])[0].startswith(titles)]
+
+    def title(process: psutil.Process) -> str:
+        with suppress(psutil.NoSuchProcess):  # it ends, or has ended and nobody has taken note yet
+            return (process.cmdline() or [""])[0]
+        return ""
+
+    return [each for each in served.processes() if title(each).startswith(titles)]
 
 
 def memory_of(served: ServedApplication) -> int:
