@@ -1,7 +1,7 @@
 """Builds the application: the ingress bound to the stages of each model, from the `args:` of a Serve config file."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,7 +25,7 @@ from deployments.model import (
     WatchdogArgs,
 )
 from deployments.ranks.args import ParallelArgs
-from deployments.replicas.table import PlacedModel, SharedDeployment, bind_models, deployment_name
+from deployments.replicas.table import Bound, PlacedModel, SharedDeployment, bind_models, deployment_name
 from env_config.closest import did_you_mean
 from env_config.secret import PlainURL
 from serve_app.adapters.places import HERE
@@ -211,6 +211,11 @@ def build_app(args: AppArgs) -> Application:
     models = [placed_model(args, name) for name in args.entries]
     versions = {placed.model.name: placed.model.version for placed in models}
     stages = bind_models(models, shared_deployments(args))
+    return ingress_before(stages, service, versions)
+
+
+def ingress_before(stages: Mapping[str, Bound], service: ServiceArgs, versions: Mapping[str, str]) -> Application:
+    """The ingress of these models' encoders, denoisers and VAEs, with the versions of their arguments."""
     ingress = Ingress.options(graceful_shutdown_timeout_s=draining_s(service)).bind(service, stages, versions)
     return with_own_versions(ingress)
 

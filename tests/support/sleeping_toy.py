@@ -24,7 +24,7 @@ from deployments.messages import (
     PayloadFollows,
     StageDescription,
 )
-from serve_app.ingress import Ingress
+from serve_app.app import ingress_before
 from serve_app.service import ServiceArgs
 from tests.support.in_process import TEXT_TO_IMAGE, picture
 
@@ -84,6 +84,6 @@ class Stage:
 
 def build_app(args: ToyArgs) -> Application:
     names = {"Encoder-toy": "encoder", "Denoiser-toy": "denoiser", "VAE-toy": "vae"}
-    stages = [serve.deployment(name=name)(Stage).bind(stage, args) for name, stage in names.items()]
+    encoder, denoiser, vae = (serve.deployment(name=name)(Stage).bind(stage, args) for name, stage in names.items())
     service = ServiceArgs(models={"toy": {"sleep": {"max_wait_s": 600}}}, output_directory=Path(args.output_directory))
-    return Ingress.bind(service, {"toy": tuple(stages)})
+    return ingress_before({"toy": (encoder, denoiser, vae)}, service, {"toy": "1"})
