@@ -233,7 +233,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         "RAY_memory_monitor_refresh_ms": "0",  # it would kill replicas of its own choice
-        "RAY_raylet_start_wait_time_s": "120",  # two cores that others use too
+        "RAY_raylet_start_wait_time_s": "300",  # two cores that others use too
         "RAY_worker_register_timeout_seconds": "300",  # the first waits until the server of forks has imported all
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
