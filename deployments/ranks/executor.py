@@ -84,8 +84,6 @@ class RanksExecutor:
     def _tried_or_known(self, split: Split) -> Any:
         """Raises NoPortionsError where rank 0 must compute alone."""
         structure = split.structure()
-        if structure in self._indivisible and not self._group.gathers_uneven:
-            raise NoPortionsError("the ranks do not divide a length of it, and gloo gathers equal parts only")
         kind = split.kind(), structure in self._indivisible
         if kind not in self._ways:
             return self._tried(split, kind)

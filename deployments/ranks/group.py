@@ -74,7 +74,6 @@ class RankGroup:
         self._lock = threading.Lock()
         self._beats: Beats | None = None
         self._met: Met | None = None
-        self._device_type = "cpu"
         self.processes: dict[int, RankProcess] = {}
         try:
             for place in self._places[1:]:
@@ -89,11 +88,6 @@ class RankGroup:
         return self._places[1:]
 
     @property
-    def gathers_uneven(self) -> bool:
-        """Whether parts of different lengths can be gathered: gloo takes equal ones only."""
-        return self._device_type != "cpu"
-
-    @property
     def met(self) -> Met:
         assert self._met is not None, "the group was not opened"
         return self._met
@@ -106,7 +100,6 @@ class RankGroup:
         try:
             if device.type not in BACKENDS:
                 raise AccelerationError(f"parallel: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}")
-            self._device_type = device.type
             check_splits(modules, self.args, device)
             self._wait_for_all()
             self._store.set(GO, "1")

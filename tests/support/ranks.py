@@ -69,22 +69,38 @@ def stages_on_ranks(
             stages.close()
 
 
-def run_toy_rank(place: Place, build: Callable[[], torch.nn.Module]) -> None:
+Builders = dict[str, Callable[[], torch.nn.Module]]
+
+
+def run_rank_of_modules(place: Place, builders: Builders) -> None:
     torch.set_num_threads(1)
-    serve_rank(place, lambda: Built({"toy": build()}, torch.device("cpu"), call_directly, lambda: None))
+    serve_rank(place, lambda: Built(built(builders), torch.device("cpu"), call_directly, lambda: None))
+
+
+def built(builders: Builders) -> dict[str, torch.nn.Module]:
+    return {name: build() for name, build in builders.items()}
+
+
+@contextmanager
+def modules_on_ranks(
+    builders: Builders, axes: BatchAxes | None, **parallel: Any
+) -> Iterator[tuple[RankGroup, RanksExecutor]]:
+    """Modules by name on ranks, all with these batch axes."""
+    args = ParallelArgs(**parallel)
+    group = RankGroup(args, lambda place: RankBeside(run_rank_of_modules, place, builders))
+    modules = built(builders)
+    try:
+        group.open(modules, torch.device("cpu"))
+        yield group, RanksExecutor(group, LocalExecutor(call_directly), modules, lambda component: axes)
+    finally:
+        group.close()
 
 
 @contextmanager
 def toy_on_ranks(build: Callable[[], torch.nn.Module], **parallel: Any) -> Iterator[tuple[RankGroup, RanksExecutor]]:
     """A module named toy on ranks, with samples along the first axis of `x` and of what it returns."""
-    args = ParallelArgs(**parallel)
-    group = RankGroup(args, lambda place: RankBeside(run_toy_rank, place, build))
-    modules = {"toy": build()}
-    try:
-        group.open(modules, torch.device("cpu"))
-        yield group, RanksExecutor(group, LocalExecutor(call_directly), modules, lambda component: TOY_AXES)
-    finally:
-        group.close()
+    with modules_on_ranks({"toy": build}, TOY_AXES, **parallel) as opened:
+        yield opened
 
 
 TOY_AXES = BatchAxes({("x",): 0}, {(): 0})
