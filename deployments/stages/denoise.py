@@ -74,6 +74,7 @@ Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
 MOST_KINDS = 1000  # of requests that are remembered
 NUM_SENDERS = 4  # threads; each waits for the device most of the time
+LEARNING_S = 120.0  # at most, for two calls of the encoder and a forward or two of every denoiser
 EVICTION_S = 2.0  # at most, for the engine's thread to come by
 RECENT = 100  # requests whose summaries are kept for each feature
 
@@ -129,6 +130,8 @@ class DenoiserStage:
             self.args.guidance_passes,
             compilation_s=lambda: self.compiled.compilation_s,
         )
+        for lack in ranks.lacks if ranks else ():
+            self.engine.batches.did_not_fit_before(lack.component, lack.shape, lack.samples, lack.deaths)
         stage.memory.when_lacking(self._evict_idle)
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
@@ -210,10 +213,10 @@ class DenoiserStage:
         wanted, contents, request = fetch_features(
             wanted_features(self.features, self.env, request), self.adapters, request
         )
-        self._learn_axes(request)
+        is_learned = self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         fingerprint_apart = f"{fingerprint}|passes apart"
-        is_apart = kind_of(request) in self._with_passes_apart
+        is_apart = kind_of(request) in self._with_passes_apart or not is_learned
         fingerprint = fingerprint_apart if is_apart else fingerprint
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
@@ -283,23 +286,26 @@ class DenoiserStage:
     def _holds_all(self) -> bool:
         return set(self.stage.stages) == set(STAGES)
 
-    def _learn_axes(self, request: GenerationRequest) -> None:
-        """Once for each kind of request: which axis of each argument is the batch."""
+    def _learn_axes(self, request: GenerationRequest) -> bool:
+        """Once for each kind of request: which axis of each argument is the batch.
+
+        False: another request asks for them and has no answer yet, though this one's guidance passes are to wait for
+        it; it makes them apart.
+        """
         passes = self.args.guidance_passes
         splits_batches = self.ranks is not None and self.ranks.args.batch > 1
         needs_axes = splits_batches or self.args.max_batch_size > 1 or passes != "apart"
         if self.encode is None or not needs_axes:
-            return
+            return True
         mine = Event()
         learned = self._learned.setdefault(kind_of(request), mine)
         if learned is not mine:
-            if passes == "together":  # from the first step on, as always
-                learned.wait()
-            return
+            return passes != "together" or learned.wait(LEARNING_S)  # from the first step on, as always
         try:
             self._ask_for_axes(request, self.encode)
         finally:
             learned.set()
+        return True
 
     def _may_share(self, kind: Kind) -> bool:
         """Not by guessed axes while they are asked for: the others of the kind run alone until then."""

@@ -15,6 +15,7 @@ from deployments.model import ModelArgs
 from deployments.ranks.args import ParallelArgs
 from deployments.ranks.executor import RanksExecutor
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.lack import LackRecord
 from deployments.ranks.member import Built, serve_rank
 from deployments.ranks.place import Place
 from deployments.stage_pipeline.sessions.denoise import call_directly
@@ -52,12 +53,15 @@ def stages_on_ranks(
     parallel: dict[str, Any],
     model: dict[str, Any] | None = None,
     variables: dict[str, str] | None = None,
+    run: Callable[..., None] = run_denoiser_rank,
+    record: LackRecord | None = None,
     **denoising: Any,
 ) -> Iterator[Stages]:
-    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs."""
+    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs. `run`: what the
+    other ranks do."""
     args = ParallelArgs(**parallel)
     served = ModelArgs(path=str(folder), name=folder.name, parallel=args, **model or {})
-    group = RankGroup(args, lambda place: RankBeside(run_denoiser_rank, place, served, variables or {}))
+    group = RankGroup(args, lambda place: RankBeside(run, place, served, variables or {}), record=record)
     stages = None
     try:
         precision = served.precision if isinstance(served.precision, str) else None
@@ -83,11 +87,11 @@ def built(builders: Builders) -> dict[str, torch.nn.Module]:
 
 @contextmanager
 def modules_on_ranks(
-    builders: Builders, axes: BatchAxes | None, **parallel: Any
+    builders: Builders, axes: BatchAxes | None, record: LackRecord | None = None, **parallel: Any
 ) -> Iterator[tuple[RankGroup, RanksExecutor]]:
     """Modules by name on ranks, all with these batch axes."""
     args = ParallelArgs(**parallel)
-    group = RankGroup(args, lambda place: RankBeside(run_rank_of_modules, place, builders))
+    group = RankGroup(args, lambda place: RankBeside(run_rank_of_modules, place, builders), record=record)
     modules = built(builders)
     try:
         group.open(modules, torch.device("cpu"))

@@ -19,7 +19,6 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-
 from tests.support.tiny_models.random_weights import diffusers_model
 
 Arguments = dict[str, Any]

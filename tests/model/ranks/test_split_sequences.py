@@ -1,4 +1,4 @@
-"""The sequence of each family that diffusers has a plan for, split over ranks: close to one process, whatever lengths."""
+"""Each family for which diffusers has a plan, its sequence split over ranks: close to one process, whatever lengths."""
 
 from __future__ import annotations
 
