@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext, Executor
 from deployments.engine.marks import Mark
 from deployments.errors import ReplicaUnfitError
+from deployments.ranks.adapters import AdaptersHere, NoAdapters, Used, hold_message
 from deployments.ranks.channel import Message, message_of
 from deployments.ranks.group import RankGroup
 from deployments.ranks.loss.lack import Refusals, lack_of
@@ -50,13 +51,18 @@ class RanksExecutor:
         modules: Mapping[str, torch.nn.Module],
         axes: Callable[[str], BatchAxes | None] = lambda component: None,
         is_changed: Callable[[Any], bool] = lambda module: False,
+        adapters: AdaptersHere | None = None,
     ) -> None:
-        """`alone` makes forwards in this process; `is_changed`: whether a module is now as one request has it."""
+        """`alone` makes forwards in this process; `is_changed`: whether a module is now as one request has it.
+        `adapters`: those of requests; None: they have none."""
         self._group, self._alone, self._modules = group, alone, modules
         self._axes, self._is_changed = axes, is_changed
         self._ways: dict[Hashable, bool | None] = {}  # of kinds that were tried: uneven or not; None: rank 0 alone
         self._indivisible: set[Hashable] = set()  # structures with lengths that the ranks do not divide
         self._not_by_ranks: set[Hashable] = set()  # structures at which the ranks fail, of kinds that they make
+        self._adapters = adapters or NoAdapters()
+        self._holding: frozenset[str] = frozenset()  # LoRAs that the other ranks hold
+        self._not_held: dict[str, str] = {}  # those that one of them cannot have, with the reason
         self._refusals = Refusals(group.lacks, time.monotonic)
         self._number = 0  # of the last forward that was sent
         self._told: set[str] = set()  # components of which it was told that rank 0 computes alone
@@ -79,7 +85,7 @@ class RanksExecutor:
         reason = self._obstacle(component, module)
         if reason is not None:
             return self._run_alone(component, module, context, arguments, reason)
-        split = Split(component, module, context, arguments)
+        split = Split(component, module, context, arguments, self._adapters.used(module))
         try:
             split.cut(self._axes(component), self._group.args.batch)
         except NoPortionsError as error:
@@ -87,9 +93,36 @@ class RanksExecutor:
         if len(split.pieces) == 1 and self._group.args.ranks_of_sample == 1:
             return self._alone.run(component, module, context, arguments)
         try:
+            self._let_hold(split)
             return self._tried_or_known(split)
         except NoPortionsError as error:
             return self._run_alone(component, module, context, arguments, str(error))
+
+    def _let_hold(self, split: Split) -> None:
+        """The forward's LoRAs on all ranks. Raises NoPortionsError where one cannot have them."""
+        if split.used is None or split.used.names <= self._holding:
+            return
+        uses = self._adapters.uses()
+        self._not_held = {name: reason for name, reason in self._not_held.items() if name in uses}
+        if split.used.names & self._not_held.keys():
+            raise NoPortionsError(next(self._not_held[name] for name in split.used.names if name in self._not_held))
+        asked = {name: use for name, use in uses.items() if name not in self._not_held}
+        message = message_of(hold_message(asked))
+        for place in self._group.others:
+            self._send(message, place)
+        answers = {place.rank: self._answer_of(place)["error"] for place in self._group.others}
+        reasons = [f"rank {rank} cannot use its LoRAs: {reason}" for rank, reason in answers.items() if reason]
+        if reasons:
+            self._not_held |= dict.fromkeys(asked.keys() - self._holding, reasons[0])
+            self._holding = frozenset()
+            raise NoPortionsError(reasons[0])
+        self._holding = frozenset(asked)
+
+    def _around(self, split: Split, index: int) -> AbstractContextManager[None]:
+        """A portion of the forward made here, of which the surroundings are the whole one's."""
+        used = split.used_by[index]
+        whole = used is None or len(split.pieces) == 1
+        return nullcontext() if whole else self._adapters.around(split.module, used)
 
     def _tried_or_known(self, split: Split) -> Any:
         """Raises NoPortionsError where rank 0 must compute alone."""
@@ -183,7 +216,8 @@ class RanksExecutor:
             return None if is_close_enough(apart, whole) else f"{apart:.1e}"
 
         def portion_alone(index: int) -> Any:
-            return self._alone.run(split.component, split.module, split.context, split.pieces[index])
+            with self._around(split, index):
+                return self._alone.run(split.component, split.module, split.context, split.pieces[index])
 
         return wrong_portion(output, whole, split.sizes, split.axes, portion_alone)
 
@@ -229,7 +263,8 @@ class RanksExecutor:
             splits[split.component].set_uneven(uneven)
         output = None
         try:
-            output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
+            with self._around(split, 0):
+                output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
         except Exception as raised:  # noqa: BLE001  (raised again when the other ranks have told how it went there)
             let_go(raised)
             failure = raised
@@ -281,8 +316,16 @@ class RanksExecutor:
 class Split:
     """A forward, and its samples in portions."""
 
-    def __init__(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        component: str,
+        module: Any,
+        context: CacheContext | None,
+        arguments: dict[str, Any],
+        used: Used | None = None,
+    ) -> None:
         self.component, self.module, self.context, self.arguments = component, module, context, arguments
+        self.used, self.used_by = used, [used]  # by the whole, and by each portion
         self.axes: BatchAxes | None = None
         self.num_samples = 1
         self.sizes = [1]
@@ -295,16 +338,19 @@ class Split:
         self.axes = axes
         self.num_samples = Merger(axes).num_samples(self.arguments)
         self.sizes = portion_sizes(self.num_samples, num_portions)
-        self.pieces = portions(self.arguments, axes, self.sizes)
+        pieces = portions(self.arguments, axes, self.sizes)
+        self.used_by = [None] * len(pieces) if self.used is None else list(self.used.portions(self.sizes))
+        self.pieces = pieces
 
     def keep_whole(self, reason: str) -> None:
         logger.info("the samples of a forward of %s stay together: %s", self.component, reason)
-        self.axes, self.pieces = None, [self.arguments]
+        self.axes, self.pieces, self.used_by = None, [self.arguments], [self.used]
 
     def kind(self) -> Hashable:
         """Equal for forwards that one trial is for: of whatever sizes."""
         context = self.context[0] if self.context else None
-        return self.component, context, len(self.pieces), self.num_samples, repr(map_values(_kind_of, self.arguments))
+        kinds, names = repr(map_values(_kind_of, self.arguments)), self.used and self.used.names
+        return self.component, context, len(self.pieces), self.num_samples, kinds, names
 
     def structure(self) -> Hashable:
         """Equal for forwards of the same sizes."""
@@ -312,7 +358,13 @@ class Split:
 
     def message(self, index: int) -> dict[str, Any]:
         """What the ranks of a portion are asked."""
-        return {"component": self.component, "context": self.context, "arguments": self.pieces[index]}
+        used = self.used_by[index]
+        return {
+            "component": self.component,
+            "context": self.context,
+            "arguments": self.pieces[index],
+            "adapters": None if used is None else used.plain(),
+        }
 
 
 def _outcome(lacks_memory: bool) -> str:

@@ -21,8 +21,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from deployments.errors import ReplicaUnfitError
 from deployments.modules import AccelerationError
 from deployments.ranks.args import ParallelArgs
-from deployments.ranks.beats import Beats
 from deployments.ranks.channel import Channel
+from deployments.ranks.loss.beats import Beats
 from deployments.ranks.loss.lack import Lack, LackRecord, NoRecord, with_another
 from deployments.ranks.loss.left_alone import ANY_FORWARD, Failure, LeftAlone, told_failure
 from deployments.ranks.place import Place, RankProcess, StartRank, open_store

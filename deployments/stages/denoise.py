@@ -65,6 +65,7 @@ from deployments.stage_pipeline.sessions.own_modules import is_rewired
 from deployments.stages.adapters import evict_idle_of_encoders, uses_of, with_digests
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
+from deployments.stages.ranks.adapters import AdaptersOfRankZero
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,9 @@ class DenoiserStage:
         self.ask_stage = ask_stage
         self.encode = encode
         self.features = features
-        self.adapters: Adapters | None = adapters or stage.adapters
+        held: Adapters | None = adapters or stage.adapters
+        self._of_ranks = AdaptersOfRankZero(held) if ranks is not None and held is not None else None
+        self.adapters = self._of_ranks or held
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
         self._with_passes_apart: set[Kind] = set()  # kinds of requests whose guidance passes cannot wait
         self.ranks = ranks
@@ -159,7 +162,7 @@ class DenoiserStage:
         local = LocalExecutor(self.compiled, self.stage.device, self._free_memory)
         if self.ranks is None:
             return local
-        return RanksExecutor(self.ranks, local, self.denoisers, self.learned_axes, is_rewired)
+        return RanksExecutor(self.ranks, local, self.denoisers, self.learned_axes, is_rewired, self._of_ranks)
 
     def _free_memory(self) -> None:
         """After a forward that did not fit; called by the engine, in whatever thread that was seen."""
@@ -213,10 +216,10 @@ class DenoiserStage:
         wanted, contents, request = fetch_features(
             wanted_features(self.features, self.env, request), self.adapters, request
         )
-        is_learned = self._learn_axes(request)
+        self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         fingerprint_apart = f"{fingerprint}|passes apart"
-        is_apart = kind_of(request) in self._with_passes_apart or not is_learned
+        is_apart = kind_of(request) in self._with_passes_apart
         fingerprint = fingerprint_apart if is_apart else fingerprint
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
@@ -286,26 +289,25 @@ class DenoiserStage:
     def _holds_all(self) -> bool:
         return set(self.stage.stages) == set(STAGES)
 
-    def _learn_axes(self, request: GenerationRequest) -> bool:
-        """Once for each kind of request: which axis of each argument is the batch.
-
-        False: another request asks for them and has no answer yet, though this one's guidance passes are to wait for
-        it; it makes them apart.
-        """
+    def _learn_axes(self, request: GenerationRequest) -> None:
+        """Once for each kind of request: which axis of each argument is the batch."""
         passes = self.args.guidance_passes
         splits_batches = self.ranks is not None and self.ranks.args.batch > 1
         needs_axes = splits_batches or self.args.max_batch_size > 1 or passes != "apart"
         if self.encode is None or not needs_axes:
-            return True
+            return
         mine = Event()
         learned = self._learned.setdefault(kind_of(request), mine)
         if learned is not mine:
-            return passes != "together" or learned.wait(LEARNING_S)  # from the first step on, as always
+            # Guidance passes run together from the first step on, as always, or not at all.
+            if passes == "together" and not learned.wait(LEARNING_S):
+                error = PassesApartError(f"another request has not learned the batch axes within {LEARNING_S:g} s")
+                self._note_passes_apart(request, error)
+            return
         try:
             self._ask_for_axes(request, self.encode)
         finally:
             learned.set()
-        return True
 
     def _may_share(self, kind: Kind) -> bool:
         """Not by guessed axes while they are asked for: the others of the kind run alone until then."""

@@ -47,6 +47,17 @@ def run_denoiser_rank(place: Place, model: ModelArgs, variables: dict[str, str])
     serve_denoiser_rank(place, model, EnvConfig.from_environ({"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"} | variables))
 
 
+def group_of(
+    model: ModelArgs,
+    variables: dict[str, str] | None = None,
+    run: Callable[..., None] = run_denoiser_rank,
+    record: LackRecord | None = None,
+) -> RankGroup:
+    """The ranks beside this process begin to load the model."""
+    assert model.parallel is not None
+    return RankGroup(model.parallel, lambda place: RankBeside(run, place, model, variables or {}), record=record)
+
+
 @contextmanager
 def stages_on_ranks(
     folder: Path,
@@ -59,9 +70,8 @@ def stages_on_ranks(
 ) -> Iterator[Stages]:
     """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs. `run`: what the
     other ranks do."""
-    args = ParallelArgs(**parallel)
-    served = ModelArgs(path=str(folder), name=folder.name, parallel=args, **model or {})
-    group = RankGroup(args, lambda place: RankBeside(run, place, served, variables or {}), record=record)
+    served = ModelArgs(path=str(folder), name=folder.name, parallel=ParallelArgs(**parallel), **model or {})
+    group = group_of(served, variables, run, record)
     stages = None
     try:
         precision = served.precision if isinstance(served.precision, str) else None

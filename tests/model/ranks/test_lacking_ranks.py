@@ -108,10 +108,11 @@ def test_requests_that_end_a_group_by_their_batch_end_well_on_the_next(checkpoin
     truths = [before.plain(request) for request in requests]
     before.close()
     settings = {"ulysses": 2, "collective_timeout_s": LONG_S}
-    with stages_on_ranks(folder, settings, run=run_lacking_rank, record=record) as stages:
-        stages.together(requests)  # the first merge is tried beside lone forwards, which are handed out
-        with pytest.raises(ReplicaUnfitError, match="2 samples"):
-            stages.together(requests)
+    with (
+        stages_on_ranks(folder, settings, run=run_lacking_rank, record=record) as stages,
+        pytest.raises(ReplicaUnfitError, match="2 samples"),
+    ):
+        stages.together(requests)
     with stages_on_ranks(folder, settings, run=run_lacking_rank, record=record) as stages:
         for _ in range(2):
             for numbers, truth in zip(stages.together(requests), truths, strict=True):

@@ -52,6 +52,7 @@ def check(name: str, lengths: str, executor: RanksExecutor) -> None:
     arguments = {**SPLIT_MODULES[name].arguments(*LENGTHS[lengths]), "return_dict": False}  # as pipelines have it
     first = executor.run(name, module, None, arguments)
     assert [kind[0][0] for kind, way in executor._ways.items() if way is None] == [], "rank 0 made it alone"
+    assert not executor._not_by_ranks
     again = executor.run(name, module, None, arguments)
     assert is_same(again, executor.run(name, module, None, arguments))
     with executor._group.met.splits[name].whole():
