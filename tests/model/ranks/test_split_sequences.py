@@ -50,15 +50,35 @@ def test_four_ranks_make_what_one_makes(case: str, by_four: RanksExecutor) -> No
 def check(name: str, lengths: str, executor: RanksExecutor) -> None:
     module = executor._modules[name]
     arguments = {**SPLIT_MODULES[name].arguments(*LENGTHS[lengths]), "return_dict": False}  # as pipelines have it
+    before = by_rank_0(executor)
     first = executor.run(name, module, None, arguments)
-    assert [kind[0][0] for kind, way in executor._ways.items() if way is None] == [], "rank 0 made it alone"
-    assert not executor._not_by_ranks
+    assert by_rank_0(executor) == before
     again = executor.run(name, module, None, arguments)
     assert is_same(again, executor.run(name, module, None, arguments))
     with executor._group.met.splits[name].whole():
         alone = module(**arguments)
     print(f"{name} {lengths}: {apart(first, alone):.1e}")
     assert max(apart(first, alone), apart(again, alone)) <= DEVIATION
+
+
+@torch.no_grad()
+def test_what_the_ranks_cannot_compute_rank_0_computes_alone(
+    by_two: RanksExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers splits the arguments of a whole module for outputs that are tuples only."""
+    module, arguments = by_two._modules["flux"], SPLIT_MODULES["flux"].arguments(*LENGTHS["even"])
+    before = by_rank_0(by_two)
+    outputs = [by_two.run("flux", module, None, arguments) for _ in range(2)]
+    with by_two._group.met.splits["flux"].whole():
+        assert all(is_same(output, module(**arguments)) for output in outputs)
+    assert by_rank_0(by_two) == before + 1
+    assert "rank 0 computes forwards of flux alone: ValueError: Expected output to be a tensor" in caplog.text
+    assert by_two._group.lost is None
+
+
+def by_rank_0(executor: RanksExecutor) -> int:
+    """Kinds and structures of forwards that it makes alone."""
+    return len(executor._not_by_ranks) + sum(way is None for way in executor._ways.values())
 
 
 def apart(output: Any, alone: Any) -> float:
