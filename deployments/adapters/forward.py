@@ -89,6 +89,12 @@ def prepare(module: torch.nn.Module) -> None:
             now.num_layers += 1
 
 
+def under_way(module: torch.nn.Module) -> Batch | None:
+    """What the forward of the module that is now surrounded by `applied` uses; None: nothing."""
+    now = vars(module).get("_adapters_applied")
+    return now.batch if isinstance(now, Applied) else None
+
+
 def num_layers(module: torch.nn.Module) -> int:
     """Layers with room for adapters: with more of them, what was compiled is compiled again."""
     now = vars(module).get("_adapters_applied")

@@ -6,23 +6,27 @@ The first forward of each kind is held against one that rank 0 has made alone, a
 from __future__ import annotations
 
 import logging
-import math
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from deployments.engine.batching.axes import BatchAxes
-from deployments.engine.batching.closeness import bound, deviation
+from deployments.engine.batching.closeness import deviation
 from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext, Executor
 from deployments.engine.marks import Mark
 from deployments.errors import ReplicaUnfitError
+from deployments.ranks.adapters import AdaptersHere, NoAdapters, Used, hold_message
 from deployments.ranks.channel import Message, message_of
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.lack import Refusals, lack_of
+from deployments.ranks.loss.left_alone import Failure, reason_of
 from deployments.ranks.place import Place
 from deployments.ranks.portions import NoPortionsError, joined, portion_sizes, portions
+from deployments.ranks.trial import is_close_enough, wrong_portion
 from deployments.tensors.out_of_memory import is_out_of_memory, let_go
 from deployments.tensors.values import copied, map_values
 from deployments.tensors.watched import Watched
@@ -47,12 +51,20 @@ class RanksExecutor:
         modules: Mapping[str, torch.nn.Module],
         axes: Callable[[str], BatchAxes | None] = lambda component: None,
         is_changed: Callable[[Any], bool] = lambda module: False,
+        adapters: AdaptersHere | None = None,
     ) -> None:
-        """`alone` makes forwards in this process; `is_changed`: whether a module is now as one request has it."""
+        """`alone` makes forwards in this process; `is_changed`: whether a module is now as one request has it.
+        `adapters`: those of requests; None: they have none."""
         self._group, self._alone, self._modules = group, alone, modules
         self._axes, self._is_changed = axes, is_changed
         self._ways: dict[Hashable, bool | None] = {}  # of kinds that were tried: uneven or not; None: rank 0 alone
         self._indivisible: set[Hashable] = set()  # structures with lengths that the ranks do not divide
+        self._not_by_ranks: set[Hashable] = set()  # structures at which the ranks fail, of kinds that they make
+        self._adapters = adapters or NoAdapters()
+        self._holding: frozenset[str] = frozenset()  # LoRAs that the other ranks hold
+        self._not_held: dict[str, str] = {}  # those that one of them cannot have, with the reason
+        self._refusals = Refusals(group.lacks, time.monotonic)
+        self._number = 0  # of the last forward that was sent
         self._told: set[str] = set()  # components of which it was told that rank 0 computes alone
         self._free = False  # the other ranks are to give memory back
 
@@ -64,12 +76,16 @@ class RanksExecutor:
         self._alone.free_memory()
 
     def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
-        """As an Executor's; raises ReplicaUnfitError too, where the group is lost."""
+        """As an Executor's; raises ReplicaUnfitError too, where the group is lost, and torch.OutOfMemoryError for what
+        groups before have ended by."""
         self._group.check()
+        refusal = self._refusals.reason(component, arguments, self._axes(component))
+        if refusal is not None:
+            raise torch.OutOfMemoryError(refusal)
         reason = self._obstacle(component, module)
         if reason is not None:
             return self._run_alone(component, module, context, arguments, reason)
-        split = Split(component, module, context, arguments)
+        split = Split(component, module, context, arguments, self._adapters.used(module))
         try:
             split.cut(self._axes(component), self._group.args.batch)
         except NoPortionsError as error:
@@ -77,15 +93,42 @@ class RanksExecutor:
         if len(split.pieces) == 1 and self._group.args.ranks_of_sample == 1:
             return self._alone.run(component, module, context, arguments)
         try:
+            self._let_hold(split)
             return self._tried_or_known(split)
         except NoPortionsError as error:
             return self._run_alone(component, module, context, arguments, str(error))
 
+    def _let_hold(self, split: Split) -> None:
+        """The forward's LoRAs on all ranks. Raises NoPortionsError where one cannot have them."""
+        if split.used is None or split.used.names <= self._holding:
+            return
+        uses = self._adapters.uses()
+        self._not_held = {name: reason for name, reason in self._not_held.items() if name in uses}
+        if split.used.names & self._not_held.keys():
+            raise NoPortionsError(next(self._not_held[name] for name in split.used.names if name in self._not_held))
+        asked = {name: use for name, use in uses.items() if name not in self._not_held}
+        message = message_of(hold_message(asked))
+        for place in self._group.others:
+            self._send(message, place)
+        answers = {place.rank: self._answer_of(place)["error"] for place in self._group.others}
+        reasons = [f"rank {rank} cannot use its LoRAs: {reason}" for rank, reason in answers.items() if reason]
+        if reasons:
+            self._not_held |= dict.fromkeys(asked.keys() - self._holding, reasons[0])
+            self._holding = frozenset()
+            raise NoPortionsError(reasons[0])
+        self._holding = frozenset(asked)
+
+    def _around(self, split: Split, index: int) -> AbstractContextManager[None]:
+        """A portion of the forward made here, of which the surroundings are the whole one's."""
+        used = split.used_by[index]
+        whole = used is None or len(split.pieces) == 1
+        return nullcontext() if whole else self._adapters.around(split.module, used)
+
     def _tried_or_known(self, split: Split) -> Any:
         """Raises NoPortionsError where rank 0 must compute alone."""
         structure = split.structure()
-        if structure in self._indivisible and not self._group.gathers_uneven:
-            raise NoPortionsError("the ranks do not divide a length of it, and gloo gathers equal parts only")
+        if structure in self._not_by_ranks:
+            raise NoPortionsError("the ranks cannot compute such forwards")
         kind = split.kind(), structure in self._indivisible
         if kind not in self._ways:
             return self._tried(split, kind)
@@ -94,11 +137,27 @@ class RanksExecutor:
             raise NoPortionsError("the ranks cannot compute such forwards")
         try:
             return self._exchanged(split, uneven)
-        except AssertionError as error:
-            if INDIVISIBLE not in str(error) or structure in self._indivisible:
+        except (ReplicaUnfitError, NoPortionsError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or self._group.args.tensor > 1:
                 raise
-        self._indivisible.add(structure)
+            if INDIVISIBLE not in str(error) or structure in self._indivisible:
+                return self._made_after(error, split, structure)
+        self._note(self._indivisible, structure)
         return self._tried_or_known(split)
+
+    def _made_after(self, error: Exception, split: Split, structure: Hashable) -> Any:
+        """Whether the ranks cannot make forwards of such sizes, or it is the forward's own fault, rank 0 finds out."""
+        reason = f"of such sizes the ranks cannot make them: {error}"
+        output = self._run_alone(split.component, split.module, split.context, split.arguments, reason)
+        self._note(self._not_by_ranks, structure)
+        return output
+
+    def _note(self, structures: set[Hashable], structure: Hashable) -> None:
+        if len(structures) >= KINDS_KEPT:
+            structures.clear()
+        structures.add(structure)
 
     def _obstacle(self, component: str, module: Any) -> str | None:
         """Why rank 0 must compute alone."""
@@ -135,21 +194,32 @@ class RanksExecutor:
                 if is_out_of_memory(error):
                     raise
                 if INDIVISIBLE in str(error) and not kind[1]:
-                    self._indivisible.add(split.structure())
+                    self._note(self._indivisible, split.structure())
                     return self._tried_or_known(split)
                 reason = f"{type(error).__name__}: {error}"
                 continue
-            if whole is None:
-                logger.warning("parallel: %s does not fit on one device: the ranks are not checked", split.component)
-                apart = 0.0
-            else:
-                apart = deviation(output, whole)
-            if whole is None or apart <= bound(whole, math.inf):
+            problem = self._deviates(split, output, whole)
+            if problem is None:
                 self._ways[kind] = uneven
                 return output
-            reason = f"what the ranks make deviates by {apart:.1e}"
+            reason = f"what the ranks make deviates: {problem}"
         self._ways[kind] = None
         raise NoPortionsError(reason)
+
+    def _deviates(self, split: Split, output: Any, whole: Any) -> str | None:
+        """Why `output` is not `whole` but for rounding."""
+        if whole is None:
+            logger.warning("parallel: %s does not fit on one device: the ranks are not checked", split.component)
+            return None
+        if split.axes is None or split.component in self._group.met.splits:
+            apart = deviation(output, whole)
+            return None if is_close_enough(apart, whole) else f"{apart:.1e}"
+
+        def portion_alone(index: int) -> Any:
+            with self._around(split, index):
+                return self._alone.run(split.component, split.module, split.context, split.pieces[index])
+
+        return wrong_portion(output, whole, split.sizes, split.axes, portion_alone)
 
     def _ways_to_try(self, split: Split) -> tuple[bool, ...]:
         """Whether lengths that the ranks do not divide are split: what does so takes more masks too."""
@@ -176,10 +246,15 @@ class RanksExecutor:
         """The forward on all ranks that have a portion of it."""
         asked = [place for place in self._group.others if place.sample < len(split.pieces)]
         try:
-            messages = [message_of(split.message(index, uneven, self._free)) for index in range(len(split.pieces))]
+            told = {"number": self._number + 1, "uneven": uneven, "free": self._free}
+            messages = [message_of(split.message(index) | told) for index in range(len(split.pieces))]
         except TypeError as error:
             raise NoPortionsError(str(error)) from error
-        self._free = False
+        self._free, self._number = False, self._number + 1
+        with self._group.forward(self._number, lack_of(split.component, split.arguments, self._axes(split.component))):
+            return self._answered(split, uneven, asked, messages)
+
+    def _answered(self, split: Split, uneven: bool, asked: Sequence[Place], messages: Sequence[Message]) -> Any:
         for place in asked:
             self._send(messages[place.sample], place)
         failure: BaseException | None = None
@@ -188,9 +263,12 @@ class RanksExecutor:
             splits[split.component].set_uneven(uneven)
         output = None
         try:
-            output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
+            with self._around(split, 0):
+                output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
         except Exception as raised:  # noqa: BLE001  (raised again when the other ranks have told how it went there)
+            let_go(raised)
             failure = raised
+            self._group.failed_here(Failure(self._number, reason_of(raised), is_out_of_memory(raised)))
         try:
             answers = {place: self._answer_of(place) for place in asked}
             self._check_answers(answers, failure)
@@ -209,16 +287,20 @@ class RanksExecutor:
             return answer
 
     def _check_answers(self, answers: Mapping[Place, dict[str, Any]], own: BaseException | None) -> None:
-        """Raises what the forward raised, where the ranks of each sample have all failed or all not: they are in step.
-        Else some wait for others that have given up, and the group ends.
+        """Raises what the forward raised, where the ranks of each sample have all failed alike or all not: they are in
+        step. Else some have waited for others that had given up, and the group ends.
         """
-        failed = {0: own is not None} | {place.rank: answer["error"] is not None for place, answer in answers.items()}
+        outcomes = {0: "" if own is None else _outcome(is_out_of_memory(own))}
+        outcomes |= {p.rank: _outcome(each["lacks_memory"]) if each["error"] else "" for p, each in answers.items()}
         per_sample = self._group.args.ranks_of_sample
         for first in range(0, self._group.args.size, per_sample):
-            ranks = [rank for rank in range(first, first + per_sample) if rank in failed]
-            if len({failed[rank] for rank in ranks}) > 1:
-                reasons = [answer["error"] for answer in answers.values() if answer["error"]]
-                self._group.end(f"the ranks are not in step: {'; '.join([*reasons, *([str(own)] if own else [])])}")
+            ranks = [rank for rank in range(first, first + per_sample) if rank in outcomes]
+            if len({outcomes[rank] for rank in ranks}) > 1:
+                reasons = [f"rank {p.rank}: {each['error']}" for p, each in answers.items() if each["error"]]
+                reasons += [f"rank 0: {reason_of(own)}"] if own else []
+                self._group.end_at_forward(
+                    f"the ranks are not in step: {'; '.join(reasons)}", "memory" in outcomes.values()
+                )
                 self._group.check()
         try:
             if own is not None:
@@ -234,10 +316,19 @@ class RanksExecutor:
 class Split:
     """A forward, and its samples in portions."""
 
-    def __init__(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        component: str,
+        module: Any,
+        context: CacheContext | None,
+        arguments: dict[str, Any],
+        used: Used | None = None,
+    ) -> None:
         self.component, self.module, self.context, self.arguments = component, module, context, arguments
+        self.used, self.used_by = used, [used]  # by the whole, and by each portion
         self.axes: BatchAxes | None = None
         self.num_samples = 1
+        self.sizes = [1]
         self.pieces: Sequence[dict[str, Any]] = [arguments]
 
     def cut(self, axes: BatchAxes | None, num_portions: int) -> None:
@@ -246,30 +337,39 @@ class Split:
             return
         self.axes = axes
         self.num_samples = Merger(axes).num_samples(self.arguments)
-        self.pieces = portions(self.arguments, axes, portion_sizes(self.num_samples, num_portions))
+        self.sizes = portion_sizes(self.num_samples, num_portions)
+        pieces = portions(self.arguments, axes, self.sizes)
+        self.used_by = [None] * len(pieces) if self.used is None else list(self.used.portions(self.sizes))
+        self.pieces = pieces
 
     def keep_whole(self, reason: str) -> None:
         logger.info("the samples of a forward of %s stay together: %s", self.component, reason)
-        self.pieces = [self.arguments]
+        self.axes, self.pieces, self.used_by = None, [self.arguments], [self.used]
 
     def kind(self) -> Hashable:
         """Equal for forwards that one trial is for: of whatever sizes."""
         context = self.context[0] if self.context else None
-        return self.component, context, len(self.pieces), self.num_samples, repr(map_values(_kind_of, self.arguments))
+        kinds, names = repr(map_values(_kind_of, self.arguments)), self.used and self.used.names
+        return self.component, context, len(self.pieces), self.num_samples, kinds, names
 
     def structure(self) -> Hashable:
         """Equal for forwards of the same sizes."""
         return self.component, repr(map_values(_shape_of, self.arguments))
 
-    def message(self, index: int, uneven: bool, free: bool) -> dict[str, Any]:
-        """What the ranks of a portion are asked; raises TypeError for what no message may carry."""
+    def message(self, index: int) -> dict[str, Any]:
+        """What the ranks of a portion are asked."""
+        used = self.used_by[index]
         return {
             "component": self.component,
             "context": self.context,
             "arguments": self.pieces[index],
-            "uneven": uneven,
-            "free": free,
+            "adapters": None if used is None else used.plain(),
         }
+
+
+def _outcome(lacks_memory: bool) -> str:
+    """Of a forward that failed on a rank."""
+    return "memory" if lacks_memory else "error"
 
 
 def _kind_of(value: Any) -> Any:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from deployments.errors import ReplicaUnfitError
 from deployments.modules import AccelerationError
 from deployments.ranks.args import ParallelArgs
-from deployments.ranks.beats import Beats
 from deployments.ranks.channel import Channel
+from deployments.ranks.loss.beats import Beats
+from deployments.ranks.loss.lack import Lack, LackRecord, NoRecord, with_another
+from deployments.ranks.loss.left_alone import ANY_FORWARD, Failure, LeftAlone, told_failure
 from deployments.ranks.place import Place, RankProcess, StartRank, open_store
 from deployments.ranks.splits import SplitModule, check_splits, install_splits
+from deployments.tensors.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +69,27 @@ def mesh_of(args: ParallelArgs, device: torch.device) -> DeviceMesh:
 class RankGroup:
     """Of one denoiser. The ranks load while rank 0 does; `open` waits for them. Once it is lost it stays so."""
 
-    def __init__(self, args: ParallelArgs, start: StartRank, host: str = "127.0.0.1") -> None:
-        """`host`: the address of this machine at which the other ranks reach it."""
+    def __init__(
+        self,
+        args: ParallelArgs,
+        start: StartRank,
+        host: str = "127.0.0.1",
+        record: LackRecord | None = None,
+    ) -> None:
+        """`host`: the address of this machine at which the other ranks reach it. `record`: what groups leave to those
+        that come after; None: none does."""
         self.args = args
+        self._record = record or NoRecord()
+        self.lacks = tuple(self._record.known())  # of the groups before
+        self._forward: tuple[int, Lack] | None = None  # under way
+        self._failed_here: Failure | None = None
+        self._left_alone = LeftAlone()
         self.lost: str | None = None  # why it cannot work any more
         self._store = open_store(host)
         self._places = [Place(host, self._store.port, rank, args) for rank in range(args.size)]
         self._lock = threading.Lock()
         self._beats: Beats | None = None
         self._met: Met | None = None
-        self._device_type = "cpu"
         self.processes: dict[int, RankProcess] = {}
         try:
             for place in self._places[1:]:
@@ -89,11 +104,6 @@ class RankGroup:
         return self._places[1:]
 
     @property
-    def gathers_uneven(self) -> bool:
-        """Whether parts of different lengths can be gathered: gloo takes equal ones only."""
-        return self._device_type != "cpu"
-
-    @property
     def met(self) -> Met:
         assert self._met is not None, "the group was not opened"
         return self._met
@@ -106,7 +116,6 @@ class RankGroup:
         try:
             if device.type not in BACKENDS:
                 raise AccelerationError(f"parallel: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}")
-            self._device_type = device.type
             check_splits(modules, self.args, device)
             self._wait_for_all()
             self._store.set(GO, "1")
@@ -116,7 +125,8 @@ class RankGroup:
             raise
         others = [place.rank for place in self.others]
         own = self._places[0].connect()
-        self._beats = Beats(own, 0, others, self.args.silence_timeout_s, self.end, self._ended_rank)
+        look = partial(self._look, own)
+        self._beats = Beats(own, 0, others, self.args.silence_timeout_s, self.end, look)
         logger.info("parallel: %s", ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
 
     def _wait_for_all(self) -> None:
@@ -143,6 +153,39 @@ class RankGroup:
         reasons = ((rank, process.end_reason()) for rank, process in self.processes.items())
         return next((f"rank {rank} has ended: {reason}" for rank, reason in reasons if reason is not None), None)
 
+    def _look(self, store: TCPStore) -> str | None:
+        """Why the group has ended; asked at each beat."""
+        failures = {place.rank: told_failure(store, place.rank) for place in self.others}
+        failed = {rank: each for rank, each in failures.items() if each is not None}
+        self._note_lost_question(failed.values())
+        return self._ended_rank() or self._waiting_for_one_that_failed(failed)
+
+    def _note_lost_question(self, failures: Iterable[Failure]) -> None:
+        """A rank that had no memory for what it was asked ends by itself."""
+        forward = self._forward
+        if forward is not None and any(each.forward == ANY_FORWARD and each.lacks_memory for each in failures):
+            self._keep(forward[1])
+
+    def _waiting_for_one_that_failed(self, failures: dict[int, Failure]) -> str | None:
+        forward = self._forward
+        if forward is None:
+            return None
+        if self._failed_here is not None:
+            failures[0] = self._failed_here
+        alone = self._left_alone.look(forward[0], failures, self.args.ranks_of_sample)
+        if not alone or self._forward is not forward:
+            return None
+        if any(failures[rank].lacks_memory for rank in alone):
+            self._keep(forward[1])
+        reasons = "; ".join(f"rank {rank}: {failures[rank].reason}" for rank in alone)
+        return f"ranks wait for others that have given up a forward of {forward[1]}: {reasons}"
+
+    def _keep(self, lack: Lack) -> None:
+        """For the next group; once."""
+        with self._lock:
+            kept, self._record = self._record, NoRecord()
+        kept.keep(with_another(self.lacks, lack))
+
     # -- called by the executor and by threads that watch ------------------------------------------------------------
 
     def check(self) -> None:
@@ -156,8 +199,32 @@ class RankGroup:
         try:
             yield
         except RuntimeError as error:
-            self.end(f"rank {rank} cannot be reached: {error}")
+            lacks_memory = is_out_of_memory(error)  # here, for what it has sent
+            reason = f"rank 0: {error}" if lacks_memory else f"rank {rank} cannot be reached: {error}"
+            self.end_at_forward(reason, lacks_memory)
             raise ReplicaUnfitError(self.lost) from error
+
+    @contextmanager
+    def forward(self, number: int, lack: Lack) -> Iterator[None]:
+        """While ranks make it; `lack`: what it is, where memory lacks for it."""
+        self._forward, self._failed_here = (number, lack), None
+        try:
+            yield
+        finally:
+            self._forward = None
+
+    def failed_here(self, failure: Failure) -> None:
+        """On rank 0, while others may wait for it."""
+        self._failed_here = failure
+
+    def end_at_forward(self, reason: str, lacks_memory: bool) -> None:
+        """As `end`; where memory lacks, the next group is told."""
+        if self.lost is None and self._forward is not None:
+            lack = self._forward[1]
+            reason = f"{reason} (at a forward of {lack})"
+            if lacks_memory:
+                self._keep(lack)
+        self.end(reason)
 
     def end(self, reason: str) -> None:
         """Ends all ranks as one: whoever waits for one of them is woken by the end of its connection."""

@@ -6,22 +6,24 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from deployments.ranks.beats import Beats
+from deployments.ranks.adapters import AdaptersThere, NoAdapters, used_of, uses_to_hold
 from deployments.ranks.channel import message_of
 from deployments.ranks.group import GO, LOOK_S, Met, built_key, failed_key, meet
+from deployments.ranks.loss.beats import Beats
+from deployments.ranks.loss.left_alone import ANY_FORWARD, Failure, reason_of, tell_failure
 from deployments.ranks.place import Place
 from deployments.tensors.out_of_memory import is_out_of_memory, let_go
 
 logger = logging.getLogger(__name__)
 
 Call = Callable[[Any, str, Any, Any, Any], Any]  # module, component, context, args, kwargs
-LONGEST_REASON = 2000  # characters
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Built:
     device: torch.device
     call: Call
     free_memory: Callable[[], None]
+    adapters: AdaptersThere = field(default_factory=NoAdapters)
 
 
 def serve_rank(place: Place, build: Callable[[], Built]) -> None:
@@ -42,16 +45,16 @@ def serve_rank(place: Place, build: Callable[[], Built]) -> None:
         built = build()
         met = met_when_all_are_there(place, store, built)
     except Exception as error:
-        store.set(failed_key(place.rank), f"{type(error).__name__}: {error}"[:LONGEST_REASON])
+        store.set(failed_key(place.rank), reason_of(error))
         raise
     finally:
         beats.end()
     beats = Beats(place.connect(), place.rank, [0], place.args.silence_timeout_s, end_process)
     try:
         while True:
-            answer(place, met, built)
-    except RuntimeError as error:  # of the connection
-        logger.info("rank %d ends: rank 0 is gone (%s)", place.rank, error)
+            answer(place, met, built, store)
+    except RuntimeError as error:  # of the connection to rank 0, or no memory for what it asks
+        logger.info("rank %d ends: %s", place.rank, error)
     finally:
         beats.end()
 
@@ -63,9 +66,17 @@ def met_when_all_are_there(place: Place, store: TCPStore, built: Built) -> Met:
     return meet(place, store, built.modules, built.device)
 
 
-def answer(place: Place, met: Met, built: Built) -> None:
-    """Makes one forward and tells how it went; raises RuntimeError where rank 0 is gone."""
-    asked = met.channel.asked()
+def answer(place: Place, met: Met, built: Built, store: TCPStore) -> None:
+    """Makes one forward and tells how it went; raises RuntimeError where rank 0 is gone, or memory for the question."""
+    try:
+        asked = met.channel.asked()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            tell_failure(store, place.rank, Failure(ANY_FORWARD, reason_of(error), lacks_memory=True))
+        raise
+    if "hold" in asked:
+        met.channel.answer(message_of({"error": held(built, asked)}))
+        return
     if asked["free"]:
         built.free_memory()
     try:
@@ -73,9 +84,21 @@ def answer(place: Place, met: Met, built: Built) -> None:
         told = message_of({"error": None, "output": output if place.answers else None})
     except Exception as error:  # noqa: BLE001  (told to rank 0, which knows whether the group is still in step)
         let_go(error)
-        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        told = message_of({"error": reason, "lacks_memory": is_out_of_memory(error)})
+        failure = Failure(asked.get("number", 0), reason_of(error), is_out_of_memory(error))
+        told = message_of({"error": failure.reason, "lacks_memory": failure.lacks_memory})
+        if place.args.ranks_of_sample > 1:
+            tell_failure(store, place.rank, failure)
     met.channel.answer(told)
+
+
+def held(built: Built, asked: Mapping[str, Any]) -> str | None:
+    """Why the rank cannot hold these LoRAs; None: it does."""
+    try:
+        built.adapters.hold(uses_to_hold(asked))
+    except Exception as error:  # noqa: BLE001  (told to rank 0, which then makes such forwards alone)
+        let_go(error)
+        return reason_of(error)
+    return None
 
 
 @torch.no_grad()
@@ -83,7 +106,9 @@ def forward(met: Met, built: Built, asked: Mapping[str, Any]) -> Any:
     component = asked["component"]
     if component in met.splits:
         met.splits[component].set_uneven(asked["uneven"])
-    return built.call(built.modules[component], component, asked["context"], (), asked["arguments"])
+    module, used = built.modules[component], used_of(asked.get("adapters"))
+    with built.adapters.around(module, used) if used else nullcontext():
+        return built.call(module, component, asked["context"], (), asked["arguments"])
 
 
 def end_process(reason: str) -> None:

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from deployments.modules import AccelerationError
 from deployments.ranks.args import ParallelArgs
-from deployments.ranks.context import SplitByContext, context_problem, ring_problem
+from deployments.ranks.sequence.context import SplitByContext, context_problem, ring_problem
 from deployments.ranks.weights import SplitByWeights, weights_problem
 
 Modules = Mapping[str, torch.nn.Module]

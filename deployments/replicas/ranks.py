@@ -9,11 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray import serve
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deployments.accelerators import bundles_problem
 from deployments.devices import select_device
+from deployments.lacks import LacksOfDeployment
 from deployments.model import ModelArgs
 from deployments.modules import AccelerationError
 from deployments.observability.logging_setup import apply_logging_level
@@ -99,10 +101,12 @@ def start_ranks(model: ModelArgs, device: str) -> RankGroup | None:
     problem = bundles_problem(device, bundles, model.parallel.size)
     if problem is not None:
         raise AccelerationError(problem)
+    context = serve.get_replica_context()
     return RankGroup(
         model.parallel,
         lambda place: RankInActor(place, model, group, bundles[place.rank]),
         address_for_ranks(group),
+        LacksOfDeployment(context.app_name, context.deployment),
     )
 
 

@@ -22,7 +22,7 @@ from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stage_pipeline.sessions.pipeline_code import COMPONENT_CALL
 from deployments.stage_pipeline.sessions.session import AroundComponent, nothing_around
-from deployments.stages.ranks.beside import NO_LORAS
+from deployments.stages.ranks.beside import loras_problem
 
 MAX_WAIT_S = 1.0  # for the encoders, where memory is lacking: their thread may be the one that waits
 
@@ -32,8 +32,7 @@ Brought = list[tuple[AdapterUse, FetchedAdapter]]
 def with_adapters(stage: StagePipeline, model: ModelArgs, cache_root: Path) -> StagePipeline:
     """The stage with its library. Raises CheckpointError for adapters of a configuration whose model takes none, or has
     no component that they name."""
-    obstacle = None if model.parallel is None else NO_LORAS
-    library = AdapterLibrary(stage, model.adapter_cache, cache_root, obstacle=obstacle)
+    library = AdapterLibrary(stage, model.adapter_cache, cache_root, obstacle=loras_problem(model))
     if model.adapters and (why := library.why_none()):
         raise CheckpointError(f"adapters: {why}: leave `adapters` out")
     for name, args in model.adapters.items():

@@ -65,6 +65,7 @@ from deployments.stage_pipeline.sessions.own_modules import is_rewired
 from deployments.stages.adapters import evict_idle_of_encoders, uses_of, with_digests
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
+from deployments.stages.ranks.adapters import AdaptersOfRankZero
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
 MOST_KINDS = 1000  # of requests that are remembered
 NUM_SENDERS = 4  # threads; each waits for the device most of the time
+LEARNING_S = 120.0  # at most, for two calls of the encoder and a forward or two of every denoiser
 EVICTION_S = 2.0  # at most, for the engine's thread to come by
 RECENT = 100  # requests whose summaries are kept for each feature
 
@@ -106,7 +108,9 @@ class DenoiserStage:
         self.ask_stage = ask_stage
         self.encode = encode
         self.features = features
-        self.adapters: Adapters | None = adapters or stage.adapters
+        held: Adapters | None = adapters or stage.adapters
+        self._of_ranks = AdaptersOfRankZero(held) if ranks is not None and held is not None else None
+        self.adapters = self._of_ranks or held
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
         self._with_passes_apart: set[Kind] = set()  # kinds of requests whose guidance passes cannot wait
         self.ranks = ranks
@@ -129,6 +133,8 @@ class DenoiserStage:
             self.args.guidance_passes,
             compilation_s=lambda: self.compiled.compilation_s,
         )
+        for lack in ranks.lacks if ranks else ():
+            self.engine.batches.did_not_fit_before(lack.component, lack.shape, lack.samples, lack.deaths)
         stage.memory.when_lacking(self._evict_idle)
         settings = [(feature.name, feature.settings(self.env)) for feature in features]
         accelerated = [(each.name, each.settings(self.env)) for each in ACCELERATIONS if each.is_on(self.env)]
@@ -156,7 +162,7 @@ class DenoiserStage:
         local = LocalExecutor(self.compiled, self.stage.device, self._free_memory)
         if self.ranks is None:
             return local
-        return RanksExecutor(self.ranks, local, self.denoisers, self.learned_axes, is_rewired)
+        return RanksExecutor(self.ranks, local, self.denoisers, self.learned_axes, is_rewired, self._of_ranks)
 
     def _free_memory(self) -> None:
         """After a forward that did not fit; called by the engine, in whatever thread that was seen."""
@@ -293,8 +299,10 @@ class DenoiserStage:
         mine = Event()
         learned = self._learned.setdefault(kind_of(request), mine)
         if learned is not mine:
-            if passes == "together":  # from the first step on, as always
-                learned.wait()
+            # Guidance passes run together from the first step on, as always, or not at all.
+            if passes == "together" and not learned.wait(LEARNING_S):
+                error = PassesApartError(f"another request has not learned the batch axes within {LEARNING_S:g} s")
+                self._note_passes_apart(request, error)
             return
         try:
             self._ask_for_axes(request, self.encode)

@@ -15,6 +15,7 @@ from deployments.model import ModelArgs
 from deployments.ranks.args import ParallelArgs
 from deployments.ranks.executor import RanksExecutor
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.lack import LackRecord
 from deployments.ranks.member import Built, serve_rank
 from deployments.ranks.place import Place
 from deployments.stage_pipeline.sessions.denoise import call_directly
@@ -46,18 +47,31 @@ def run_denoiser_rank(place: Place, model: ModelArgs, variables: dict[str, str])
     serve_denoiser_rank(place, model, EnvConfig.from_environ({"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"} | variables))
 
 
+def group_of(
+    model: ModelArgs,
+    variables: dict[str, str] | None = None,
+    run: Callable[..., None] = run_denoiser_rank,
+    record: LackRecord | None = None,
+) -> RankGroup:
+    """The ranks beside this process begin to load the model."""
+    assert model.parallel is not None
+    return RankGroup(model.parallel, lambda place: RankBeside(run, place, model, variables or {}), record=record)
+
+
 @contextmanager
 def stages_on_ranks(
     folder: Path,
     parallel: dict[str, Any],
     model: dict[str, Any] | None = None,
     variables: dict[str, str] | None = None,
+    run: Callable[..., None] = run_denoiser_rank,
+    record: LackRecord | None = None,
     **denoising: Any,
 ) -> Iterator[Stages]:
-    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs."""
-    args = ParallelArgs(**parallel)
-    served = ModelArgs(path=str(folder), name=folder.name, parallel=args, **model or {})
-    group = RankGroup(args, lambda place: RankBeside(run_denoiser_rank, place, served, variables or {}))
+    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs. `run`: what the
+    other ranks do."""
+    served = ModelArgs(path=str(folder), name=folder.name, parallel=ParallelArgs(**parallel), **model or {})
+    group = group_of(served, variables, run, record)
     stages = None
     try:
         precision = served.precision if isinstance(served.precision, str) else None
@@ -69,22 +83,38 @@ def stages_on_ranks(
             stages.close()
 
 
-def run_toy_rank(place: Place, build: Callable[[], torch.nn.Module]) -> None:
+Builders = dict[str, Callable[[], torch.nn.Module]]
+
+
+def run_rank_of_modules(place: Place, builders: Builders) -> None:
     torch.set_num_threads(1)
-    serve_rank(place, lambda: Built({"toy": build()}, torch.device("cpu"), call_directly, lambda: None))
+    serve_rank(place, lambda: Built(built(builders), torch.device("cpu"), call_directly, lambda: None))
+
+
+def built(builders: Builders) -> dict[str, torch.nn.Module]:
+    return {name: build() for name, build in builders.items()}
+
+
+@contextmanager
+def modules_on_ranks(
+    builders: Builders, axes: BatchAxes | None, record: LackRecord | None = None, **parallel: Any
+) -> Iterator[tuple[RankGroup, RanksExecutor]]:
+    """Modules by name on ranks, all with these batch axes."""
+    args = ParallelArgs(**parallel)
+    group = RankGroup(args, lambda place: RankBeside(run_rank_of_modules, place, builders), record=record)
+    modules = built(builders)
+    try:
+        group.open(modules, torch.device("cpu"))
+        yield group, RanksExecutor(group, LocalExecutor(call_directly), modules, lambda component: axes)
+    finally:
+        group.close()
 
 
 @contextmanager
 def toy_on_ranks(build: Callable[[], torch.nn.Module], **parallel: Any) -> Iterator[tuple[RankGroup, RanksExecutor]]:
     """A module named toy on ranks, with samples along the first axis of `x` and of what it returns."""
-    args = ParallelArgs(**parallel)
-    group = RankGroup(args, lambda place: RankBeside(run_toy_rank, place, build))
-    modules = {"toy": build()}
-    try:
-        group.open(modules, torch.device("cpu"))
-        yield group, RanksExecutor(group, LocalExecutor(call_directly), modules, lambda component: TOY_AXES)
-    finally:
-        group.close()
+    with modules_on_ranks({"toy": build}, TOY_AXES, **parallel) as opened:
+        yield opened
 
 
 TOY_AXES = BatchAxes({("x",): 0}, {(): 0})

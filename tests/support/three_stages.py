@@ -19,6 +19,7 @@ from deployments.messages import (
     StageName,
 )
 from deployments.model import DenoisingArgs, ModelArgs
+from deployments.ranks.group import RankGroup
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stages.adapters import answer_with_adapters, with_adapters
 from deployments.stages.decode import decode_output
@@ -29,9 +30,18 @@ from tests.support.tiny_models import tiny_patches
 
 
 class ThreeStages:
-    """Each stage holds its own part of the model, or `in_one` all share it; `make` is what a request goes through."""
+    """Each stage holds its own part of the model, or `in_one` all share it; `make` is what a request goes through.
 
-    def __init__(self, folder: Path, in_one: bool = False, adapter_cache: AdapterCacheArgs | None = None) -> None:
+    `ranks` make the forwards of the denoiser.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        in_one: bool = False,
+        adapter_cache: AdapterCacheArgs | None = None,
+        ranks: RankGroup | None = None,
+    ) -> None:
         tiny_patches()
         parts = [(stage,) for stage in STAGES] if not in_one else [STAGES]
         model = ModelArgs(path=str(folder), name=folder.name, adapter_cache=adapter_cache or AdapterCacheArgs())
@@ -48,6 +58,7 @@ class ThreeStages:
             self._ask,
             lambda request: encode(self.held["encoder"], request),
             adapters=self.held["denoiser"].adapters,
+            ranks=ranks,
         )
 
     def make(self, request: GenerationRequest, checkpoint: Checkpoint | None = None) -> list[Any]:

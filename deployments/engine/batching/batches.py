@@ -62,6 +62,7 @@ class Batches:
         self._structures: dict[Hashable, Structure] = {}
         self._shares: dict[Structure, frozenset[Path] | None] = {}  # verified structures; None: never merge
         self._done: set[Hashable] = set()  # kinds of forwards that the device has done once
+        self._before: dict[tuple[str, str], tuple[int, int]] = {}  # see `did_not_fit_before`
 
     def classify(self, forward: Forward) -> None:
         """Notes what the forward may be merged with."""
@@ -84,8 +85,14 @@ class Batches:
             if len(self._structures) >= STRUCTURES_KEPT:
                 for known in (self._structures, self._shares, self._done, self.caps, self.joining, self.mixing):
                     known.clear()
-            self._structures[key] = Structure(key, shape_of_sample(forward.arguments))
+            self._structures[key] = structure = Structure(key, shape_of_sample(forward.arguments))
+            if (before := self._before.get((forward.component, structure.shape))) is not None:
+                self.caps.did_not_fit_before(structure, *before)
         return self._structures[key]
+
+    def did_not_fit_before(self, component: str, shape: str, samples: int, deaths: int) -> None:
+        """As the caps': for forwards of samples of this shape."""
+        self._before[component, shape] = samples, deaths
 
     def may_share(self, forward: Forward) -> bool:
         alone = forward.fiber.deterministic or forward.structure.is_alone

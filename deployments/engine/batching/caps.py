@@ -23,6 +23,11 @@ class Caps:
     def __init__(self) -> None:
         self._caps: dict[Hashable, _Cap] = {}
 
+    def did_not_fit_before(self, structure: Hashable, samples: int, deaths: int) -> None:
+        """So many at once ended as many processes before this one, one after another: it begins with fewer."""
+        needed = min(GOOD_BATCHES << (deaths - 1), MOST_GOOD_BATCHES)
+        self._caps.setdefault(structure, _Cap(max(1, samples // 2), needed))
+
     def of(self, structure: Hashable) -> int | None:
         """Samples; None: nothing is known to be too large."""
         cap = self._caps.get(structure)

@@ -8,6 +8,7 @@ from deployments.ranks.member import Built, serve_rank
 from deployments.ranks.place import Place
 from deployments.stage_pipeline.sessions.denoise import call_directly
 from deployments.stages.build import build_stage
+from deployments.stages.ranks.adapters import AdaptersOfRank
 from env_config.variables import EnvConfig
 
 
@@ -20,4 +21,5 @@ def built(model: ModelArgs, env: EnvConfig, device: Device) -> Built:
     """The denoisers alone, whatever else rank 0 has."""
     stage = build_stage(model, ("denoiser",), env, device)
     modules = {name: stage.components[name] for name in stage.layout.denoisers if name in stage.components}
-    return Built(modules, stage.device, call_directly, stage.memory.give_back)
+    adapters = AdaptersOfRank(stage.adapters, tuple(modules.values()))
+    return Built(modules, stage.device, call_directly, stage.memory.give_back, adapters)

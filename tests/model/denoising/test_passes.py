@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from diffusers.models.cache_utils import CacheMixin
 from deployments.errors import CannotResumeError
 from deployments.messages import Checkpoint
 from deployments.model import DenoisingArgs, GuidancePasses
+from deployments.stages import denoise
 from tests.support.further import all_but
 from tests.support.toy_pipelines import Made, Toy, ToyDenoiser, ToyStages, same
 
@@ -248,6 +250,25 @@ def test_what_is_written_later_into_what_a_waiting_pass_was_given_begins_the_req
     assert forwards == batches == 8, "it is remembered"
     for checkpoint in made.checkpoints:  # of both goes, as far as those of the first had left
         assert same(resumed_or_begun_again(stages, checkpoint).output, truth)
+
+
+class NeverLearned(dict[Any, Event]):
+    """Another request of the kind has asked for the batch axes, and gets no answer."""
+
+    def setdefault(self, kind: Any, event: Event | None = None) -> Event:
+        return Event()
+
+
+def test_who_waits_in_vain_for_another_to_learn_the_batch_axes_makes_its_passes_apart(
+    make_stages: MakeStages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(denoise, "LEARNING_S", 0.01)
+    stages = make_stages(Guided)
+    monkeypatch.setattr(stages.denoiser, "encode", pytest.fail)
+    monkeypatch.setattr(stages.denoiser, "_learned", NeverLearned())
+    assert same(stages.make().output, stages.truth())
+    assert stages.denoiser.engine.statistics.passes_together == 0
+    assert "made apart: another request has not learned the batch axes within 0.01 s" in caplog.text
 
 
 def test_a_wrong_merge_is_refused_by_name_and_its_passes_run_apart(

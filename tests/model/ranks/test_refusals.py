@@ -90,7 +90,6 @@ def test_one_model_without_the_way_is_enough_to_refuse(flux: torch.nn.Module, un
     [
         ({"compile": "regional"}, {}, "compile: transformer: regional; off is allowed"),
         ({"offload": {"transformer": "model"}}, {}, "offload.transformer; leave it out: encoders are allowed"),
-        ({"adapters": {"ink": "/nowhere/ink.safetensors"}}, {}, "adapters: ink; leave it out"),
         ({}, {"SGLANG_CACHE_DIT_ENABLED": "true"}, "cache_dit by its variables; set them off"),
     ],
 )
@@ -102,13 +101,21 @@ def test_what_cannot_be_had_beside_ranks_is_refused_by_name(
         build_stage(args, ("denoiser",), EnvConfig.from_environ(variables), Device("cpu", CPU))
 
 
-def test_what_requests_may_add_is_told_without_what_they_may_not(flux_checkpoint: Path) -> None:
-    args = ModelArgs(path=str(flux_checkpoint), name="flux", parallel=RANKS)
-    assert not any(feature.is_asked_for for feature in features_beside(args))
+@pytest.mark.parametrize(("parallel", "asked_for"), [(RANKS, {"loras"}), (ParallelArgs(tensor=2), set())])
+def test_what_requests_may_add_is_told_without_what_they_may_not(
+    parallel: ParallelArgs, asked_for: set[str], flux_checkpoint: Path
+) -> None:
+    args = ModelArgs(path=str(flux_checkpoint), name="flux", parallel=parallel)
+    assert {feature.name for feature in features_beside(args) if feature.is_asked_for} == asked_for
     stage = build_stage(args, ("encoder",), EnvConfig(), Device("cpu", CPU))
-    assert stage.adapters.why_none() == (
-        "with `parallel` no LoRA can be used: it would be put into the modules of one rank alone"
-    )
+    assert (stage.adapters.why_none() is None) == bool(asked_for)
+
+
+def test_loras_are_refused_beside_split_weights(flux_checkpoint: Path) -> None:
+    adapters = {"ink": {"path": "/nowhere/ink.safetensors"}}
+    args = ModelArgs(path=str(flux_checkpoint), name="flux", parallel=ParallelArgs(tensor=2), adapters=adapters)
+    with pytest.raises(AccelerationError, match="not possible: adapters: ink beside tensor: 2; leave either out"):
+        build_stage(args, ("denoiser",), EnvConfig(), Device("cpu", CPU))
 
 
 def test_one_process_has_no_ranks(flux_checkpoint: Path) -> None:

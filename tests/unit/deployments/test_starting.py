@@ -8,23 +8,7 @@ import pytest
 
 from deployments import starting
 from deployments.starting import tell_start, told_start
-
-
-class PlayedStore:
-    """Ray's key-value store."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], bytes] = {}
-
-    def _internal_kv_put(self, key: str, value: str, *, namespace: str) -> bool:
-        self.kept[namespace, key] = value.encode()
-        return True
-
-    def _internal_kv_get(self, key: str, *, namespace: str) -> bytes | None:
-        return self.kept.get((namespace, key))
-
-    def _internal_kv_del(self, key: str, *, namespace: str) -> int:
-        return int(self.kept.pop((namespace, key), None) is not None)
+from tests.support.played_store import PlayedStore
 
 
 def test_the_newest_text_of_a_deployment_is_told_until_it_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:

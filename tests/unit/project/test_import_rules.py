@@ -59,6 +59,7 @@ TRACING = room("deployments.tracing")  # spans, which every room may make
 METER = ("deployments.metrics.meter", "deployments.metrics.metric", "deployments.metrics.table")
 SERVE_METER = ("deployments.metrics.serve_meter",)
 STARTING = ("deployments.starting",)  # what a replica tells of its start
+LACKS = ("deployments.lacks",)  # what a group of ranks leaves to the next one
 DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MEMORY = room("deployments.memory")  # how a process fits on its device
@@ -248,6 +249,7 @@ RULES = (
     Rule(("deployments",), (), never=(*HEAVY, *HTTP, "ray")),
     Rule(TRACING, (*TRACING, *ENV_CONFIG), never=(*HEAVY, *HTTP, "ray")),
     Rule(STARTING, (), never=(*HEAVY, *HTTP)),
+    Rule(LACKS, (*RANKS,), never=HTTP),
     Rule(SERVE_METER, METER, never=(*HEAVY, *HTTP)),
     Rule(room("deployments.metrics"), room("deployments.metrics"), never=(*HEAVY, *HTTP, "ray")),
     Rule((*MESSAGES, *ARGUMENTS, *ACCELERATORS), (*MESSAGES, *ARGUMENTS), never=(*HEAVY, *HTTP, "ray")),
@@ -300,6 +302,7 @@ RULES = (
             *METER,
             *SERVE_METER,
             *STARTING,
+            *LACKS,
             *TRACING,
             *ASK_FOR_A_CHECK,
             *STAGES,

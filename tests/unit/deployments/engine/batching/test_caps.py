@@ -55,3 +55,14 @@ def test_the_larger_half_of_a_batch_that_did_not_fit_may_show_that_more_fits_tha
     caps.does_not_fit("s", 3)
     caps.fits("s", 2, 1)
     assert caps.of("s") == 2
+
+
+def test_what_ended_processes_before_is_tried_the_more_seldom_the_more_often_it_did() -> None:
+    for deaths in (1, 2, 3):
+        caps = Caps()
+        caps.did_not_fit_before("s", 8, deaths)
+        assert caps.of("s") == 4
+        run_full(caps, GOOD_BATCHES * 2 ** (deaths - 1) - 1)
+        assert caps.of("s") == 4
+        run_full(caps, 1)
+        assert caps.of("s") == 5

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,10 @@ from diffusers.hooks.context_parallel import (
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch.distributed.device_mesh import DeviceMesh
+
+from deployments.ranks.sequence.masks import mend_masks
+from deployments.ranks.sequence.plans import plan_of
+from deployments.ranks.sequence.uneven import gather_uneven_parts
 
 WITHOUT_SUMS = ("native", "_native_npu")  # attention that splits, but returns no log-sum-exp, which ring needs
 
@@ -34,7 +38,9 @@ class SplitByContext:
         self._parallel = ParallelConfig(context_parallel_config=self._config)
         self._parallel.setup(int(mesh.get_local_rank("ulysses")), mesh.size(), device, mesh=mesh)
         self._module = module
-        apply_context_parallel(module, self._config, module._cp_plan)
+        gather_uneven_parts()
+        mend_masks()
+        apply_context_parallel(module, self._config, dict(plan_of(module) or {}))
         for processor in _processors(module):
             processor._parallel_config = self._parallel
 
@@ -64,8 +70,8 @@ class SplitByContext:
 
 def context_problem(module: torch.nn.Module, degree: int) -> str | None:
     """Why the sequence of the module cannot be split over so many ranks; None: it can."""
-    plan: Mapping[str, Any] | None = getattr(module, "_cp_plan", None)
-    if not plan:
+    plan = plan_of(module)
+    if plan is None:
         return f"{type(module).__name__} has no plan for it in diffusers"
     heads = getattr(getattr(module, "config", None), "num_attention_heads", None)
     if isinstance(heads, int) and heads % degree:
@@ -84,7 +90,7 @@ def context_problem(module: torch.nn.Module, degree: int) -> str | None:
 
 def ring_problem(module: torch.nn.Module, degree: int) -> str | None:
     """Why its attention cannot go around; None: it can."""
-    if not getattr(module, "_cp_plan", None):
+    if plan_of(module) is None:
         return f"{type(module).__name__} has no plan for it in diffusers"
     for backend in _backends(module):
         if backend in WITHOUT_SUMS:

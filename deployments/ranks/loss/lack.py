@@ -1,0 +1,85 @@
+"""Forwards for which a rank lacked memory while the others went on: what a group tells the next one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from deployments.engine.batching.axes import BatchAxes
+from deployments.engine.batching.latents import shape_of_sample
+from deployments.engine.batching.merging import Merger
+
+DEATHS = 2  # of groups, one after another: the next one refuses such forwards
+REFUSED_S = 3600.0  # another process on the device may have been the reason: then they are tried again
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Of a component, for so many samples at once of a shape."""
+
+    component: str
+    shape: str  # of a sample's latents, as deployments.engine.batching.latents tells it
+    samples: int
+    deaths: int = 1  # groups that ended by it
+
+    def __str__(self) -> str:
+        return f"{self.samples} samples of {self.shape or 'no shape'} in {self.component}"
+
+    def is_of(self, component: str, shape: str) -> bool:
+        return (self.component, self.shape) == (component, shape)
+
+
+class LackRecord(Protocol):
+    """Outlives the group."""
+
+    def known(self) -> Sequence[Lack]:
+        """Those of the groups before."""
+        ...
+
+    def keep(self, lacks: Sequence[Lack]) -> None:
+        """In the place of what it has. Raises nothing."""
+        ...
+
+
+class NoRecord:
+    """Of a group that none comes after."""
+
+    def known(self) -> Sequence[Lack]:
+        return ()
+
+    def keep(self, lacks: Sequence[Lack]) -> None:
+        """It has no successor that would ask."""
+
+
+def lack_of(component: str, arguments: dict[str, Any], axes: BatchAxes | None) -> Lack:
+    """That of a forward with these arguments."""
+    return Lack(component, shape_of_sample(arguments), Merger(axes).num_samples(arguments))
+
+
+def with_another(known: Sequence[Lack], new: Lack) -> tuple[Lack, ...]:
+    """One for each component and shape: the smallest number of samples that did not fit."""
+    alike = [each for each in known if each.is_of(new.component, new.shape)]
+    others = [each for each in known if each not in alike]
+    samples = min(each.samples for each in (*alike, new))
+    return (*others, replace(new, samples=samples, deaths=1 + max((each.deaths for each in alike), default=0)))
+
+
+class Refusals:
+    """Of forwards by which groups have ended again and again."""
+
+    def __init__(self, lacks: Sequence[Lack], now: Callable[[], float]) -> None:
+        self._lacks = [each for each in lacks if each.deaths >= DEATHS]
+        self._now = now
+        self._until = now() + REFUSED_S if self._lacks else -math.inf
+
+    def reason(self, component: str, arguments: dict[str, Any], axes: BatchAxes | None) -> str | None:
+        """Why the forward is not tried."""
+        if self._now() >= self._until:
+            return None
+        asked = lack_of(component, arguments, axes)
+        for each in self._lacks:
+            if each.is_of(component, asked.shape) and asked.samples >= each.samples:
+                return f"parallel: out of memory: {each.deaths} groups of ranks have ended by {each}"
+        return None

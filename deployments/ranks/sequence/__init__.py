@@ -1,0 +1,1 @@
+"""What diffusers' split of a sequence over ranks leaves out."""
