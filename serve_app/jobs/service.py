@@ -63,7 +63,12 @@ class JobArgs(BaseModel):
         description="postgresql://host/database for several machines, its password in PGPASSFILE, or where such a URL "
         "with a password stands: {file: PATH} or {env: NAME}; default: jobs.sqlite below the cache root",
     )
-    max_running: int = Field(8, ge=1, description="jobs of each model that an ingress replica runs at a time")
+    max_running: int = Field(
+        8,
+        ge=1,
+        description="jobs of each model that an ingress replica runs at a time; while callers wait, more, up to "
+        "`admission.jobs_share`",
+    )
     max_queued: int = Field(1000, ge=1, description="jobs of each model that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
     webhook_secret: SecretReference | None = Field(
@@ -114,7 +119,7 @@ class Jobs:
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch,
             {model: making.make for model, making in models.items()}, storage, name,
-            args.max_running, args.lease_s, on_made=self.ledger.made, meter=meter,
+            self.ledger, args.max_running, args.lease_s, meter,
         )  # fmt: skip
 
     def start(self) -> None:
