@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import sqlite3
@@ -60,12 +61,13 @@ from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
-from tests.support.in_process import TEXT_TO_IMAGE, picture
+from tests.support.in_process import TEXT_TO_IMAGE, description, picture
 from tests.support.job_stores import put_tables
 from tests.support.recorded_meter import RecordedMeter
 from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
+WAN = description("WanPipeline", "num_frames", media_kind="video", tasks=("text_to_video",))
 STEPS = 10
 
 
@@ -123,8 +125,13 @@ class Stages:
 class Described:
     """In place of a served model."""
 
+    configured_arguments = ({},)
+
+    def __init__(self, describing: StageDescription = WAN) -> None:
+        self.describing = describing
+
     async def describe(self) -> StageDescription:
-        return TEXT_TO_IMAGE
+        return self.describing
 
 
 class Folder:
@@ -143,6 +150,7 @@ class Folder:
         webhook_rules: WebhookRules | None = None,
         serves: str = "wan",
         further: Mapping[str, Stages] | None = None,
+        describing: StageDescription = WAN,
         **args: Any,
     ) -> AsyncIterator[Jobs]:
         """`further`: the stages of more models."""
@@ -152,7 +160,7 @@ class Folder:
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        described: Any = Described()
+        described: Any = Described(describing)
         models = {serves: MakeAtOnce(stages.make, admission, described)} | {
             name: MakeAtOnce(each.make, Admission(AdmissionArgs()), described) for name, each in (further or {}).items()
         }
@@ -590,6 +598,34 @@ async def test_jobs_have_their_share_of_the_stages_while_more_callers_wait_than_
 
 
 # --- ends ---
+
+
+@pytest.mark.parametrize(
+    ("now", "code", "sentence"),
+    [
+        (TEXT_TO_IMAGE, "not_supported", "makes images, it cannot make videos"),
+        (description("LTXPipeline", media_kind="video", required=("image",)), "missing_required", "image is required"),
+        (
+            dataclasses.replace(WAN, parameters={"prompt": None}),
+            "not_supported",
+            "num_inference_steps is not supported: WanPipeline does not take it",
+        ),
+    ],
+)
+async def test_a_job_for_which_its_model_has_become_another_one_fails_with_a_sentence(
+    folder: Folder, now: StageDescription, code: str, sentence: str
+) -> None:
+    stages = Stages()
+    async with folder.runner(Stages()) as before:
+        before.runner._loops[0].cancel()  # claims nothing
+        await submit(before)
+    async with folder.runner(stages, describing=now) as jobs:
+        job = await ended(jobs)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"].startswith(code)
+    assert sentence in job.error["message"]
+    assert not stages.began_at
 
 
 async def test_a_job_of_no_model_here_is_left_where_the_store_is_away(
