@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -86,6 +86,8 @@ from env_config.library_caches import check_cache_root, set_allocator_settings, 
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class StageReplica:
@@ -199,12 +201,8 @@ class StageReplica:
             warm_up(WarmReplica(stage, self.threads, self.denoiser, self.media_pool), requests, others.encode, tell)
 
     def _stage_of(self, model: str) -> StagePipeline:
-        """That of the model that a request names; the only one is meant by all. Raises RuntimeError."""
-        if len(self.stages) == 1:
-            return self.stage
-        if model not in self.stages:
-            raise RuntimeError(f"this replica has {' and '.join(self.stages)}, not {model!r}")
-        return self.stages[model]
+        """That of the model that a request names. Raises RuntimeError."""
+        return of_model(self.stages, model)
 
     def _open_fitness(self, model: ModelArgs) -> Fitness:
         threads = self.threads
@@ -288,7 +286,8 @@ class StageReplica:
         return await asyncio.get_running_loop().run_in_executor(self.threads.request_threads, brought, stage, uses)
 
     def _making_of(self, model: str) -> str:
-        return next(iter(self.making.values())) if len(self.making) == 1 else self.making[model]
+        """Raises RuntimeError."""
+        return of_model(self.making, model)
 
     def _check_making(self, model: str, making: str) -> None:
         """Raises OtherVersionError for what was made by a replica of other arguments, as there are during an update."""
@@ -451,6 +450,18 @@ def described_together(
         },
         models=each,
     )
+
+
+def of_model(held: Mapping[str, T], model: str) -> T:
+    """What is held of the model that a request names; where there is one alone, it is meant by all.
+
+    Raises RuntimeError: the application was bound wrongly.
+    """
+    if len(held) == 1:
+        return next(iter(held.values()))
+    if model not in held:
+        raise RuntimeError(f"this replica has {' and '.join(held)}, not {model!r}")
+    return held[model]
 
 
 def num_cpus() -> float:

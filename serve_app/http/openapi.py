@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from serve_app.http.answers import JobObject
 from serve_app.http.context import context_of
 from serve_app.models.service import ModelService
 from serve_app.requests.bodies import GenerationBody
+from serve_app.requests.given.configured import told_defaults
 from serve_app.requests.given.schemas import form_schema, model_fields
 from serve_app.requests.limits import RequestLimits
+from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
 
 ERROR_SCHEMA: dict[str, Any] = {
@@ -127,7 +130,8 @@ async def _described(model: ModelService) -> ReadyModel | None:
 def with_model_fields(
     document: dict[str, Any], models: Sequence[ReadyModel], is_one_of_several: bool = False
 ) -> dict[str, Any]:
-    """The document with each argument of the served models as a field of the bodies that ask for their media.
+    """The document with each argument of the served models as a field of the bodies that ask for their media, and with
+    what counts where a field is left out.
 
     Of one of several models each field says whose it is.
     """
@@ -147,6 +151,10 @@ def with_model_fields(
         for name, fields in _fields_of(body, models, is_form).items():
             if name not in schema["properties"]:
                 schema["properties"][name] = _of_models(fields) if is_one_of_several else next(iter(fields.values()))
+        own = body.model_json_schema()["properties"]
+        for name, defaults in _defaults_of(body, models).items():
+            if name in own and name in schema["properties"]:
+                schema["properties"][name] |= _default_of_models(schema["properties"][name], defaults)
     return document
 
 
@@ -162,6 +170,26 @@ def _fields_of(
                 schema = form_schema(description.type_of(name), field) if is_form else field
                 found.setdefault(name, {})[model.name] = schema
     return found
+
+
+def _defaults_of(body: type[GenerationBody], models: Sequence[ReadyModel]) -> dict[str, dict[str, Any]]:
+    """What counts where a field of the body is left out, by the models of its media that say so; null: unknown."""
+    found: dict[str, dict[str, Any]] = {}
+    of_media = [model for model in models if model.description.media_kind == body.media_kind]
+    for model in of_media:
+        description = model.description
+        for field, default in told_defaults(description, sendable_arguments(body, description)).items():
+            found.setdefault(field, dict.fromkeys(each.name for each in of_media))[model.name] = default
+    return found
+
+
+def _default_of_models(schema: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`default` where all models have one, else a sentence that has each."""
+    first, *others = defaults.values()
+    if all(other == first and type(other) is type(first) for other in others):
+        return {"default": first}
+    told = ", ".join(f"{name} {json.dumps(value)}" for name, value in defaults.items() if value is not None)
+    return {"description": f"{schema.get('description', '')}; default: {told}".removeprefix("; ")}
 
 
 def _of_models(fields: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class JobLedger:
         self._runner = runner  # the name of this replica's
         self._tickets: dict[str, list[Ticket]] = {}
         self._being_stored: set[str] = set()
+        self._running_here: set[str] = set()
         self._running_elsewhere: set[str] = set()
 
     @contextmanager
@@ -50,6 +51,20 @@ class JobLedger:
         """It has ended, or was never stored; `look` forgets it."""
         for ticket in self._tickets.get(job_id, ()):
             ticket.close()
+
+    def begun(self, job: Job) -> None:
+        """The runner of this replica has taken it."""
+        self._running_here.add(job.id)
+        for ticket in self._tickets_of(job.id, job.asked.model, job.sizes, job.owner):
+            ticket.is_waiting, ticket.is_elsewhere = False, False
+
+    def ended(self, job_id: str) -> None:
+        """The runner of this replica is done with it, or has given it back."""
+        self._running_here.discard(job_id)
+
+    def are_behind(self, model: str) -> bool:
+        """Whether jobs of this model that nobody waits for have less than their share while callers wait."""
+        return self._admission_of(model).jobs_are_behind()
 
     def made(self, job: Job, request: int, media: Media) -> None:
         """One of the job's requests was made by this replica."""
@@ -76,7 +91,9 @@ class JobLedger:
                 ticket.close()
         for job in unfinished.values():
             for ticket in self._tickets_of(job.id, job.model, job.sizes, job.owner):
-                ticket.is_waiting = job.runner is None and not job.is_awaited
+                is_here = job.id in self._running_here  # what the store said may be from before
+                ticket.is_waiting = job.runner is None and not job.is_awaited and not is_here
+                ticket.is_elsewhere = job.runner not in (None, self._runner) and not is_here
         self._running_elsewhere = {
             job.id for job in unfinished.values() if job.runner is not None and job.runner != self._runner
         }

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
@@ -62,15 +62,30 @@ LONGEST_PAUSE_S = 40.0
 CLEANING_S = 30.0
 DENOISING_SHARE = 0.95  # of a request's progress; the rest is decoding and storing
 PATIENCE_S = 600.0  # that a job waits, without getting further, for a device that is full of other work
-SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of, and is tried alone
+SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of
+MOST_SUSPECTED = 6  # from here on none of another model is tried beside it, so that an innocent one is not given up
 MOST_AWAITED = 200  # jobs whose callers wait, beside max_running: admission bounds them as it does other requests
+MOST_BESIDE_CALLERS = 200  # jobs of a model beyond max_running that run to have their share of what callers also want
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
 TRANSIENT = (*AWAY, RayError)
 STORE_FAILED = (JobStoreAwayError, SQLAlchemyError)
 
-OnMade = Callable[[Job, int, Media], None]  # told of each request that was made, by its place in the job
+
+class Ledger(Protocol):
+    """What is told of each job that runs here, and says whether more of them should."""
+
+    def begun(self, job: Job) -> None: ...
+
+    def made(self, job: Job, request: int, media: Media) -> None:
+        """`request`: its place in the job."""
+
+    def ended(self, job_id: str) -> None:
+        """It runs here no more, and may be given back."""
+
+    def are_behind(self, model: str) -> bool:
+        """Whether jobs of this model that nobody waits for have less than their share while callers wait."""
 
 
 @dataclass
@@ -167,8 +182,34 @@ class ModelWork:
         return self.pause_s
 
 
+class SuspectedJobs:
+    """Those that may be what their runners died of: of each model one is tried at a time, until it gets further.
+
+    One that was suspected often is tried beside none of another model either: each end of this process is then its own.
+    """
+
+    def __init__(self) -> None:
+        self._tried: dict[str, Job] = {}  # by model
+
+    def may_begin(self, job: Job) -> bool:
+        """Whether the job, if it is suspected, may be tried now; then it is the one that is tried."""
+        if job.takeovers < SUSPECTED:
+            return True
+        tried = self._tried.values()
+        alone = max((each.takeovers for each in (job, *tried)), default=0) >= MOST_SUSPECTED
+        if job.asked.model in self._tried or (alone and tried):
+            return False
+        self._tried[job.asked.model] = job
+        return True
+
+    def passed(self, job_id: str) -> None:
+        """It has got further, or has ended: the next one may be tried."""
+        self._tried = {model: job for model, job in self._tried.items() if job.id != job_id}
+
+
 class JobRunner:
-    """Runs up to `max_running` jobs of each model at a time, and those whose callers wait.
+    """Runs up to `max_running` jobs of each model at a time, and those whose callers wait; while callers wait, as many
+    more as have their share of the work.
 
     `name` is unlike that of any other runner, ever.
     """
@@ -183,9 +224,9 @@ class JobRunner:
         makes: Mapping[str, Make],
         storage: StorageBackend,
         name: str,
+        ledger: Ledger,
         max_running: int = 8,
         lease_s: float = 15.0,
-        on_made: OnMade = lambda *_: None,
         meter: Meter = NO_METER,
     ) -> None:
         """`leases`: threads for what must not wait for other work. `makes`: by the models whose jobs can be made."""
@@ -199,11 +240,11 @@ class JobRunner:
         self.name = name
         self.max_running = max_running
         self.lease_s = lease_s
-        self.on_made = on_made
+        self.ledger = ledger
         self.meter = meter
         self.running: dict[str, asyncio.Task[None]] = {}
         self._model_of: dict[str, str] = {}  # by the ids of those that run
-        self._tried: str | None = None  # the suspected job that runs, until it gets further
+        self._suspected = SuspectedJobs()
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, *more_work: Callable[[], Awaitable[None]]) -> None:
@@ -232,12 +273,12 @@ class JobRunner:
     async def _claim_jobs(self) -> None:
         change = self.changes.next()
         await self.leases.run(self.store.look_at_leases)  # also where nothing is claimed: only what was seen counts
-        while len(self.running) < self.max_running * len(self.models) + MOST_AWAITED:
+        while len(self.running) < (self.max_running + MOST_BESIDE_CALLERS) * len(self.models) + MOST_AWAITED:
             now = time.monotonic()
             away = {name for name, work in self.models.items() if now < work.paused_until}
             if len(away) == len(self.models):
                 break
-            busy = {name for name in self.models if self._num_running(name) >= self.max_running}
+            busy = {name for name in self.models if not self._has_room(name)}
             is_full = len(busy) == len(self.models)
             job = await self.leases.run(self.store.claim, self.name, self.lease_s, is_full, busy, away)
             if job is None:
@@ -245,11 +286,10 @@ class JobRunner:
             if job.id in self.running:  # its lease had ended, but nobody else saw it
                 continue
             self.meter.count("triptych_job_takeovers_total", float(job.taken_over))
-            if job.takeovers >= SUSPECTED:
-                if self._tried is not None:  # were it here when that one ends this process, it would be blamed for it
-                    await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
-                    continue
-                self._tried = job.id
+            if not self._suspected.may_begin(job):  # here when the other one ends this process, it would be blamed
+                await self.threads.run(self.store.postpone, self.name, job.id, POSTPONED_S)
+                continue
+            self.ledger.begun(job)
             task = asyncio.create_task(self._traced(job))
             self.running[job.id] = task
             self._model_of[job.id] = job.asked.model
@@ -259,17 +299,17 @@ class JobRunner:
 
     def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         del self.running[job_id], self._model_of[job_id]
-        self._passed(job_id)
+        self._suspected.passed(job_id)
+        self.ledger.ended(job_id)
         self.changes.notify()
         self.watch.notify(job_id)
 
-    def _num_running(self, model: str) -> int:
-        return sum(each == model for each in self._model_of.values())
-
-    def _passed(self, job_id: str) -> None:
-        """It has got further, or has ended: the next suspected job may run."""
-        if self._tried == job_id:
-            self._tried = None
+    def _has_room(self, model: str) -> bool:
+        """For one more job of it that nobody waits for."""
+        num_running = sum(each == model for each in self._model_of.values())
+        if num_running < self.max_running:
+            return True
+        return num_running < self.max_running + MOST_BESIDE_CALLERS and self.ledger.are_behind(model)
 
     async def _keep_leases(self) -> None:
         running = list(self.running)
@@ -355,7 +395,8 @@ class JobRunner:
             await self._postpone(job, POSTPONED_S, original)  # a stage lacks what this job needs, others need not
             return
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
-            pause_s = self.models[job.asked.model].pause() if isinstance(original, AWAY) else POSTPONED_S
+            work = self.models.get(job.asked.model)  # None: it is no longer served
+            pause_s = work.pause() if work is not None and isinstance(original, AWAY) else POSTPONED_S
             logger.warning("job %s is tried again in %g s: %s", job.id, pause_s, type(original).__name__)
             try:
                 if isinstance(original, AWAY):
@@ -389,8 +430,9 @@ class JobRunner:
         pictures = await self.threads.run(self.store.input_images, job.id)
         saved = await self.threads.run(self.store.checkpoints, job.id)
         requests = requests_from_json(job.requests, pictures)
-        if requests[0].model not in self.models:
-            raise ModelNotFoundError(f"the model {requests[0].model!r} is no longer served here")
+        for each in requests:
+            if each.model not in self.models:
+                raise ModelNotFoundError(f"the model {each.model!r} is no longer served here")
         done = {output.request for output in job.outputs}
         running = RunningJob(job, [float(number in done) for number in range(len(requests))])
         writer = asyncio.create_task(self._write(running))
@@ -415,7 +457,7 @@ class JobRunner:
         finally:
             follower.end()
         work.pause_s = 0.0
-        self.on_made(running.job, number, media)
+        self.ledger.made(running.job, number, media)
         await self._save_what_is_left(running)
         running.shares[number] = DENOISING_SHARE
         day = datetime.fromtimestamp(running.job.created_at, UTC)  # so that a takeover writes the same objects
@@ -513,7 +555,7 @@ class JobRunner:
             await self.threads.run(self._save_checkpoint, job_id, number, checkpoint)
             if running.checkpoints.get(number) is checkpoint:
                 del running.checkpoints[number]
-            self._passed(job_id)
+            self._suspected.passed(job_id)
 
     async def _save_preview(self, running: RunningJob) -> None:
         """The first that waits; one that is no picture is left out, and stands in nobody's way."""

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deployments import tracing
 from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
-from deployments.messages import GenerationRequest, MediaKind
+from deployments.messages import GenerationRequest, Media, MediaKind
 from deployments.metrics.meter import NO_METER, Meter
 from env_config.secret import SecretReference
 from serve_app.deadlines import NO_LIMITS, TimeLimits, not_begun, not_done
@@ -44,6 +44,8 @@ from serve_app.jobs.webhooks.delivery import WebhookRules, check_webhook_url, re
 from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import size_of
 from serve_app.making.at_once import MakeAtOnce, note_admitted
+from serve_app.making.follower import Follower, Make
+from serve_app.requests.given.earlier_requests import check_taken
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
 
@@ -63,7 +65,12 @@ class JobArgs(BaseModel):
         description="postgresql://host/database for several machines, its password in PGPASSFILE, or where such a URL "
         "with a password stands: {file: PATH} or {env: NAME}; default: jobs.sqlite below the cache root",
     )
-    max_running: int = Field(8, ge=1, description="jobs of each model that an ingress replica runs at a time")
+    max_running: int = Field(
+        8,
+        ge=1,
+        description="jobs of each model that an ingress replica runs at a time; while callers wait, more, up to "
+        "`admission.jobs_share`",
+    )
     max_queued: int = Field(1000, ge=1, description="jobs of each model that may wait; beyond it new ones get 429")
     lease_s: float = Field(15, gt=0, description="seconds after the death of a replica until its jobs are taken over")
     webhook_secret: SecretReference | None = Field(
@@ -113,8 +120,8 @@ class Jobs:
         self.ledger = JobLedger(admissions, self.store, self.threads, name)
         self.runner = JobRunner(
             self.store, self.threads, self.leases, self.changes, self.watch,
-            {model: making.make for model, making in models.items()}, storage, name,
-            args.max_running, args.lease_s, on_made=self.ledger.made, meter=meter,
+            {model: make_stored(making) for model, making in models.items()}, storage, name,
+            self.ledger, args.max_running, args.lease_s, meter,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -314,6 +321,24 @@ class Jobs:
             await self.threads.run(self.store.mark_uploaded, key)
         except (JobStoreAwayError, SQLAlchemyError, StageUnavailableError) as error:
             raise StorageError("the job store cannot be written to") from error
+
+
+def make_stored(making: MakeAtOnce) -> Make:
+    """Makes the requests of jobs: a job may have been stored before the model of its name became another one.
+
+    Limits are not asked again: what was accepted is made.
+    """
+
+    async def make(request: GenerationRequest, follower: Follower) -> Media:
+        """Raises NotSupportedError or InvalidRequestError for what the model does not take."""
+        with contextlib.suppress(
+            StageUnavailableError
+        ):  # not known: the stages, once they are there, say it themselves
+            description = await making.model.describe()
+            check_taken(request, description, making.model.configured_arguments)
+        return await making.make(request, follower)
+
+    return make
 
 
 def _too_late(job: OverdueJob) -> TimeLimitError:

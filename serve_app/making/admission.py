@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +46,13 @@ class AdmissionArgs(BaseModel):
     )
     max_pending: int = Field(
         200, ge=1, le=900, description="pictures and videos that callers wait for, let in and not yet done"
+    )
+    jobs_share: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="the share of the predicted work at the stages that jobs have while callers wait too, if so many "
+        "jobs wait; 0: no more than `jobs.max_running`",
     )
     first_guess_s: float = Field(5, gt=0, description="seconds that a request counts before any was measured")
 
@@ -151,6 +158,20 @@ class Admission:
         tickets = [self._ticket(size, key, is_waiting=True) for size in sizes]
         self._enter(tickets, key)
         return tickets
+
+    def jobs_are_behind(self) -> bool:
+        """Whether the jobs that run here have less than their share of what is at the stages, while callers wait.
+
+        Stages take requests in the order in which they come there, so that a share of what waits is one of the work.
+        """
+        tickets = [ticket for each in self.pending.values() for ticket in each if not ticket.is_elsewhere]
+        callers_s = self._predicted_s(ticket for ticket in tickets if ticket.is_awaited)
+        jobs_s = self._predicted_s(ticket for ticket in tickets if not ticket.is_awaited and not ticket.is_waiting)
+        return jobs_s < self.args.jobs_share * (callers_s + jobs_s)
+
+    def _predicted_s(self, tickets: Iterable[Ticket]) -> float:
+        """By what is known today: jobs may have been let in long ago."""
+        return sum(self.costs.predict(ticket.shape, ticket.steps) for ticket in tickets)
 
     def queue_s(self, key: str | None = None, with_waiting_jobs: bool = True) -> float:
         """Predicted seconds until what was let in, of one caller or of all, is done."""
@@ -273,6 +294,7 @@ class Ticket:
     cost_s: float
     is_awaited: bool = False  # a caller of this replica waits for it, be it that of a job
     is_waiting: bool = False  # it is a job's that nobody waits for, and no runner has begun with it
+    is_elsewhere: bool = False  # it is a job's that another ingress replica runs
 
     @property
     def is_open(self) -> bool:

@@ -142,6 +142,11 @@ class ServedModel:
         return self.default_arguments | self.quality.get(USUAL_LEVEL, {})
 
     @property
+    def configured_arguments(self) -> tuple[dict[str, Any], ...]:
+        """Those that no request needs to name: the defaults, and those of each level of quality."""
+        return self.default_arguments, *self.quality.values()
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All that callers may use, the first its own."""
         return self.name, *self.aliases

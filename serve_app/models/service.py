@@ -21,11 +21,12 @@ from serve_app.making.stages import Stages
 from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
 from serve_app.requests.given.configured import as_configured
+from serve_app.requests.given.earlier_requests import check_taken, check_within
 from serve_app.requests.given.references import EarlierOutput
 from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
 from serve_app.requests.limits import RequestLimits
-from serve_app.requests.loras import AskedAdapter, asked_adapters
+from serve_app.requests.loras import AskedAdapter, asked_adapters, check_asked
 from serve_app.requests.parse import parse
 
 # The bytes of an earlier output of a caller, for the field of that name; raises InvalidRequestError.
@@ -120,9 +121,17 @@ class ModelService:
         return await self.adapters.uses(asked)
 
     async def renewed(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with its LoRAs as their names stand today. Raises AdapterNotFoundError for one that is gone."""
-        earlier = [use_of(plain) for plain in request.features.get(FEATURE, ())]
-        if not earlier:
+        """A request that was read before, maybe for another model, as one of this model today: its LoRAs are those
+        that have their names now.
+
+        Raises NotSupportedError or InvalidRequestError for what this model does not take or allow, and
+        AdapterNotFoundError for a LoRA that is gone.
+        """
+        description, own = await self.describe(), self.served.configured_arguments
+        check_taken(request, description, own)
+        check_within(request, description, self.limits, own)
+        asked = [AskedAdapter(use.name, use.scale) for use in map(use_of, request.features.get(FEATURE, ()))]
+        if not asked:
             return request
-        uses = await self.adapters.uses([AskedAdapter(use.name, use.scale) for use in earlier])
-        return replace(request, features=request.features | {FEATURE: uses})
+        check_asked(asked, self.limits)
+        return replace(request, features=request.features | {FEATURE: await self.adapters.uses(asked)})

@@ -92,14 +92,19 @@ def asked_adapters(body: GenerationBody, of_model: str | None, limits: RequestLi
     """Those of `loras`, and the one that `model` names: they add up. Raises InvalidRequestError."""
     asked = [AskedAdapter(of_model, field="model")] if of_model is not None else []
     asked += [AskedAdapter(each.name, each.scale) for each in body.loras or ()]
-    check_scales(asked, limits)
-    if len(asked) > limits.max_loras:
-        raise InvalidRequestError(f"{FIELD}: at most {limits.max_loras}, got {len(asked)}", FIELD, "limit_exceeded")
+    check_asked(asked, limits)
     names = [each.name for each in asked]
     if twice := next((name for name in names if names.count(name) > 1), None):
         where = f"{FIELD} and model" if twice == of_model else FIELD
         raise InvalidRequestError(f"{where}: {twice[:80]!r} is named twice: give it once, with one scale", FIELD)
     return asked
+
+
+def check_asked(asked: Sequence[AskedAdapter], limits: RequestLimits) -> None:
+    """How many, and their scales. Raises InvalidRequestError."""
+    check_scales(asked, limits)
+    if len(asked) > limits.max_loras:
+        raise InvalidRequestError(f"{FIELD}: at most {limits.max_loras}, got {len(asked)}", FIELD, "limit_exceeded")
 
 
 def check_scales(asked: Sequence[AskedAdapter], limits: RequestLimits) -> None:

@@ -6,8 +6,9 @@ fields of OpenAI's that mean nothing to a diffusion model are accepted, and name
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
@@ -124,7 +125,7 @@ def to_generation_requests(
         output = OutputFormat("audio", body.output_format)
     else:
         output = OutputFormat("tensors", body.output_format)
-    _check_required(arguments, description)
+    check_required(arguments, description)
     seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
     ids = [request_id] if body.n == 1 else [f"{request_id}-{index}" for index in range(body.n)]
     features = _features(body, description) | ({FIELD: list(loras)} if loras else {})
@@ -252,7 +253,7 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         if isinstance(value, str):
             check_text(name, value, limits)
         if isinstance(value, list) and name != "video":
-            _check_pictures(name, value, description, limits)
+            check_pictures(name, value, description, limits)
         if _holds_reference(value):
             raise NotSupportedError(f"{name}: files are not fetched here", name)
         is_number = isinstance(value, int | float)  # words and pictures have the types that their fields give them
@@ -274,7 +275,8 @@ def _holds_reference(value: Any) -> bool:
     )
 
 
-def _check_pictures(name: str, value: list[Any], description: StageDescription, limits: RequestLimits) -> None:
+def check_pictures(name: str, value: list[Any], description: StageDescription, limits: RequestLimits) -> None:
+    """How many. Raises InvalidRequestError."""
     if len(value) > limits.max_input_images:
         raise above(name, len(value), limits.max_input_images, " pictures")
     if takes_one_picture(description.type_of(name)):
@@ -283,6 +285,12 @@ def _check_pictures(name: str, value: list[Any], description: StageDescription, 
 
 def _width_and_height(size: str, description: StageDescription, limits: RequestLimits) -> dict[str, int]:
     sides = dict(zip(("width", "height"), map(int, size.split("x")), strict=True))
+    check_sides(sides, description, limits)
+    return sides
+
+
+def check_sides(sides: Mapping[str, int], description: StageDescription, limits: RequestLimits) -> None:
+    """`sides` by "width" and "height", of which one may be missing. Raises InvalidRequestError."""
     multiple = description.size_multiple
     for name, value in sides.items():
         if value > limits.max_side:
@@ -294,10 +302,9 @@ def _width_and_height(size: str, description: StageDescription, limits: RequestL
                 f"size: {name} must be a multiple of {multiple}, got {value}; the nearest are {nearest}",
                 "size",
             )
-    pixels = sides["width"] * sides["height"]
+    pixels = math.prod(sides.values())
     if pixels > limits.max_pixels:
         raise above("size", pixels, limits.max_pixels, " pixels (width x height)")
-    return sides
 
 
 def _animation_arguments(
@@ -347,10 +354,10 @@ def _sound_arguments(
             body.refuse(NotSupportedError(reason, "seconds"))
         return {}
     if body.seconds is None:
-        _check_length(name, arguments.get(name), limits)
+        check_length(name, arguments.get(name), limits)
         return {}
     _refuse_given(body, name, "seconds")
-    _check_length("seconds", body.seconds, limits)
+    check_length("seconds", body.seconds, limits)
     # Where the pipeline asks for the end, the sound is as long as was asked from where it starts.
     start = arguments.get(name.replace("_end", "_start")) or 0 if "_end" in name else 0
     return {name: body.seconds + start}
@@ -362,7 +369,8 @@ def _refuse_given(body: GenerationBody, argument: str, field: str) -> None:
         raise InvalidRequestError(f"give {field} or {argument}, not both", field)
 
 
-def _check_length(field: str, seconds: Any, limits: RequestLimits) -> None:
+def check_length(field: str, seconds: Any, limits: RequestLimits) -> None:
+    """Of a sound. Raises InvalidRequestError."""
     if isinstance(seconds, int | float) and seconds > limits.max_audio_seconds:
         raise above(field, seconds, limits.max_audio_seconds, " seconds")
 
@@ -400,7 +408,7 @@ def _extra_arguments(body: GenerationBody, description: StageDescription, limits
             continue
         value = argument_value(param, value, description.type_of(name), limits)
         if "num_inference_steps" in name:
-            _check_steps(param, value, limits)
+            check_steps(param, value, limits)
         if value is not None or description.parameters[name] is not None:  # null stands for a default that is None
             arguments[name] = value
     return arguments
@@ -417,7 +425,8 @@ def _refuse_unknown(body: GenerationBody, name: str, description: StageDescripti
     body.warn(name, message, "unknown_parameter")
 
 
-def _check_steps(param: str, value: Any, limits: RequestLimits) -> None:
+def check_steps(param: str, value: Any, limits: RequestLimits) -> None:
+    """A number of steps, or one for each part of the loop. Raises InvalidRequestError."""
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, int | float) and not 1 <= each <= limits.max_steps:
             raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
@@ -432,7 +441,8 @@ def _is_accepted(body: GenerationBody, field: str, argument: str, description: S
     return False
 
 
-def _check_required(arguments: dict[str, Any], description: StageDescription) -> None:
+def check_required(arguments: Mapping[str, Any], description: StageDescription) -> None:
+    """Raises InvalidRequestError, and NotSupportedError for what nobody can send."""
     for name in description.required:
         if arguments.get(name) is None:
             field = FIELD_INSTEAD.get(name, name)

@@ -255,7 +255,12 @@ def wait_until_ready(serve: subprocess.Popen[bytes], address: Address) -> None:
             return
         if serve.poll() is not None:
             raise ended_error(plain_log())
-        progress.show(stage_progress(health_status, health))
+        if health_status is None:
+            progress.show("waiting for Ray and Serve to answer")
+        elif health is None or "stages" not in health:
+            progress.show("Serve is up, the application is being built")
+        else:
+            progress.show_stages(health["stages"])
         if time.monotonic() >= next_status_at:
             applications, no_answer = serve_status()
             for line in filter(None, [no_answer, *deployment_messages(applications)]):
@@ -265,7 +270,7 @@ def wait_until_ready(serve: subprocess.Popen[bytes], address: Address) -> None:
 
 
 class Progress:
-    """Prints a line when it is news, or when nothing was printed for a while."""
+    """Prints what is news, and after a while without any what is waited for."""
 
     def __init__(self) -> None:
         self.started_at = time.monotonic()
@@ -273,25 +278,34 @@ class Progress:
         self.seen: set[str] = set()
 
     def show(self, line: str) -> None:
-        now = time.monotonic()
-        if line in self.seen and now - self.printed_at < REPEAT_PERIOD_S:
-            return
-        print(f"[{now - self.started_at:4.0f} s] {line}", flush=True)
-        self.seen.add(line)
-        self.printed_at = now
+        if line not in self.seen or self._is_quiet():
+            self._print(line)
+            self.seen.add(line)
+
+    def show_stages(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """What GET /health says of each deployment, those of the same words together."""
+        told = {name: "ready" if stage["ready"] else stage["detail"] or "loading" for name, stage in stages.items()}
+        news = {name: words for name, words in told.items() if f"{name}: {words}" not in self.seen}
+        self.seen |= {f"{name}: {words}" for name, words in news.items()}
+        if news:
+            self._print(together(news))
+        elif self._is_quiet():
+            self._print(f"still {together({name: words for name, words in told.items() if words != 'ready'} or told)}")
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self.printed_at >= REPEAT_PERIOD_S
+
+    def _print(self, line: str) -> None:
+        self.printed_at = time.monotonic()
+        print(f"[{self.printed_at - self.started_at:4.0f} s] {line}", flush=True)
 
 
-def stage_progress(health_status: int | None, health: Mapping[str, Any] | None) -> str:
-    """One line from what GET /health answered: nothing yet, not the application, or its stages."""
-    if health_status is None:
-        return "waiting for Ray and Serve to answer"
-    if health is None or "stages" not in health:
-        return "Serve is up, the application is being built"
-    stages = [
-        f"{name} {'ready' if stage['ready'] else stage['detail'] or 'loading'}"
-        for name, stage in health["stages"].items()
-    ]
-    return ", ".join(stages)
+def together(told: Mapping[str, str]) -> str:
+    """One line, in which the same words stand once, for all that they are said of."""
+    names: dict[str, list[str]] = {}
+    for name, words in told.items():
+        names.setdefault(words, []).append(name)
+    return "; ".join(f"{', '.join(each)}: {words}" for words, each in names.items())
 
 
 def serve_status() -> tuple[Mapping[str, Any], str]:

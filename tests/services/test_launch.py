@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serve_app.tools import launch
 from serve_app.tools.launch import (
     Address,
     LaunchError,
     Progress,
     deployment_messages,
     ready_message,
-    stage_progress,
 )
 from tests.support.launching import config_file, launched, output, still_running, wait_for_output
 from tests.support.served_application import free_port
@@ -25,7 +25,7 @@ from tests.support.served_application import free_port
 
 def test_sigterm_while_it_loads_leaves_no_process(tmp_path: Path) -> None:
     with launched(config_file(tmp_path, free_port(), load_s=600), tmp_path) as launcher:
-        wait_for_output(launcher, tmp_path, "Encoder loading weights")
+        wait_for_output(launcher, tmp_path, "Encoder: loading weights")
         started = psutil.Process(launcher.pid).children(recursive=True)
 
         launcher.terminate()
@@ -105,22 +105,32 @@ def test_the_curl_line_writes_the_file_of_the_answer(
     assert 'base_url="http://127.0.0.1:8123/toy/v1"' in message
 
 
-def test_the_progress_line_tells_every_stage() -> None:
-    stages = {
-        "Encoder": {"ready": True, "detail": ""},
-        "Denoiser": {"ready": False, "detail": "reading weights"},
-        "VAE": {"ready": False, "detail": ""},
-    }
-    assert stage_progress(503, {"stages": stages}) == "Encoder ready, Denoiser reading weights, VAE loading"
-    assert stage_progress(404, None) == "Serve is up, the application is being built"
-    assert stage_progress(None, None) == "waiting for Ray and Serve to answer"
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.split("] ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_progress_tells_of_each_stage_what_is_news_and_the_same_words_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, reading, ready = (
+        {"ready": False, "detail": ""}, {"ready": False, "detail": "reading weights"}, {"ready": True, "detail": "Flux"}
+    )  # fmt: skip
+    progress = Progress()
+    progress.show_stages({"Encoder": loading, "Denoiser": loading, "VAE": loading})
+    progress.show_stages({"Encoder": loading, "Denoiser": loading, "VAE": loading})
+    progress.show_stages({"Encoder": ready, "Denoiser": reading, "VAE": ready})
+    progress.show_stages({"Encoder": ready, "Denoiser": loading, "VAE": ready})
+    assert printed(capsys) == ["Encoder, Denoiser, VAE: loading", "Encoder, VAE: ready; Denoiser: reading weights"]
+    monkeypatch.setattr(launch, "REPEAT_PERIOD_S", 0.0)  # nothing was printed for so long
+    progress.show_stages({"Encoder": ready, "Denoiser": loading, "VAE": ready})
+    assert printed(capsys) == ["still Denoiser: loading"]
 
 
 def test_the_same_progress_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     for line in ("one", "one", "two", "one"):
         progress.show(line)
-    assert [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+    assert printed(capsys) == ["one", "two"]
 
 
 def test_a_failed_build_is_told_when_no_deployment_says_more() -> None:

@@ -10,7 +10,7 @@ from tests.support.served_application import free_port
 
 def test_sigterm_while_it_loads_leaves_no_process(tmp_path: Path) -> None:
     with launched(config_file(tmp_path, free_port(), load_s=600), tmp_path, REAL) as launcher:
-        wait_for_output(launcher, tmp_path, "Encoder loading weights")
+        wait_for_output(launcher, tmp_path, "Encoder: loading weights")
         started = psutil.Process(launcher.pid).children(recursive=True)
 
         launcher.terminate()

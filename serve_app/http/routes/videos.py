@@ -39,7 +39,7 @@ from serve_app.http.routes.jobs import Limit, Order
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import new_job_id
 from serve_app.models.service import ModelService
-from serve_app.requests.argument_values import check_text
+from serve_app.requests.argument_values import above, check_text
 from serve_app.requests.bodies import VideoGenerationBody
 from serve_app.requests.edit_bodies import VideoRemixBody
 from serve_app.service import Service
@@ -153,9 +153,12 @@ def video_routes(service: Service) -> APIRouter:
         if not body.prompt.strip():
             raise InvalidRequestError("prompt must not be empty", "prompt", "missing_required_parameter")
         job_id = new_job_id("video")
+        stored = await service.jobs.requests_of(original)
+        if len(stored) > model.limits.max_images:
+            raise above("n", len(stored), model.limits.max_images, " videos, as the original has")
         requests = [
             await model.renewed(_remixed(each, model.name, body.prompt, job_id, number))
-            for number, each in enumerate(await service.jobs.requests_of(original))
+            for number, each in enumerate(stored)
         ]
         shown = shown_of_video(requests[0], description) | {
             "remixed_from_video_id": original.id,

@@ -25,6 +25,22 @@ def as_configured(description: StageDescription, usual: Mapping[str, JSON]) -> S
     )
 
 
+def told_defaults(description: StageDescription, fields: Mapping[str, str]) -> dict[str, JSON]:
+    """What counts where a request leaves a field of the body out, by field, as far as it is known.
+
+    `description` as configured; `fields`: of each argument of the pipeline, see `sendable_arguments`.
+    """
+    told = {name: default_of(name, description.parameters.get(name), description) for name in fields}
+    defaults = {field: told[name] for name, field in fields.items() if field != "size"}
+    width, height = (told.get(side) for side in SIDES)
+    if width is not None and height is not None:
+        defaults["size"] = f"{width}x{height}"
+    length = description.length_argument
+    if length is not None and not told.get(length.replace("_end", "_start")):
+        defaults["seconds"] = told.get(length)
+    return {field: value for field, value in defaults.items() if value is not None}
+
+
 def default_of(name: str, told: JSON, description: StageDescription) -> JSON:
     """`told`: that of the call's signature, over which the configured ones are laid; a size may be the pipeline's."""
     if told is None and name in SIDES:

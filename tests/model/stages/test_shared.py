@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from deployments.devices import select_device
 from deployments.errors import CheckpointError, NotSupportedError
 from deployments.memory.args import VAEArgs
-from deployments.messages import Conditioning, DecodeInputs, GenerationRequest, OutputFormat, StageName
+from deployments.messages import (
+    ComponentCall,
+    Conditioning,
+    DecodeInputs,
+    GenerationRequest,
+    OutputFormat,
+    Packed,
+    StageName,
+)
 from deployments.model import ModelArgs
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stages.build import build_stage, build_stages
@@ -225,3 +233,5 @@ def test_a_replica_of_several_models_does_the_work_of_the_one_that_a_request_nam
     assert set((asyncio.run(replica.inspect()))["adapters"]) == {"flux", "chroma"}
     with pytest.raises(RuntimeError, match="this replica has flux and chroma, not 'sd3'"):
         asyncio.run(replica.encode(asked(Path("sd3"))))
+    with pytest.raises(RuntimeError, match="this replica has flux and chroma, not 'sd3'"):
+        asyncio.run(replica.call_component(ComponentCall("vae", "encode", Packed(None), making="other", model="sd3")))

@@ -89,6 +89,52 @@ async def test_the_openapi_document_tells_the_configured_defaults_of_the_models_
     assert (fields["mode"]["default"], fields["use_detail"]["default"]) == ("fine", True)
 
 
+@pytest.mark.parametrize(("describing", "args"), CONFIGURED)
+async def test_the_openapi_document_tells_the_same_defaults_as_the_model_does(
+    tmp_path: Path, describing: StageDescription, args: dict[str, Any]
+) -> None:
+    with serving(tmp_path) as server:
+        server.configure(describing, **args)
+        details = await details_of(server)
+        paths, schemas = await document_of(server)
+    name = MEDIA[describing.media_kind].body.__name__
+    bodies = [schemas[name], *(form for form in forms_in(paths) if form["title"] == name)]
+    if describing is PICTURES:
+        bodies += [form for form in forms_in(paths) if form["title"] == "ImageEditBody"]
+    assert len(bodies) >= 2
+    size = details["asked"]["size"]
+    for body in bodies:
+        fields = body["properties"]
+        for each in details["arguments"]:
+            if each["field"] != "size" and each["default"] is not None:
+                assert fields[each["field"]]["default"] == each["default"], each["name"]
+        assert fields["size"]["default"] == f"{size['default_width']}x{size['default_height']}"
+
+
+async def test_the_openapi_document_tells_the_default_of_each_of_several_models(tmp_path: Path) -> None:
+    models = {"flux": {"default_arguments": {"guidance_scale": 2.0}}, "sd3": {"quality": {"auto": {"width": 512}}}}
+    with serving(tmp_path) as server:
+        server.configure(several={"flux": PICTURES, "sd3": PICTURES, "ltx": VIDEOS}, models=models | {"ltx": {}})
+        _, schemas = await document_of(server)
+    pictures, videos = (schemas[name]["properties"] for name in ("ImageGenerationBody", "VideoGenerationBody"))
+    assert pictures["num_inference_steps"]["default"] == 4
+    assert pictures["guidance_scale"]["description"].endswith("; default: flux 2.0, sd3 3.5")
+    assert pictures["size"]["description"].endswith('; default: flux "1024x1024", sd3 "512x1024"')
+    assert videos["size"]["default"] == "832x480"
+
+
+async def document_of(server: Server) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its paths, and its schemas."""
+    async with server.client() as client:
+        document = (await client.get("/openapi.json")).json()
+    return document["paths"], document["components"]["schemas"]
+
+
+def forms_in(paths: dict[str, Any]) -> list[dict[str, Any]]:
+    contents = [each.get("requestBody", {}).get("content", {}) for path in paths.values() for each in path.values()]
+    return [each["multipart/form-data"]["schema"] for each in contents if "multipart/form-data" in each]
+
+
 def told_defaults(details: dict[str, Any], level: str | None) -> dict[str, Any]:
     """By argument, without those that the pipeline decides itself."""
     size = details["asked"]["size"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ from serve_app.making.at_once import MakeAtOnce
 from serve_app.making.follower import Follower
 from serve_app.storage.base import StoredObject
 from serve_app.storage.local import LocalStorage
-from tests.support.in_process import TEXT_TO_IMAGE, picture
+from tests.support.in_process import TEXT_TO_IMAGE, description, picture
 from tests.support.job_stores import put_tables
 from tests.support.recorded_meter import RecordedMeter
 from tests.support.web_server import Receiver, web_server
 
 WAIT_S = 60
+WAN = description("WanPipeline", "num_frames", media_kind="video", tasks=("text_to_video",))
 STEPS = 10
 
 
@@ -77,9 +79,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "WRITE_SHARE", 1.0)
 
 
-def request_of(job_id: str, seed: int = 7, prompt: str = "a cat") -> GenerationRequest:
+def request_of(job_id: str, seed: int = 7, prompt: str = "a cat", model: str = "wan") -> GenerationRequest:
     arguments = {"prompt": prompt, "num_inference_steps": STEPS}
-    return GenerationRequest(job_id, "wan", arguments, seed, OutputFormat("video", "mp4"))
+    return GenerationRequest(job_id, model, arguments, seed, OutputFormat("video", "mp4"))
 
 
 class Stages:
@@ -123,8 +125,13 @@ class Stages:
 class Described:
     """In place of a served model."""
 
+    configured_arguments = ({},)
+
+    def __init__(self, describing: StageDescription = WAN) -> None:
+        self.describing = describing
+
     async def describe(self) -> StageDescription:
-        return TEXT_TO_IMAGE
+        return self.describing
 
 
 class Folder:
@@ -138,16 +145,25 @@ class Folder:
 
     @asynccontextmanager
     async def runner(
-        self, stages: Stages, webhook_rules: WebhookRules | None = None, serves: str = "wan", **args: Any
+        self,
+        stages: Stages,
+        webhook_rules: WebhookRules | None = None,
+        serves: str = "wan",
+        further: Mapping[str, Stages] | None = None,
+        describing: StageDescription = WAN,
+        **args: Any,
     ) -> AsyncIterator[Jobs]:
+        """`further`: the stages of more models."""
         if "webhook_secret" in args:
             (self.path / "webhook_secret").write_text(args["webhook_secret"])
             args["webhook_secret"] = SecretReference(file=self.path / "webhook_secret")
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        described: Any = Described()
-        models = {serves: MakeAtOnce(stages.make, admission, described)}
+        described: Any = Described(describing)
+        models = {serves: MakeAtOnce(stages.make, admission, described)} | {
+            name: MakeAtOnce(each.make, Admission(AdmissionArgs()), described) for name, each in (further or {}).items()
+        }
         jobs = Jobs(job_args, self.path, "app", models, self.storage, webhook_rules, self.meter)
         jobs.start()
         try:
@@ -161,8 +177,9 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-async def submit(jobs: Jobs, job_id: str = "video_1", n: int = 1, **how: Any) -> Job:
-    requests = [request_of(job_id if n == 1 else f"{job_id}-{index}", seed=7 + index) for index in range(n)]
+async def submit(jobs: Jobs, job_id: str = "video_1", n: int = 1, model: str = "wan", **how: Any) -> Job:
+    ids = [job_id] if n == 1 else [f"{job_id}-{index}" for index in range(n)]
+    requests = [request_of(each, seed=7 + index, model=model) for index, each in enumerate(ids)]
     return await jobs.submit("video", job_id, requests, {"prompt": "a cat"}, "", **how)
 
 
@@ -429,11 +446,11 @@ async def test_what_is_asked_of_a_replica_that_has_ended_is_answered_with_503(fo
 # --- jobs whose runners died ---
 
 
-def suspect(folder: Folder, *job_ids: str) -> None:
+def suspect(folder: Folder, *job_ids: str, deaths: int = runner.SUSPECTED) -> None:
     """As if so many runners had died with them."""
     with sqlite3.connect(folder.path / "jobs.sqlite") as database:
         for job_id in job_ids:
-            database.execute("UPDATE jobs SET takeovers = ? WHERE id = ?", (runner.SUSPECTED, job_id))
+            database.execute("UPDATE jobs SET takeovers = ? WHERE id = ?", (deaths, job_id))
     database.close()
 
 
@@ -492,7 +509,145 @@ async def test_a_suspected_job_that_gets_further_lets_the_next_one_run(
         assert (await ended(jobs, "video_2")).status == "completed"
 
 
+class Stuck(Stages):
+    """Gets nowhere until `held` is set."""
+
+    async def make(self, request: GenerationRequest, follower: Follower) -> Media:
+        self.reached.set()
+        await self.held.wait()
+        return await super().make(request, follower)
+
+
+@pytest.mark.parametrize("deaths", [runner.SUSPECTED, runner.MOST_SUSPECTED])
+async def test_a_suspected_job_holds_up_one_of_another_model_only_where_it_was_suspected_often(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    async with folder.runner(Stages(), further={"ltx": Stages()}) as before:
+        before.runner._loops[0].cancel()  # claims nothing
+        for number, model in enumerate(("wan", "wan", "ltx")):
+            await submit(before, f"video_{number}", model=model)
+        suspect(folder, "video_0", deaths=deaths)
+        suspect(folder, "video_1", "video_2")
+    stuck, free = Stuck(), Stages()
+    async with folder.runner(stuck, further={"ltx": free}) as jobs:
+        await stuck.reached.wait()
+        if deaths == runner.SUSPECTED:
+            assert (await ended(jobs, "video_2")).status == "completed"
+        await asyncio.sleep(0.15)
+        assert free.began_at == ([0] if deaths == runner.SUSPECTED else [])
+        assert (await jobs.get("video_1", "")).progress == 0
+        stuck.held.set()
+        assert {(await ended(jobs, f"video_{number}")).status for number in range(3)} == {"completed"}
+
+
+# --- beside callers who wait ---
+
+
+class InTurn(Stages):
+    """Makes one request after another, in the order in which they come; each when the runner has taken its jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = asyncio.Lock()
+        self.nothing_to_take = asyncio.Event()
+        self.made: list[str] = []
+
+    async def make(self, request: GenerationRequest, follower: Follower) -> Media:
+        async with self.turn:
+            self.nothing_to_take.clear()
+            await self.nothing_to_take.wait()
+        self.made.append(request.request_id)
+        return Media((MediaFile(b"made", "video/mp4", 32, 32, 9, 16.0),), {"denoiser_forwards": 1.0})
+
+    def watch(self, store: JobStore) -> None:
+        loop, claim = asyncio.get_running_loop(), store.claim
+
+        def watched(*how: Any) -> Job | None:
+            job = claim(*how)
+            if job is None:
+                loop.call_soon_threadsafe(self.nothing_to_take.set)
+            return job
+
+        store.claim = watched  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.5, 8, 12), (0.0, 0, 3)])
+async def test_jobs_have_their_share_of_the_stages_while_more_callers_wait_than_can_be_served(
+    folder: Folder, share: float, least: int, most: int
+) -> None:
+    stages = InTurn()
+    folder.admission = Admission(AdmissionArgs(jobs_share=share))
+    async with folder.runner(stages, max_running=1, lease_s=60) as jobs:
+        making = jobs.models["wan"]
+
+        async def caller(number: int) -> None:
+            while True:  # whoever was served comes again at once
+                await asyncio.gather(*await making.start([request_of(f"call_{number}")], "", [Follower()]))
+
+        callers = [asyncio.create_task(caller(number)) for number in range(8)]
+        for number in range(24):
+            await submit(jobs, f"video_{number}")
+        stages.watch(jobs.store)
+        await until(lambda: len(stages.made) >= 36)
+        for each in callers:
+            each.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        newest = stages.made[16:36]  # those have gone that came before the jobs
+        assert least <= sum(each.startswith("video") for each in newest) <= most, newest
+
+
 # --- ends ---
+
+
+@pytest.mark.parametrize(
+    ("now", "code", "sentence"),
+    [
+        (TEXT_TO_IMAGE, "not_supported", "makes images, it cannot make videos"),
+        (description("LTXPipeline", media_kind="video", required=("image",)), "missing_required", "image is required"),
+        (
+            dataclasses.replace(WAN, parameters={"prompt": None}),
+            "not_supported",
+            "num_inference_steps is not supported: WanPipeline does not take it",
+        ),
+    ],
+)
+async def test_a_job_for_which_its_model_has_become_another_one_fails_with_a_sentence(
+    folder: Folder, now: StageDescription, code: str, sentence: str
+) -> None:
+    stages = Stages()
+    async with folder.runner(Stages()) as before:
+        before.runner._loops[0].cancel()  # claims nothing
+        await submit(before)
+    async with folder.runner(stages, describing=now) as jobs:
+        job = await ended(jobs)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"].startswith(code)
+    assert sentence in job.error["message"]
+    assert not stages.began_at
+
+
+async def test_a_job_of_no_model_here_is_left_where_the_store_is_away(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.store.UNSERVED_S", 0.1)
+    async with folder.runner(Stages(), serves="wan") as jobs:
+        jobs.runner._loops[0].cancel()  # claims nothing
+        await submit(jobs, "video_1")
+    read, failures = JobStore.input_images, [StageUnavailableError("too much waits")]
+
+    def away_once(store: JobStore, job_id: str) -> list[bytes]:
+        if failures:
+            raise failures.pop()
+        return read(store, job_id)
+
+    monkeypatch.setattr(JobStore, "input_images", away_once)
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    async with folder.runner(Stages(), serves="wan-v2") as jobs:
+        job = await ended(jobs, "video_1")
+    assert (job.status, job.error and job.error["code"]) == ("failed", "model_not_found")
+    assert "KeyError" not in caplog.text
 
 
 async def test_a_failure_says_the_sentence_and_the_code_of_the_synchronous_route(folder: Folder) -> None:
