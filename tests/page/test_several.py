@@ -1,4 +1,4 @@
-"""The page of several models, as on a phone: what is typed stays when another is chosen, and what is made is in sight."""
+"""The page of several models, as on a phone: what is typed stays with another model, and what is made is in sight."""
 
 from __future__ import annotations
 
