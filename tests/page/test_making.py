@@ -292,7 +292,7 @@ def test_two_are_compared_and_one_is_made_again_with_the_same_settings(
     expect(dialog.locator("img")).to_have_count(2)
     page.screenshot(path=shots / "compare.png")
     dialog.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="Start afresh").click()
+    page.get_by_role("button", name="Clear the form").click()
     page.locator(f"{SHOWN} .again").first.click()
     assert page.get_by_label("Seed").input_value() == "41"
     expect(page.locator(".given img")).to_have_count(2)

@@ -87,9 +87,10 @@ class Pace:
 class SteppingHandle(PlayedHandle):
     """A stage whose requests make steps, which those who watch the cluster can see."""
 
-    def __init__(self, name: str, handle: PlayedHandle, pace: Pace) -> None:
+    def __init__(self, name: str, handle: PlayedHandle, pace: Pace, of: str = "") -> None:
+        """`of`: of which of several models, for the deployment's name."""
         super().__init__(handle.describing, handle.make, handle.preview)
-        self.deployment_name = name
+        self.deployment_name = f"{name}{of}"
         self.pace = pace
         self.requests = handle.requests
         self.stage = name.lower()
@@ -180,11 +181,18 @@ class PageServer(Server):
 
     def stages(self) -> Stages:
         """Three deployments, each with two replicas."""
-        self.encoder, self.denoiser, self.vae = (
-            SteppingHandle(name, self.handle, self.pace) for name in ("Encoder", "Denoiser", "VAE")
+        self.encoder, self.denoiser, self.vae = self._stepping(self.handle)
+        return Stages(self.encoder, self.denoiser, self.vae)
+
+    def all_stages(self) -> dict[str, Stages]:
+        several = {name: Stages(*self._stepping(handle, f"-{name}")) for name, handle in self.handles.items()}
+        return several or super().all_stages()
+
+    def _stepping(self, handle: PlayedHandle, of: str = "") -> tuple[Any, Any, Any]:
+        encoder, denoiser, vae = (
+            SteppingHandle(name, handle, self.pace, of) for name in ("Encoder", "Denoiser", "VAE")
         )
-        stages: tuple[Any, ...] = self.encoder, self.denoiser, self.vae
-        return Stages(*stages)
+        return encoder, denoiser, vae
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import threading
@@ -37,6 +38,15 @@ class Prometheus:
         assert answer["status"] == "success", f"{expression}: {answer}"
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
+
+    def shown(self, expression: str, seconds: float = 900, step_s: float = 15) -> list[float]:
+        """The numbers that a panel of the last `seconds` draws, of all series."""
+        now = time.time()
+        asked = {"query": expression, "start": now - seconds, "end": now, "step": step_s}
+        answer = httpx.get(f"{self.url}/api/v1/query_range", params=asked, timeout=30).json()
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        numbers = [float(value) for series in answer["data"]["result"] for _, value in series["values"]]
+        return [number for number in numbers if not math.isnan(number)]
 
     def rules(self) -> dict[str, str]:
         """The health of each rule by its name: ok, or what is wrong."""

@@ -51,15 +51,24 @@ def now(metric: str, how: str = "sum", by: str = "", where: str = "") -> str:
     return f"{how}{f' by ({by})' if by else ''} ({metric}{{{selector}}})"
 
 
+def events(series: str, by: str = "") -> str:
+    """What a histogram counted in the range.
+
+    Ray's histograms cannot stand at 0: a series begins with its first events, in which `increase` sees none.
+    """
+    new = f"{series}{{{APP}}} unless {series}{{{APP}}} offset {RANGE}"
+    return f"sum{f' by ({by})' if by else ''} (({new}) or increase({series}{{{APP}}}[{RANGE}]))"
+
+
 def quantile(share: float, metric: str, by: str = "") -> str:
     """Of a histogram."""
     labels = ", ".join(filter(None, ("le", by)))
-    return f"histogram_quantile({share:g}, {rate(f'{metric}_bucket', labels)})"
+    return f"histogram_quantile({share:g}, {events(f'{metric}_bucket', labels)})"
 
 
 def mean(metric: str, by: str = "") -> str:
     """Of a histogram; from the middles of its buckets."""
-    return f"{rate(f'{metric}_sum', by)} / {rate(f'{metric}_count', by)}"
+    return f"{events(f'{metric}_sum', by)} / {events(f'{metric}_count', by)}"
 
 
 def one(expression: str, legend: str) -> tuple[Query, ...]:

@@ -42,7 +42,8 @@ RECORDED = (
     ),
     Recorded(
         "application:triptych_request_seconds:p95_5m",
-        "histogram_quantile(0.95, sum by (application, le) (rate(ray_triptych_request_seconds_bucket[5m])))",
+        "histogram_quantile(0.95, sum by (application, le) ((ray_triptych_request_seconds_bucket unless "
+        "ray_triptych_request_seconds_bucket offset 5m) or increase(ray_triptych_request_seconds_bucket[5m])))",
     ),
     Recorded(
         "application_stage:triptych_stage_busy:share5m",

@@ -12,6 +12,7 @@ import { openStore } from "./store.js";
 
 const THEMES = ["system", "light", "dark"];
 let served = null; // {details, form, isOneOfSeveral}, once the server has told
+let lastForm = null;
 let asking = null; // the latest that asks what the chosen model takes
 
 const store = await openStore();
@@ -38,7 +39,8 @@ async function setUpForm() {
       const details = await readModel(byId("model").value);
       const adapters = await readAdapters(details.id);
       if (mine !== asking) return;
-      const form = makeForm(fieldsOf(details), adapters, (level) => usualWith(details, level));
+      const form = makeForm(fieldsOf(details), adapters, (level) => usualWith(details, level), lastForm);
+      lastForm = form;
       served = { details, form, isOneOfSeveral: models.length > 1 };
     } catch (error) {
       if (mine !== asking) return;
@@ -65,14 +67,17 @@ async function readModels() {
 /** The choice is shown where there is one. */
 function offer(models) {
   const choice = byId("model");
-  const before = choice.value;
+  const before = choice.value || localStorage.getItem("triptych-model");
   const told = ({ id, kind, state }) => `${id}${kind ? ` (${kind})` : ""}${state === "ready" ? "" : `, ${state}`}`;
   choice.replaceChildren(...models.map((each) => el("option", { value: each.id }, told(each))));
   if (models.some((each) => each.id === before)) choice.value = before;
   byId("models").hidden = models.length < 2;
 }
 
-byId("model").addEventListener("change", setUpForm);
+byId("model").addEventListener("change", () => {
+  localStorage.setItem("triptych-model", byId("model").value);
+  setUpForm();
+});
 
 async function readModel(name) {
   const details = await callJSON(`v1/models/${name.split("/").map(encodeURIComponent).join("/")}`);
@@ -126,9 +131,10 @@ function begin(wanted) {
   if (wanted.job) markOwn(wanted.job, wanted.body.n);
 }
 
-async function onmade(items) {
+async function onmade(items, isWatched) {
   await keep(store, items);
   await gallery.show(items);
+  if (isWatched) await gallery.reveal(items[0].id);
   say(items.length === 1 ? "Made: it is in the gallery." : `Made: ${items.length} are in the gallery.`);
 }
 

@@ -4,11 +4,14 @@ import { button, byId, el, tell } from "./dom.js";
 import { mediaPlace } from "./media.js";
 import { labelOf, lines, sizeOf, textOf, valueOf } from "./schema.js";
 
+const CARRIED = ["long", "media", "mask"]; // words and files mean the same to another model
+
 /**
- * {body(), fill(body), blame(name, text), fields}; `body` throws an Error that is shown at its field.
+ * {body(), fill(body), blame(name, text), fields, given()}; `body` throws an Error that is shown at its field.
+ * `before`: the form of the model before, whose words and files are taken over.
  * `usualOf(level)`: by field what counts with a level of `quality` where the field is left empty.
  */
-export function makeForm(fields, adapters, usualOf) {
+export function makeForm(fields, adapters, usualOf, before) {
   const places = new Map(fields.map((field) => [field.name, placeOf(field, () => pictureFor(places))]));
   const loras = adapters.length ? loraPlace(adapters) : null;
   const [first, more] = [true, false].map((isFirst) => fields.filter((field) => field.isFirst === isFirst));
@@ -65,7 +68,18 @@ export function makeForm(fields, adapters, usualOf) {
     if (quality) showUsual();
   }
 
-  return { body, fill, blame, fields };
+  /** Its words and files, by field. */
+  function given() {
+    const carried = fields.filter((field) => CARRIED.includes(field.kind));
+    return new Map(carried.map((field) => [`${field.name} ${field.medium}`, places.get(field.name).given()]));
+  }
+
+  const old = before?.given() ?? new Map();
+  for (const field of fields) {
+    const value = old.get(`${field.name} ${field.medium}`);
+    if (value?.length) places.get(field.name).set(value);
+  }
+  return { body, fill, blame, fields, given };
 }
 
 function pictureFor(places) {
@@ -114,7 +128,7 @@ function plainPlace(field, id, { label, hint, trouble, aria }) {
     else input.placeholder = text;
     hint.textContent = hintOf({ ...field, default: value });
   };
-  return { element: el("div", { className: "field" }, label, input, hint, trouble), input, set, setUsual, value: () => valueOf(field, input.value) };
+  return { element: el("div", { className: "field" }, label, input, hint, trouble), input, set, setUsual, given: () => input.value, value: () => valueOf(field, input.value) };
 }
 
 function sizePlace(field, id, { hint, trouble, aria }) {
@@ -138,6 +152,7 @@ function filesPlace(field, id, { label, hint, trouble, picture }) {
     element: el("div", { className: "field" }, label, files.element, hint, trouble),
     input: files.input,
     pictures: files.values,
+    given: files.values,
     set: (value) => files.set([value ?? []].flat().filter((each) => typeof each === "string" && each.startsWith("data:"))),
     value: () => {
       const urls = files.values();

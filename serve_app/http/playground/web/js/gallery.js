@@ -7,7 +7,7 @@ import { tooMany } from "./store.js";
 const ENDINGS = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif", "video/mp4": "mp4", "audio/wav": "wav",
   "audio/x-wav": "wav", "audio/flac": "flac", "audio/mpeg": "mp3" };
 
-/** {show(items)}; `again(item)` fills the form, `copy(item)` shows the call as code. */
+/** {show(items), reveal(id)}; `again(item)` fills the form, `copy(item)` shows the call as code. */
 export function makeGallery(store, { again, copy }) {
   const shown = new Map(); // by id: {item, element, url, box}
   byId("compare").onclick = () => compare(chosen());
@@ -72,7 +72,14 @@ export function makeGallery(store, { again, copy }) {
     countChosen();
   }
 
-  return { show };
+  /** Where it is out of sight, as below the form on a phone. */
+  async function reveal(id) {
+    const element = shown.get(id)?.element;
+    await element?.querySelector("img")?.decode().catch(() => {}); // it has no height before
+    element?.scrollIntoView({ block: "nearest" });
+  }
+
+  return { show, reveal };
 }
 
 function mediumOf(item, url) {

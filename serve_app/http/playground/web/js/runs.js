@@ -32,7 +32,7 @@ async function make(run, hooks) {
   const end = await follow(run);
   if (end.event === "completed") {
     const items = await fetchOutputs(run);
-    await hooks.onmade(items);
+    await hooks.onmade(items, isWatched(run.card.element));
     return leave(run, hooks, null);
   }
   if (end.event === "cancelled" && run.isCancelled) return leave(run, hooks, "Cancelled.");
@@ -110,7 +110,7 @@ function hear(run, { event, data }) {
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
   else if (event === "waiting") tellBoth(run, waitingFor(data));
-  else if (event === "begun") tellBoth(run, "Its turn has come.");
+  else if (event === "begun") (tellBoth(run, "Its turn has come."), untilAStep(run, "Its turn has come."));
   else if (event === "stored") status(run, "Stored.");
 }
 
@@ -118,11 +118,19 @@ function started(run, isTakenOver) {
   const text = isTakenOver ? "Taken over by another replica." : "Started.";
   tell(run.card.detail, "");
   tellBoth(run, text);
+  untilAStep(run, text);
 }
 
 function tellBoth(run, text) {
   status(run, text);
   say(text);
+}
+
+/** A first step may take long: it is told for how long none has been made. */
+function untilAStep(run, text) {
+  run.ticking = setInterval(() => {
+    run.card.status.textContent = `${text} No step is done yet; asked for ${inWords((Date.now() - run.at) / 1000)} ago.`;
+  }, 5000);
 }
 
 function waitingFor({ for: what, about_s: about }) {
@@ -194,6 +202,7 @@ async function tellServerOfCancel(run) {
 
 async function leave(run, hooks, said) {
   await hooks.store.remove("runs", run.id);
+  clearInterval(run.ticking);
   if (said) say(said);
   const held = run.card.element.contains(document.activeElement);
   run.card.element.remove();
@@ -209,14 +218,21 @@ async function fail(run, hooks, error) {
   tell(card.error, error instanceof CallError ? inWordsOf(error) : `${error.message || error.name}`);
   card.bar.remove();
   card.cancel.replaceWith(
-    button("Try again", () => (card.element.remove(), startRun({ ...run, id: newId(), job: null }, hooks))),
+    button("Try again", () => (card.element.remove(), startRun({ ...run, id: newId(), at: Date.now(), job: null }, hooks))),
     button("Change it", () => hooks.edit(run.body)),
     button("Dismiss", () => (card.element.remove(), countRuns(), byId("generate").focus())),
   );
   if (error.param) hooks.onrefused(error.param, error.message);
 }
 
+/** Somebody looks at it and types nothing. */
+function isWatched(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight && !document.activeElement.matches("input, textarea, select");
+}
+
 function status(run, text, detail) {
+  clearInterval(run.ticking);
   run.card.status.textContent = text;
   if (detail !== undefined) tell(run.card.detail, detail);
 }
@@ -235,7 +251,7 @@ function cardOf({ body }) {
     bar: el("progress", { max: 100, aria: { label: `Progress of ${title.slice(0, 80)}` } }),
     cancel: button("Cancel", null, { className: "cancel" }),
   };
-  const told = el("div", { className: "told" }, el("h3", { className: "prompt" }, title), card.bar, card.status, card.detail, card.error,
+  const told = el("div", { className: "told" }, el("h3", { className: "prompt" }, title), body.model && el("p", { className: "quiet" }, body.model), card.bar, card.status, card.detail, card.error,
     el("div", { className: "actions" }, card.cancel));
   card.element = el("article", { className: "run", aria: { label: title.slice(0, 80) } }, card.shown, told);
   return card;
