@@ -75,7 +75,7 @@ STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 ONE_PROCESS = room("deployments.one_process")  # all stages here, behind handles like Ray's
 VERIFY = room("deployments.verify")  # the check of a split; what asks for one and reads its report needs no torch
 PLAN = room("deployments.plan")  # the memory plan; what asks for one and chooses by it needs no torch
-ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measured", "cards", "budget", "choose"))
+ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measured", "cards", "budget", "ranks", "choose"))
 ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "deployments.verify.verdict")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
