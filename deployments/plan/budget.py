@@ -42,8 +42,8 @@ class Levers:
 class Choice:
     """`apart`: the denoiser has a card of its own, the other processes share another one.
 
-    `parallel`: the ways by which each replica of the denoiser is split, and the number of ranks of each way; a rank has a
-    card of its own, and what is not `apart` shares that of the first.
+    `parallel`: the ways by which each replica of the denoiser is split, and the number of ranks of each way; a rank has
+    a card of its own, and what is not `apart` shares that of the first.
     """
 
     placement: str
@@ -87,9 +87,7 @@ def demands(
     return tuple(replace(each, card=cards[each.name]) for each in found) if cards else tuple(found)
 
 
-def demands_of(
-    measured: Measured, choice: Choice, name: str, stages: tuple[StageName, ...]
-) -> Iterator[Demand]:
+def demands_of(measured: Measured, choice: Choice, name: str, stages: tuple[StageName, ...]) -> Iterator[Demand]:
     """Of a process, and of the ranks beside it, which hold denoisers alone."""
 
     def needs(stages: tuple[StageName, ...], card: int, rank: int) -> Demand:

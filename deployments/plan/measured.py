@@ -20,8 +20,8 @@ class Component:
     `loaded` is what it takes in the dtype that it is loaded in, `weights` in each precision; `halves` has what the
     encoder and the decoder of an autoencoder take of `loaded`. A quantised layer is unpacked to `largest_layer` for its
     matrix product; group offload holds `largest_block` twice, and what is `outside_blocks`. `stored` is the size of its
-    files, where these are known. Of a denoiser `ways` has the numbers of ranks that each way of `parallel` can have, and
-    `tensor_bytes` is what `tensor` splits of `loaded`.
+    files, where these are known. Of a denoiser `ways` has the numbers of ranks that each way of `parallel` can have,
+    and `tensor_bytes` is what `tensor` splits of `loaded`.
     """
 
     name: str

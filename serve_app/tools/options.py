@@ -132,7 +132,7 @@ def ways(text: str) -> dict[str, int]:
     for name, _, degree in (each.strip().partition("=") for each in text.split(",")):
         if name in found or name not in WAYS or not (degree.isdecimal() and 1 < int(degree) <= MOST_CARDS):
             raise argparse.ArgumentTypeError(
-                f"must be like ulysses=2,batch=2 with {', '.join(WAYS)} and numbers from 2 to {MOST_CARDS}, got {text!r}"
+                f"must be like ulysses=2,batch=2: {', '.join(WAYS)}, numbers from 2 to {MOST_CARDS}; got {text!r}"
             )
         found[name] = int(degree)
     try:

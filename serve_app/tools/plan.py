@@ -97,7 +97,9 @@ def check_ranks(measured: Measured, wishes: Wishes, num_cards: int) -> None:
     if wishes.parallel is not None and (problem := parallel_problem(measured, wishes.parallel)):
         raise MisuseError(f"--parallel: {problem}")
     if "tensor" in (wishes.parallel or {}) and wishes.precision not in (None, *PLAIN):
-        raise MisuseError(f"--parallel tensor: packed weights cannot be split, leave out --precision {wishes.precision}")
+        raise MisuseError(
+            f"--parallel tensor: packed weights cannot be split, leave out --precision {wishes.precision}"
+        )
 
 
 def check_that_it_can_be_written(options: argparse.Namespace) -> None:
@@ -142,7 +144,9 @@ def told_plan(measured: Measured, plan: Plan) -> Iterator[str]:
     yield from table([f"on one card, {plan.card.name} ({room})", "weights", "GB", ""], fitting)
     yield ""
     if plan.rank_rows:
-        yield from table(["the denoiser over ranks, a card for each", "weights", "activations", "GB", ""], rank_cells(plan))
+        yield from table(
+            ["the denoiser over ranks, a card for each", "weights", "activations", "GB", ""], rank_cells(plan)
+        )
         yield ""
     if plan.choice is None:
         yield f"for {cards}: nothing fits"
