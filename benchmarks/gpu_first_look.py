@@ -7,6 +7,7 @@ into an ignored folder (`benchmarks/gpu_first_look.sh` does that, too); neither 
     python -m benchmarks.gpu_first_look --prepare .wheels     here, where packages can be fetched
     python -m pip install --no-index --no-deps --target .site .wheels/*.whl; PYTHONPATH=.site:. python -m ...   there
     python -m benchmarks.gpu_first_look --small               a rehearsal on the CPU, with small sizes
+    python -m benchmarks.gpu_first_look --part two_cards      on a machine with two cards; it takes some minutes
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.first_look.table import PARTS, Part
 ALL_S = 570  # seconds for everything: under ten minutes
 SMALL_TIMES = 3  # longer boxes for a rehearsal on a busy machine
 NAME = "gpu_first_look"
+ONLY = f"only this; repeatable. Looked at by name alone: {', '.join(part.name for part in PARTS if part.by_name)}"
 PYTHON = "3.12"  # of the machine with the card
 WHEELS = (
     *("diffusers", "greenlet", "cache-dit", "runai-model-streamer", "boto3", "botocore", "s3transfer", "jmespath"),
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m benchmarks.{NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="small sizes, on the CPU: a rehearsal; no page is written")
-    parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="only this; repeatable")
+    parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help=ONLY)
     parser.add_argument(
         "--out", type=Path, help="the folder for the JSON and the page; default: where benchmarks write"
     )
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.prepare:
         return prepare(options.prepare)
-    parts = [part for part in PARTS if part.name in (options.part or [part.name])]
+    parts = [part for part in PARTS if (part.name in options.part if options.part else not part.by_name)]
     looked = look(parts, options.small)
     write(looked, parts, options.small, options.out)
     wrong = next((each for each in looked if each.wrong), None)

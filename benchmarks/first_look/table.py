@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """`name` is its module in this folder; `box_s` how long it may take on a card, its imports among it."""
+    """`name` is its module in `parts`; `box_s` how long it may take on a card, its imports among it.
+
+    `by_name`: it is looked at only where it is asked for, because few machines have what it needs.
+    """
 
     name: str
     title: str
     box_s: float
+    by_name: bool = False
 
 
 PARTS = (
@@ -26,4 +30,5 @@ PARTS = (
     Part("half_precision", "Half precision", 45),
     Part("compiled", "Regional compilation", 120),
     Part("loading", "Loading", 90),
+    Part("two_cards", "A forward on two cards", 450, by_name=True),
 )

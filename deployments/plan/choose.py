@@ -20,9 +20,11 @@ from deployments.plan.budget import (
 )
 from deployments.plan.cards import Card
 from deployments.plan.measured import PLAIN, Measured, Scheme
+from deployments.plan.ranks import HELPS, RankRow, Spread, are_possible, rank_rows, spreads
 
 Placements = Mapping[str, Processes]  # in the order of preference
 WORTH_THE_TROUBLE = 1_000_000_000  # bytes: a smaller encoder stays as it is
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 PICTURES_TOGETHER, VIDEOS_TOGETHER = (4, 2, 1), (1,)  # a video's forward fills a GPU by itself
 
 
@@ -33,6 +35,7 @@ class Wishes:
     precision: Scheme | None = None  # of the denoisers
     placement: str | None = None
     max_batch_size: int | None = None
+    parallel: Mapping[str, int] | None = None  # a way that the model has, on as many cards as there are, or fewer
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Plan:
     args: Mapping[str, Any]  # of the Serve config, beside the model and its dtype
     reasons: tuple[str, ...]
     rows: tuple[Row, ...]
+    rank_rows: tuple[RankRow, ...] = ()
 
 
 def choose(measured: Measured, card: Card, num_cards: int, placements: Placements, wishes: Wishes) -> Plan:
@@ -64,12 +68,12 @@ def choose(measured: Measured, card: Card, num_cards: int, placements: Placement
     kept = {n: p for n, p in placements.items() if wishes.placement in (None, n)}
     search = _Search(measured, card, num_cards, kept, wishes)
     chosen = next((choice for choice in search.choices() if search.fits(choice)), None)
+    found = tuple(search.rows()), tuple(rank_rows(measured, card))
     if chosen is None:
-        return Plan(card, num_cards, None, (), {}, {}, (search.why_nothing_fits(),), tuple(search.rows()))
+        return Plan(card, num_cards, None, (), {}, {}, (search.why_nothing_fits(),), *found)
     demanded = search.demands(chosen)
-    args = arguments(chosen)
     return Plan(
-        card, num_cards, chosen, demanded, shares(demanded), args, tuple(search.why(chosen)), tuple(search.rows())
+        card, num_cards, chosen, demanded, shares(demanded), arguments(chosen), tuple(search.why(chosen)), *found
     )
 
 
@@ -103,6 +107,8 @@ def arguments(choice: Choice) -> dict[str, Any]:
         args["precision"] = dict(choice.levers.precision)
     if choice.levers.offloaded:
         args["offload"] = dict.fromkeys(sorted(choice.levers.offloaded), "group")
+    if choice.parallel:
+        args["parallel"] = dict(choice.parallel)
     if choice.tiling:
         args["vae"] = {"tiling": "on"}
     return args
@@ -118,12 +124,16 @@ class _Search:
 
     def choices(self) -> Iterator[Choice]:
         tilings = (False, True) if self.measured.can_tile else (False,)
-        apart = (False, True) if self.num_cards > 1 else (False,)
-        for levers, tiling, alone, size, placement in product(
-            ladder(self.measured, self.card, self.wishes), tilings, apart, self.sizes, self.placements
+        spread = list(spreads(self.measured, self.num_cards, self.wishes.parallel))
+        for levers, tiling, over, size, placement in product(
+            ladder(self.measured, self.card, self.wishes), tilings, spread, self.sizes, self.placements
         ):
-            if not (alone and len(self.placements[placement]) == 1):
-                yield Choice(placement, levers, tiling, size, alone)
+            if are_possible(self.measured, over.parallel, levers) and not self._is_idle(over, placement):
+                yield Choice(placement, levers, tiling, size, over.apart, over.parallel)
+
+    def _is_idle(self, spread: Spread, placement: str) -> bool:
+        """The card for what is apart would hold nothing."""
+        return spread.apart and len(self.placements[placement]) == 1
 
     def demands(self, choice: Choice) -> tuple[Demand, ...]:
         return demands(self.measured, choice, self.placements[choice.placement])
@@ -160,15 +170,18 @@ class _Search:
         if chosen.levers != best.levers:
             least = self.least(levers=best.levers)
             yield f"{capital(str(chosen.levers))}, because {best.levers} would need at least {self._of(least)}."
-        if chosen.apart:
-            least = self.least(levers=chosen.levers, tiling=chosen.tiling, apart=False)
+        if chosen.parallel:
+            yield from self._why_ranks(chosen)
+        elif chosen.apart:
+            least = self.least(levers=chosen.levers, tiling=chosen.tiling, apart=False, parallel={})
             yield f"The denoiser has a card of its own, because on one card all would need at least {self._of(least)}."
         if chosen.tiling:
             least = self.least(levers=chosen.levers, tiling=False)
             yield f"The VAE decodes in tiles, because without them it would be at least {self._of(least)}."
         if chosen.max_batch_size != self.sizes[0]:
             larger = self.sizes[self.sizes.index(chosen.max_batch_size) - 1]
-            least = self.least(levers=chosen.levers, apart=chosen.apart, tiling=chosen.tiling, max_batch_size=larger)
+            same = {"levers": chosen.levers, "apart": chosen.apart, "parallel": chosen.parallel}
+            least = self.least(**same, tiling=chosen.tiling, max_batch_size=larger)
             yield f"max_batch_size {chosen.max_batch_size}, because {larger} would need {self._of(least)}."
         names = list(self.placements)
         for other in names[: names.index(chosen.placement)]:
@@ -178,12 +191,24 @@ class _Search:
         if self.measured.num_frames > 1:
             yield "max_batch_size 1, because the forward of one video fills a GPU: merging would only make others wait."
 
+    def _why_ranks(self, chosen: Choice) -> Iterator[str]:
+        """Why several cards make a forward together, what that splits, and what stays whole."""
+        ways = " and ".join(f"{way} {degree}" for way, degree in chosen.parallel.items())
+        why = ""
+        if self.wishes.parallel is None:
+            least = self.least(levers=chosen.levers, tiling=chosen.tiling, parallel={})
+            why = f", because on one card it would be at least {self._of(least)}"
+        yield f"{chosen.num_ranks} ranks make each forward together ({ways}){why}."
+        for way in chosen.parallel:
+            if way in HELPS:
+                yield f"{capital(way)} splits {HELPS[way]}."
+
     def _what_fits(self, chosen: Choice) -> Iterator[str]:
         totals = needed(self.demands(chosen))
         for card, total in sorted(totals.items()):
             here = [demand for demand in self.demands(chosen) if demand.card == card]
-            parts = ", ".join(f"{d.process} {gb(d.total)}" for d in here)
-            which = self.card.name if len(totals) == 1 else f"{self.card.name}, the {('first', 'second')[card]}"
+            parts = ", ".join(f"{d.name} {gb(d.total)}" for d in here)
+            which = self.card.name if len(totals) == 1 else f"{self.card.name}, the {ORDINALS[card]}"
             yield (
                 f"{gb(total)} of {gb(self.card.num_bytes)} on {which} ({parts}); {gb(self.room - total)} are left "
                 f"beside the {KEPT_FREE:.0%} that are kept free."

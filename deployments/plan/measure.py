@@ -17,6 +17,7 @@ from deployments.plan.headers import Stored, read_stored
 from deployments.plan.measured import Call, Component, Measured, Scheme
 from deployments.plan.process import MeasureOrder
 from deployments.plan.session import WalkSession
+from deployments.plan.split import tensor_bytes, ways_of
 from deployments.stage_pipeline.description import describe_stage
 from deployments.stage_pipeline.loading import StagePipeline, load_stage
 from deployments.stage_pipeline.roles import PipelineLayout, read_layout
@@ -136,6 +137,7 @@ def sized(name: str, stage: StagePipeline, stored: Stored | None) -> Component:
     module, layout = getattr(stage.pipeline, name), stage.layout
     quantised = is_quantised(layout.folder / name)
     loaded = bytes_of(module)
+    ways = ways_of(module) if name in layout.denoisers else {}
     if quantised and stored is not None:
         loaded = stored.num_bytes
     return Component(
@@ -156,6 +158,8 @@ def sized(name: str, stage: StagePipeline, stored: Stored | None) -> Component:
         stored=stored.num_bytes if stored else None,
         stored_dtype=stored.dtype if stored else None,
         is_quantised=quantised,
+        ways=ways,
+        tensor_bytes=tensor_bytes(module) if "tensor" in ways else 0,
     )
 
 

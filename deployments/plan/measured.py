@@ -20,7 +20,8 @@ class Component:
     `loaded` is what it takes in the dtype that it is loaded in, `weights` in each precision; `halves` has what the
     encoder and the decoder of an autoencoder take of `loaded`. A quantised layer is unpacked to `largest_layer` for its
     matrix product; group offload holds `largest_block` twice, and what is `outside_blocks`. `stored` is the size of its
-    files, where these are known.
+    files, where these are known. Of a denoiser `ways` has the numbers of ranks that each way of `parallel` can have,
+    and `tensor_bytes` is what `tensor` splits of `loaded`.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Component:
     stored: int | None = None
     stored_dtype: str | None = None
     is_quantised: bool = False  # as it is stored: no other precision can be chosen
+    ways: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tensor_bytes: int = 0
 
     @property
     def is_denoiser(self) -> bool:

@@ -36,6 +36,13 @@ class SplitByWeights:
         )
 
 
+def split_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Those of which each rank has a part, each once."""
+    plan = getattr(module, "_tp_plan", None) or {}
+    specs = resolve_tp_shard_specs(module, plan, 1)
+    return [module.get_parameter(name) for name, spec in specs.items() if spec.dim is not None]
+
+
 def weights_problem(module: torch.nn.Module, degree: int, device: torch.device) -> str | None:
     """Why they cannot be split over so many ranks; None: they can."""
     plan, name = getattr(module, "_tp_plan", None), type(module).__name__

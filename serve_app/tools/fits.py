@@ -13,7 +13,7 @@ from typing import Any, cast
 from deployments.messages import STAGES
 from deployments.plan.budget import Choice, Demand, Levers, Processes, demands, needed, usable, weight
 from deployments.plan.cards import Card, UnknownCardError, card_of
-from deployments.plan.choose import gb
+from deployments.plan.choose import ORDINALS, gb
 from deployments.plan.measured import Measured, Scheme
 from deployments.plan.process import MeasureOrder, run_measure
 from deployments.replicas.table import REPLICAS, SharedDeployment
@@ -24,6 +24,12 @@ from serve_app.app import deployments_of as deployments_of_model
 from serve_app.models.shared import held_before
 
 BUILDER = "serve_app.app:build_app"
+PARTS = {
+    "ulysses": "the sequence's activations, and all weights",
+    "ring": "the sequence's activations, and all weights",
+    "tensor": "the weights above, and the activations of the whole sequence",
+    "batch": "the requests of a merged forward, and all weights",
+}
 
 
 def cannot_fit(file: Path | str, named: Card | None) -> list[str]:
@@ -73,20 +79,24 @@ def of_application(application: Mapping[str, Any], named: Card | None) -> Iterat
 def needs(measured: Measured, args: AppArgs, application: Mapping[str, Any], card: Card) -> Iterator[str]:
     """What the config as it is needs, in lines: weights, activations, and the sum on each card."""
     levers = levers_of(args, measured)
-    held = {each.name: weight(each, each.stages, levers) for each in measured.components}
+    parallel = args.parallel.degrees if args.parallel else {}
+    tensor = parallel.get("tensor", 1)
+    held = {each.name: weight(each, each.stages, levers, tensor) for each in measured.components}
     weights = ", ".join(f"{name} {num_bytes / 1e9:.1f}" for name, num_bytes in held.items())
     yield f"Weights in GB: {weights}."
+    for way, degree in parallel.items():
+        yield f"{degree} ranks by {way}: each has its part of {PARTS[way]}."
     frames = f", {measured.num_frames} frames" if measured.num_frames > 1 else ""
     peaks = ", ".join(f"{stage} {measured.peak(stage) / 1e9:.1f}" for stage in STAGES)
     yield f"Activations of one request of {measured.width}x{measured.height}{frames} in GB: {peaks}."
     merged = args.denoising.max_batch_size
     lone, most = (demanded(measured, args, application, size) for size in (1, merged))
     for number, total in sorted(needed(lone).items()):
-        parts = ", ".join(f"{each.process} {each.total / 1e9:.1f}" for each in lone if each.card == number)
+        parts = ", ".join(f"{each.name} {each.total / 1e9:.1f}" for each in lone if each.card == number)
         more = (
             f", {needed(most)[number] / 1e9:.1f} with {merged} requests merged" if needed(most)[number] != total else ""
         )
-        which = ("", " on a second card")[min(number, 1)]
+        which = f" on a {ORDINALS[min(number, len(ORDINALS) - 1)]} card" if number else ""
         yield f"{card.name}: {total / 1e9:.1f} of {card.num_bytes / 1e9:.1f} GB{which} ({parts}){more}."
 
 
@@ -120,7 +130,8 @@ def demanded(
     """
     name, entry = args.entry(name)
     shared = shared_deployments(args) if shared is None else shared
-    choice = Choice(entry.placement, levers_of(entry, measured), entry.vae.tiling == "on", merged)
+    parallel = entry.parallel.degrees if entry.parallel else {}
+    choice = Choice(entry.placement, levers_of(entry, measured), entry.vae.tiling == "on", merged, parallel=parallel)
     names = [each for model in args.entries for each in deployments_of_model(args, model, shared)]
     found = demands(measured, choice, processes_of(args, name, shared), cards_of(names, application))
 
@@ -135,8 +146,8 @@ def each_process_once(demanded: Sequence[Demand]) -> list[Demand]:
     """Of several models in one process: the weights of all, the activations of the hungriest, which work by turns."""
     found: dict[str, Demand] = {}
     for each in demanded:
-        before = found.get(each.process)
-        found[each.process] = (
+        before = found.get(each.name)
+        found[each.name] = (
             each
             if before is None
             else replace(
@@ -152,8 +163,8 @@ def processes_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment]) -
 
 
 def cards_of(names: Sequence[str], application: Mapping[str, Any]) -> dict[str, int]:
-    """On which card Ray puts each deployment: the largest shares first, each where it still fits."""
-    shares = {name: share_of(name, application) for name in names}
+    """On which card Ray puts each process: the largest shares first, each where it still fits."""
+    shares = {process: share for name in names for process, share in shares_of(name, application).items()}
     free: list[float] = []
     found: dict[str, int] = {}
     for name in sorted(shares, key=lambda name: -shares[name]):
@@ -165,9 +176,13 @@ def cards_of(names: Sequence[str], application: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def share_of(name: str, application: Mapping[str, Any]) -> float:
-    options = [mapping(each, "ray_actor_options") for each in deployments_of(application) if each.get("name") == name]
-    return float(options[0].get("num_gpus") or 0) if options else 0.0
+def shares_of(name: str, application: Mapping[str, Any]) -> dict[str, float]:
+    """Of a deployment, and of its other ranks, by the names that demands have."""
+    own = next((each for each in deployments_of(application) if each.get("name") == name), {})
+    share = float(mapping(own, "ray_actor_options").get("num_gpus") or 0)
+    others = list(own.get("placement_group_bundles") or [])[1:]
+    ranks = {Demand(name, (), 0, 0, 0, rank).name: bundle for rank, bundle in enumerate(others, 1)}
+    return {name: share, **{rank: float(bundle.get("GPU") or 0) for rank, bundle in ranks.items()}}
 
 
 def card_in(application: Mapping[str, Any]) -> Card | None:

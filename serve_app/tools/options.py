@@ -56,6 +56,9 @@ def add_wishes(parser: argparse.ArgumentParser, gpus: int | None = 1) -> None:
     parser.add_argument("--precision", choices=get_args(Scheme), help="of the denoisers; default: what fits best")
     parser.add_argument("--placement", choices=PLACEMENTS, help="default: what fits best")
     parser.add_argument("--max-batch-size", type=positive, metavar="N", help="default: 4 pictures, 1 video, or less")
+    parser.add_argument(
+        "--parallel", type=ways, metavar="WAY=N", help="ranks of a denoiser, as ulysses=2,batch=2; default: if needed"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
     parser.add_argument("--variant", metavar="NAME", help="of the weight files, such as fp16")
     parser.add_argument("--config-folder", metavar="FOLDER", help="settings and tokenizers of a .safetensors file")
@@ -117,6 +120,26 @@ def number_of_cards(text: str) -> int:
     if positive(text) > MOST_CARDS:
         raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_CARDS}, got {text!r}")
     return int(text)
+
+
+def ways(text: str) -> dict[str, int]:
+    """As at `parallel` in the args: `ulysses=2,batch=2`."""
+    from pydantic import ValidationError
+
+    from deployments.ranks.args import WAYS, ParallelArgs
+
+    found: dict[str, int] = {}
+    for name, _, degree in (each.strip().partition("=") for each in text.split(",")):
+        if name in found or name not in WAYS or not (degree.isdecimal() and 1 < int(degree) <= MOST_CARDS):
+            raise argparse.ArgumentTypeError(
+                f"must be like ulysses=2,batch=2: {', '.join(WAYS)}, numbers from 2 to {MOST_CARDS}; got {text!r}"
+            )
+        found[name] = int(degree)
+    try:
+        ParallelArgs(**found)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(str(error.errors()[0]["ctx"]["error"])) from error
+    return found
 
 
 def named(text: str) -> tuple[str, Any]:

@@ -7,14 +7,16 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import get_args
 
 from pydantic import ValidationError
 
 from deployments.plan.budget import usable
 from deployments.plan.choose import Placements, Plan, Wishes, choose, gb
-from deployments.plan.measured import Measured, Scheme
+from deployments.plan.measured import PLAIN, Measured, Scheme
 from deployments.plan.process import MeasureOrder, run_measure
+from deployments.plan.ranks import parallel_problem
 from deployments.replicas.table import REPLICAS
 from env_config.children import environment_of_children
 from serve_app.app import PLACEMENTS, AppArgs, model_args
@@ -74,7 +76,8 @@ def planned(options: argparse.Namespace) -> Planned:
     measured = run_measure(order_of(args, options.size, options.num_frames), environment_of_children() | variables)
     if measured.problem:
         raise NotPlannedError(f"{args.model} cannot be planned for: {measured.problem}")
-    wishes = Wishes(options.precision, options.placement, options.max_batch_size)
+    wishes = Wishes(options.precision, options.placement, options.max_batch_size, options.parallel)
+    check_ranks(measured, wishes, options.gpus)
     plan = choose(measured, options.gpu, options.gpus, all_placements(), wishes)
     lines = list(told_plan(measured, plan))
     if options.config is not None:
@@ -84,6 +87,19 @@ def planned(options: argparse.Namespace) -> Planned:
             *needs(measured, args, chosen(options.config, options.application, options.name), plan.card),
         ]
     return Planned(args, measured, plan, lines)
+
+
+def check_ranks(measured: Measured, wishes: Wishes, num_cards: int) -> None:
+    """Raises MisuseError for a way that the model has not, and for more ranks than there are cards."""
+    size = prod((wishes.parallel or {}).values())
+    if wishes.parallel is not None and size > num_cards:
+        raise MisuseError(f"--parallel asks for {size} ranks, a card for each: --gpus is {num_cards}")
+    if wishes.parallel is not None and (problem := parallel_problem(measured, wishes.parallel)):
+        raise MisuseError(f"--parallel: {problem}")
+    if "tensor" in (wishes.parallel or {}) and wishes.precision not in (None, *PLAIN):
+        raise MisuseError(
+            f"--parallel tensor: packed weights cannot be split, leave out --precision {wishes.precision}"
+        )
 
 
 def check_that_it_can_be_written(options: argparse.Namespace) -> None:
@@ -127,6 +143,11 @@ def told_plan(measured: Measured, plan: Plan) -> Iterator[str]:
     fitting = [[row.placement, row.levers, f"{row.needed / 1e9:.1f}", "fits" if row.fits else ""] for row in plan.rows]
     yield from table([f"on one card, {plan.card.name} ({room})", "weights", "GB", ""], fitting)
     yield ""
+    if plan.rank_rows:
+        yield from table(
+            ["the denoiser over ranks, a card for each", "weights", "activations", "GB", ""], rank_cells(plan)
+        )
+        yield ""
     if plan.choice is None:
         yield f"for {cards}: nothing fits"
     else:
@@ -134,6 +155,18 @@ def told_plan(measured: Measured, plan: Plan) -> Iterator[str]:
         yield f"for {cards}: {plan.choice.placement}, {plan.choice.levers}; num_gpus: {shared}"
     yield from (f"- {reason}" for reason in plan.reasons)
     yield from (f"- {note}" for note in measured.notes)
+
+
+def rank_cells(plan: Plan) -> list[list[str]]:
+    """Of one sample, with weights as they are loaded."""
+    return [
+        [
+            f"{row.num_ranks} by {row.way}" if row.way else "one card",
+            *(f"{each / 1e9:.1f}" for each in (row.weights, row.activations, row.needed)),
+            "fits" if row.fits else "",
+        ]
+        for row in plan.rank_rows
+    ]
 
 
 def weight_rows(measured: Measured) -> Iterator[list[str]]:

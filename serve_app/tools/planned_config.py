@@ -83,8 +83,12 @@ def autoscaling(plan: Plan) -> dict[str, Any]:
 def deployment(name: str, share: float, plan: Plan) -> dict[str, Any]:
     written: dict[str, Any] = {"name": name, "ray_actor_options": {"num_gpus": share}}
     if plan.num_cards > 1:
-        [stages] = [demand.stages for demand in plan.demands if demand.process == name]
+        [stages] = [demand.stages for demand in plan.demands if demand.name == name]
         taken = 1 if plan.choice is not None and plan.choice.apart else 0  # a card that others share
-        most = plan.num_cards - taken if "denoiser" in stages else 1
+        num_ranks = plan.choice.num_ranks if plan.choice is not None else 1
+        most = (plan.num_cards - taken) // num_ranks if "denoiser" in stages else 1
+        if num_ranks > 1 and "denoiser" in stages:
+            written["placement_group_bundles"] = [{"CPU": 1, "GPU": share} for _ in range(num_ranks)]
+            written["placement_group_strategy"] = "STRICT_PACK"
         written["autoscaling_config"] = {"min_replicas": 1, "max_replicas": most, **SCALING}
     return written

@@ -28,8 +28,19 @@ def part(name: str = "toy", box_s: float = 20) -> Part:
 
 def test_every_row_has_its_module_and_all_boxes_together_are_known() -> None:
     assert all(find_spec(f"benchmarks.first_look.parts.{each.name}") for each in PARTS)
-    assert all(0 < each.box_s <= 120 for each in PARTS)
+    assert all(0 < each.box_s <= 120 for each in PARTS if not each.by_name)
     assert ALL_S < 600
+
+
+def test_a_part_for_few_machines_is_looked_at_by_its_name_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answering(monkeypatch, f"print({json.dumps(json.dumps(WELL))})")
+    assert main(["--small", "--part", "two_cards", "--out", str(tmp_path)]) == 0
+    assert list(json.loads((tmp_path / "gpu_first_look.json").read_text())["parts"]) == ["two_cards"]
+    monkeypatch.setattr(gpu_first_look, "PARTS", [part("a"), Part("two_cards", "two", 20, by_name=True)])
+    assert main(["--small", "--out", str(tmp_path)]) == 0
+    assert list(json.loads((tmp_path / "gpu_first_look.json").read_text())["parts"]) == ["a"]
 
 
 def test_the_first_wrong_part_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MEMORY = room("deployments.memory")  # how a process fits on its device
 RANKS = room("deployments.ranks")  # a denoiser on several devices
+SPLITS = ("deployments.ranks.splits", "deployments.ranks.weights")  # the ways that a model has
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
@@ -76,7 +77,8 @@ STAGES, REPLICAS = room("deployments.stages"), room("deployments.replicas")
 ONE_PROCESS = room("deployments.one_process")  # all stages here, behind handles like Ray's
 VERIFY = room("deployments.verify")  # the check of a split; what asks for one and reads its report needs no torch
 PLAN = room("deployments.plan")  # the memory plan; what asks for one and chooses by it needs no torch
-ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in ("process", "measured", "cards", "budget", "choose"))
+PLANNED_WITH = ("process", "measured", "cards", "budget", "ranks", "choose")
+ASK_FOR_A_PLAN = tuple(f"deployments.plan.{name}" for name in PLANNED_WITH)
 ASK_FOR_A_CHECK = ("deployments.verify.asked", "deployments.verify.process", "deployments.verify.verdict")
 
 HTTP_ROOM, MAKING, REQUESTS = room("serve_app.http"), room("serve_app.making"), room("serve_app.requests")
@@ -269,6 +271,7 @@ RULES = (
             *WEIGHTS,
             "deployments.memory.activations",
             *TENSORS,
+            *SPLITS,
             "deployments.observability.logging_setup",
             *ARGUMENTS,
             *MESSAGES,

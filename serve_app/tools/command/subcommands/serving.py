@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from serve_app.tools.launch import Address
 
 FOLDER = Path("outputs")
-ONLY_WITH_A_CARD = ("gpus", "size", "num_frames", "precision", "max_batch_size")
+ONLY_WITH_A_CARD = ("gpus", "size", "num_frames", "precision", "max_batch_size", "parallel")
 
 
 def wishes() -> list[click.Parameter]:
