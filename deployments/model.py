@@ -55,7 +55,9 @@ class DenoisingArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_batch_size: int = Field(8, ge=1, description="requests whose forwards may be merged")
+    max_batch_size: int = Field(
+        8, ge=1, description="forwards that may be merged: one of each request, or all its passes"
+    )
     max_batch_tokens: int | None = Field(None, ge=1, description="latent positions of a merged forward; null: no bound")
     max_wait_s: float = Field(
         0.01, ge=0, le=1, description="longest that a forward waits while new requests are prepared to join it, seconds"

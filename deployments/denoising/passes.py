@@ -12,7 +12,7 @@ makes the same passes together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,6 +68,9 @@ class GuidancePassesOfRequest:
     _promised: list[Pass] = field(default_factory=list)
     _names_passes: dict[str, bool] = field(default_factory=dict)  # by component
 
+    def __post_init__(self) -> None:
+        self.device = torch.empty(0, device=self.device).device  # with its number, as those of a pipeline's tensors
+
     def forward(
         self, module: Any, component: str, context: CacheContext | None, args: Any, kwargs: Any, settings: Settings
     ) -> Any:
@@ -89,7 +92,7 @@ class GuidancePassesOfRequest:
         self._newest = Pass(place, given)
         if place.use == "later":
             return self._promise(self._newest, asked)
-        output = self._made_at_once(asked)
+        output = self._made_at_once(asked, self._to_be_joined(place, component))
         return self._watch(self._newest, output) if place.use == "unknown" else output
 
     def end_step(self) -> None:
@@ -125,13 +128,20 @@ class GuidancePassesOfRequest:
             newest.place.use = "unknown"
         self._newest = None
 
-    def _made_at_once(self, asked: Forward) -> Any:
-        """With those that were promised before it, in its batch or alone."""
-        output = self.engine.wait(asked)
-        promised, self._promised = self._promised, []
+    def _to_be_joined(self, place: Place, component: str) -> list[Pass]:
+        """What is promised of other denoisers, such as that which a ControlNet's pass comes before: another pass of the
+        step may yet share its batch."""
+        if place.use == "last":
+            return []
+        return [each for each in self._promised if forward_of(each).component != component]
+
+    def _made_at_once(self, asked: Forward, still_promised: Sequence[Pass] = ()) -> Any:
+        """With those that were promised before it, in its batch or alone, but for `still_promised`."""
+        output = self.engine.wait(asked, [forward_of(each) for each in still_promised])
+        promised, self._promised = self._promised, list(still_promised)
         for each in promised:
-            assert each.asked is not None
-            self._keep(each, self.engine.wait(each.asked))
+            if each not in still_promised:
+                self._keep(each, self.engine.wait(forward_of(each), [forward_of(other) for other in still_promised]))
         return output
 
     def _promise(self, newest: Pass, asked: Forward) -> Any:
@@ -141,13 +151,12 @@ class GuidancePassesOfRequest:
 
     def _make(self, promised: Pass) -> None:
         """Its numbers are needed where no other request can go on: in an operation of the pipeline's."""
-        assert promised.asked is not None
         self._promised.remove(promised)
         promised.place.use = "last"
         if promised.given.is_written():
             raise PassesApartError("the pipeline writes into what it has given to a guidance pass")
         with self.waiting():
-            output = self.engine.make(promised.asked)
+            output = self.engine.make(forward_of(promised))
         self._keep(promised, output)
 
     def _keep(self, promised: Pass, output: Any) -> None:
@@ -178,6 +187,11 @@ class GuidancePassesOfRequest:
 
 def places_of(snapshot: Mapping[str, Any] | None) -> dict[str, Place]:
     return {key: Place(use, output) for key, (use, output) in (snapshot or {}).items()}
+
+
+def forward_of(promised: Pass) -> Forward:
+    assert promised.asked is not None
+    return promised.asked
 
 
 def can_be_promised(output: Any) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -86,6 +86,7 @@ class Engine:
         self._changed = threading.Condition()
         self._ready: deque[greenlet | Callable[[], None]] = deque()  # they go on before the next batch
         self._waiting: list[Forward] = []
+        self._held: list[Forward] = []  # asked for, and not to be made before their fiber waits for them
         self._fibers: list[Fiber] = []  # that are under way
         self._in_flight: deque[Turn] = deque()  # turns that the device has, the oldest first
         self._last: dict[Fiber, Turn] = {}  # of each fiber the newest turn, until it is settled
@@ -106,6 +107,7 @@ class Engine:
         with self._changed:
             self._fibers.remove(fiber)
             self._waiting = [forward for forward in self._waiting if forward.fiber is not fiber]
+            self._held = [forward for forward in self._held if forward.fiber is not fiber]
 
     @contextmanager
     def merging_always(self) -> Iterator[None]:
@@ -165,8 +167,7 @@ class Engine:
             self.measure(Cancelled())
             result = self._calls.get(fiber)
             if result is not None and not result.cancel():  # it has begun
-                for forward in [f for f in self._waiting if f.fiber is fiber]:
-                    self._waiting.remove(forward)
+                for forward in self._taken_of({fiber}):
                     if forward.is_awaited and not result.done():
                         result.set_exception(CancelledStage())
                     self._end_soon(forward, CancelledStage())  # to leave its work, when the thread is free
@@ -189,8 +190,9 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Fibers that wait for the thread."""
-        return len(self._waiting) + len(self._ready)
+        """Fibers that wait for the thread, each counted once however many forwards it waits for."""
+        with self._changed:
+            return len({forward.fiber for forward in self._waiting}) + len(self._ready)
 
     @property
     def num_fibers(self) -> int:
@@ -199,7 +201,8 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         """What waits and what has been done so far, as plain values."""
         statistics = {**vars(self.statistics), "batch_sizes": self.statistics.batch_sizes.copy()}
-        return {"is_alive": self.is_alive, "waiting_forwards": self.num_waiting, **statistics}
+        waiting = {"waiting_fibers": self.num_waiting, "waiting_forwards": len(self._waiting)}
+        return {"is_alive": self.is_alive, **waiting, **statistics}
 
     def set_axes(self, component: str, axes: BatchAxes) -> None:
         """What was learned of a module; what is known of an argument already stays."""
@@ -210,6 +213,13 @@ class Engine:
         """Device seconds that each fiber still needs, predicted from its own forwards; none before its first."""
         begun = [fiber for fiber in tuple(self._fibers) if fiber.timed_forwards]
         return [fiber.seconds / fiber.timed_forwards * fiber.remaining_forwards() for fiber in begun]
+
+    def _taken_of(self, fibers: Collection[Fiber]) -> list[Forward]:
+        """What these have asked for and nobody has made, which is then to be ended; called with `_changed`."""
+        taken = [forward for forward in (*self._held, *self._waiting) if forward.fiber in fibers]
+        self._held = [forward for forward in self._held if forward.fiber not in fibers]
+        self._waiting = [forward for forward in self._waiting if forward.fiber not in fibers]
+        return taken
 
     def _end_soon(self, forward: Forward, error: BaseException) -> None:
         forward.error, forward.is_done = error, True
@@ -263,10 +273,10 @@ class Engine:
         by_position: bool = False,
         per_sample: PerSample | None = None,
     ) -> Forward:
-        """The forward of `run`, which waits for the device from now on; its fiber goes on.
+        """The forward of `run`, which is held until its fiber waits for it; the fiber goes on.
 
-        What a fiber has asked for may share a batch with what it asks for next. It has to `wait` for the output, or to
-        `make` it; a forward that it has left waiting is made for nobody when the fiber ends.
+        What a fiber has asked for may share a batch with what it asks for next, however long that takes. It has to
+        `wait` for the output, or to `make` it; what is held of a fiber that ends is made for nobody.
         Raises CancelledStage or ReplicaUnfitError as `run` does.
         """
         arguments = bind(module, args, kwargs)
@@ -291,12 +301,18 @@ class Engine:
                 raise CancelledStage
             if fiber.failed is not None:
                 raise fiber.failed
-            self._waiting.append(forward)
+            self._held.append(forward)
         return forward
 
-    def wait(self, forward: Forward) -> Any:
-        """Its output; other fibers go on until it is there. Raises what `run` does."""
+    def wait(self, forward: Forward, still_held: Collection[Forward] = ()) -> Any:
+        """Its output; other fibers go on until it is there. Raises what `run` does.
+
+        What else the fiber has asked for may be made by then too, in the same batch or before it, but for `still_held`.
+        """
         with self._changed:  # who ends it meanwhile, from another thread, must see that somebody waits, or be seen
+            held = [each for each in self._held if each.fiber is not forward.fiber or each in still_held]
+            self._waiting += [each for each in self._held if each not in held]
+            self._held = held
             forward.is_awaited = not forward.is_done
         if forward.is_awaited:
             self._let_others_go_on()
@@ -308,14 +324,15 @@ class Engine:
         Raises what `run` does.
         """
         with self._changed:
-            if not forward.is_done:
-                self._waiting.remove(forward)
-        if not forward.is_done:
-            if forward.fiber.cancelled:
-                raise CancelledStage
+            is_done = forward.is_done
+            if not is_done:
+                (self._held if forward in self._held else self._waiting).remove(forward)
+        if not is_done:
             in_flight = tuple(self._in_flight)
             for turn in in_flight[: len(in_flight) - IN_FLIGHT + 1]:
                 self._settle(turn)
+            if forward.fiber.failed is not None:
+                raise forward.fiber.failed
             self._launch([forward])
         return output_of(forward)
 
@@ -350,7 +367,7 @@ class Engine:
         finally:
             with self._changed:
                 self._closed = True
-                self._waiting, self._ready = [], deque()
+                self._waiting, self._held, self._ready = [], [], deque()
                 for result in list(self._calls.values()):  # nobody may wait for ever
                     if not result.done():
                         result.set_exception(GenerationFailedError("the engine is closed"))
@@ -549,8 +566,7 @@ class Engine:
             if fiber.failed is None:
                 fiber.failed = ReplicaUnfitError(f"the device failed in a forward that was given to it before: {error}")
                 fiber.failed.__cause__ = error
-        for forward in [f for f in self._waiting if f.fiber in fibers]:
-            self._waiting.remove(forward)
+        for forward in self._taken_of(fibers):
             assert forward.fiber.failed is not None
             self._end_soon(forward, forward.fiber.failed)
 

@@ -8,7 +8,10 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 WAYS = ("ulysses", "ring", "tensor", "batch")  # rows of deployments.ranks.splits
-OF_GUIDANCE = "batch splits the passes of guidance too, where they share a forward"
+OF_GUIDANCE = (
+    "batch splits the passes of guidance too, where they share a forward, and those of pipelines that make them one "
+    "after the other share one with denoising: {guidance_passes: together}"
+)
 
 
 class ParallelArgs(BaseModel):

@@ -266,9 +266,10 @@ class RanksExecutor:
             with self._around(split, 0):
                 output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
         except Exception as raised:  # noqa: BLE001  (raised again when the other ranks have told how it went there)
-            let_go(raised)
             failure = raised
-            self._group.failed_here(Failure(self._number, reason_of(raised), is_out_of_memory(raised)))
+            if is_out_of_memory(raised):
+                let_go(raised)
+                self._group.failed_here(Failure(self._number, reason_of(raised), lacks_memory=True))
         try:
             answers = {place: self._answer_of(place) for place in asked}
             self._check_answers(answers, failure)

@@ -158,7 +158,7 @@ class RankGroup:
         failures = {place.rank: told_failure(store, place.rank) for place in self.others}
         failed = {rank: each for rank, each in failures.items() if each is not None}
         self._note_lost_question(failed.values())
-        return self._ended_rank() or self._waiting_for_one_that_failed(failed)
+        return self._ended_rank() or self._waiting_for_one_that_lacks_memory(failed)
 
     def _note_lost_question(self, failures: Iterable[Failure]) -> None:
         """A rank that had no memory for what it was asked ends by itself."""
@@ -166,7 +166,7 @@ class RankGroup:
         if forward is not None and any(each.forward == ANY_FORWARD and each.lacks_memory for each in failures):
             self._keep(forward[1])
 
-    def _waiting_for_one_that_failed(self, failures: dict[int, Failure]) -> str | None:
+    def _waiting_for_one_that_lacks_memory(self, failures: dict[int, Failure]) -> str | None:
         forward = self._forward
         if forward is None:
             return None
@@ -175,8 +175,7 @@ class RankGroup:
         alone = self._left_alone.look(forward[0], failures, self.args.ranks_of_sample)
         if not alone or self._forward is not forward:
             return None
-        if any(failures[rank].lacks_memory for rank in alone):
-            self._keep(forward[1])
+        self._keep(forward[1])
         reasons = "; ".join(f"rank {rank}: {failures[rank].reason}" for rank in alone)
         return f"ranks wait for others that have given up a forward of {forward[1]}: {reasons}"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from deployments.engine.batching.axes import BatchAxes
 from deployments.engine.batching.closeness import bound, deviation
-from deployments.engine.batching.merging import Merger
+from deployments.engine.batching.merging import CannotMergeError, Merger
 
 
 def is_close_enough(apart: float, whole: Any) -> bool:
@@ -30,7 +30,10 @@ def wrong_portion(
     asked for where the noise of the first is not enough.
     """
     merger = Merger(axes)
-    made, right = merger.split(output, sizes), merger.split(whole, sizes)
+    try:
+        made, right = merger.split(output, sizes), merger.split(whole, sizes)
+    except CannotMergeError as error:
+        return str(error)
     noise = deviation(made[0], right[0])
     if not is_close_enough(noise, right[0]):
         return f"its portion alone deviates by {noise:.1e}"

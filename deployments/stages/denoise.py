@@ -66,6 +66,7 @@ from deployments.stages.adapters import evict_idle_of_encoders, uses_of, with_di
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from deployments.stages.ranks.adapters import AdaptersOfRankZero
+from deployments.tensors.values import PLAIN, map_values
 from env_config.variables import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class DenoiserStage:
         self._of_ranks = AdaptersOfRankZero(held) if ranks is not None and held is not None else None
         self.adapters = self._of_ranks or held
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
-        self._with_passes_apart: set[Kind] = set()  # kinds of requests whose guidance passes cannot wait
+        self._with_passes_apart: set[str] = set()  # courses of requests whose guidance passes cannot wait
         self.ranks = ranks
         self.compiled = CompiledForwards(
             stage.switches,
@@ -219,7 +220,8 @@ class DenoiserStage:
         self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         fingerprint_apart = f"{fingerprint}|passes apart"
-        is_apart = kind_of(request) in self._with_passes_apart
+        began_again = checkpoint is not None and checkpoint.fingerprint == fingerprint_apart  # in another replica
+        is_apart = began_again or course_of(request) in self._with_passes_apart
         fingerprint = fingerprint_apart if is_apart else fingerprint
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
@@ -250,7 +252,7 @@ class DenoiserStage:
 
     def _note_passes_apart(self, request: GenerationRequest, error: PassesApartError) -> None:
         if len(self._with_passes_apart) < MOST_KINDS:
-            self._with_passes_apart.add(kind_of(request))
+            self._with_passes_apart.add(course_of(request))
         kind = ", ".join(kind_of(request)) or "no argument"
         logger.warning("guidance passes of requests with %s are made apart: %s", kind, error)
 
@@ -359,6 +361,17 @@ class DenoiserStage:
 def kind_of(request: GenerationRequest) -> Kind:
     """Requests of one kind have the same arguments."""
     return tuple(sorted(request.arguments))
+
+
+def course_of(request: GenerationRequest) -> str:
+    """Equal for requests whose pipeline asks for the same forwards: they differ by seeds, words and files at most."""
+
+    def leaf(value: Any) -> Any:
+        is_plain = isinstance(value, PLAIN) and not isinstance(value, bytes)
+        is_sentence = isinstance(value, str) and len(value.split()) > 1  # else it may name a way of working
+        return value if is_plain and not is_sentence else type(value).__name__
+
+    return repr(map_values(leaf, dict(sorted(request.arguments.items()))))
 
 
 def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ NOISE_MARGIN = 4.0  # times what two unsplit calls deviate: one pair of calls do
 MAX_ROUNDS = 4
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of a merged request, relative to the largest value
 HALF_TOLERANCE = 5e-2  # float16 and bfloat16
+DEVIATE = "merged ones deviate, so the engine runs them alone"
 OTHER_PROMPT = "dance monkey dance"
 
 Part = Callable[[], Verdict]
@@ -64,6 +65,7 @@ class _Checks:
             "vae": self.vae,
             "engine": self.engine_alone,
             "merged": self.merged,
+            **({"passes": self.passes_together} if self.args.guidance_passes != "apart" else {}),
             "resumed": self.resumed,
             "left": self.left_as_it_was,
         }
@@ -165,11 +167,24 @@ class _Checks:
         together = self._second_merge(engine, requests, conditionings)
         if not together:
             refused = engine.engine.statistics.refused_structures
-            why = "merged ones deviate, so the engine runs them alone" if refused else "its forwards share no batch"
+            why = DEVIATE if refused else "its forwards share no batch with those of another request"
             return Verdict("merged", "does not apply", f"not merged: {why}")
         made = [self.split.outcome(inputs) for inputs in together]
         found = [each for pair in zip(made, alone, strict=True) for each in _of_outcomes(*pair)]
-        return self._within(found, self._tolerance)
+        return self._within("merged", "two requests, merged", found)
+
+    def passes_together(self) -> Verdict:
+        """The guidance passes of one request in a batch, against the plain loop's one after the other."""
+        engine = self.engine or self.split.open_denoiser(self.args)
+        request = replace(self.request, deterministic=False)
+        inputs, run = self.split.run(engine, request, self.conditioning)
+        if not run.fiber.passes_together:
+            refused = engine.engine.statistics.refused_structures
+            why = DEVIATE if refused else "no two of a step can be in one forward"
+            return Verdict("passes", "does not apply", f"not together: {why}")
+        plain = self.split.outcome(self.split.denoise(self.request, self.conditioning))
+        told = f"{run.fiber.passes_together} of {run.fiber.forwards} forwards with others of their request"
+        return self._within("passes", told, _of_outcomes(self.split.outcome(inputs), plain))
 
     def resumed(self) -> Verdict:
         """From the checkpoint in the middle, in an engine that knows nothing of the request."""
@@ -214,26 +229,28 @@ class _Checks:
             )
         return Verdict(part, "differs", told, tuple(found))
 
-    def _within(self, found: list[Difference], bound: float) -> Verdict:
-        deviation = largest(found)
+    def _within(self, part: str, told: str, found: list[Difference]) -> Verdict:
+        """The bound of merged forwards."""
+        deviation, bound = largest(found), self._tolerance
         if not found:
-            return Verdict("merged", "same bits", "two requests, merged")
-        told = f"two requests, merged; bound {bound:.0e} of the largest value"
+            return Verdict(part, "same bits", told)
+        told = f"{told}; bound {bound:.0e} of the largest value"
         if deviation is None or deviation > bound:
-            return Verdict("merged", "differs", told, tuple(found))
-        return Verdict("merged", "within bounds", f"{told}, largest deviation {deviation:.1e}")
+            return Verdict(part, "differs", told, tuple(found))
+        return Verdict(part, "within bounds", f"{told}, largest deviation {deviation:.1e}")
 
     def _second_merge(
         self, engine: DenoiserStage, requests: list[GenerationRequest], conditionings: list[Conditioning]
     ) -> list[DecodeInputs]:
-        """What is made the second time that forwards of the requests share a batch; empty where they do not.
+        """What is made the second time that forwards of both requests share a batch; empty where they do not: passes of
+        one request may.
 
         The first time the engine compares merged forwards with lone ones, and hands out the lone ones.
         """
         merges = 0
         for _ in range(MAX_ROUNDS):  # a request may be done before the other has begun
             together = self.split.run_together(engine, requests, conditionings)
-            merges += any(run.fiber.merged_forwards for _, run in together)
+            merges += any(run.fiber.mates for _, run in together)
             if merges == 2:
                 return [inputs for inputs, _ in together]
             if engine.engine.statistics.refused_structures:

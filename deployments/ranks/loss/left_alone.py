@@ -1,4 +1,7 @@
-"""Notices ranks that wait for one that has given up a forward, long before their wait itself ends."""
+"""Notices ranks that wait for one that lacked memory for a forward, long before their wait itself ends.
+
+What else a forward fails by, it fails by on all ranks, however far they are apart; else the wait itself ends the group.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 LONGEST_REASON = 2000  # characters
-PATIENCE_S = 3.0  # ranks that compute the same samples fail at the same place, if they all do
+PATIENCE_S = 5.0  # ranks that compute the same samples fail at the same place, if they all do
 ANY_FORWARD = -1  # of a rank that did not even learn what it was asked
 
 
@@ -45,9 +48,10 @@ class LeftAlone:
         self._seen: tuple[int, float] | None = None  # the forward, and when its first failure was seen
 
     def look(self, forward: int, failures: Mapping[int, Failure], ranks_of_sample: int) -> list[int]:
-        """The ranks that have failed at it, where others of their samples have not and will not any more."""
+        """The ranks that lacked memory for it, where others of their samples have not failed and will not any more."""
         failed = {r for r, each in failures.items() if each.forward in (forward, ANY_FORWARD)}
-        alone = [rank for rank in sorted(failed) if not _beside(rank, ranks_of_sample) <= failed]
+        lacking = [rank for rank in sorted(failed) if failures[rank].lacks_memory]
+        alone = [rank for rank in lacking if not _beside(rank, ranks_of_sample) <= failed]
         if not alone:
             self._seen = None
             return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,12 +14,17 @@ import torch
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from diffusers.models.cache_utils import CacheMixin
 
+from deployments.denoising.passes import GuidancePassesOfRequest
+from deployments.engine.engine import Engine
+from deployments.engine.fiber import Fiber
 from deployments.errors import CannotResumeError
-from deployments.messages import Checkpoint
+from deployments.messages import Checkpoint, GenerationRequest, OutputFormat
 from deployments.model import DenoisingArgs, GuidancePasses
+from deployments.stage_pipeline.remote_calls import answer_call
 from deployments.stages import denoise
+from deployments.stages.denoise import course_of
 from tests.support.further import all_but
-from tests.support.toy_pipelines import Made, Toy, ToyDenoiser, ToyStages, same
+from tests.support.toy_pipelines import SEED, Made, Toy, ToyDenoiser, ToyStages, same
 
 STEPS = 4
 DEVIATION = 1e-6
@@ -137,6 +144,77 @@ class NeverUsesTheFirst(Guided):
         return self.transformer(latents, timestep, -words) * 1.0
 
 
+class WritesIntoItsParts(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        part, halves = with_words[:, :2], with_words.chunk(2, dim=-1)
+        without = self.transformer(latents, timestep, -words)
+        with_words[:, :1] = 0.5
+        with_words *= 2.0
+        with_words.sub_(0.1)
+        torch.add(without, 0.1, out=without)
+        return guided(with_words, without) + torch.cat([part, halves[1]], dim=-1)
+
+
+class RescalesByDeviations(Guided):
+    """As `guidance_rescale` and CFG-Zero* do, with numbers of both on the host."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        without = self.transformer(latents, timestep, -words)
+        scale = float((with_words * without).sum() / without.square().sum())
+        made = guided(with_words, without * scale)
+        return made * (with_words.std(dim=-1, keepdim=True) / made.std(dim=-1, keepdim=True))
+
+
+class ReadsTheFirstOnTheHost(Guided):
+    """As a callback that is given a copy of it."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        seen = torch.from_numpy(with_words.numpy()) - copy.deepcopy(with_words)
+        return guided(with_words, self.transformer(latents + seen, timestep, -words))
+
+
+class HooksTheSecond(Guided):
+    """As perturbed guidance does."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        handle = self.transformer.first.register_forward_hook(lambda module, args, output: 0.5 * output)
+        without = self.transformer(latents, timestep, words)
+        handle.remove()
+        return guided(with_words, without)
+
+
+class HooksTheFirst(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        handle = self.transformer.first.register_forward_hook(lambda module, args, output: 0.5 * output)
+        with_words = self.transformer(latents, timestep, words)
+        handle.remove()
+        return guided(with_words, self.transformer(latents, timestep, words))
+
+
+class HasWordsOfTwoLengths(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words.expand(2, -1)).mean(dim=0, keepdim=True)
+        return guided(with_words, self.transformer(latents, timestep, -words))
+
+
+class GuidedByTurns(Guided):
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(latents, timestep, -words)) if step % 2 == 0 else with_words
+
+
+class CallsAnEncoderBetween(Guided):
+    """Which another process holds."""
+
+    def noise(self, step: int, latents: torch.Tensor, timestep: Any, words: torch.Tensor) -> torch.Tensor:
+        with_words = self.transformer(latents, timestep, words)
+        return guided(with_words, self.transformer(latents, timestep, -self.text_encoder(latents)[-1]))
+
+
 class Cacheable(ToyDenoiser, CacheMixin):
     """As the transformers of diffusers that may be cached."""
 
@@ -166,6 +244,13 @@ COUNTS: dict[type[Toy], tuple[int, int]] = {
     NeverUsesTheFirst: (8, 5),
     KeepsThem: (8, 5),
     CacheIsWritten: (8, 8),
+    WritesIntoItsParts: (8, 5),
+    RescalesByDeviations: (8, 5),
+    ReadsTheFirstOnTheHost: (8, 8),
+    HooksTheSecond: (8, 8),
+    HooksTheFirst: (8, 8),
+    HasWordsOfTwoLengths: (8, 8),
+    GuidedByTurns: (6, 6),
 }
 NOT_RESUMED = (KeepsThem, CacheIsWritten)  # later steps need what earlier ones have kept
 CORE = (Guided, InThreePasses, GuidedAtFirst, NeedsNumbersBetween)
@@ -250,6 +335,96 @@ def test_what_is_written_later_into_what_a_waiting_pass_was_given_begins_the_req
     assert forwards == batches == 8, "it is remembered"
     for checkpoint in made.checkpoints:  # of both goes, as far as those of the first had left
         assert same(resumed_or_begun_again(stages, checkpoint).output, truth)
+    assert same(resumed(stages, made.checkpoints[-1]).output, truth), "of the second go: nothing is begun again"
+
+
+def test_requests_are_remembered_for_their_passes_by_what_decides_on_their_forwards() -> None:
+    def asked(**arguments: Any) -> str:
+        return course_of(GenerationRequest("id", "toy", arguments, SEED, OutputFormat("image", "png")))
+
+    course = asked(prompt="a cat", num_inference_steps=4, guidance_interval=[0.2, 0.8], mode="late")
+    assert asked(prompt="a dog, dancing", num_inference_steps=4, guidance_interval=[0.2, 0.8], mode="late") == course
+    for other in ({"num_inference_steps": 5}, {"guidance_interval": [0.2, 0.9]}, {"mode": "early"}, {"eta": None}):
+        given = {"prompt": "a cat", "num_inference_steps": 4, "guidance_interval": [0.2, 0.8], "mode": "late"} | other
+        assert asked(**given) != course
+
+
+class FailsInOne(ToyDenoiser):
+    """At the third step of a request, in the pass with words."""
+
+    def forward(
+        self, latents: torch.Tensor, timestep: Any, words: torch.Tensor, cache: Any = None, writes: bool = False
+    ) -> torch.Tensor:
+        if float(torch.as_tensor(timestep).max()) < 600 and bool((words.sum(dim=-1) < 0).any()):
+            raise ValueError("too few words")
+        return super().forward(latents, timestep, words, cache, writes)
+
+
+def test_an_error_of_one_pass_is_that_of_its_request_and_leaves_others_alone(make_stages: MakeStages) -> None:
+    told = []
+    for passes in ("apart", "together"):
+        stages = make_stages(Guided, passes, denoiser=FailsInOne)
+        for _ in range(2):
+            with pytest.raises(Exception, match="too few words") as raised:
+                stages.make()
+            told.append((type(raised.value), str(raised.value)))
+        assert stages.denoiser.engine.num_fibers == stages.denoiser.engine.num_waiting == 0
+    assert len(set(told)) == 1
+
+
+def test_a_call_of_another_process_between_the_passes_parts_them_not_however_long_it_takes(
+    make_stages: MakeStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_slowly(stages: ToyStages, stage: Any, call: Any) -> Any:
+        engine = stages.denoiser.engine  # which meanwhile makes what waits
+        engine.run(Fiber("other"), torch.nn.Identity(), "other", None, (), {"input": torch.ones(1, 3)})
+        return answer_call(stages.stages[stage], call)
+
+    stages = make_stages(CallsAnEncoderBetween)
+    first = stages.make()
+    assert first.is_remote
+    assert_close(first, stages.truth())
+    assert counted(stages)[1:] == (8, 5)
+    monkeypatch.setattr(ToyStages, "_ask", ask_slowly)
+    stages.close()
+    stages.denoiser = stages.new_denoiser()
+    assert same(stages.make().output, first.output)
+    slowly, forwards, batches = counted(stages)
+    assert (forwards, batches) == (8 + 5, 5 + 5), "five are those of the other"
+    assert same(slowly.output, first.output)
+    for checkpoint in first.checkpoints:
+        assert same(resumed(stages, checkpoint).output, first.output)
+
+
+def test_a_pass_of_another_denoiser_between_them_leaves_passes_together() -> None:
+    """As a ControlNet that is run for each of them."""
+    engine, fiber, steps = Engine(guidance_passes="together", max_wait_s=0.0), Fiber("request"), [0]
+    passes = GuidancePassesOfRequest(engine, fiber, torch.device("cpu"), lambda: steps[0], nullcontext)
+    control, denoiser = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def made(module: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = passes.forward(module, name, None, (), {"input": x}, (None, (), False, None))
+        return output
+
+    def loop() -> torch.Tensor:
+        latents = torch.ones(1, 4)
+        for steps[0] in range(STEPS):
+            outputs = [made(denoiser, "transformer", made(control, "controlnet", latents * i) + i) for i in range(3)]
+            latents = outputs[0] + outputs[1] - outputs[2]
+        return latents
+
+    def truth() -> torch.Tensor:
+        latents = torch.ones(1, 4)
+        for _ in range(STEPS):
+            outputs = [denoiser(control(latents * i) + i) for i in range(3)]
+            latents = outputs[0] + outputs[1] - outputs[2]
+        return latents
+
+    with torch.no_grad():
+        torch.testing.assert_close(engine.call(fiber, loop), truth())
+    engine.close()
+    assert engine.statistics.forwards == 6 * STEPS
+    assert engine.statistics.batches == 6 + 4 * (STEPS - 1)
 
 
 class NeverLearned(dict[Any, Event]):

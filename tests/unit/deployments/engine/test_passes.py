@@ -151,6 +151,79 @@ def test_what_a_fiber_has_asked_for_and_left_is_made_for_nobody(engines: list[En
     assert module.sizes[-1] == 2
 
 
+def test_what_a_fiber_does_elsewhere_between_its_passes_parts_them_not_however_long_it_takes(
+    engines: list[Engine],
+) -> None:
+    engine, module, fiber = make(engines), Doubles(), Fiber("request")
+    two_passes(engine, module)
+    module.sizes.clear()
+
+    def work() -> None:
+        first = ask(engine, fiber, module, 0.0)
+        engine.elsewhere(lambda: two_passes(engine, module, Fiber("other")))  # for which the engine makes forwards
+        second = ask(engine, fiber, module, 1.0)
+        engine.wait(second)
+        assert first.is_done
+
+    engine.call(fiber, work)
+    assert module.sizes == [2, 2]
+
+
+def test_a_fiber_may_wait_for_one_forward_and_have_others_held(engines: list[Engine]) -> None:
+    engine, module, fiber = make(engines), Doubles(), Fiber("request")
+    two_passes(engine, module)
+    module.sizes.clear()
+
+    def work() -> None:
+        first, between, second = (ask(engine, fiber, module, float(i), width) for i, width in enumerate((4, 5, 4)))
+        engine.wait(between, still_held=[first, second])
+        assert not first.is_done
+        engine.wait(second)
+        assert first.is_done
+
+    engine.call(fiber, work)
+    assert module.sizes == [1, 2]
+
+
+def test_a_fiber_that_waits_for_several_passes_is_counted_once(engines: list[Engine]) -> None:
+    engine, other, told = make(engines), Fiber("other"), []
+
+    class Looks(Doubles):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            told.append(engine.describe())
+            return super().forward(x)
+
+    module = Looks()
+    engine.begin(other)
+
+    def work() -> None:
+        for value in range(3):
+            ask(engine, other, module, float(value), width=5)
+        engine.wait(ask(engine, other, module, 3.0))
+
+    engine.call(other, work)
+    engine.end(other)
+    assert [(each["waiting_fibers"], each["waiting_forwards"]) for each in told[-2:]] == [(1, 1), (0, 0)]
+    assert engine.num_waiting == 0
+
+
+@pytest.mark.parametrize("get", ["wait", "make"])
+def test_a_fiber_that_is_cancelled_while_it_is_elsewhere_has_nothing_made(engines: list[Engine], get: str) -> None:
+    engine, module, fiber = make(engines), Doubles(), Fiber("request")
+    engine.begin(fiber)
+
+    def work() -> None:
+        asked = ask(engine, fiber, module, 0.0)
+        engine.elsewhere(lambda: engine.cancel(fiber))
+        getattr(engine, get)(asked)
+
+    with pytest.raises(CancelledStage):
+        engine.call(fiber, work)
+    engine.end(fiber)
+    assert module.sizes == []
+    assert engine.num_waiting == 0
+
+
 def test_a_cancelled_fiber_leaves_where_it_waits_or_makes_something_at_once(engines: list[Engine]) -> None:
     engine, module = make(engines), Doubles()
     for get in (engine.wait, engine.make):

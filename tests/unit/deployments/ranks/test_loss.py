@@ -36,6 +36,8 @@ class Clock:
         ({2: FULL, 3: FULL}, 2, []),
         ({1: EARLIER}, 2, []),
         ({1: FULL}, 1, []),
+        ({1: Failure(7, "AssertionError", lacks_memory=False)}, 2, []),
+        ({0: FULL, 1: Failure(7, "RuntimeError", lacks_memory=False)}, 2, []),
         ({}, 2, []),
     ],
 )
