@@ -1,4 +1,4 @@
-"""A short part of tests/stress/cluster: Ray's own autoscaler, the real ingress, and stages that load no torch."""
+"""The shortest of these tests: Ray's own autoscaler, the real ingress, and stages that load no torch."""
 
 from __future__ import annotations
 
