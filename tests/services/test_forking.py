@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.forking.client import FOLDER, NUMBER, OWNER, place_and_owner
+from tests.support.forking.client import FOLDER, NUMBER, ONE_FOR_ALL_NODES, OWNER, place_and_owner
 from tests.support.forking.command import FORKED_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +118,14 @@ def test_each_job_of_a_ray_has_a_server_that_ends_with_it(monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_RAYLET_PID")
     assert place_and_owner() == ("/tmp/forks/tests", "1")
     assert len({place for place, _ in [*found, place_and_owner()]}) == 4
+
+
+def test_nodes_of_one_machine_may_share_a_server_for_each_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {FOLDER: "/tmp/forks", OWNER: "1", ONE_FOR_ALL_NODES: "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = []
+    for raylet, job in (("7", "01000000"), ("8", "01000000"), ("8", "02000000")):
+        monkeypatch.setenv("RAY_RAYLET_PID", raylet)
+        monkeypatch.setenv("RAY_JOB_ID", job)
+        found.append(place_and_owner())
+    assert found == [(f"/tmp/forks/{job}", "1") for job in ("01000000", "01000000", "02000000")]

@@ -1,6 +1,7 @@
-"""A Ray cluster on this machine whose nodes come and go by Ray's own autoscaler, with S3 and PostgreSQL beside it.
+"""A Ray cluster on this machine whose nodes come and go by Ray's own autoscaler.
 
 The autoscaler and the raylets are real; the machines are not: Ray's fake provider starts a further raylet for each.
+Replicas start as forks of a process that has the libraries, so that a new one takes a second and not a minute.
 """
 
 from __future__ import annotations
@@ -8,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,31 +19,23 @@ from typing import Any
 
 import httpx
 import psutil
+from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from benchmarks.faults.cluster import deploy
 from benchmarks.served import ONE_THREAD
-from tests.support.postgresql import PostgreSQL, installed_programs, postgresql_server
-from tests.support.s3_server import S3Server, s3_server
-from tests.support.served_application import ROOT, free_port
+from tests.support.fake_machines import time_to_start
+from tests.support.forking.command import SERVER as FORKS_SERVER
+from tests.support.forking.command import forks_of_all_nodes_in
+from tests.support.served_application import FORKS, ROOT, free_port
 
 HEAD, PLACE = "head", "place"  # resources: of the head node, and one for a denoiser on each node that comes
 MOST_NODES = 2  # beside the head
 START_TIMEOUT_S = 600
 IDLE_MINUTES = 0.3  # then a node goes
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-TWO_MODELS: dict[str, Any] = {
-    "models": {
-        "flux": {
-            "model": str(ROOT / "checkpoints/emoji-flux"),
-            "placement": "two_stage",
-            "limits": {"max_steps": 1000},
-        },
-        "wan": {"model": str(ROOT / "checkpoints/emoji-wan"), "placement": "one_stage", "limits": {"max_steps": 1000}},
-    },
-    "jobs": {"lease_s": 5},
-}
+PROVIDER = "tests.support.fake_machines.FakeMachines"
 
 
 @dataclass(frozen=True)
@@ -60,10 +51,10 @@ class Replica:
 class AutoscaledCluster:
     """What is running; `deploy` changes what is served."""
 
+    entry: dict[str, Any]  # what the application always has, with some of its `args`
     port: int
+    gcs_port: int
     ray: Cluster
-    s3: S3Server
-    postgresql: PostgreSQL
     folder: Path  # RAY_TMPDIR, by which the processes of this cluster are known
 
     @property
@@ -78,23 +69,11 @@ class AutoscaledCluster:
         self, args: dict[str, Any], deployments: Mapping[str, dict[str, Any]], policy: dict[str, Any] | None = None
     ) -> None:
         """As `serve deploy` does: `deployments` are Serve's options by their names."""
-        s3 = self.s3
-        application = {
+        application = self.entry | {
             "name": "triptych",
             "route_prefix": "/",
-            "import_path": "serve_app.app:build_app",
-            "runtime_env": {
-                "env_vars": {
-                    "SGLANG_DIFFUSION_TARGET_DEVICE": "cpu",
-                    "SGLANG_DIFFUSION_CACHE_ROOT": str(self.folder / "cache"),
-                    "SGLANG_CLOUD_STORAGE_TYPE": "s3",
-                    "SGLANG_S3_BUCKET_NAME": "outputs",
-                    "SGLANG_S3_ENDPOINT_URL": s3.endpoint,
-                    "SGLANG_S3_ACCESS_KEY_ID": s3.access_key,
-                    "SGLANG_S3_SECRET_ACCESS_KEY": s3.secret_key,
-                }
-            },
-            "args": args | {"jobs": {**args["jobs"], "store_url": f"{self.postgresql.url}/jobs"}},
+            "runtime_env": FORKS | self.entry["runtime_env"],
+            "args": self.entry["args"] | args,
             "deployments": [{"name": name, **options} for name, options in deployments.items()],
         }
         if policy is not None:
@@ -129,16 +108,24 @@ class AutoscaledCluster:
                         with suppress(psutil.NoSuchProcess):
                             process.kill()
 
+    def lose_all(self) -> None:
+        """The head and every other node at once, and what the cluster knew. The servers of forks stay."""
+        for process in self._processes(""):
+            with suppress(psutil.NoSuchProcess):
+                if process.pid != os.getpid() and FORKS_SERVER not in process.cmdline():
+                    process.kill()
+
+    def start_again(self) -> None:
+        """A new head at the old address, without applications."""
+        self.ray = started_head(self.folder, self.gcs_port)
+
     def give_notice(self, node_id: str, seconds: int) -> None:
-        """That the node will be gone after so many seconds, as the controllers of spot instances do."""
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine is taken away"]
-        command = ["drain-node", "--address", self.ray.address, "--node-id", node_id, *reason]
-        subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", *command, "--deadline-remaining-seconds", str(seconds)],
-            check=True,
-            capture_output=True,
-            timeout=120,
+        """That the node will be gone after so many seconds: as `ray drain-node`, without the start of its process."""
+        accepted, why_not = GcsClient(address=self.ray.address).drain_node(
+            node_id, DRAIN_NODE_REASON_PREEMPTION, "the machine is taken away", int((time.time() + seconds) * 1000)
         )
+        if not accepted:
+            raise RuntimeError(f"the notice was refused: {why_not}")
 
     def logs(self, of: str) -> str:
         """What the replicas of a deployment logged, those that are gone too."""
@@ -156,8 +143,15 @@ class AutoscaledCluster:
                 raise TimeoutError(f"{what}: not within {timeout_s:g} s; see {self.folder}")
             time.sleep(1)
 
-    def wait_until_healthy(self) -> float:
-        return self.wait_until("healthy", lambda: httpx.get(f"{self.url}/health", timeout=10).status_code == 200)
+    def wait_until_served(self, deployments: Collection[str]) -> float:
+        """These and no others, each with replicas that it was last told to have, and healthy."""
+
+        def is_served() -> bool:
+            told = self.application()
+            served = told["status"] == "RUNNING" and set(told["deployments"]) == set(deployments)
+            return served and httpx.get(f"{self.url}/health", timeout=10).status_code == 200
+
+        return self.wait_until("served", is_served)
 
     def _processes(self, title: str) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if self._is_ours(process, title)]
@@ -167,43 +161,32 @@ class AutoscaledCluster:
             return title in " ".join(process.cmdline()) and process.environ().get("RAY_TMPDIR") == str(self.folder)
         return False
 
-    def end_all(self) -> None:
-        """The fake provider leaves the nodes that it has started behind."""
-        for process in self._processes(""):
-            with suppress(psutil.NoSuchProcess):
-                if process.pid != os.getpid():
-                    process.kill()
-
 
 @contextmanager
-def autoscaled_cluster() -> Iterator[AutoscaledCluster]:
-    """Without any application. Raises RuntimeError without PostgreSQL."""
-    programs = installed_programs()
-    if programs is None:
-        raise RuntimeError("it needs an installed PostgreSQL (Debian: postgresql)")
+def autoscaled_cluster(entry: dict[str, Any], idle_minutes: float = IDLE_MINUTES) -> Iterator[AutoscaledCluster]:
+    """Without an application: `entry` has the `import_path`, `runtime_env` and first `args` of a later one."""
     with ExitStack() as cleaning:
         folder = Path(tempfile.mkdtemp(prefix="cluster-", dir="/tmp"))  # short: Ray's sockets in it have 107 characters
         cleaning.callback(shutil.rmtree, folder, ignore_errors=True)
-        s3 = cleaning.enter_context(s3_server())
-        s3.create_bucket("outputs")
-        postgresql = cleaning.enter_context(postgresql_server(programs))
-        postgresql.create_database("jobs")
+        cleaning.enter_context(changed_environment(environment(folder)))
         gcs_port = free_port()
-        (folder / "autoscaling.yaml").write_text(json.dumps(autoscaling_config(gcs_port)))
-        with changed_environment(environment(folder) | HEAD_IDENTITY):
-            head = {
-                "num_cpus": 8,
-                "resources": {HEAD: 10, "denoiser": 1},
-                "autoscaling_config": str(folder / "autoscaling.yaml"),
-                "gcs_server_port": gcs_port,
-                "node_ip_address": "127.0.0.1",
-            }
-            ray = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-        with changed_environment(environment(folder)):
-            cluster = AutoscaledCluster(free_port(), ray, s3, postgresql, folder)
-            cleaning.callback(cluster.end_all)
-            cleaning.callback(ray.shutdown)
-            yield cluster
+        (folder / "autoscaling.yaml").write_text(json.dumps(autoscaling_config(gcs_port, idle_minutes)))
+        cluster = AutoscaledCluster(entry, free_port(), gcs_port, started_head(folder, gcs_port), folder)
+        cleaning.callback(cluster.lose_all)  # the fake provider leaves the nodes that it has started behind
+        cleaning.callback(lambda: cluster.ray.shutdown())
+        yield cluster
+
+
+def started_head(folder: Path, gcs_port: int) -> Cluster:
+    head = {
+        "num_cpus": 8,
+        "resources": {HEAD: 10, "denoiser": 1},
+        "autoscaling_config": str(folder / "autoscaling.yaml"),
+        "gcs_server_port": gcs_port,
+        "node_ip_address": "127.0.0.1",
+    }
+    with changed_environment(HEAD_IDENTITY), time_to_start():
+        return Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
 
 
 # Only of the head: a node that joins has an identity of its own, which the provider gives it.
@@ -212,21 +195,30 @@ HEAD_IDENTITY = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID, "RAY_CLO
 
 def environment(folder: Path) -> dict[str, str]:
     """Of every process of the cluster."""
-    return ONE_THREAD | {
+    return {
+        **ONE_THREAD,
+        **forks_of_all_nodes_in(folder),
         "PYTHONPATH": str(ROOT),
         "RAY_TMPDIR": str(folder),
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_OVERRIDE_RESOURCES": "{}",  # tests/stress/conftest.py gives every node a device
-        "RAY_raylet_start_wait_time_s": "300",  # on a busy machine a node that is given up leaves processes behind
+        # A busy machine takes its time; a node that is given up leaves processes behind.
+        "RAY_raylet_start_wait_time_s": "300",
+        "RAY_agent_register_timeout_ms": "900000",
+        "RAY_worker_register_timeout_seconds": "900",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",  # a slow proxy is ended with all its connections
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "100",
+        "RAY_health_check_timeout_ms": "60000",  # of a raylet that is slow; one that is gone is noticed as before
+        "RAY_prestart_worker_first_driver": "0",  # of which none is used: replicas have a `runtime_env`
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
 
 
-def autoscaling_config(gcs_port: int) -> dict[str, Any]:
+def autoscaling_config(gcs_port: int, idle_minutes: float) -> dict[str, Any]:
     """Of a cluster whose nodes come when a replica finds no `place`."""
     place = {"CPU": 4, PLACE: 1, "object_store_memory": 100_000_000}
     lists = (
@@ -237,7 +229,7 @@ def autoscaling_config(gcs_port: int) -> dict[str, Any]:
         "cluster_name": "stress",
         "max_workers": MOST_NODES,
         "upscaling_speed": 1.0,
-        "idle_timeout_minutes": IDLE_MINUTES,
+        "idle_timeout_minutes": idle_minutes,
         "provider": {
             "type": "external",
             "module": PROVIDER,

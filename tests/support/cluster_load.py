@@ -19,7 +19,7 @@ from benchmarks.faults.load import FINAL, Course, asked, client
 PAUSE_S = 2  # between two questions after a job
 CALL_TIMEOUT_S = 1800  # of one that waits: a busy machine takes minutes to load a replica
 PICTURE = {"prompt": "a red apple", "size": "64x64", "deterministic": True, "response_format": "b64_json"}
-VIDEO = {"prompt": "a red apple", "size": "64x64", "num_frames": 5, "deterministic": True, "num_inference_steps": 40}
+VIDEO = {"prompt": "a red apple", "size": "64x64", "num_frames": 5, "deterministic": True, "num_inference_steps": 8}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Caller:
     kind: str  # "call": waits for the answer, once, without a key; "job": asks for the result later
     model: str
     seed: int
-    steps: int = 20
+    steps: int = 8
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from tests.support.served_application import (
     application,
     launched_application,
 )
-from tests.support.tiny_models import checkpoint
 
 BUCKET = "outputs"
 
 
 @pytest.fixture(scope="session")
 def flux_checkpoint(checkpoints_root: Path) -> Path:
+    from tests.support.tiny_models import checkpoint  # it imports torch, which not every stress test needs
+
     return checkpoint("flux", checkpoints_root)
 
 
@@ -55,6 +56,8 @@ def s3_variables(server: S3Server, bucket: str = BUCKET) -> dict[str, str]:
 @pytest.fixture(scope="package")
 def wan(served: ServedApplication, checkpoints_root: Path, s3: S3Server) -> Iterator[ServedApplication]:
     """A tiny Wan 2.2 in three stages that stores in S3, at /wan."""
+    from tests.support.tiny_models import checkpoint
+
     app = application(
         "wan",
         checkpoint("wan22", checkpoints_root),

@@ -1,19 +1,20 @@
-"""`serve deploy` of one model's arguments while both are under load: the other's replicas stay, and no request fails.
+"""`serve deploy` of one model's next checkpoint under load of both: the other's replicas stay, and no request fails.
 
-The new argument changes what the encoder makes and nothing of the denoiser: what the earlier encoder made must not go
-on in the new denoiser, whose checkpoints look alike.
+The next checkpoint has another encoder and the same transformer: what the earlier encoder made must not go on in the
+new denoiser, whose checkpoints look alike.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.support.autoscaled_cluster import TWO_MODELS, AutoscaledCluster
+from tests.support.autoscaled_cluster import AutoscaledCluster
 from tests.support.cluster_load import Caller, load, undisturbed
-from tests.support.two_models_on_a_cluster import CALLERS, DEPLOYMENTS, POLICY
+from tests.support.two_models_on_a_cluster import CALLERS, DEPLOYMENTS, POLICY, TWO_MODELS, next_version
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 
@@ -21,12 +22,11 @@ OF_FLUX, OF_BOTH = ("EncoderVAE-flux", "Denoiser-flux"), "Ingress"
 
 
 def test_an_update_of_one_model_leaves_the_other_alone_and_mixes_no_versions(
-    cluster: AutoscaledCluster, truths: dict[Caller, str], say: list[str]
+    cluster: AutoscaledCluster, truths: dict[Caller, str], tmp_path: Path, say: list[str]
 ) -> None:
-    cluster.wait_until("one denoiser", lambda: len(cluster.replicas("Denoiser-flux")) == 1)
     before = {name: {each.pid for each in cluster.replicas(name)} for name in (*OF_FLUX, OF_BOTH, "Pipeline-wan")}
     args = copy.deepcopy(TWO_MODELS)
-    args["models"]["flux"]["component_dtypes"] = {"text_encoder": "bfloat16", "text_encoder_2": "bfloat16"}
+    args["models"]["flux"]["model"] = str(next_version(args["models"]["flux"]["model"], tmp_path / "next"))
 
     def is_replaced(deployment: str) -> bool:
         running = cluster.running(deployment)

@@ -1,8 +1,9 @@
 """Python programs that start in a moment: `python -I -S client.py -m MODULE ...` runs as a fork, as do -c and scripts.
 
-The first client starts the server that forks (`server.py`): one for each job of a Ray, which its library reads when it
-is imported, and one for all tests outside of Ray. This process imports next to nothing. It hands its streams and
-environment to the program, ends as the program does, by the same exit code or signal, and ends the program with itself.
+The first client starts the server that forks (`server.py`): one for all tests outside of Ray, and one for each job on
+each node of Ray, whose library reads the job when it is imported; the nodes of one machine may share it. This process
+imports next to nothing. It hands its streams and environment to the program, ends as the program does, by the same exit
+code or signal, and ends the program with itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NoReturn
 
 FOLDER = "TESTS_FORKS"  # names where the servers listen: a short path, their sockets have 107 characters
 OWNER = "TESTS_FORKS_OWNER"  # names the process with which a server outside of Ray ends
+ONE_FOR_ALL_NODES = "TESTS_FORKS_OF_ALL_NODES"  # is there where Ray's nodes share a server, which ends with OWNER too
 NUMBER = struct.Struct("!i")  # as in server.py, whose imports are too many
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -38,9 +40,13 @@ def main(arguments: list[str]) -> NoReturn:
 
 def place_and_owner() -> tuple[str, str]:
     """The socket of this process's server, and the id of the process with which that ends."""
-    raylet = os.environ.get("RAY_RAYLET_PID")
-    name = f"{raylet}-{os.environ['RAY_JOB_ID']}" if raylet else "tests"
-    return f"{os.environ[FOLDER]}/{name}", raylet or os.environ[OWNER]
+    folder, raylet = os.environ[FOLDER], os.environ.get("RAY_RAYLET_PID")
+    if raylet is None:
+        return f"{folder}/tests", os.environ[OWNER]
+    job = os.environ["RAY_JOB_ID"]
+    if ONE_FOR_ALL_NODES in os.environ:
+        return f"{folder}/{job}", os.environ[OWNER]
+    return f"{folder}/{raylet}-{job}", raylet
 
 
 def connection(place: str, owner: str) -> socket.socket:

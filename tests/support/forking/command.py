@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.forking.client import FOLDER, OWNER
+from tests.support.forking.client import FOLDER, ONE_FOR_ALL_NODES, OWNER
 
+SERVER = str(Path(__file__).with_name("server.py"))
 FORKED_PYTHON = (sys.executable, "-I", "-S", str(Path(__file__).with_name("client.py")))
 
 
 def forks_in(folder: str | Path) -> dict[str, str]:
     """The servers listen in that folder, whose path is short; outside of Ray they end with this process."""
     return {FOLDER: str(folder), OWNER: str(os.getpid())}
+
+
+def forks_of_all_nodes_in(folder: str | Path) -> dict[str, str]:
+    """The same for one Ray whose nodes are on this machine: a node that comes finds the libraries imported."""
+    return forks_in(folder) | {ONE_FOR_ALL_NODES: "1"}
 
 
 def python_with_libraries() -> tuple[str, ...]:

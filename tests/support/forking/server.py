@@ -105,7 +105,7 @@ def order_of_a_child(path: str, owner: int) -> Order | None:
                 if selector.get_map().get(descriptor) is not key:
                     continue  # closed in this round, and perhaps another one's by now
                 if descriptor == owners_end:
-                    Path(path).unlink()
+                    Path(path).unlink(missing_ok=True)
                     return None
                 if descriptor != listener.fileno():
                     end(selector, children, descriptor)
