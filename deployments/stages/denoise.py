@@ -271,7 +271,8 @@ class DenoiserStage:
         """That of the model, and for a request whose forwards may be compiled or share a batch how they do."""
         if request.deterministic or self.args.deterministic:
             return self.fingerprint
-        passes = "" if self.args.guidance_passes == "apart" else f"|passes {self.args.guidance_passes}"
+        apart, bound = self.args.guidance_passes == "apart", self.args.max_batch_tokens
+        passes = "" if apart else f"|passes {self.args.guidance_passes}" + (f" {bound}" if bound else "")
         return self.fingerprint + self.compiled.settings + passes
 
     def learned_axes(self, component: str) -> BatchAxes | None:

@@ -468,10 +468,13 @@ def test_a_deterministic_request_makes_its_passes_apart(make_stages: MakeStages)
     assert forwards == batches
 
 
-def test_a_checkpoint_of_passes_together_is_refused_where_they_are_made_apart(make_stages: MakeStages) -> None:
+@pytest.mark.parametrize("settings", [{}, {"guidance_passes": "together", "max_batch_tokens": 1}])
+def test_a_checkpoint_of_passes_together_is_refused_where_they_are_made_apart(
+    settings: dict[str, Any], make_stages: MakeStages
+) -> None:
     stages = make_stages(Guided)
     made = stages.make()
-    stages.args = DenoisingArgs(checkpoint_every=1)
+    stages.args = DenoisingArgs(checkpoint_every=1, **settings)
     with pytest.raises(CannotResumeError, match="other settings"):
         resumed(stages, made.checkpoints[0])
 

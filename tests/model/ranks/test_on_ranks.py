@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from deployments.errors import CannotResumeError
 from deployments.messages import GenerationRequest
 from tests.support.engine_parity import Stages, assert_same_bits, deviation
 from tests.support.further import all_but
+from tests.support.passes_parity import TOGETHER, TWO_PASSES
 from tests.support.ranks import stages_on_ranks
 from tests.support.tiny_models import checkpoint
 
@@ -104,3 +106,46 @@ def test_requests_that_share_a_batch_are_split_over_the_ranks(checkpoints_root: 
             assert deviation(numbers, truth) <= DEVIATION
         executor: Any = stages.denoiser.engine.executor
         assert {kind[0][2] for kind, way in executor._ways.items() if way is not None} == {2}, "in two portions"
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("model", ["flux_truecfg", "wan21"])
+def test_the_guidance_passes_of_one_request_are_split_over_the_ranks(
+    model: str, checkpoints_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which others call CFG parallel."""
+    folder = checkpoint(model, checkpoints_root)
+    before = Stages(folder)
+    request = before.request(0, deterministic=False)
+    truth = before.plain(request)
+    before.close()
+    with stages_on_ranks(folder, {"batch": 2}, **TOGETHER) as stages:
+        first, checkpoints = stages.alone(request)
+        assert deviation(first, truth) <= DEVIATION
+        made = forwards_of_ranks(stages, monkeypatch)
+        assert_same_bits(stages.alone(request)[0], first)
+        both = TWO_PASSES[model]
+        assert made == {0: both.turns, 1: both.forwards - both.turns}, "but for the first step's, one each"
+        half = checkpoints[len(checkpoints) // 2]
+        inputs, run = stages.denoiser.denoise(request, stages.encode(request), half)
+        assert run.session.resumed_at == half.step
+        assert_same_bits(stages.numbers(inputs), first)
+
+
+def forwards_of_ranks(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """From now on, by rank."""
+    executor: Any = stages.denoiser.engine.executor
+    made: Counter[int] = Counter()
+    run, send = executor._alone.run, executor._send
+
+    def counted_run(*args: Any) -> Any:
+        made[0] += 1
+        return run(*args)
+
+    def counted_send(message: Any, place: Any) -> None:
+        made[place.rank] += 1
+        send(message, place)
+
+    monkeypatch.setattr(executor._alone, "run", counted_run)
+    monkeypatch.setattr(executor, "_send", counted_send)
+    return made

@@ -294,6 +294,11 @@ def test_passes_of_several_requests_share_a_batch_where_it_is_free() -> None:
     assert sizes(free, load, guidance_passes="together", merging="always", max_batch_size=5) <= {2, 4}, "in pairs"
 
 
+def test_requests_with_and_without_guidance_share_batches() -> None:
+    load = [Asked(60, passes=2), Asked(30), Asked(30)]
+    assert sizes(free, load, guidance_passes="together", merging="always") == {4}
+
+
 def test_a_turn_tells_how_many_passes_were_together() -> None:
     told: list[Any] = []
     sizes(free, [Asked(20, passes=2)], guidance_passes="together", measure=told.append)

@@ -31,7 +31,7 @@ def test_there_are_as_many_ranks_as_the_product_of_the_ways(given: Any, size: in
         ({"ulysses": 1}, "leave `parallel` out for one device"),
         ({"collective_timeout_s": 3}, "must be 2 or more"),
         ({"ulysses": 2, "tensor": 2}, "tensor: 2 is not possible with ulysses or ring"),
-        ({"cfg": 2}, "batch splits the passes of guidance too"),
+        ({"cfg": 2}, r"batch splits the passes of guidance too.*guidance_passes: together"),
         ({"ulyses": 2}, "Extra inputs are not permitted"),
         ({"ulysses": 0}, "greater than or equal to 1"),
         ({"ulysses": 2, "silence_timeout_s": 1}, "greater than or equal to 2"),

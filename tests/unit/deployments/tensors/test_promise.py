@@ -13,7 +13,7 @@ import torch
 
 from deployments.errors import PassesApartError
 from deployments.tensors.promise import Promise, Source, plain_tensors
-from deployments.tensors.values import copied, describe, map_values
+from deployments.tensors.values import MissingTensor, copied, describe, map_values
 
 CPU = torch.device("cpu")
 Operation = Callable[[Any], Any]
@@ -99,6 +99,13 @@ def test_any_other_operation_gets_the_numbers(uses: Operation) -> None:
     assert source.is_used
     assert type(made) is not Promise
     assert plain(made) == plain(uses(output()))
+
+
+def test_a_move_to_the_device_where_a_promise_will_be_is_a_cast() -> None:
+    here = torch.device("cuda", 0)  # which need not be there
+    given = Source().promised(MissingTensor((2,), torch.float32), here)
+    assert given.to(here) is given
+    assert isinstance(given.to("cuda", torch.float16), Promise)
 
 
 def test_parts_that_were_taken_before_see_what_is_written_into_the_whole_but_casts_do_not() -> None:
