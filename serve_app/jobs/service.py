@@ -236,9 +236,10 @@ class Jobs:
         limit: int,
         order: Literal["asc", "desc"],
         statuses: Collection[Status] = (),
+        model: str | None = None,
     ) -> tuple[list[Job], bool]:
         """See JobStore.page."""
-        return await self.threads.run(self.store.page, owner, kind, after, limit, order, statuses)
+        return await self.threads.run(self.store.page, owner, kind, after, limit, order, statuses, model)
 
     async def requests_of(self, job: Job) -> list[GenerationRequest]:
         """What the job was asked for."""
