@@ -51,8 +51,8 @@ TELLING_S = 5.0  # between two looks at what there is, for the metrics; Ray pass
 class ServiceArgs(ServedModelArgs):
     """The arguments of the application that the ingress works by: of its one model, or of several in `models`."""
 
-    model_name: str | None = Field(None, description="the name that callers use; default: the last part of `model`")
-    model_aliases: tuple[str, ...] = Field(
+    model_name: Alias | None = Field(None, description="the name that callers use; default: the last part of `model`")
+    model_aliases: tuple[Alias, ...] = Field(
         (), description="more names that callers may use, such as gpt-image-1 for clients that know no other"
     )
     models: Mapping[str, ServedModelArgs] = Field(

@@ -10,7 +10,7 @@ from deployments.messages import Media
 from serve_app.jobs.records import Job
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.threads import StoreThreads
-from serve_app.making.admission import Admission, Size, Ticket
+from serve_app.making.admission import Admission, AdmissionArgs, Size, Ticket
 
 PAUSE_S = 1.0  # between looks at what other replicas have taken, begun or ended
 
@@ -21,8 +21,9 @@ class JobLedger:
     def __init__(
         self, admissions: Mapping[str, Admission], store: JobStore, threads: StoreThreads, runner: str
     ) -> None:
-        """`admissions`: by model; that of the first counts the jobs of models that are not served any more."""
+        """`admissions`: by model."""
         self._admissions = admissions
+        self._unserved = Admission(AdmissionArgs())  # jobs of models that are no longer served are in nobody's way
         self._store = store
         self._threads = threads
         self._runner = runner  # the name of this replica's
@@ -104,4 +105,5 @@ class JobLedger:
         return self._tickets[job_id]
 
     def _admission_of(self, model: str | None) -> Admission:
-        return self._admissions.get(model or "") or next(iter(self._admissions.values()))
+        """Rows without a model are of a version that served but one."""
+        return self._admissions.get(model, self._unserved) if model else next(iter(self._admissions.values()))

@@ -236,9 +236,10 @@ class Jobs:
         limit: int,
         order: Literal["asc", "desc"],
         statuses: Collection[Status] = (),
+        model: str | None = None,
     ) -> tuple[list[Job], bool]:
         """See JobStore.page."""
-        return await self.threads.run(self.store.page, owner, kind, after, limit, order, statuses)
+        return await self.threads.run(self.store.page, owner, kind, after, limit, order, statuses, model)
 
     async def requests_of(self, job: Job) -> list[GenerationRequest]:
         """What the job was asked for."""
@@ -331,9 +332,7 @@ def make_stored(making: MakeAtOnce) -> Make:
 
     async def make(request: GenerationRequest, follower: Follower) -> Media:
         """Raises NotSupportedError or InvalidRequestError for what the model does not take."""
-        with contextlib.suppress(
-            StageUnavailableError
-        ):  # not known: the stages, once they are there, say it themselves
+        with contextlib.suppress(StageUnavailableError):  # then the stages themselves say it, once they are there
             description = await making.model.describe()
             check_taken(request, description, making.model.configured_arguments)
         return await making.make(request, follower)

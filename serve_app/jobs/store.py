@@ -119,10 +119,11 @@ class JobStore:
         limit: int,
         order: Literal["asc", "desc"],
         statuses: Collection[Status] = (),
+        model: str | None = None,
     ) -> tuple[list[Job], bool]:
         """Up to `limit` jobs by the time they were asked for, from the one after `after`; and if there are more.
 
-        Those whose status is one of `statuses`; empty: of any.
+        Those whose status is one of `statuses`; empty: of any. None: of any kind, of any model.
 
         Raises JobNotFoundError for an unknown `after`.
         """
@@ -130,6 +131,8 @@ class JobStore:
             select = sa.select(jobs).where(jobs.c.application == self.application, jobs.c.owner == owner)
             if kind is not None:
                 select = select.where(jobs.c.kind == kind)
+            if model is not None:
+                select = select.where(jobs.c.model == model)
             if statuses:
                 select = select.where(jobs.c.status.in_(statuses))
             place = sa.tuple_(jobs.c.created_at, jobs.c.id)

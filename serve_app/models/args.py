@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from typing import Annotated, Literal, Self
 
@@ -79,8 +80,15 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def check_alias(name: str) -> str:
+    """Raises ValueError. Names stand in bodies and in addresses, where such characters are refused or lost."""
+    if name != name.strip() or any(unicodedata.category(each) in ("Cc", "Cs") for each in name):
+        raise ValueError(f"{name[:80]!r} must not begin or end with a space, and have no control characters")
+    return name
+
+
 ModelName = Annotated[str, AfterValidator(check_model_name)]
-Alias = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS_CHARS)]
+Alias = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS_CHARS), AfterValidator(check_alias)]
 
 
 def check_names(

@@ -67,9 +67,16 @@ class ServedModels:
         raise ModelNotFoundError(f"The model {name[:80]!r} is not served here; {self._told(caller)}")
 
     def one_for(self, name: str | None, caller: str, field: str = "model") -> ModelService:
-        """The model of this name, or the only one. Raises ModelNotFoundError, NotSupportedError."""
+        """The model of this name, which has no LoRA behind it, or the only one.
+
+        Raises ModelNotFoundError, NotSupportedError.
+        """
         if name is not None:
-            return self.named(name, caller)
+            model = self.named(name, caller)
+            if name not in model.served.names:
+                message = f"{field}: {name[:80]!r} is a LoRA of {model.name!r}: give the model alone"
+                raise ModelNotFoundError(message, field)
+            return model
         models = self.of_caller(caller)
         if len(models) != 1:
             raise NotSupportedError(f"{field} is required: {self._told(caller)}", field, "missing_required_parameter")
@@ -81,6 +88,16 @@ class ServedModels:
         if not models:
             raise ModelNotFoundError(f"No model is served here; {self._told(caller)}")
         return models[0]
+
+    def own_name(self, name: str, caller: str) -> str:
+        """That of the model that the caller means, which jobs have; a name of nobody is one of before."""
+        model = self.of_earlier(name, caller)
+        return name if model is None else model.name
+
+    def called_as(self, model: ModelService, adapter: str) -> str | None:
+        """The name of a model that a LoRA of this name would have too."""
+        names = model.served.names
+        return next((each for each in self._by_name if (adapter_in(each, names) or each) == adapter), None)
 
     def of_earlier(self, name: str, caller: str) -> ModelService | None:
         """The model that made something before, if it is still served."""

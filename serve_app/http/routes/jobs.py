@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from deployments.messages import MediaKind
 from serve_app.errors import ConflictError, JobNotFoundError
 from serve_app.http.answers import DeletedJob, JobObject
 from serve_app.http.asked import WAITING_HEADER, how_asked
@@ -22,6 +23,7 @@ from serve_app.service import Service
 from serve_app.storage.base import CONTENT_TYPES
 
 Limit = Annotated[int, Query(ge=1, le=100)]
+MAX_NAME_CHARS = 200  # of a model, with room for a LoRA
 Order = Literal["asc", "desc"]
 
 
@@ -45,9 +47,14 @@ def job_routes(service: Service) -> APIRouter:
         limit: Limit = 20,
         order: Order = "desc",
         status: Annotated[tuple[Status, ...], Query(description="given again: any of several")] = (),
+        kind: MediaKind | None = None,
+        model: Annotated[
+            str | None, Query(max_length=MAX_NAME_CHARS, description="one that is served, or was when it was asked for")
+        ] = None,
     ) -> JobObjects:
-        """The caller's jobs, videos among them, by the time they were asked for; with `status` those that have it."""
-        page, has_more = await service.jobs.page(context.caller, None, after, limit, order, status)
+        """The caller's jobs, videos among them, by the time they were asked for; those with what is named."""
+        own_name = None if model is None else service.models.own_name(model, context.caller)
+        page, has_more = await service.jobs.page(context.caller, kind, after, limit, order, status, own_name)
         data = [await describe_job(service, context, job) for job in page]
         return JobObjects(
             data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -14,7 +15,7 @@ from serve_app.adapters.adapters import NewAdapter
 from serve_app.adapters.names import NAME_PATTERN, AdapterName, adapter_in, name_in_model
 from serve_app.adapters.places import MAX_PATH_CHARS
 from serve_app.adapters.records import ServedAdapter, Source
-from serve_app.errors import AdapterNotFoundError, NotAllowedError
+from serve_app.errors import AdapterNotFoundError, ConflictError, NotAllowedError
 from serve_app.http.context import Context, RequestContext
 from serve_app.http.reading import JSONRoute
 from serve_app.models.service import ModelService
@@ -23,6 +24,7 @@ from serve_app.requests.plain_values import given_value
 from serve_app.service import Service
 
 MAX_FILE_NAME_CHARS = 255
+MOST_NAMES = 20  # in an error
 
 
 class NewLoRABody(BaseModel):
@@ -104,17 +106,19 @@ def lora_routes(service: Service) -> APIRouter:
         description = await model.describe()
         if not description.takes_adapters:
             raise NotSupportedError(f"{description.pipeline_class} takes no LoRA", "path")
+        if (taken := service.models.called_as(model, body.name)) is not None:
+            raise ConflictError(f"name: {body.name!r} is taken: a model is called {taken!r}", "name", "name_taken")
         new = NewAdapter(body.name, body.path, body.weight_name, body.component, body.scale)
         return described(model.name, await model.adapters.add(new), await model.adapters.held())
 
-    @router.get("/v1/loras/{name}")
+    @router.get("/v1/loras/{name:path}")
     async def read_lora(name: str, context: Context) -> LoRAObject:
         """One of them, as NAME or MODEL:NAME; its file is read if no stage has done it yet."""
         model, adapter = await find_lora(service, context, name)
         adapter = await model.adapters.with_facts(adapter)
         return described(model.name, adapter, await model.adapters.held())
 
-    @router.delete("/v1/loras/{name}")
+    @router.delete("/v1/loras/{name:path}")
     async def delete_lora(name: str, context: Context) -> DeletedLoRA:
         """No request can name it any more; those under way go on."""
         check_may_change(service, context)
@@ -136,17 +140,17 @@ async def find_lora(service: Service, context: RequestContext, name: str) -> tup
     for model in models:
         if (own := adapter_in(name, model.served.names)) is not None:
             return model, await model.adapters.get(own)
-    found, missing = [], None
+    found = []
     for model in models:
-        try:
+        with contextlib.suppress(AdapterNotFoundError):
             found.append((model, await model.adapters.get(name)))
-        except AdapterNotFoundError as error:
-            missing = missing or error
     if len(found) > 1:
         choices = " or ".join(name_in_model(model.name, name) for model, _ in found)
         raise InvalidRequestError(f"name: several models have a LoRA {name[:80]!r}: say {choices}", "name")
     if not found:
-        raise missing or AdapterNotFoundError(f"name: there is no LoRA {name[:80]!r} here", "name")
+        known = [name_in_model(model.name, each.name) for model in models for each in await model.adapters.all()]
+        told = ", ".join(known[:MOST_NAMES]) or "none"
+        raise AdapterNotFoundError(f"name: there is no LoRA {name[:80]!r} here, there are {told}", "name")
     return found[0]
 
 

@@ -187,6 +187,7 @@ def model_routes(service: Service) -> APIRouter:
     async def read_model_info(context: Context, model: str | None = None) -> ModelInfo:
         """What is served, in SGLang's words; of several models the first, where none is named."""
         found = service.models.named(model, context.caller) if model else service.models.first_for(context.caller)
+        await found.adapter_in(model)  # which is there
         description = await found.describe()
         return ModelInfo(
             model_path=found.name,

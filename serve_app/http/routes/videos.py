@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.errors import InvalidRequestError, NotSupportedError
+from deployments.errors import InvalidRequestError, ModelNotFoundError, NotSupportedError
 from deployments.messages import GenerationRequest
 from serve_app.errors import JobNotFoundError
 from serve_app.http.answers import (
@@ -147,6 +147,9 @@ def video_routes(service: Service) -> APIRouter:
         model = await model_to_remix(service, context, original)
         await model.served.wake_if_unknown()
         description = await model.describe()
+        if description.media_kind != "video":
+            before = f"{original.asked.model!r} did, which made {original.id!r}"
+            raise ModelNotFoundError(f"no model here makes videos now, as {before}")
         if not description.takes("prompt"):
             raise NotSupportedError(f"{description.pipeline_class} does not take a prompt: it cannot remix", "prompt")
         check_text("prompt", body.prompt, model.limits)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -24,6 +25,8 @@ CONTROLLER_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="contro
 
 def deployment_states(application: str) -> dict[str, State]:
     """Of each deployment; empty when the controller cannot be asked."""
+    if not ray.is_initialized():  # in no cluster: Serve would start one to ask it
+        return {}
     try:
         deployments = serve.status().applications[application].deployments
     except (RayError, RayServeException, KeyError):

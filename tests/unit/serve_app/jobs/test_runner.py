@@ -1113,6 +1113,17 @@ async def test_jobs_of_before_a_restart_still_count(folder: Folder) -> None:
         assert refused.value.retry_after_s == 3
 
 
+async def test_jobs_of_a_model_that_left_take_no_room_of_another(folder: Folder) -> None:
+    async with folder.runner(Stages(), serves="wan") as before:
+        before.runner._loops[0].cancel()  # claims nothing
+        await submit(before)
+    folder.admission = Admission(AdmissionArgs())
+    async with folder.runner(Stages(), serves="ltx") as jobs:
+        await jobs.ledger.look()
+        assert folder.admission.num_pending == 0
+        assert (await jobs.counts())["queued"] == 1
+
+
 async def test_what_jobs_took_is_learned(folder: Folder) -> None:
     folder.admission = Admission(AdmissionArgs(first_guess_s=5))
     stages = Stages()

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 
 from deployments.messages import ArgumentDescription, ArgumentNotes, StageDescription, ValueType
 from serve_app.http.playground.cluster import ClusterWatch
@@ -376,3 +377,9 @@ def test_every_field_of_a_description_is_kept() -> None:
     read_back = {"stages", "required", "features", "tasks", "argument_types", "argument_notes"}
     fields = {each.name: str(each.type) for each in dataclasses.fields(StageDescription)}
     assert {name for name, kind in fields.items() if kind not in plain} == read_back
+
+
+def test_outside_of_a_cluster_no_controller_is_asked_which_would_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(deployment_states.serve, "status", lambda: pytest.fail("it was asked"))
+    assert deployment_states.deployment_states("app") == {}

@@ -59,7 +59,7 @@ async def test_a_remix_by_another_model_or_under_other_limits_is_checked_as_a_ne
     assert await remixed(needing) == (400, "missing_required_parameter", "image")
     of_choices = {"flow_shift": ValueType("choice", choices=(1, 5))}
     assert (await remixed(dataclasses.replace(LTX, argument_types=of_choices)))[::2] == (400, "flow_shift")
-    assert await remixed(TEXT_TO_IMAGE, "flux") == (400, "not_supported", "model")
+    assert await remixed(TEXT_TO_IMAGE, "flux") == (404, "model_not_found", "model")
     neon = {"adapters": {"neon": "a.safetensors"}}
     assert await remixed(LTX, id=video["id"]) == (404, "lora_not_found", "loras")
     assert await remixed(LTX, id=video["id"], **neon, limits={"max_lora_scale": 2}) == (400, "limit_exceeded", "loras")

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 
 from deployments.errors import StageUnavailableError
 from deployments.messages import GenerationRequest, Media, MediaFile
 from serve_app.api_keys import new_key
 from serve_app.http.playground.cluster import ClusterWatch
+from serve_app.service import ServiceArgs
 from tests.support.in_process import Server, description, make_at_once, picture, serving, until
 from tests.support.jobs_in_process import ended
 from tests.support.played_stages import Method
@@ -314,3 +317,75 @@ async def test_a_model_that_is_away_or_busy_holds_up_no_job_of_another(server: S
         await client.post(VIDEOS, json={"prompt": "a cat"})
         made = (await client.post(IMAGES, json={"prompt": "a fox", "background": "true"})).json()
         assert (await ended(client, made["id"]))["status"] == "completed"
+
+
+async def test_jobs_are_listed_by_their_kind_and_their_model_also_one_that_is_no_longer_served(server: Server) -> None:
+    ids = [
+        (await server.post(IMAGES, json={"prompt": "a fox", "background": True})).json()["id"],
+        (await server.post(VIDEOS, json={"prompt": "a fox"})).json()["id"],
+    ]
+
+    async def listed(query: str) -> list[str]:
+        return [each["id"] for each in (await call(server, "GET", f"/v1/jobs?{query}")).json()["data"]]
+
+    for query, expected in (
+        ("model=flux", ids[:1]),
+        ("model=sora-2", ids[1:]),
+        ("model=nothing", []),
+        ("kind=video", ids[1:]),
+        ("kind=video&model=flux", []),
+    ):
+        assert await listed(query) == expected, query
+    server.configure(several={"flux": FLUX})
+    assert await listed("model=wan") == ids[1:]
+    assert error_of(await call(server, "GET", "/v1/jobs?kind=poem")) == (400, "invalid_value", "kind")
+    assert (await call(server, "DELETE", f"{VIDEOS}/{ids[1]}")).json()["deleted"] is True
+    assert await listed("model=wan") == []
+
+
+# --- names ---
+
+NAMES = {"black-forest-labs/FLUX.1-dev": "flux", "a b": "flux", "x:y": "wan"}
+
+
+async def test_a_name_with_slashes_spaces_or_colons_is_one_everywhere(server: Server, tmp_path: Path) -> None:
+    adapters = {"flux": {"adapters": {"sketch": "a.safetensors"}}, "wan": {"adapters": {"neon": "b.safetensors"}}}
+    serve(server, aliases=NAMES, models=adapters)
+    for name, model in NAMES.items():
+        adapter = next(iter(adapters[model]["adapters"]))
+        for address in (quote(name), quote(name, safe="")):
+            assert (await call(server, "GET", f"/v1/models/{address}")).json()["alias_of"] == model
+            assert (await call(server, "GET", f"/v1/models/{address}:{adapter}")).json()["parent"] == model
+            assert (await call(server, "GET", f"/v1/loras/{address}:{adapter}")).json()["id"] == f"{model}:{adapter}"
+            refused = await call(server, "DELETE", f"/v1/loras/{address}:{adapter}")
+            assert error_of(refused) == (409, "lora_configured", "name")
+        route = IMAGES if model == "flux" else VIDEOS
+        assert (await server.post(route, json={"prompt": "a fox", "model": f"{name}:{adapter}"})).status_code == 200
+    missing = await call(server, "GET", "/v1/loras/nothing")
+    assert error_of(missing) == (404, "lora_not_found", "name")
+    assert missing.json()["error"]["message"].endswith("there are flux:sketch, wan:neon")
+
+
+async def test_where_a_model_is_named_no_lora_is_meant(server: Server, tmp_path: Path) -> None:
+    places = {"adapter_places": (str(tmp_path),), "aliases": {"wan:taken": "flux", "glow": "wan"}}
+    serve(server, models={"flux": {"adapters": {"sketch": "a.safetensors"}}, "wan": {}}, **places)
+    for name in ("FLUX", "flux:", "flux:sketch", "flux:nothing"):
+        answer = await server.post("/v1/loras", json={"name": "new", "path": "a", "model": name})
+        assert error_of(answer) == (404, "model_not_found", "model"), name
+    for name, status in (("flux", 200), ("flux:sketch", 200), ("flux:nothing", 404), ("nothing", 404)):
+        assert (await call(server, "GET", f"/v1/model_info?model={name}")).status_code == status, name
+    for name in ("taken", "glow"):  # of the models wan:taken and glow
+        answer = await server.post("/v1/loras", json={"name": name, "path": "a", "model": "wan"})
+        assert error_of(answer) == (409, "name_taken", "name"), name
+
+
+@pytest.mark.parametrize("alias", ["", " ", "a\n", " a", "a\x00b", "a" * 129])
+@pytest.mark.parametrize("place", ["aliases", "model_aliases", "model_name"])
+def test_a_name_that_no_address_can_have_is_refused(place: str, alias: str) -> None:
+    args: dict[str, Any] = {
+        "aliases": {"models": {"flux": {}}, "aliases": {alias: "flux"}},
+        "model_aliases": {"model_name": "flux", "model_aliases": (alias,)},
+        "model_name": {"model_name": alias},
+    }[place]
+    with pytest.raises(ValidationError, match=place):
+        ServiceArgs(**args)
