@@ -63,11 +63,14 @@ def applied(module: torch.nn.Module, samples: Sequence[tuple[int, Scales]], is_e
     adapter.
     """
     runs = _joined([(number, {n: s for n, s in scales.items() if s}) for number, scales in samples])
-    if not any(scales for _, scales in runs):
+    names = {name for _, scales in runs for name in scales}
+    now = _knowing(module, names) if names else vars(module).get("_adapters_applied")
+    if now is None:
         yield
         return
-    now = _knowing(module, {name for _, scales in runs for name in scales})
-    before, now.batch = now.batch, Batch(runs, sum(number for number, _ in runs), is_even)
+    # Around a part of a forward, which may use none where the whole one does.
+    batch = Batch(runs, sum(number for number, _ in runs), is_even) if names else None
+    before, now.batch = now.batch, batch
     try:
         yield
     finally:

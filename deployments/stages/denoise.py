@@ -30,6 +30,7 @@ from deployments.engine.batching.axes import BatchAxes, Path
 from deployments.engine.engine import Engine
 from deployments.engine.executor import Executor, LocalExecutor
 from deployments.engine.fiber import Fiber
+from deployments.engine.forward import bind
 from deployments.engine.statistics import ignore
 from deployments.errors import (
     CannotResumeError,
@@ -57,6 +58,7 @@ from deployments.messages import (
 from deployments.model import DenoisingArgs
 from deployments.ranks.executor import RanksExecutor
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.lack import lack_among
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
@@ -66,6 +68,7 @@ from deployments.stages.adapters import evict_idle_of_encoders, uses_of, with_di
 from deployments.stages.denoise_run import NO_FOLLOWER, DenoiseRun, DenoisingFollower, SharedByRuns
 from deployments.stages.encode import decode_arguments, unpack_conditioning
 from deployments.stages.ranks.adapters import AdaptersOfRankZero
+from deployments.tensors.out_of_memory import is_out_of_memory
 from deployments.tensors.values import PLAIN, map_values
 from env_config.variables import EnvConfig
 
@@ -330,12 +333,17 @@ class DenoiserStage:
                 axes = learn_batch_axes(self.stage, arguments, encoded, decoded, self._run_probe)
             except Exception as error:  # noqa: BLE001  (this size may not suit the pipeline; the request itself tells)
                 logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
+                if is_out_of_memory(error):
+                    return  # the request itself is no smaller
                 continue
             for name, learned in axes.items():
                 self.engine.set_axes(name, learned)
             return
 
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
+        lack = lack_among(self.ranks.lacks if self.ranks else (), component, bind(module, args, kwargs), None)
+        if lack is not None:
+            raise torch.OutOfMemoryError(f"parallel: a group of ranks has ended by {lack}")
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(

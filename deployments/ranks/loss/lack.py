@@ -66,6 +66,14 @@ def with_another(known: Sequence[Lack], new: Lack) -> tuple[Lack, ...]:
     return (*others, replace(new, samples=samples, deaths=1 + max((each.deaths for each in alike), default=0)))
 
 
+def lack_among(lacks: Sequence[Lack], component: str, arguments: dict[str, Any], axes: BatchAxes | None) -> Lack | None:
+    """The one that says that a forward with these arguments does not fit."""
+    if not lacks:
+        return None
+    asked = lack_of(component, arguments, axes)
+    return next((e for e in lacks if e.is_of(component, asked.shape) and asked.samples >= e.samples), None)
+
+
 class Refusals:
     """Of forwards by which groups have ended again and again."""
 
@@ -78,8 +86,5 @@ class Refusals:
         """Why the forward is not tried."""
         if self._now() >= self._until:
             return None
-        asked = lack_of(component, arguments, axes)
-        for each in self._lacks:
-            if each.is_of(component, asked.shape) and asked.samples >= each.samples:
-                return f"parallel: out of memory: {each.deaths} groups of ranks have ended by {each}"
-        return None
+        lack = lack_among(self._lacks, component, arguments, axes)
+        return lack and f"parallel: out of memory: {lack.deaths} groups of ranks have ended by {lack}"
