@@ -256,11 +256,12 @@ def deployments_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment] 
 
 
 def ranks_of(args: AppArgs, name: str) -> dict[str, tuple[str, int]]:
-    """The deployments of one model that may have ranks, as the config names them: what asks for ranks, and how many
-    processes a replica is."""
+    """The deployments of one model as the config names them: what asks for ranks there (nothing for encoders), and how
+    many processes a replica is."""
     entry = args.entries[name]
-    _, denoiser, vae = PLACEMENTS[entry.placement]
-    found = {vae: ("vae.parallel", entry.vae.parallel.ranks if entry.vae.parallel else 1)}
+    encoder, denoiser, vae = PLACEMENTS[entry.placement]
+    found = {encoder: ("", 1)}
+    found[vae] = "vae.parallel", entry.vae.parallel.ranks if entry.vae.parallel else 1
     if entry.parallel is not None or denoiser != vae:
         found[denoiser] = "parallel", entry.parallel.size if entry.parallel else 1
     return {deployment_name(kind, name if args.models else None): ranks for kind, ranks in found.items()}

@@ -190,9 +190,11 @@ def check_bundles(
         bundles, place = options.get("placement_group_bundles") or [], f"{where}.deployments[{name}]"
         if num_ranks == 1:
             if len(bundles) > 1:
+                without = f"without `{setting}` a replica" if setting else "a replica that only encodes"
+                instead = f", or set `{setting}` in args" if setting else ": text encoders are not split over ranks"
                 problems.append(
-                    f"{place}.placement_group_bundles has {len(bundles)} bundles, and without `{setting}` a replica "
-                    f"uses one: leave them out, or set `{setting}` in args"
+                    f"{place}.placement_group_bundles has {len(bundles)} bundles, and {without} uses one: leave them "
+                    f"out{instead}"
                 )
             continue
         target = target_device_of(application, mapping_or_empty(options.get("ray_actor_options")))

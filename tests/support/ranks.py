@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from deployments.engine.batching.axes import BatchAxes
 from deployments.devices import select_device
+from deployments.engine.batching.axes import BatchAxes
 from deployments.engine.executor import LocalExecutor
 from deployments.memory.args import TileRanksArgs
 from deployments.model import ModelArgs

@@ -34,6 +34,16 @@ class Call:
         """In numbers that it is given: what tiles of one autoencoder cost is in proportion."""
         return sum(tensor.numel() for tensor in tensors((self.args, self.kwargs)))
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the first tensor that it is given: of the tile."""
+        return shape_of((self.args, self.kwargs))
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Of the first tensor of a tree."""
+    return next((tuple(leaf.shape) for leaf in leaves(value) if isinstance(leaf, torch.Tensor)), None)
+
 
 Chain = tuple[Call, ...]  # calls that take from each other, in their order
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 NUM_FRAMES = 3  # of latents: more than the first, which video autoencoders treat apart
-TILES = 2  # along each side
+TILES = 2  # along the first side
 LARGEST = 512  # along a side
 
 
@@ -22,8 +22,9 @@ def latents_of_tiles(autoencoder: Any) -> torch.Tensor:
     if first is None:
         raise ValueError(f"{type(autoencoder).__name__} has no convolution")
     num_dims = first.weight.dim() - 2
-    side = TILES * tile_side(autoencoder)
-    shape = (1, first.in_channels, *((NUM_FRAMES,) if num_dims == 3 else ()), *(side,) * min(num_dims, 2))
+    side = tile_side(autoencoder)
+    sides = (TILES * side, side)[: min(num_dims, 2)]
+    shape = (1, first.in_channels, *((NUM_FRAMES,) if num_dims == 3 else ()), *sides)
     return torch.zeros(shape, dtype=first.weight.dtype, device=first.weight.device)
 
 

@@ -17,7 +17,7 @@ import torch
 from deployments.errors import ReplicaUnfitError
 from deployments.ranks.channel import message_of
 from deployments.ranks.group import RankGroup
-from deployments.ranks.tiles.calls import Chain, made, of_message, to_message
+from deployments.ranks.tiles.calls import Chain, made, of_message, shape_of, to_message
 from deployments.ranks.tiles.probe import latents_of_tiles
 from deployments.ranks.tiles.recording import Coder, NotSpreadError, Recording, StandIn, record, standing_in
 from deployments.tensors.values import map_values
@@ -25,6 +25,7 @@ from deployments.tensors.values import map_values
 logger = logging.getLogger(__name__)
 
 DECODER = "decoder"  # the part of an autoencoder that its `decode` calls for each tile
+OTHERWISE = "it calls its decoder otherwise when its tiles are there than when they are not"
 Outputs = list[list[torch.Tensor]]  # of a chain: of each call those that are wanted
 
 
@@ -202,14 +203,13 @@ def shared_out(chains: Sequence[Chain], num_ranks: int) -> list[list[int]]:
 def play(
     autoencoder: Any, coder: Coder, recording: Recording, outputs: Sequence[Outputs], work: Callable[[], Any]
 ) -> Any:
-    """What `work` returns, whose calls of the decoder were made. Raises RuntimeError where it now makes others."""
+    """What `work` returns, whose calls of the decoder were made. Raises NotSpreadError where it now makes others."""
     left = iter(zip(recording.order, recording.outputs, strict=True))
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        found = next(left, None)
-        if found is None:
-            raise RuntimeError(f"{type(autoencoder).__name__} calls its decoder more often than before")
-        (chain, index), described = found
+        (chain, index), described = next(left, ((-1, -1), None))
+        if chain < 0 or recording.chains[chain][index].shape != shape_of((args, kwargs)):
+            raise NotSpreadError(OTHERWISE)
         wanted = recording.chains[chain][index].wanted
         numbers = dict(zip(wanted, outputs[chain][index], strict=True))
         outputs[chain][index] = []  # from now on only the autoencoder's code holds them
@@ -219,5 +219,5 @@ def play(
     with standing_in(autoencoder, DECODER, StandIn(coder.module, call)):
         returned = work()
     if next(left, None) is not None:
-        raise RuntimeError(f"{type(autoencoder).__name__} calls its decoder less often than before")
+        raise NotSpreadError(OTHERWISE)
     return returned
