@@ -65,9 +65,13 @@ def mesh_of(args: ParallelArgs, device: torch.device) -> DeviceMesh:
 class RankGroup:
     """Of one denoiser. The ranks load while rank 0 does; `open` waits for them. Once it is lost it stays so."""
 
-    def __init__(self, args: ParallelArgs, start: StartRank, host: str = "127.0.0.1") -> None:
-        """`host`: the address of this machine at which the other ranks reach it."""
+    def __init__(
+        self, args: ParallelArgs, start: StartRank, host: str = "127.0.0.1", setting: str = "parallel"
+    ) -> None:
+        """`host`: the address of this machine at which the other ranks reach it. `setting`: what asked for the group,
+        which errors name."""
         self.args = args
+        self.setting = setting
         self.lost: str | None = None  # why it cannot work any more
         self._store = open_store(host)
         self._places = [Place(host, self._store.port, rank, args) for rank in range(args.size)]
@@ -105,7 +109,9 @@ class RankGroup:
         """
         try:
             if device.type not in BACKENDS:
-                raise AccelerationError(f"parallel: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}")
+                raise AccelerationError(
+                    f"{self.setting}: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}"
+                )
             self._device_type = device.type
             check_splits(modules, self.args, device)
             self._wait_for_all()
@@ -117,17 +123,17 @@ class RankGroup:
         others = [place.rank for place in self.others]
         own = self._places[0].connect()
         self._beats = Beats(own, 0, others, self.args.silence_timeout_s, self.end, self._ended_rank)
-        logger.info("parallel: %s", ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
+        logger.info("%s: %s", self.setting, ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
 
     def _wait_for_all(self) -> None:
         until = time.monotonic() + self.args.start_timeout_s
         for place in self.others:
             while not self._store.check([built_key(place.rank)]):
                 if (reason := self._failure()) is not None:
-                    raise AccelerationError(f"parallel: {reason}")
+                    raise AccelerationError(f"{self.setting}: {reason}")
                 if time.monotonic() > until:
                     raise AccelerationError(
-                        f"parallel.start_timeout_s: rank {place.rank} has not loaded the model within "
+                        f"{self.setting}.start_timeout_s: rank {place.rank} has not loaded the model within "
                         f"{self.args.start_timeout_s:g} s"
                     )
                 time.sleep(LOOK_S)

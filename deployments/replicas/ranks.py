@@ -129,6 +129,7 @@ def start_ranks(model: ModelArgs, device: str, stages: Sequence[StageName]) -> R
         wanted.args,
         lambda place: RankInActor(place, model, wanted.stage, group, bundles[place.rank]),
         address_for_ranks(group),
+        wanted.setting,
     )
     return Ranks(wanted.stage, started)
 

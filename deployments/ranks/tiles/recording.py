@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,9 +43,14 @@ class Coder:
     """A decoder or an encoder, and its twin on the meta device."""
 
     def __init__(self, module: torch.nn.Module, twin: Callable[[], torch.nn.Module]) -> None:
-        self.module, self.twin = module, twin
+        self.module, self._make_twin = module, twin
         self._at_first = [(part, _attributes(part)) for part in module.modules()]
         self._effects: dict[str, Effect] = {}
+
+    @cached_property
+    def twin(self) -> torch.nn.Module:
+        """Made once, while nothing is recorded."""
+        return self._make_twin()
 
     def check_unchanged(self) -> None:
         """Raises NotSpreadError where its parts were set otherwise since, by the autoencoder's own code."""
@@ -60,7 +66,7 @@ class Coder:
         return self._effects[key]
 
     def _seen(self, args: Any, kwargs: Any) -> Effect:
-        twin = self.twin()
+        twin = self.twin
         before = [(part, _attributes(part)) for part in twin.modules()]
         versions = [buffer._version for buffer in twin.buffers()]
         given = map_values(
@@ -129,14 +135,15 @@ def _write(container: Any, after: Any) -> Any:
 
 @torch.no_grad()
 def record(autoencoder: torch.nn.Module, name: str, coder: Coder, work: Callable[[], Any]) -> Recording:
-    """The calls of its part of that name that `work` makes.
+    """The calls of its part of that name that `work` makes of it.
 
     The numbers that the calls are given are computed. Raises NotSpreadError where the calls cannot be told apart.
     """
+    assert coder.twin is not None  # it is made before the code is watched
     seen = _Seen()
     recorder = _Recorder(coder, seen)
     try:
-        with standing_in(autoencoder, name, recorder), seen:
+        with standing_in(autoencoder, name, StandIn(coder.module, recorder.record)), seen:
             returned = work()
     except NotSpreadError:
         raise
@@ -170,7 +177,7 @@ class StandIn:
     """Called in a coder's place; all else is the coder's own."""
 
     def __init__(self, module: torch.nn.Module, call: Callable[..., Any]) -> None:
-        self._module, self._call = module, call
+        vars(self).update(_module=module, _call=call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
@@ -178,10 +185,14 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
 
-class _Recorder(StandIn):
+
+class _Recorder:
+    """What is called in a coder's place."""
+
     def __init__(self, coder: Coder, seen: _Seen) -> None:
-        super().__init__(coder.module, self._record)
         self._coder, self._seen = coder, seen
         self._calls: list[Call] = []
         self._outputs: list[Any] = []
@@ -189,7 +200,7 @@ class _Recorder(StandIn):
         self._sources: dict[int, tuple[int, int]] = {}  # by the id of a tensor without numbers: call, leaf
         self._kept: list[Any] = []
 
-    def _record(self, *args: Any, **kwargs: Any) -> Any:
+    def record(self, *args: Any, **kwargs: Any) -> Any:
         self._coder.check_unchanged()
         index = len(self._calls)
         taken: list[Taken] = []
