@@ -54,14 +54,17 @@ def share_problem(target_device: str, share: float) -> str | None:
     )
 
 
-def bundles_problem(target_device: str, bundles: Sequence[Mapping[str, Any]], num_ranks: int) -> str | None:
-    """What is wrong with the bundles of a replica of so many ranks, as a sentence that names the field."""
+def bundles_problem(
+    target_device: str, bundles: Sequence[Mapping[str, Any]], num_ranks: int, setting: str = "parallel"
+) -> str | None:
+    """What is wrong with the bundles of a replica of so many ranks, as a sentence that names the field. `setting`: what
+    asks for the ranks."""
     accelerator = ACCELERATORS.get(target_device)
     needed = {"CPU": 1, **({accelerator.resource: 1} if accelerator else {})}
     if len(bundles) != num_ranks:
         return (
-            f"placement_group_bundles has {len(bundles)} bundles, and `parallel` asks for {num_ranks} ranks: write one "
-            f"for each, such as {[needed] * num_ranks}"
+            f"placement_group_bundles has {len(bundles)} bundles, and `{setting}` asks for {num_ranks} ranks: write "
+            f"one for each, such as {[needed] * num_ranks}"
         )
     for index, bundle in enumerate(bundles):
         share = bundle.get(accelerator.resource, 0) if accelerator else MOST

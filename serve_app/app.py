@@ -133,6 +133,16 @@ class StageArgs(BaseModel):
         return values
 
     @model_validator(mode="after")
+    def check_that_a_process_has_one_group_of_ranks(self) -> Self:
+        """Raises ValueError."""
+        if self.placement == "one_stage" and self.parallel is not None and self.vae.parallel is not None:
+            raise ValueError(
+                "parallel and vae.parallel are two groups of ranks, and with placement: one_stage there is one process "
+                "for both: leave one of them out; two_stage and three_stage are allowed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_that_compiling_has_an_effect(self) -> Self:
         """Raises ValueError."""
         modes = self.compile.values() if isinstance(self.compile, dict) else (self.compile,)
@@ -250,10 +260,16 @@ def deployments_of(args: AppArgs, name: str, shared: Sequence[SharedDeployment] 
     return {of_several.get(kind, deployment_name(kind, named_after)): kind for kind in kinds}
 
 
-def denoiser_of(args: AppArgs, name: str) -> str:
-    """The deployment that denoises for one model, as the config names it."""
-    _, denoiser, _ = PLACEMENTS[args.entries[name].placement]
-    return deployment_name(denoiser, name if args.models else None)
+def ranks_of(args: AppArgs, name: str) -> dict[str, tuple[str, int]]:
+    """The deployments of one model as the config names them: what asks for ranks there (nothing for encoders), and how
+    many processes a replica is."""
+    entry = args.entries[name]
+    encoder, denoiser, vae = PLACEMENTS[entry.placement]
+    found = {encoder: ("", 1)}
+    found[vae] = "vae.parallel", entry.vae.parallel.ranks if entry.vae.parallel else 1
+    if entry.parallel is not None or denoiser != vae:
+        found[denoiser] = "parallel", entry.parallel.size if entry.parallel else 1
+    return {deployment_name(kind, name if args.models else None): ranks for kind, ranks in found.items()}
 
 
 def service_args(args: AppArgs) -> ServiceArgs:

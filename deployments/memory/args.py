@@ -16,6 +16,29 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(switch_of)]
 OFFLOADED_BY_GROUPS = ("level", "blocks_per_group", "stream")
 
 
+class TileRanksArgs(BaseModel):
+    """The ranks that decode the tiles of one VAE replica."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ranks: StrictInt = Field(ge=2, description="processes of a replica, each with all weights and a device of its own")
+    answer_timeout_s: float = Field(
+        600, gt=0, description="longest that rank 0 waits for the tiles of another, seconds; then the group ends"
+    )
+    silence_timeout_s: float = Field(
+        20, ge=2, description="a rank that has not been heard of for so long is taken to be stopped, seconds"
+    )
+    start_timeout_s: float = Field(3600, gt=0, description="longest that the ranks take to load the model, seconds")
+
+
+def ranks_of(value: Any) -> Any:
+    """A number alone has the defaults."""
+    return {"ranks": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+TileRanks = Annotated[TileRanksArgs, BeforeValidator(ranks_of)]
+
+
 class VAEArgs(BaseModel):
     """How the autoencoders of a pipeline are held and called, in the encoder stage and in the VAE stage."""
 
@@ -40,6 +63,11 @@ class VAEArgs(BaseModel):
     memory_format: Literal["contiguous", "channels_last"] = Field(
         "contiguous", description="how the weights of their convolutions lie in memory"
     )
+    parallel: TileRanks | None = Field(
+        None,
+        description="a replica that decodes is a group of so many ranks, one on each device, which share out the tiles "
+        "and slices of every decoding; needs `tiling: on`; null: one device",
+    )
 
     @model_validator(mode="after")
     def check_tile(self) -> Self:
@@ -49,6 +77,16 @@ class VAEArgs(BaseModel):
                 raise ValueError(f"tile: {name} must be a number above 0, got {value!r}")
         if self.tile and self.tiling == "off":
             raise ValueError("tile: sizes of tiles were given, and tiling is off")
+        return self
+
+    @model_validator(mode="after")
+    def check_that_ranks_have_tiles(self) -> Self:
+        """Raises ValueError."""
+        if self.parallel is not None and self.tiling != "on":
+            raise ValueError(
+                f"parallel: {self.parallel.ranks} shares out tiles, and tiling is {self.tiling}: set `tiling: on`, or "
+                "leave parallel out"
+            )
         return self
 
 

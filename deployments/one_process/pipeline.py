@@ -50,8 +50,11 @@ class WholePipeline:
 
     def __init__(self, model: ModelArgs, env: EnvConfig) -> None:
         """Raises what `build_stage` raises, and DeviceError for a device that is not here."""
-        if model.parallel is not None:
-            raise AccelerationError("parallel: ranks are processes of their own, which an application on Ray Serve has")
+        asked = {"parallel": model.parallel, "vae.parallel": model.vae.parallel}
+        for setting in [setting for setting, ranks in asked.items() if ranks is not None]:
+            raise AccelerationError(
+                f"{setting}: ranks are processes of their own, which an application on Ray Serve has"
+            )
         self.device = select_device(env.runtime.target_device)
         self.observers = Observers(ObservedReplica(env, "here", STAGES, lambda: synchronize(self.device)), OBSERVERS)
         self.stage = build_stage(model, STAGES, env, self.device, self.observers.wrap_kernel)

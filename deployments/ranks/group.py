@@ -75,10 +75,12 @@ class RankGroup:
         start: StartRank,
         host: str = "127.0.0.1",
         record: LackRecord | None = None,
+        setting: str = "parallel",
     ) -> None:
         """`host`: the address of this machine at which the other ranks reach it. `record`: what groups leave to those
-        that come after; None: none does."""
+        that come after; None: none does. `setting`: what asked for the group, which errors name."""
         self.args = args
+        self.setting = setting
         self._record = record or NoRecord()
         self.lacks = tuple(self._record.known())  # of the groups before
         self._forward: tuple[int, Lack] | None = None  # under way
@@ -115,7 +117,9 @@ class RankGroup:
         """
         try:
             if device.type not in BACKENDS:
-                raise AccelerationError(f"parallel: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}")
+                raise AccelerationError(
+                    f"{self.setting}: ranks are possible on {', '.join(BACKENDS)}, not on {device.type}"
+                )
             check_splits(modules, self.args, device)
             self._wait_for_all()
             self._store.set(GO, "1")
@@ -127,17 +131,17 @@ class RankGroup:
         own = self._places[0].connect()
         look = partial(self._look, own)
         self._beats = Beats(own, 0, others, self.args.silence_timeout_s, self.end, look)
-        logger.info("parallel: %s", ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
+        logger.info("%s: %s", self.setting, ", ".join(f"{way} {degree}" for way, degree in self.args.degrees.items()))
 
     def _wait_for_all(self) -> None:
         until = time.monotonic() + self.args.start_timeout_s
         for place in self.others:
             while not self._store.check([built_key(place.rank)]):
                 if (reason := self._failure()) is not None:
-                    raise AccelerationError(f"parallel: {reason}")
+                    raise AccelerationError(f"{self.setting}: {reason}")
                 if time.monotonic() > until:
                     raise AccelerationError(
-                        f"parallel.start_timeout_s: rank {place.rank} has not loaded the model within "
+                        f"{self.setting}.start_timeout_s: rank {place.rank} has not loaded the model within "
                         f"{self.args.start_timeout_s:g} s"
                     )
                 time.sleep(LOOK_S)

@@ -80,6 +80,7 @@ from deployments.stages.denoise_stream import StreamItem, denoising_stream
 from deployments.stages.effects import arguments_of, effects_of
 from deployments.stages.encode import encode
 from deployments.stages.ranks.beside import features_beside
+from deployments.stages.ranks.vae_rank import spread_tiles
 from deployments.stages.warm_up import warm_up_requests
 from deployments.starting import tell_start
 from env_config.library_caches import check_cache_root, set_allocator_settings, set_library_caches
@@ -130,7 +131,7 @@ class StageReplica:
         share = claim_share(self.device, ray.get_runtime_context().get_assigned_resources(), model.fence_device_memory)
         replica_id = serve.get_replica_context().replica_id.unique_id
         # They load while this process does.
-        self.ranks = start_ranks(model, self.device.name) if "denoiser" in stages else None
+        self.ranks = start_ranks(model, self.device.name, stages)
         self.meter = ServeMeter()
         self._stage_metrics = StageMetrics(self.meter, stages)
         self._media_metrics = MediaMetrics(self.meter, self.media_pool) if self.media_pool else None
@@ -142,6 +143,8 @@ class StageReplica:
         self.stage = self.stages[model.name]
         for stage in self.stages.values():
             self.observers.install(stage.own_components)
+        if self.ranks is not None and self.ranks.stage == "vae":
+            spread_tiles(self.stage, self.ranks.group)
         self.description = described_together(self.stages, models, ray.get_runtime_context().get_node_id())
         self.threads = StageThreads(self.observers)
         self._owners = OwnerWatch()
@@ -189,7 +192,7 @@ class StageReplica:
             env=self.env,
             measure=DenoiserMetrics(self.meter),
             features=features_beside(model),
-            ranks=self.ranks,
+            ranks=self.ranks and self.ranks.of("denoiser"),
         )
 
     def _warm_up(self, model: ModelArgs, others: OtherStages) -> None:
@@ -212,7 +215,7 @@ class StageReplica:
             signs.append(lambda: None if engine.is_alive else "the engine's thread has ended")
             signs.append(hangs("a forward", engine.under_way, model.watchdog))
         if self.ranks is not None:
-            ranks = self.ranks
+            ranks = self.ranks.group
             signs.append(lambda: ranks.lost)
         return Fitness(DeviceProbe(self.device), signs)
 

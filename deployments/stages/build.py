@@ -28,7 +28,7 @@ from deployments.stage_pipeline.loading import StagePipeline, load_stage, weight
 from deployments.stage_pipeline.roles import PipelineLayout, denoising_models, read_layout
 from deployments.stage_pipeline.skeleton import meta_twin_maker
 from deployments.stages.adapters import with_adapters
-from deployments.stages.ranks.beside import refuse_beside_ranks
+from deployments.stages.ranks.beside import refuse_beside_ranks, refuse_beside_tile_ranks
 from deployments.weights.parts.compose import resolve_model
 from deployments.weights.precision.chosen import by_component, own_files_needed, with_files
 from deployments.weights.precision.computing import dtype_computed_in
@@ -110,6 +110,7 @@ def loaded(
     modes = modes_of(model.compile, stage.layout.denoisers)
     refuse_whole_with_offload(modes, model.offload)
     refuse_beside_ranks(model, modes, env)
+    refuse_beside_tile_ranks(model, stage.layout.autoencoders)
     return stage if own is None else replace(stage, borrowed=frozenset(own.borrowed))
 
 

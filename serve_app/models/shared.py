@@ -59,6 +59,10 @@ def check_shared(names: tuple[str, ...], models: Mapping[str, Any], placements: 
                     f"share: {name!r}: {model} has no {shared.kind}, it is served with placement: "
                     f"{models[model].placement}"
                 )
+            if has_ranks(shared.kind, models[model]):
+                raise ValueError(
+                    f"share: {name!r}: {model} has vae.parallel, whose ranks hold one model: leave one of them out"
+                )
             if before := seen.get((shared.kind, model)):
                 raise ValueError(f"share: {model} is in {before!r} and in {name!r}: it can be in one of them, once")
             seen[shared.kind, model] = name
@@ -67,6 +71,11 @@ def check_shared(names: tuple[str, ...], models: Mapping[str, Any], placements: 
             for other in others:
                 if value_of(models[first], setting) != value_of(models[other], setting):
                     raise ValueError(f"share: {name!r}: {setting} must be the same for {first} and {other}")
+
+
+def has_ranks(kind: str, model: Any) -> bool:
+    """Whether ranks decode in the model's deployments of this kind."""
+    return model.vae.parallel is not None and "vae" in REPLICAS[kind].stages
 
 
 def value_of(settings: Any, path: str) -> Any:
@@ -85,7 +94,8 @@ def found_to_share(
     """
     found = []
     for kind in SHAREABLE:
-        stored = {name: components_of(model, kind) for name, model in models.items() if kind in placements[name]}
+        here = {name: each for name, each in models.items() if kind in placements[name] and not has_ranks(kind, each)}
+        stored = {name: components_of(model, kind) for name, model in here.items()}
         group_of = {name: name for name in stored}  # the first model of its group
         for one, other in combinations(stored, 2):
             common = [] if are_apart(models[one], models[other]) else in_common(stored[one], stored[other])

@@ -29,7 +29,7 @@ from env_config.serve_config import (
     read_serve_configs,
 )
 from env_config.variables import EnvConfig
-from serve_app.app import AppArgs, denoiser_of, deployments_of, located_place, model_args, shared_deployments
+from serve_app.app import AppArgs, deployments_of, located_place, model_args, ranks_of, shared_deployments
 from serve_app.models.shared import useless
 from serve_app.tools.check_policy import check_our_policy
 from serve_app.tools.fits import cannot_fit
@@ -182,22 +182,23 @@ def check_accelerators(
 def check_bundles(
     args: BaseModel, application: Mapping[str, Any], deployments: list[Mapping[str, Any]], where: str
 ) -> list[str]:
-    """Each rank of a denoiser has a bundle of its replica's placement group."""
+    """Each rank of a denoiser or of a VAE has a bundle of its replica's placement group."""
     problems: list[str] = []
-    for model in args.entries if isinstance(args, AppArgs) else ():
-        assert isinstance(args, AppArgs)
-        name, parallel = denoiser_of(args, model), args.entries[model].parallel
+    asked = [ranks_of(args, model).items() for model in args.entries] if isinstance(args, AppArgs) else []
+    for name, (setting, num_ranks) in (each for of_model in asked for each in of_model):
         options: Mapping[str, Any] = next((each for each in deployments if each.get("name") == name), {})
         bundles, place = options.get("placement_group_bundles") or [], f"{where}.deployments[{name}]"
-        if parallel is None:
+        if num_ranks == 1:
             if len(bundles) > 1:
+                without = f"without `{setting}` a replica" if setting else "a replica that only encodes"
+                instead = f", or set `{setting}` in args" if setting else ": text encoders are not split over ranks"
                 problems.append(
-                    f"{place}.placement_group_bundles has {len(bundles)} bundles, and without `parallel` a replica "
-                    "uses one: leave them out, or set `parallel` in args"
+                    f"{place}.placement_group_bundles has {len(bundles)} bundles, and {without} uses one: leave them "
+                    f"out{instead}"
                 )
             continue
         target = target_device_of(application, mapping_or_empty(options.get("ray_actor_options")))
-        problem = bundles_problem(target, bundles, parallel.size)
+        problem = bundles_problem(target, bundles, num_ranks, setting)
         problems += [f"{place}.{problem}"] if problem else []
     return problems
 

@@ -97,6 +97,7 @@ PLACES: dict[str, list[str]] = {
         "LookupError",
         "MediaWorkerError",
         "NoPortionsError",
+        "NotSpreadError",
         "OSError",
         "OnRanksError",
         "OtherVersionError",

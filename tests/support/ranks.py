@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from deployments.devices import select_device
 from deployments.engine.batching.axes import BatchAxes
 from deployments.engine.executor import LocalExecutor
+from deployments.memory.args import TileRanksArgs
 from deployments.model import ModelArgs
 from deployments.ranks.args import ParallelArgs
 from deployments.ranks.executor import RanksExecutor
@@ -18,8 +20,12 @@ from deployments.ranks.group import RankGroup
 from deployments.ranks.loss.lack import LackRecord
 from deployments.ranks.member import Built, serve_rank
 from deployments.ranks.place import Place
+from deployments.ranks.tiles.spread import SpreadTiles, make_tiles
+from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.sessions.denoise import call_directly
+from deployments.stages.build import build_stage
 from deployments.stages.ranks.denoiser_rank import serve_denoiser_rank
+from deployments.stages.ranks.vae_rank import group_args, serve_vae_rank, spread_tiles
 from env_config.variables import EnvConfig
 from tests.support.engine_parity import Stages
 from tests.support.forked import forked_context
@@ -115,6 +121,45 @@ def toy_on_ranks(build: Callable[[], torch.nn.Module], **parallel: Any) -> Itera
     """A module named toy on ranks, with samples along the first axis of `x` and of what it returns."""
     with modules_on_ranks({"toy": build}, TOY_AXES, **parallel) as opened:
         yield opened
+
+
+def run_tile_rank(place: Place, make: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    serve_rank(place, lambda: Built({"vae": make().decoder}, cpu, make_tiles(cpu), lambda: None))
+
+
+@contextmanager
+def tiles_on_ranks(make: Callable[[], Any], ranks: int = 2, **limits: Any) -> Iterator[tuple[Any, SpreadTiles]]:
+    """An autoencoder whose tiles ranks decode; `make` is a function of a module, which makes the same one each time."""
+    args = group_args(TileRanksArgs(ranks=ranks, **limits))
+    group = RankGroup(args, lambda place: RankBeside(run_tile_rank, place, make))
+    autoencoder, cpu = make(), torch.device("cpu")
+    tiles = SpreadTiles(group, cpu)
+    try:
+        tiles.install("vae", autoencoder, lambda: make().to("meta"))
+        group.open({"vae": autoencoder.decoder}, cpu)
+        yield autoencoder, tiles
+    finally:
+        group.close()
+
+
+def run_vae_rank(place: Place, model: ModelArgs) -> None:
+    torch.set_num_threads(1)
+    tiny_patches()
+    serve_vae_rank(place, model, EnvConfig.from_environ({"SGLANG_DIFFUSION_TARGET_DEVICE": "cpu"}))
+
+
+@contextmanager
+def vae_stage_on_ranks(model: ModelArgs) -> Iterator[tuple[StagePipeline, SpreadTiles]]:
+    """The VAE stage of a replica, with the other ranks that its arguments ask for."""
+    assert model.vae.parallel is not None
+    group = RankGroup(group_args(model.vae.parallel), lambda place: RankBeside(run_vae_rank, place, model))
+    try:
+        stage = build_stage(model, ("vae",), EnvConfig(), select_device("cpu"))
+        yield stage, spread_tiles(stage, group)
+    finally:
+        group.close()
 
 
 TOY_AXES = BatchAxes({("x",): 0}, {(): 0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from deployments.features import FEATURES
@@ -42,6 +42,16 @@ def refuse_beside_ranks(model: ModelArgs, modes: Mapping[str, CompileMode], env:
     problems += [f"{feature.name} by its variables; set them off" for feature in FEATURES if _is_on(feature, env)]
     if problems:
         raise AccelerationError(f"with `parallel` this is not possible: {'; '.join(problems)}")
+
+
+def refuse_beside_tile_ranks(model: ModelArgs, autoencoders: Collection[str]) -> None:
+    """Raises AccelerationError."""
+    offloaded = [name for name in model.offload if name in autoencoders]
+    if model.vae.parallel is not None and offloaded:
+        raise AccelerationError(
+            f"offload.{offloaded[0]} is not possible with vae.parallel, whose ranks call its decoder by itself: leave "
+            "one of them out"
+        )
 
 
 def _is_on(feature: Feature, env: EnvConfig) -> bool:

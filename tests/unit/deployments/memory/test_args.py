@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.memory.args import OffloadArgs
+from deployments.memory.args import OffloadArgs, TileRanksArgs
 from serve_app.app import AppArgs, model_args
 
 
@@ -17,6 +17,11 @@ def app_args(text: str) -> AppArgs:
 def test_on_and_off_are_what_yaml_reads_as_true_and_false() -> None:
     args = model_args(app_args("vae: {tiling: on, slicing: off}")).vae
     assert (args.tiling, args.slicing) == ("on", "off")
+
+
+def test_a_number_of_ranks_alone_has_the_defaults() -> None:
+    ranks = model_args(app_args("vae: {tiling: on, parallel: 3}")).vae.parallel
+    assert ranks == TileRanksArgs(ranks=3)
 
 
 def test_a_kind_alone_has_the_defaults() -> None:
@@ -37,6 +42,15 @@ def test_a_kind_alone_has_the_defaults() -> None:
         ("vae: {tile: {tile_sample_min_height: 0}}", "tile_sample_min_height must be a number above 0, got 0"),
         ("vae: {tile: {tile_sample_min_height: true}}", "vae.tile.tile_sample_min_height"),
         ("vae: {tiling: off, tile: {tile_sample_min_height: 8}}", "sizes of tiles were given, and tiling is off"),
+        ("vae: {parallel: 2}", "parallel: 2 shares out tiles, and tiling is auto: set `tiling: on`"),
+        ("vae: {tiling: off, parallel: 2}", "shares out tiles, and tiling is off"),
+        ("vae: {tiling: on, parallel: 1}", "greater than or equal to 2"),
+        ("vae: {tiling: on, parallel: true}", "vae.parallel"),
+        ("vae: {tiling: on, parallel: {ranks: 2, silence_timeout_s: 1}}", "silence_timeout_s"),
+        (
+            "{placement: one_stage, parallel: {batch: 2}, vae: {tiling: on, parallel: 2}}",
+            "parallel and vae.parallel are two groups of ranks",
+        ),
         ("offload: {transformer: disk}", "'group' or 'model'"),
         ("offload: {transformer: {kind: model, stream: on}}", "stream: only for kind: group"),
         ("offload: {transformer: {kind: group, level: leaf, blocks_per_group: 2}}", "only for level: block"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 from ray.serve._private.build_app import build_app as serve_build_app
 from safetensors.numpy import save_file
 
@@ -74,6 +75,14 @@ def test_a_stage_beside_the_vae_is_shared_too() -> None:
     models = {name: entry | {"placement": "two_stage"} for name, entry in THREE.items()}
     names = deployment_names(build_app(AppArgs(models=models, share=["EncoderVAE-flux+sd3"])))
     assert {"EncoderVAE-flux+sd3", "EncoderVAE-chroma", "Denoiser-flux"} < set(names)
+
+
+def test_ranks_of_a_vae_hold_one_model() -> None:
+    tiles = {"vae": {"tiling": "on", "parallel": 2}}
+    models = {name: entry | tiles for name, entry in THREE.items()}
+    with pytest.raises(ValidationError, match=r"'VAE-flux.chroma': flux has vae\.parallel, whose ranks hold one model"):
+        AppArgs(models=models, share=["VAE-flux+chroma"])
+    AppArgs(models=models, share=["Encoder-flux+chroma"])
 
 
 @pytest.mark.parametrize("off", [{}, {"share": "off"}, {"share": False}, {"share": []}])
