@@ -39,7 +39,9 @@ class Used:
 
 def used_of(plain: Mapping[str, Any] | None) -> Used | None:
     """What `Used.plain` has written."""
-    return plain and Used(tuple((number, scales) for number, scales in plain["runs"]), plain["is_even"])
+    if plain is None:
+        return None
+    return Used(tuple((number, scales) for number, scales in plain["runs"]), plain["is_even"])
 
 
 class AdaptersHere(Protocol):

@@ -121,8 +121,9 @@ class RanksExecutor:
     def _around(self, split: Split, index: int) -> AbstractContextManager[None]:
         """A portion of the forward made here, of which the surroundings are the whole one's."""
         used = split.used_by[index]
-        whole = used is None or len(split.pieces) == 1
-        return nullcontext() if whole else self._adapters.around(split.module, used)
+        if used is None or len(split.pieces) == 1:
+            return nullcontext()
+        return self._adapters.around(split.module, used)
 
     def _tried_or_known(self, split: Split) -> Any:
         """Raises NoPortionsError where rank 0 must compute alone."""

@@ -58,7 +58,7 @@ from deployments.messages import (
 from deployments.model import DenoisingArgs
 from deployments.ranks.executor import RanksExecutor
 from deployments.ranks.group import RankGroup
-from deployments.ranks.loss.lack import lack_among
+from deployments.ranks.loss.lack import ended_by, lack_among
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
@@ -343,7 +343,7 @@ class DenoiserStage:
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
         lack = lack_among(self.ranks.lacks if self.ranks else (), component, bind(module, args, kwargs), None)
         if lack is not None:
-            raise torch.OutOfMemoryError(f"parallel: a group of ranks has ended by {lack}")
+            raise torch.OutOfMemoryError(ended_by(lack))
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(

@@ -74,6 +74,11 @@ def lack_among(lacks: Sequence[Lack], component: str, arguments: dict[str, Any],
     return next((e for e in lacks if e.is_of(component, asked.shape) and asked.samples >= e.samples), None)
 
 
+def ended_by(lack: Lack) -> str:
+    groups = "a group" if lack.deaths == 1 else f"{lack.deaths} groups"
+    return f"parallel: out of memory: {groups} of ranks ended by {lack}"
+
+
 class Refusals:
     """Of forwards by which groups have ended again and again."""
 
@@ -87,4 +92,4 @@ class Refusals:
         if self._now() >= self._until:
             return None
         lack = lack_among(self._lacks, component, arguments, axes)
-        return lack and f"parallel: out of memory: {lack.deaths} groups of ranks have ended by {lack}"
+        return None if lack is None else ended_by(lack)

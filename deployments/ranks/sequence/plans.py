@@ -17,7 +17,8 @@ def plan_of(module: torch.nn.Module) -> Plan | None:
     plan: Plan | None = getattr(module, "_cp_plan", None)
     if not plan:
         return None
-    further = FURTHER.get(type(module).__name__, lambda module: {})(module)
+    forgotten = FURTHER.get(type(module).__name__)
+    further = forgotten(module) if forgotten else {}
     names = [name for name in plan if not _is_past_the_last(module, name)]
     together = {name: {**plan[name], **further.get(name, {})} if name in further else plan[name] for name in names}
     return together | {name: rows for name, rows in further.items() if name not in together}
@@ -30,7 +31,8 @@ def _time_of_each_token(module: torch.nn.Module) -> Plan:
 
 def _with_sound(module: torch.nn.Module) -> Plan:
     """The sound is not split; the positions of the video by which the two attend to each other are."""
-    axis, dims = (2, 4) if module.config.rope_type == "split" else (1, 3)
+    config: Any = module.config
+    axis, dims = (2, 4) if config.rope_type == "split" else (1, 3)
     both = {index: ContextParallelInput(split_dim=axis, expected_dims=dims, split_output=True) for index in (0, 1)}
     return {**_time_of_each_token(module), "rope": both, "cross_attn_rope": both}
 

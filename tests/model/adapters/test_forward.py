@@ -42,6 +42,8 @@ def test_a_call_inside_of_another_leaves_the_outer_ones_adapters() -> None:
     with applied(told, [(2, {"a": 1.0})]):
         with applied(told, [(2, {"b": 1.0})]):
             told(x)
+        with applied(told, [(1, {})]):  # a part of the samples, which uses none
+            assert torch.equal(told(x[:1]), truth_of(truth, x[:1], {}))
         assert torch.equal(told(x), truth_of(truth, x, {"a": 1.0}))
 
 

@@ -82,7 +82,7 @@ def test_the_group_ends_soon_by_name_and_the_next_one_knows_of_it() -> None:
 def test_what_ended_several_groups_one_after_another_is_refused() -> None:
     record = Record(Lack("flux", "16x4", 2, DEATHS))
     with modules_on_ranks({"flux": lacking_flux}, None, record=record, ulysses=2) as (group, executor):
-        with pytest.raises(torch.OutOfMemoryError, match="2 groups of ranks have ended by 2 samples of 16x4 in flux"):
+        with pytest.raises(torch.OutOfMemoryError, match="2 groups of ranks ended by 2 samples of 16x4 in flux"):
             run(executor, 2)
         run(executor, 1)
         assert group.lost is None

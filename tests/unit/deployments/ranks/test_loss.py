@@ -65,7 +65,7 @@ def test_what_ended_groups_again_and_again_is_refused_for_a_while() -> None:
     assert lack_of("a", arguments, None) == Lack("a", "16x4", 4)
     known = [Lack("a", "16x4", 3, DEATHS), Lack("b", "16x4", 1, DEATHS - 1)]
     refusals = Refusals(known, clock)
-    assert "ended by 3 samples of 16x4 in a" in str(refusals.reason("a", arguments, None))
+    assert "2 groups of ranks ended by 3 samples of 16x4 in a" in str(refusals.reason("a", arguments, None))
     assert refusals.reason("a", {"hidden_states": torch.zeros(2, 16, 4)}, None) is None
     assert refusals.reason("a", {"hidden_states": torch.zeros(4, 32, 4)}, None) is None
     assert refusals.reason("b", arguments, None) is None
