@@ -69,8 +69,8 @@ def spread_tiles(stage: StagePipeline, group: RankGroup) -> SpreadTiles:
             decoders[name] = getattr(module, DECODER)
         if not decoders:
             raise AccelerationError(
-                f"vae.parallel: {group.args.size} is not possible: no autoencoder of the pipeline decodes tiles by calls "
-                f"of its `{DECODER}`. Leave it out"
+                f"vae.parallel: {group.args.size} is not possible: no autoencoder of the pipeline decodes tiles by "
+                f"calls of its `{DECODER}`. Leave it out"
             )
         group.open(decoders, HOST)
     except BaseException:
