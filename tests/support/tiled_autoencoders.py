@@ -9,7 +9,6 @@ import torch
 from diffusers import (
     AutoencoderKLAllegro,
     AutoencoderKLCogVideoX,
-    AutoencoderKLCosmos,
     AutoencoderKLHunyuanImage,
     AutoencoderKLMagvit,
     AutoencoderKLMochi,
@@ -70,20 +69,6 @@ def magvit_autoencoder() -> Any:
         layers_per_block=1,
         norm_num_groups=2,
         spatial_group_norm=False,
-    )
-
-
-def cosmos_autoencoder() -> Any:
-    return diffusers_model(
-        AutoencoderKLCosmos,
-        latent_channels=4,
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decode_block_out_channels=(8, 8, 8, 8),
-        attention_resolutions=(8,),
-        resolution=64,
-        num_layers=2,
-        spatial_compression_ratio=4,
-        temporal_compression_ratio=4,
     )
 
 
@@ -149,7 +134,6 @@ TILED: dict[str, Callable[[], Any]] = {
     "LTX 2": ltx2_autoencoder,
     "FLUX.2": flux2_autoencoder,
     "DC": deep_compression_autoencoder,
-    "Cosmos": cosmos_autoencoder,
     "Oobleck": oobleck_autoencoder,
     "Allegro": allegro_autoencoder,
     "TAESD": taesd_autoencoder,

@@ -52,7 +52,8 @@ def built(model: ModelArgs, env: EnvConfig, device: Device) -> Built:
 def spread_tiles(stage: StagePipeline, group: RankGroup) -> SpreadTiles:
     """Waits for the other ranks; from now on all decode the tiles of this stage's autoencoders.
 
-    Raises AccelerationError where the tiles of one depend on each other, and for a rank that cannot start.
+    Raises AccelerationError where none has tiles or those of one depend on each other, and for a rank that cannot
+    start.
     """
     tiles = SpreadTiles(group, stage.device, is_rewired)
     decoders = {}
@@ -66,6 +67,11 @@ def spread_tiles(stage: StagePipeline, group: RankGroup) -> SpreadTiles:
                     f"vae.parallel: {group.args.size} is not possible for {name}, {cls.__name__}: {error}. Leave it out"
                 ) from error
             decoders[name] = getattr(module, DECODER)
+        if not decoders:
+            raise AccelerationError(
+                f"vae.parallel: {group.args.size} is not possible: no autoencoder of the pipeline decodes tiles by "
+                f"calls of its `{DECODER}`. Leave it out"
+            )
         group.open(decoders, HOST)
     except BaseException:
         group.close()
