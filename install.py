@@ -8,11 +8,12 @@ before: which build of it is right only pip's configuration tells, and uv leaves
 """
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from env_config.children import environment_of_children
 
 PIP = (sys.executable, "-m", "pip")
 # Of a setting that several places have, the later one counts, as to pip.
@@ -85,7 +86,7 @@ def uv(project: str, variables: Mapping[str, str]) -> int:
     """Of several indexes it takes the versions that pip would, and it reads no settings of its own."""
     options = ("--no-config", "--index-strategy", "unsafe-best-match", "--python", sys.executable)
     command = [Path(sys.executable).with_name("uv"), "pip", "install", *options, "--editable", project]
-    return subprocess.run(command, env={**os.environ, **variables}).returncode
+    return subprocess.run(command, env={**environment_of_children(), **variables}).returncode
 
 
 if __name__ == "__main__":
