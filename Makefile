@@ -41,7 +41,7 @@ define step
 	[ $$failed = 0 ] || { printf "$${again}failed after %s\n\n" "$$(seconds)"; tail -n 20 $(LOG); exit 1; }; \
 	printf "$$again%s\n" "$$(seconds)" )
 endef
-CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why, and all it said is in $(LOG)."; \
+CANNOT_INSTALL = { echo; echo "Installing stopped: pip says above why, and all that was said is in $(LOG)."; \
 	echo "Often it is the network, a proxy or the disk: mend that and run make again (it goes on where it stopped),"; \
 	echo "or start afresh with: make clean"; exit 1; }
 
@@ -64,10 +64,11 @@ lint: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
-# torch first and alone: it is the big one, and nothing installed after it may bring another.
-$(VENV)/installed $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+# torch first and alone: it is the big one, and nothing installed after it may bring another. pip takes the build of it
+# that its own configuration offers; install.py gives uv the same configuration for the rest, or leaves that to pip too.
+$(VENV)/installed $(VENV)/installed-dev: pyproject.toml constraints.txt install.py | $(VENV)/bin/pip
 	@$(call step,2,torch$(COMMA) the largest download,$(PIP) torch) || $(CANNOT_INSTALL)
-	@$(call step,3,$(REST_$(@F)),$(PIP) --editable '.$(EXTRA_$(@F))') || $(CANNOT_INSTALL)
+	@$(call step,3,$(REST_$(@F)),$(VENV)/bin/python install.py '.$(EXTRA_$(@F))') || $(CANNOT_INSTALL)
 	@touch $(VENV)/installed $@
 
 $(VENV)/bin/pip:

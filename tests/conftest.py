@@ -49,7 +49,8 @@ def loggers_are_fresh() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith(OURS) and isinstance(logger, logging.Logger):
             logger.handlers, logger.propagate = [], True
-            logger.setLevel(logging.NOTSET)
+            if logger.level != logging.NOTSET:  # setLevel goes through all loggers of all libraries
+                logger.setLevel(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import side_by_side
 from tests.side_by_side import LINT, MARKED, RUNS, run
 
 PASSES = "def test_it():\n    pass\n"
@@ -33,6 +34,15 @@ import pytest
 def test_it(case):
     with Path("runs").open("a") as file:
         file.write(f"{case} ")
+"""
+MEETS = """
+import time
+from pathlib import Path
+
+def test_it():
+    Path(f"{Path(__file__).stem}.begun").touch()
+    while len(list(Path().glob("*.begun"))) < 3:
+        time.sleep(0.05)
 """
 CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +91,17 @@ def test_every_folder_of_tests_is_in_every_run_or_in_one_of_its_own() -> None:
     runs = (*RUNS["all"], "tests/parity/rest", "tests/stress", "tests/fuzz")
     tested = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
     assert [file for file in sorted(tested) if not any(file.startswith(f"{folder}/") for folder in runs)] == []
+
+
+def test_a_third_folder_runs_beside_the_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the three ends when all have begun."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
+    monkeypatch.setattr(side_by_side, "WAITS", "first")
+    names = ("first", "second", "third")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"test_{name}.py").write_text(MEETS)
+    assert run(names, tmp_path) == 0
 
 
 def test_a_folder_inside_another_is_run_once(tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ case "$*" in *"$FAILS"*) test -n "$FAILS" && exit 1 ;; esac
 exit 0
 """
 PIP = "python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt"
-INSTALL = [f"{PIP} torch", f"{PIP} --editable ."]
-INSTALL_FOR_TESTS = [f"{PIP} torch", f"{PIP} --editable .[dev]"]
+INSTALL = [f"{PIP} torch", "python install.py ."]
+INSTALL_FOR_TESTS = [f"{PIP} torch", "python install.py .[dev]"]
 LINT = ["ruff check .", "mypy "]
 
 
@@ -142,7 +142,7 @@ def clone(tmp_path: Path) -> Path:
     """A clone's set-up files, and beside them the programs that are found on the PATH."""
     clone, programs = tmp_path / "clone", tmp_path / "programs"
     (clone / ".ci").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "install.py", ".ci/run"):
         shutil.copy(ROOT / name, clone / name)
     programs.mkdir()
     for name in ("bash", "cp", "date", "dirname", "env", "make", "mkdir", "rm", "sh", "tail", "touch"):
@@ -257,7 +257,7 @@ def test_new_pins_are_installed_at_the_next_make_serve(clone: Path) -> None:
 
 
 def test_an_install_that_failed_says_what_to_do_and_is_tried_again(clone: Path) -> None:
-    failed = run(clone, "make", "serve", FAILS="--editable", SAYS="No space left on device")
+    failed = run(clone, "make", "serve", FAILS="install.py", SAYS="No space left on device")
     assert failed.returncode != 0
     for told in ("[3/3] Ray Serve, diffusers and the rest ... failed after", "make clean", ".venv/set-up.log"):
         assert told in failed.stdout
@@ -322,7 +322,7 @@ def test_make_test_runs_all_where_ci_is_set(clone: Path) -> None:
     [
         ("ruff", ("make", "lint")),
         ("mypy", ("make", "lint")),
-        ("--editable", (".ci/run",)),
+        ("install.py", (".ci/run",)),
         ("side_by_side", (".ci/run",)),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from deployments.stage_pipeline.shapes import output_description
 from deployments.stage_pipeline.skeleton import skeleton
@@ -56,9 +56,41 @@ def test_a_skeleton_has_the_names_shapes_and_dtypes_of_the_real_one_and_no_bytes
     for kind in ("named_parameters", "named_buffers"):
         ours, theirs = dict(getattr(bones, kind)()), dict(getattr(real, kind)())
         assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in theirs.items()}
+    assert all(torch.equal(buffer, real.get_buffer(name)) for name, buffer in bones.named_buffers())
     assert all(parameter.is_meta for parameter in bones.parameters())
     assert (bones.dtype, bones.device, bones.training) == (real.dtype, DEVICE, False)
     assert settings(bones) == settings(real)
+
+
+class Scaled(torch.nn.Module):
+    """Its numbers are known when the model that it is in gives its weights their first values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(2))
+        self.register_buffer("scale", torch.full((2,), torch.nan), persistent=False)
+
+
+class WithScales(PreTrainedModel):
+    config_class = CLIPTextConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__(config)
+        self.own, self.parents = Scaled(), Scaled()
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        for scaled in {Scaled: [module], WithScales: [self.parents]}.get(type(module), []):
+            torch.nn.init.ones_(scaled.weight)
+            torch.nn.init.constant_(scaled.scale, 2)
+
+
+def test_a_skeleton_has_the_buffers_that_a_model_fills_with_its_first_weights(tmp_path: Path) -> None:
+    WithScales(CLIPTextConfig()).save_pretrained(tmp_path)
+    bones = skeleton(WithScales, tmp_path, DEVICE, torch.float32)
+    assert (bones.own.scale.tolist(), bones.parents.scale.tolist()) == ([2, 2], [2, 2])
+    assert bones.own.weight.is_meta
 
 
 def test_a_skeleton_is_moved_nowhere_and_its_dtype_can_be_changed(vae: Path) -> None:
