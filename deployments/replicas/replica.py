@@ -192,7 +192,7 @@ class StageReplica:
             env=self.env,
             measure=DenoiserMetrics(self.meter),
             features=features_beside(model),
-            ranks=self.ranks and self.ranks.of("denoiser"),
+            ranks=self.ranks.of("denoiser") if self.ranks is not None else None,
         )
 
     def _warm_up(self, model: ModelArgs, others: OtherStages) -> None:
