@@ -99,24 +99,25 @@ def oobleck_autoencoder() -> Any:
 
 
 def allegro_autoencoder() -> Any:
-    return diffusers_model(
+    autoencoder = diffusers_model(
         AutoencoderKLAllegro,
         block_out_channels=(8, 8, 8, 8),
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=2,
-        sample_size=64,
     )
+    autoencoder.kernel, autoencoder.stride = (24, 32, 32), (16, 16, 16)  # frames, height, width of its only tile
+    return autoencoder
 
 
 def taesd_autoencoder() -> Any:
+    blocks, channels = (1, 1, 1, 1), (8, 8, 8, 8)
     return diffusers_model(
         AutoencoderTiny,
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-        upsampling_scaling_factor=2,
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks,
     )
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deployments.ranks.tiles.calls import Call, Chain, Taken
@@ -327,8 +328,13 @@ def _numbered(function: Callable[[int, Any], Any], value: Any) -> Any:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """As they are now: of its tables, lists and dictionaries a copy."""
-    return {name: value.copy() if type(value) in (dict, list) else value for name, value in vars(module).items()}
+    """As they are now: of its tables, lists and dictionaries a copy. Without what it computes anew in each call."""
+    computed = {hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
+    return {
+        name: value.copy() if type(value) in (dict, list) else value
+        for name, value in vars(module).items()
+        if name not in computed
+    }
 
 
 def _check_unchanged(before: list[tuple[torch.nn.Module, dict[str, Any]]]) -> None:
@@ -345,7 +351,7 @@ def _is_unchanged(part: torch.nn.Module, before: dict[str, Any]) -> bool:
             return True
     except (RuntimeError, ValueError, TypeError):  # tensors say of each number whether it is equal
         pass
-    now = vars(part)
+    now = _attributes(part)
     return now.keys() == before.keys() and all(_is_same(value, before[name]) for name, value in now.items())
 
 
