@@ -907,7 +907,7 @@ async def test_many_followers_ask_the_store_once_and_wake_for_their_own_job_only
         stages.held.set()
         told = await asyncio.gather(*followers, *waiting)
     assert {tuple(kinds[-1:]) for kinds in told} == {("completed",)}
-    assert len({tuple(kinds) for kinds in told[:100]}) == 1
+    assert len({tuple(filter(None, kinds)) for kinds in told[:100]}) == 1, "but for what keeps a connection alive"
     assert jobs.watch._jobs == {}
 
 
