@@ -52,12 +52,13 @@ def stages_on_ranks(
     parallel: dict[str, Any],
     model: dict[str, Any] | None = None,
     variables: dict[str, str] | None = None,
+    run: Callable[..., None] = run_denoiser_rank,
     **denoising: Any,
 ) -> Iterator[Stages]:
-    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs."""
+    """An encoder stage, and a denoiser stage whose forwards ranks make; `model`: further ModelArgs; `run`: a rank."""
     args = ParallelArgs(**parallel)
     served = ModelArgs(path=str(folder), name=folder.name, parallel=args, **model or {})
-    group = RankGroup(args, lambda place: RankBeside(run_denoiser_rank, place, served, variables or {}))
+    group = RankGroup(args, lambda place: RankBeside(run, place, served, variables or {}))
     stages = None
     try:
         precision = served.precision if isinstance(served.precision, str) else None
