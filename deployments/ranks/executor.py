@@ -192,7 +192,7 @@ class RanksExecutor:
             except (ReplicaUnfitError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or not self._holds_all(split.component):
                     raise
                 if INDIVISIBLE in str(error) and not kind[1]:
                     self._note(self._indivisible, split.structure())
@@ -210,7 +210,8 @@ class RanksExecutor:
     def _deviates(self, split: Split, output: Any, whole: Any) -> str | None:
         """Why `output` is not `whole` but for rounding."""
         if whole is None:
-            logger.warning("parallel: %s does not fit on one device: the ranks are not checked", split.component)
+            why = "does not fit on one device" if self._holds_all(split.component) else "is nowhere as a whole"
+            logger.warning("parallel: %s %s: the ranks are not checked", split.component, why)
             return None
         if split.axes is None or split.component in self._group.met.splits:
             apart = deviation(output, whole)
@@ -228,9 +229,16 @@ class RanksExecutor:
             return (False,)
         return (True,) if split.structure() in self._indivisible else (False, True)
 
-    def _whole(self, split: Split, arguments: dict[str, Any]) -> Any:
-        """The output of rank 0 alone; None where it does not fit on its device."""
+    def _holds_all(self, component: str) -> bool:
+        """Whether a rank can compute alone."""
         splits = self._group.met.splits
+        return component not in splits or splits[component].holds_all
+
+    def _whole(self, split: Split, arguments: dict[str, Any]) -> Any:
+        """The output of rank 0 alone; None where it does not fit on its device, or rank 0 has a part of the weights."""
+        splits = self._group.met.splits
+        if not self._holds_all(split.component):
+            return None
         try:
             with splits[split.component].whole() if split.component in splits else nullcontext():
                 return self._alone.run(split.component, split.module, split.context, arguments)

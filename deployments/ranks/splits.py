@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from deployments.modules import AccelerationError
 from deployments.ranks.args import ParallelArgs
+from deployments.ranks.by_cache_dit.sequence import SplitByCacheDit, cache_dit_problem
 from deployments.ranks.sequence.context import SplitByContext, context_problem, ring_problem
 from deployments.ranks.weights import SplitByWeights, weights_problem
 
@@ -20,6 +21,8 @@ Modules = Mapping[str, torch.nn.Module]
 
 class SplitModule(Protocol):
     """What was put into a module, so that its ranks compute each sample together."""
+
+    holds_all: bool  # whether each rank has all the weights, and can compute alone
 
     def set_uneven(self, uneven: bool) -> None:
         """Whether lengths that the ranks do not divide are split too."""
@@ -39,6 +42,8 @@ class Split:
 
 
 def by_context(module: torch.nn.Module, args: ParallelArgs, mesh: DeviceMesh, device: torch.device) -> SplitModule:
+    if args.ring == 1 and not has_own_plan(module):
+        return SplitByCacheDit(module, args.ulysses, mesh["ring", "ulysses"], device)
     return SplitByContext(module, args.ulysses, args.ring, mesh["ring", "ulysses"], device)
 
 
@@ -46,8 +51,17 @@ def by_weights(module: torch.nn.Module, args: ParallelArgs, mesh: DeviceMesh, de
     return SplitByWeights(module, mesh["tensor"], device)
 
 
+def ulysses_problem(module: torch.nn.Module, degree: int, device: torch.device) -> str | None:
+    return context_problem(module, degree) if has_own_plan(module) else cache_dit_problem(module, degree)
+
+
+def has_own_plan(module: torch.nn.Module) -> bool:
+    """One of diffusers; else cache-dit is asked."""
+    return bool(getattr(module, "_cp_plan", None))
+
+
 SPLITS: dict[str, Split] = {
-    "ulysses": Split(lambda module, degree, device: context_problem(module, degree), by_context),
+    "ulysses": Split(ulysses_problem, by_context),
     "ring": Split(lambda module, degree, device: ring_problem(module, degree), by_context),
     "tensor": Split(weights_problem, by_weights),
     "batch": Split(lambda module, degree, device: None),  # whole samples: the module stays as it is

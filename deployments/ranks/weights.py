@@ -20,6 +20,8 @@ from deployments.errors import NotSupportedError
 class SplitByWeights:
     """One module of which each rank has a part of the weights."""
 
+    holds_all = False
+
     def __init__(self, module: torch.nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
         config = TensorParallelConfig(tp_degree=mesh.size())
         config.setup(mesh.get_local_rank(), mesh.size(), device, mesh)

@@ -145,6 +145,8 @@ class DenoiserStage:
         settings += [(name, value) for name, value in accelerated if value]
         settings += [("parallel", ranks.args.degrees)] if ranks else []
         self.fingerprint = model_fingerprint(stage, settings=repr(settings))
+        if ranks is not None:  # after the fingerprint, which asks for whole weights; before the wiring is read
+            ranks.open(self.denoisers, stage.device)
         self.recent_summaries = {feature.name: deque[dict[str, Any]](maxlen=RECENT) for feature in features}
         wiring = SharedWiring(type(stage.pipeline).__name__, self.denoisers)
         senders = ThreadPoolExecutor(NUM_SENDERS, thread_name_prefix="sender")
@@ -153,8 +155,6 @@ class DenoiserStage:
         )
         # Kinds of requests whose batch axes are asked for, or were: set where they are known, or cannot be.
         self._learned: dict[Kind, Event] = {}
-        if ranks is not None:  # after the fingerprint, which asks for whole weights
-            ranks.open(self.denoisers, stage.device)
 
     @property
     def denoisers(self) -> dict[str, torch.nn.Module]:

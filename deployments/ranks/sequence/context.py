@@ -30,6 +30,8 @@ WITHOUT_SUMS = ("native", "_native_npu")  # attention that splits, but returns n
 class SplitByContext:
     """One module whose sequence is split. Its ranks must make its forwards at the same time."""
 
+    holds_all = True
+
     def __init__(
         self, module: torch.nn.Module, ulysses: int, ring: int, mesh: DeviceMesh, device: torch.device
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,11 @@ def unet() -> UNet2DConditionModel:
 @pytest.mark.parametrize(
     ("model", "parallel", "reason"),
     [
-        ("unet", {"ulysses": 2}, "UNet2DConditionModel has no plan for it in diffusers. Here can be had: batch$"),
+        (
+            "unet",
+            {"ulysses": 2},
+            "UNet2DConditionModel has no plan for it .*or in cache-dit. Here can be had: batch$",
+        ),
         ("unet", {"ring": 2}, "parallel.ring: 2 is not possible for unet: .* has no plan"),
         ("unet", {"tensor": 2}, "parallel.tensor: 2 is not possible for unet: .* has no plan"),
         ("flux", {"ulysses": 3}, "3 does not divide the 2 attention heads"),
@@ -75,6 +80,21 @@ def test_a_plan_that_names_what_a_model_does_not_have_is_refused(
         AccelerationError, match="plan of FluxTransformer2DModel in diffusers does not fit it: 'layers'"
     ):
         check_splits({"transformer": flux}, RANKS, CPU)
+
+
+def test_a_plan_of_cache_dit_that_is_for_another_model_is_refused_and_leaves_nothing() -> None:
+    """Plans are found by the names of classes."""
+    module = type("HunyuanVideoTransformer3DModel", (torch.nn.Module,), {})()
+    with pytest.raises(AccelerationError, match="cache-dit is not for HunyuanVideoTransformer3DModel as it is here"):
+        check_splits({"transformer": module}, RANKS, CPU)
+    assert not hasattr(module, "_cp_config")
+
+
+def test_beside_another_attention_a_plan_of_cache_dit_is_refused() -> None:
+    module = type("CogVideoXTransformer3DModel", (torch.nn.Module,), {})()
+    module.processor = SimpleNamespace(_attention_backend="flash")
+    with pytest.raises(AccelerationError, match="its attention is 'flash', and cache-dit's plan"):
+        check_splits({"transformer": module}, RANKS, CPU)
 
 
 def test_every_model_has_batch(flux: torch.nn.Module, unet: torch.nn.Module) -> None:

@@ -64,7 +64,11 @@ DEVICES = ("deployments.devices", "deployments.device_memory")
 ACCELERATORS = ("deployments.accelerators",)  # what a replica must be given by Ray
 MEMORY = room("deployments.memory")  # how a process fits on its device
 RANKS = room("deployments.ranks")  # a denoiser on several devices
-SPLITS = ("deployments.ranks.splits", "deployments.ranks.weights")  # the ways that a model has
+SPLITS = (
+    "deployments.ranks.splits",
+    "deployments.ranks.weights",
+    *room("deployments.ranks.by_cache_dit"),
+)  # the ways that a model has
 MODULES = ("deployments.modules",)  # the modules of a stage, which accelerations and features may change
 OUT_OF_MEMORY = ("deployments.tensors.out_of_memory",)  # what devices and libraries say of it
 TENSORS, WEIGHTS, MEDIA = room("deployments.tensors"), room("deployments.weights"), room("deployments.media")
@@ -445,7 +449,7 @@ WRAPPED_BY = {
         "serve_app.requests.input_videos",
     ),
     "boto3": ("serve_app.storage.s3", "deployments.weights.*"),
-    "cache_dit": ("deployments.features.cache_dit.*",),
+    "cache_dit": ("deployments.features.cache_dit.*", "deployments.ranks.by_cache_dit.*"),
     "flash_attn": ("deployments.accelerations.*",),
     "flash_attn_interface": ("deployments.accelerations.*",),
     "opentelemetry": ("deployments.tracing.sdk",),

@@ -15,13 +15,14 @@ from deployments.plan.measured import Measured
 from deployments.plan.ranks import are_possible, parallel_problem, rank_rows
 from serve_app.app import AppArgs
 from serve_app.tools.fits import demanded
+from tests.support.measured_models import flux
 from tests.support.measured_published import kept_measurement
 
 THREE = (("Encoder", ("encoder",)), ("Denoiser", ("denoiser",)), ("VAE", ("vae",)))
 PLACEMENTS: Any = {"three_stage": THREE, "one_stage": (("Pipeline", STAGES),)}
 FLUX2 = kept_measurement("black-forest-labs/FLUX.2-dev")
 WAN = kept_measurement("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
-Z_IMAGE = kept_measurement("Tongyi-MAI/Z-Image-Turbo")
+WITHOUT = flux()  # has no way
 
 
 def planned(measured: Measured, gpu: str, num_cards: int, **wishes: Any) -> Plan:
@@ -101,7 +102,7 @@ def test_a_way_that_was_asked_for_is_taken_where_one_card_would_do() -> None:
     ("measured", "parallel", "told"),
     [
         (
-            Z_IMAGE,
+            WITHOUT,
             {"ulysses": 2},
             "parallel ulysses=2 is not possible for transformer. Of 2, 4, 8 ranks can be had",
         ),
@@ -116,7 +117,7 @@ def test_a_way_that_a_model_does_not_have_is_told_with_those_that_it_has(
 
 
 def test_every_model_has_batch() -> None:
-    assert parallel_problem(Z_IMAGE, {"batch": 3}) is None
+    assert parallel_problem(WITHOUT, {"batch": 3}) is None
 
 
 def test_the_rows_tell_of_each_way_what_a_rank_holds() -> None:
@@ -124,7 +125,7 @@ def test_the_rows_tell_of_each_way_what_a_rank_holds() -> None:
     assert not rows["", 1].fits
     assert not rows["ulysses", 8].fits, "its weights are whole"
     assert rows["tensor", 2].fits
-    assert list(rank_rows(Z_IMAGE, card_of("L40S"))) == []
+    assert list(rank_rows(WITHOUT, card_of("L40S"))) == []
 
 
 def test_each_rank_of_a_config_has_the_card_of_its_bundle() -> None:
