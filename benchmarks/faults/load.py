@@ -91,11 +91,17 @@ async def end_of_job(
 
 
 async def asked(
-    http: httpx.AsyncClient, method: str, url: str, course: Course, key: str | None = None, **body: Any
+    http: httpx.AsyncClient,
+    method: str,
+    url: str,
+    course: Course,
+    key: str | None = None,
+    patience_s: float = PATIENCE_S,
+    **body: Any,
 ) -> httpx.Response:
     """Tried again after a lost connection, a 429 or a 5xx, with the same Idempotency-Key. Raises RuntimeError."""
     headers = {"Idempotency-Key": key} if key else {}
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + patience_s
     while True:
         try:
             answer = await http.request(method, url, headers=headers, **body)
@@ -107,7 +113,7 @@ async def asked(
         except httpx.TransportError as error:
             said = repr(error)
         if time.monotonic() > give_up:
-            raise RuntimeError(f"{method} {url}: gave up after {PATIENCE_S} s: {said}")
+            raise RuntimeError(f"{method} {url}: gave up after {patience_s} s: {said}")
         await asyncio.sleep(PAUSE_S)
 
 

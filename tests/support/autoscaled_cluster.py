@@ -27,7 +27,6 @@ from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 from benchmarks.faults.cluster import deploy
 from benchmarks.served import ONE_THREAD
 from tests.support.fake_machines import time_to_start
-from tests.support.forking.command import SERVER as FORKS_SERVER
 from tests.support.forking.command import forks_of_all_nodes_in
 from tests.support.served_application import FORKS, ROOT, free_port
 
@@ -109,11 +108,14 @@ class AutoscaledCluster:
                             process.kill()
 
     def lose_all(self) -> None:
-        """The head and every other node at once, and what the cluster knew. The servers of forks stay."""
+        """The head and every other node at once, and what the cluster knew; with them the servers of forks."""
         for process in self._processes(""):
             with suppress(psutil.NoSuchProcess):
-                if process.pid != os.getpid() and FORKS_SERVER not in process.cmdline():
+                if process.pid != os.getpid():
                     process.kill()
+        for path in self.folder.iterdir():
+            if path.is_socket():
+                path.unlink()
 
     def start_again(self) -> None:
         """A new head at the old address, without applications."""

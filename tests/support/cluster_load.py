@@ -148,4 +148,4 @@ async def _ended(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> di
 
 async def _asked(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> httpx.Response:
     """Tried again with the same Idempotency-Key, as HTTP clients do."""
-    return await asked(http, method, url, Course(), **more)
+    return await asked(http, method, url, Course(), patience_s=CALL_TIMEOUT_S, **more)

@@ -37,9 +37,9 @@ def test_a_drained_node_costs_no_request_and_no_byte(
             return any(each.node_id != replica.node_id for each in cluster.running(DENOISER))
 
         left_s = cluster.wait_until(
-            "no new work there", lambda: replica.pid not in [each.pid for each in cluster.running(DENOISER)]
+            "a migration", lambda: replica.pid not in [each.pid for each in cluster.running(DENOISER)]
         )
-        say.append(f"the denoiser there takes no new request: {left_s:.0f} s after the notice was given")
+        say.append(f"Serve moves the denoiser: {left_s:.0f} s after the notice was given")
         time.sleep(max(0.0, NOTICE_S - (time.monotonic() - noticed)))
         ended = len(work.outcomes)
         say.append(f"{ended - told} requests ended within the notice of {NOTICE_S} s")

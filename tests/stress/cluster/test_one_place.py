@@ -19,10 +19,14 @@ FEWEST_SWITCHES = 2  # however long they take
 IN_TURNS: dict[str, Any] = {
     "ray_actor_options": {"num_cpus": 0.1, "resources": {"denoiser": 1}},  # of which the cluster has one
     "autoscaling_config": {
-        "min_replicas": 0, "max_replicas": 1, "initial_replicas": 0, "target_ongoing_requests": 1, "upscale_delay_s": 0,
-        "downscale_delay_s": 1, "downscale_to_zero_delay_s": 1, "metrics_interval_s": 1, "look_back_period_s": 2,
+        "min_replicas": 0, "max_replicas": 1, "initial_replicas": 0, "upscale_delay_s": 0, "downscale_delay_s": 0,
+        "metrics_interval_s": 1, "look_back_period_s": 5,
     },
 }  # fmt: skip
+ONE_FOR_ALL = {
+    "policy_function": "serve_app.autoscaling:ReplicaRatio",
+    "policy_kwargs": {"accelerators": 1, "idle_s": 600},
+}
 
 
 def test_two_models_take_turns_at_one_place(
@@ -35,7 +39,7 @@ def test_two_models_take_turns_at_one_place(
         | {f"EncoderVAE-{model}": {"ray_actor_options": ON_HEAD} for model in MODELS}
         | {f"Denoiser-{model}": IN_TURNS for model in MODELS}
     )
-    cluster.deploy(TWO_MODELS | {"models": dict.fromkeys(MODELS, flux)}, deployments)
+    cluster.deploy(TWO_MODELS | {"models": dict.fromkeys(MODELS, flux)}, deployments, ONE_FOR_ALL)
     cluster.wait_until_served(deployments)
     began, waiting_s, outcomes = time.monotonic(), [], []
     for turn, model in zip(itertools.count(), itertools.cycle(MODELS)):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.support.forking.client import FOLDER, ONE_FOR_ALL_NODES, OWNER
 
-SERVER = str(Path(__file__).with_name("server.py"))
 FORKED_PYTHON = (sys.executable, "-I", "-S", str(Path(__file__).with_name("client.py")))
 
 
