@@ -27,9 +27,10 @@ import yaml
 from PIL import Image
 
 from serve_app.tools.launch import LOG_FILE, processes_of_session
-from tests.support.forking.command import FORKED_PYTHON, forks_in, python_with_libraries
+from tests.support.forking.command import FORKED_PYTHON, forks_in
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 START_TIMEOUT_S = 400  # two cores that others use too; each replica imports torch and diffusers
 STOP_TIMEOUT_S = 120
 THREE_STAGE, TWO_STAGE, ONE_STAGE = ("Encoder", "Denoiser", "VAE"), ("EncoderVAE", "Denoiser"), ("Pipeline",)
@@ -103,7 +104,7 @@ class ServedApplication:
     def cli(self, command: str, *arguments: str) -> str:
         """What `serve <command>` prints."""
         done = subprocess.run(
-            [*python_with_libraries(), "-m", "ray.serve.scripts", command, "--address", self.dashboard(), *arguments],
+            [*SERVE, command, "--address", self.dashboard(), *arguments],
             capture_output=True,
             text=True,
             timeout=120,
