@@ -22,6 +22,7 @@ T = TypeVar("T")
 TIMEOUT_S = 2.0
 FAILED = "its replicas fail to start: the server's log says why"
 NO_ANSWER = "no replica answered in time: it is still loading, or it is down"
+UNKNOWN = "Serve's controller has not answered yet: it is not known what runs"
 
 
 async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
@@ -46,16 +47,24 @@ async def read_health(models: Mapping[str, Stages]) -> dict[str, Any]:
             details[name]["detail"] = FAILED if known.get(name) == "failed" else NO_ANSWER
         for name, told in (await _in_time(dict[str, str](), starts_of, application, silent - running)).items():
             details[name]["detail"] = told
+    details |= {name: {"ready": False, "detail": words} for name, words in resting.items()}
+    resting = {name: words for name, words in resting.items() if words != UNKNOWN}
     missing = [name for name, detail in details.items() if not detail["ready"] and name not in resting]
-    details |= {name: {"ready": False, "detail": words} for name, words in resting.items()}  # and not missing
     states = {name: await _state_of(stages, missing) for name, stages in models.items()}
     return {"status": "loading" if missing else "ok", "models": states, "stages": details, "missing": missing}
 
 
 async def resting_stages(models: Mapping[str, Stages]) -> dict[str, str]:
-    """The deployments of models that sleep or are being woken, with what is told of them: that is no failure."""
-    names = [name for stages in models.values() for name in await stages.sleep.resting_deployments()]
-    return await words_of_those(models, names)
+    """The deployments that nobody may ask, with what is told of them.
+
+    Those of models that sleep or are being woken, which is no failure; and all while nobody knows what is there
+    (UNKNOWN), which is one.
+    """
+    states: dict[str, State] = {}
+    for stages in models.values():
+        states |= await stages.sleep.resting_deployments()
+    unknown = {name for name, state in states.items() if state not in RESTING}
+    return dict.fromkeys(unknown, UNKNOWN) | await words_of_those(models, states.keys() - unknown)
 
 
 async def words_of_those(models: Mapping[str, Stages], resting: Collection[str]) -> dict[str, str]:

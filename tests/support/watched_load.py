@@ -50,10 +50,12 @@ class WatchedApplication:
 
     def kill_a_denoiser(self) -> None:
         """As the kernel does it."""
-        title = "ray::ServeReplica:triptych:Denoiser"
-        for process in processes_of_session(self.process.pid):
-            if title in process.cmdline()[:1]:
-                process.kill()
+        title = "ray::ServeReplica:triptych:Denoiser"  # and what it does at the time
+        running = processes_of_session(self.process.pid)
+        killed = [process for process in running if "".join(process.cmdline()[:1]).startswith(title)]
+        assert killed, "no denoiser runs"
+        for process in killed:
+            process.kill()
 
 
 @contextmanager

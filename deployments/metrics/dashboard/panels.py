@@ -126,7 +126,8 @@ ROWS = (
             Query(mean("ray_triptych_batch_size", "component"), "{{component}} mean"),
             *quantiles("ray_triptych_batch_size", "component"))),
         Panel("Share of forwards in a batch", "percentunit", one(
-            f"{rate('ray_triptych_forwards_total', where=MERGED)} / {rate('ray_triptych_forwards_total')}", "merged")),
+            f"({rate('ray_triptych_forwards_total', where=MERGED)} or 0 * {rate('ray_triptych_forwards_total')}) / "
+            f"{rate('ray_triptych_forwards_total')}", "merged")),
         Panel("Passes of one request in a batch", "ops", (
             Query(rate("ray_triptych_passes_together_total", "component"), "{{component}} together"),
             Query(rate("ray_triptych_merges_refused_total", "component"), "{{component}} structures refused")),

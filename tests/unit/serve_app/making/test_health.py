@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from serve_app.making import health
-from serve_app.making.health import NO_ANSWER, read_health
+from serve_app.making.health import NO_ANSWER, UNKNOWN, read_health
+from serve_app.making.sleep.deployment_states import DeploymentStates, State
+from serve_app.making.sleep.model_sleep import ModelSleep
 from serve_app.making.stages import Stages
 from tests.support.played_stages import Method
 
@@ -50,6 +52,21 @@ async def test_a_stage_that_went_to_sleep_while_it_was_asked_is_no_failure(monke
     silent: Any = Silent()
     answer = await read_health({"m": Stages(silent, silent, silent)})
     assert (answer["status"], answer["missing"]) == ("ok", [])
+
+
+@pytest.mark.parametrize("told", [{}, {"Silent": "starting"}], ids=["nobody knows", "it starts"])
+async def test_an_application_is_not_healthy_before_it_is_known_what_runs(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, State]
+) -> None:
+    monkeypatch.setattr(health, "deployment_states", lambda _: told)
+    monkeypatch.setattr(health, "told_start", lambda *_: None)
+    silent: Any = Silent()
+    stages = Stages(silent, silent, silent)
+    stages.sleep = ModelSleep(stages.deployments(), DeploymentStates("app", lambda _: told))
+    answer = await read_health({"m": stages})
+    assert (answer["status"], answer["missing"]) == ("loading", ["Silent"])
+    assert answer["models"] == {"m": "loading"}
+    assert answer["stages"]["Silent"] == {"ready": False, "detail": NO_ANSWER if told else UNKNOWN}
 
 
 async def test_a_stage_that_starts_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

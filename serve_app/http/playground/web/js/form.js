@@ -103,7 +103,8 @@ function placeOf(field, picture) {
 function hintOf(field) {
   const usual = field.kind === "size" || !textOf(field.default) ? "" : `usually ${textOf(field.default)}`;
   const when = field.when && field.when !== "always" ? `matters ${field.when}` : "";
-  return [field.description, when, field.required ? "needed" : usual].filter(Boolean).join("; ");
+  const words = field.description.replaceAll("`", "").replace(/\.$/, "");
+  return [words, when, field.required ? "needed" : usual].filter(Boolean).join("; ");
 }
 
 const unset = (usual) => (usual ? `usual (${usual})` : "not set");

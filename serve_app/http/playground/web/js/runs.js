@@ -109,7 +109,10 @@ function hear(run, { event, data }) {
     card.shown.alt = `Preview at step ${data.step}`;
     card.shown.hidden = false;
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
-  else if (event === "waiting") tellBoth(run, waitingFor(data));
+  else if (event === "waiting") {
+    tellBoth(run, waitingFor(data));
+    if (!card.bar.hasAttribute("value")) untilAStep(run, waitingFor(data));
+  }
   else if (event === "begun") (tellBoth(run, "Its turn has come."), untilAStep(run, "Its turn has come."));
   else if (event === "stored") status(run, "Stored.");
 }
