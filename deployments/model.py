@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
@@ -280,12 +279,13 @@ class ModelArgs(BaseModel):
     @property
     def version(self) -> str:
         """Equal for equal arguments."""
-        return self._digest(type(self).model_fields)
+        return digest_of(self.model_dump_json())
 
     @property
     def making(self) -> str:
         """Equal where one replica may go on with what another has made of a request."""
-        return self._digest(OF_MAKING)
+        return digest_of(self.model_dump_json(include=set(OF_MAKING), exclude={"vae": {"parallel"}}))
 
-    def _digest(self, names: Collection[str]) -> str:
-        return hashlib.sha256(self.model_dump_json(include=set(names)).encode()).hexdigest()
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,6 @@ The first forward of each kind is held against one that rank 0 has made alone, a
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -63,7 +62,7 @@ class RanksExecutor:
         self._adapters = adapters or NoAdapters()
         self._holding: frozenset[str] = frozenset()  # LoRAs that the other ranks hold
         self._not_held: dict[str, str] = {}  # those that one of them cannot have, with the reason
-        self._refusals = Refusals(group.lacks, time.monotonic)
+        self._refusals = Refusals(group.lacks)
         self._number = 0  # of the last forward that was sent
         self._told: set[str] = set()  # components of which it was told that rank 0 computes alone
         self._free = False  # the other ranks are to give memory back

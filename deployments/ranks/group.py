@@ -23,7 +23,7 @@ from deployments.modules import AccelerationError
 from deployments.ranks.args import ParallelArgs
 from deployments.ranks.channel import Channel
 from deployments.ranks.loss.beats import Beats
-from deployments.ranks.loss.lack import Lack, LackRecord, NoRecord, with_another
+from deployments.ranks.loss.lack import Lack, LackRecord, NoRecord
 from deployments.ranks.loss.left_alone import ANY_FORWARD, Failure, LeftAlone, told_failure
 from deployments.ranks.place import Place, RankProcess, StartRank, open_store
 from deployments.ranks.splits import SplitModule, check_splits, install_splits
@@ -187,7 +187,7 @@ class RankGroup:
         """For the next group; once."""
         with self._lock:
             kept, self._record = self._record, NoRecord()
-        kept.keep(with_another(self.lacks, lack))
+        kept.add(lack)
 
     # -- called by the executor and by threads that watch ------------------------------------------------------------
 

@@ -128,11 +128,12 @@ def start_ranks(model: ModelArgs, device: str, stages: Sequence[StageName]) -> R
     if problem is not None:
         raise AccelerationError(problem)
     context = serve.get_replica_context()
+    lacks = LacksOfDeployment(context.app_name, context.deployment, model.version)
     started = RankGroup(
         wanted.args,
         lambda place: RankInActor(place, model, wanted.stage, group, bundles[place.rank]),
         address_for_ranks(group),
-        LacksOfDeployment(context.app_name, context.deployment),
+        lacks if wanted.stage == "denoiser" else None,  # what a rank has no memory to decode, rank 0 decodes
         wanted.setting,
     )
     return Ranks(wanted.stage, started)

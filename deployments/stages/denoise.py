@@ -6,6 +6,7 @@ Each request runs its own session, all of them by turns in the engine's thread, 
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,7 @@ from deployments.messages import (
 from deployments.model import DenoisingArgs
 from deployments.ranks.executor import RanksExecutor
 from deployments.ranks.group import RankGroup
-from deployments.ranks.loss.lack import ended_by, lack_among
+from deployments.ranks.loss.lack import Refusals
 from deployments.stage_pipeline.description import size_multiple
 from deployments.stage_pipeline.loading import StagePipeline
 from deployments.stage_pipeline.remote_calls import apply_answer, component_call
@@ -78,6 +79,7 @@ AskStage = Callable[[StageName, ComponentCall], ComponentAnswer]
 Encode = Callable[[GenerationRequest], Conditioning]
 Kind = tuple[str, ...]
 MOST_KINDS = 1000  # of requests that are remembered
+WAY_OF_WORKING = re.compile(r"[A-Za-z0-9_.+/:-]*")  # such as the name of a mode
 NUM_SENDERS = 4  # threads; each waits for the device most of the time
 LEARNING_S = 120.0  # at most, for two calls of the encoder and a forward or two of every denoiser
 EVICTION_S = 2.0  # at most, for the engine's thread to come by
@@ -116,8 +118,9 @@ class DenoiserStage:
         self._of_ranks = AdaptersOfRankZero(held) if ranks is not None and held is not None else None
         self.adapters = self._of_ranks or held
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
-        self._with_passes_apart: set[str] = set()  # courses of requests whose guidance passes cannot wait
+        self._with_passes_apart: dict[str, None] = {}  # courses of requests whose guidance passes cannot wait
         self.ranks = ranks
+        self._refusals = Refusals(ranks.lacks if ranks is not None else ())
         self.compiled = CompiledForwards(
             stage.switches,
             call_directly,
@@ -220,11 +223,11 @@ class DenoiserStage:
         wanted, contents, request = fetch_features(
             wanted_features(self.features, self.env, request), self.adapters, request
         )
-        self._learn_axes(request)
+        knows_axes = self._learn_axes(request)
         fingerprint = request_fingerprint(self.fingerprint_for(request) + contents + conditioning.making, asked)
         fingerprint_apart = f"{fingerprint}|passes apart"
         began_again = checkpoint is not None and checkpoint.fingerprint == fingerprint_apart  # in another replica
-        is_apart = began_again or course_of(request) in self._with_passes_apart
+        is_apart = began_again or not knows_axes or course_of(request) in self._with_passes_apart
         fingerprint = fingerprint_apart if is_apart else fingerprint
         run = DenoiseRun(self._shared, request, conditioning, wanted, fingerprint, envelope, follower)
         run.fiber.may_share = partial(self._may_share, kind_of(request))
@@ -254,8 +257,9 @@ class DenoiserStage:
         return run.run(partial(self._call_remotely, request), resume_from)
 
     def _note_passes_apart(self, request: GenerationRequest, error: PassesApartError) -> None:
-        if len(self._with_passes_apart) < MOST_KINDS:
-            self._with_passes_apart.add(course_of(request))
+        while len(self._with_passes_apart) >= MOST_KINDS:
+            del self._with_passes_apart[next(iter(self._with_passes_apart))]
+        self._with_passes_apart[course_of(request)] = None
         kind = ", ".join(kind_of(request)) or "no argument"
         logger.warning("guidance passes of requests with %s are made apart: %s", kind, error)
 
@@ -295,32 +299,41 @@ class DenoiserStage:
     def _holds_all(self) -> bool:
         return set(self.stage.stages) == set(STAGES)
 
-    def _learn_axes(self, request: GenerationRequest) -> None:
-        """Once for each kind of request: which axis of each argument is the batch."""
+    def _learn_axes(self, request: GenerationRequest) -> bool:
+        """Once for each kind of request: which axis of each argument is the batch.
+
+        False: another request of the kind still learns it, and the guidance passes of this one cannot be together.
+        """
         passes = self.args.guidance_passes
         splits_batches = self.ranks is not None and self.ranks.args.batch > 1
         needs_axes = splits_batches or self.args.max_batch_size > 1 or passes != "apart"
         if self.encode is None or not needs_axes:
-            return
+            return True
         mine = Event()
         learned = self._learned.setdefault(kind_of(request), mine)
         if learned is not mine:
             # Guidance passes run together from the first step on, as always, or not at all.
-            if passes == "together" and not learned.wait(LEARNING_S):
-                error = PassesApartError(f"another request has not learned the batch axes within {LEARNING_S:g} s")
-                self._note_passes_apart(request, error)
-            return
+            if passes != "together" or learned.wait(LEARNING_S):
+                return True
+            logger.warning(
+                "the guidance passes of one request are made apart: another has not learned the batch axes within %g s",
+                LEARNING_S,
+            )
+            return False
         try:
-            self._ask_for_axes(request, self.encode)
+            if not self._ask_for_axes(request, self.encode):
+                del self._learned[kind_of(request)]  # the next request asks again
         finally:
             learned.set()
+        return True
 
     def _may_share(self, kind: Kind) -> bool:
         """Not by guessed axes while they are asked for: the others of the kind run alone until then."""
         learned = self._learned.get(kind)
         return learned is None or learned.is_set()
 
-    def _ask_for_axes(self, request: GenerationRequest, encode: Encode) -> None:
+    def _ask_for_axes(self, request: GenerationRequest, encode: Encode) -> bool:
+        """False where memory lacked for it."""
 
         def encoded(arguments: dict[str, Any]) -> Any:
             return unpack_conditioning(encode(_with_arguments(request, arguments)), self.stage)
@@ -334,16 +347,17 @@ class DenoiserStage:
             except Exception as error:  # noqa: BLE001  (this size may not suit the pipeline; the request itself tells)
                 logger.info("the batch axes cannot be learned from %s: %s", sorted(arguments), error)
                 if is_out_of_memory(error):
-                    return  # the request itself is no smaller
+                    return False  # the request itself is no smaller
                 continue
             for name, learned in axes.items():
                 self.engine.set_axes(name, learned)
-            return
+            break
+        return True
 
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
-        lack = lack_among(self.ranks.lacks if self.ranks else (), component, bind(module, args, kwargs), None)
-        if lack is not None:
-            raise torch.OutOfMemoryError(ended_by(lack))
+        refusal = self._refusals.reason(component, bind(module, args, kwargs), None)
+        if refusal is not None:
+            raise torch.OutOfMemoryError(refusal)
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)
 
     def _call_remotely(
@@ -377,10 +391,13 @@ def course_of(request: GenerationRequest) -> str:
 
     def leaf(value: Any) -> Any:
         is_plain = isinstance(value, PLAIN) and not isinstance(value, bytes)
-        is_sentence = isinstance(value, str) and len(value.split()) > 1  # else it may name a way of working
-        return value if is_plain and not is_sentence else type(value).__name__
+        is_words = isinstance(value, str) and not WAY_OF_WORKING.fullmatch(value)
+        return value if is_plain and not is_words else type(value).__name__
 
-    return repr(map_values(leaf, dict(sorted(request.arguments.items()))))
+    def without_words(name: str, value: Any) -> Any:
+        return map_values(lambda each: type(each).__name__, value) if "prompt" in name else map_values(leaf, value)
+
+    return repr({name: without_words(name, value) for name, value in sorted(request.arguments.items())})
 
 
 def small_arguments(request: GenerationRequest, multiple: int) -> dict[str, Any]:

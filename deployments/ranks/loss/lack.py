@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from deployments.engine.batching.axes import BatchAxes
@@ -23,6 +23,10 @@ class Lack:
     shape: str  # of a sample's latents, as deployments.engine.batching.latents tells it
     samples: int
     deaths: int = 1  # groups that ended by it
+    noted_at: float = field(default_factory=time.time, compare=False)
+
+    def is_old(self, now: float) -> bool:
+        return now - self.noted_at >= REFUSED_S
 
     def __str__(self) -> str:
         return f"{self.samples} samples of {self.shape or 'no shape'} in {self.component}"
@@ -38,8 +42,8 @@ class LackRecord(Protocol):
         """Those of the groups before."""
         ...
 
-    def keep(self, lacks: Sequence[Lack]) -> None:
-        """In the place of what it has. Raises nothing."""
+    def add(self, lack: Lack) -> None:
+        """Raises nothing."""
         ...
 
 
@@ -49,7 +53,7 @@ class NoRecord:
     def known(self) -> Sequence[Lack]:
         return ()
 
-    def keep(self, lacks: Sequence[Lack]) -> None:
+    def add(self, lack: Lack) -> None:
         """It has no successor that would ask."""
 
 
@@ -82,14 +86,11 @@ def ended_by(lack: Lack) -> str:
 class Refusals:
     """Of forwards by which groups have ended again and again."""
 
-    def __init__(self, lacks: Sequence[Lack], now: Callable[[], float]) -> None:
+    def __init__(self, lacks: Sequence[Lack], now: Callable[[], float] = time.time) -> None:
         self._lacks = [each for each in lacks if each.deaths >= DEATHS]
         self._now = now
-        self._until = now() + REFUSED_S if self._lacks else -math.inf
 
     def reason(self, component: str, arguments: dict[str, Any], axes: BatchAxes | None) -> str | None:
         """Why the forward is not tried."""
-        if self._now() >= self._until:
-            return None
         lack = lack_among(self._lacks, component, arguments, axes)
-        return None if lack is None else ended_by(lack)
+        return None if lack is None or lack.is_old(self._now()) else ended_by(lack)

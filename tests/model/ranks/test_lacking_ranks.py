@@ -14,7 +14,7 @@ import torch.distributed as dist
 from deployments.errors import ReplicaUnfitError
 from deployments.model import ModelArgs
 from deployments.ranks.executor import RanksExecutor
-from deployments.ranks.loss.lack import DEATHS, Lack
+from deployments.ranks.loss.lack import DEATHS, Lack, with_another
 from deployments.ranks.place import Place
 from deployments.stages.ranks import denoiser_rank
 from tests.support.engine_parity import Stages, deviation
@@ -36,8 +36,8 @@ class Record:
     def known(self) -> Sequence[Lack]:
         return self.lacks
 
-    def keep(self, lacks: Sequence[Lack]) -> None:
-        self.lacks = lacks
+    def add(self, lack: Lack) -> None:
+        self.lacks = with_another(self.lacks, lack)
 
 
 def lack_memory_for_two(module: torch.nn.Module) -> torch.nn.Module:

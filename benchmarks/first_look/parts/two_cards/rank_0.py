@@ -112,7 +112,7 @@ def bytes_of_forward(module: torch.nn.Module, inputs: dict[str, Any], num_portio
     """What the other rank is sent."""
     split = Split("flux", module, None, inputs)
     split.cut(AXES, num_portions)
-    message = message_of(split.message(len(split.pieces) - 1, uneven=False, free=False))
+    message = message_of(split.message(len(split.pieces) - 1) | {"number": 1, "uneven": False, "free": False})
     return sum(part.numel() for part in (*message.parts, message.header.view(torch.uint8)))
 
 

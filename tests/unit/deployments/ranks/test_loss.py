@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments import lacks as lacks_module
-from deployments.lacks import KEPT_S, LacksOfDeployment
+from deployments.lacks import LacksOfDeployment
 from deployments.ranks.loss.lack import DEATHS, REFUSED_S, Lack, Refusals, lack_of, with_another
 from deployments.ranks.loss.left_alone import ANY_FORWARD, PATIENCE_S, Failure, LeftAlone
 from tests.support.played_store import PlayedStore
@@ -63,7 +63,7 @@ def test_what_ended_groups_again_and_again_is_refused_for_a_while() -> None:
     clock = Clock()
     arguments = {"hidden_states": torch.zeros(4, 16, 4)}
     assert lack_of("a", arguments, None) == Lack("a", "16x4", 4)
-    known = [Lack("a", "16x4", 3, DEATHS), Lack("b", "16x4", 1, DEATHS - 1)]
+    known = [Lack("a", "16x4", 3, DEATHS, clock()), Lack("b", "16x4", 1, DEATHS - 1, clock())]
     refusals = Refusals(known, clock)
     assert "2 groups of ranks ended by 3 samples of 16x4 in a" in str(refusals.reason("a", arguments, None))
     assert refusals.reason("a", {"hidden_states": torch.zeros(2, 16, 4)}, None) is None
@@ -76,15 +76,29 @@ def test_what_ended_groups_again_and_again_is_refused_for_a_while() -> None:
 def test_a_deployment_keeps_what_it_lacked_memory_for_until_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = PlayedStore()
     monkeypatch.setattr(lacks_module, "internal_kv", store)
-    clock, lacks = Clock(), (Lack("a", "16x4", 3, deaths=2),)
-    LacksOfDeployment("app", "Denoiser", clock).keep(lacks)
-    assert LacksOfDeployment("app", "Denoiser", clock).known() == lacks
-    assert LacksOfDeployment("app", "Other", clock).known() == ()
-    clock.now = KEPT_S
-    assert LacksOfDeployment("app", "Denoiser", clock).known() == ()
+    clock = Clock()
+    first, second = (LacksOfDeployment("app", "Denoiser", "1", clock) for _ in range(2))  # of two replicas
+    first.add(Lack("a", "16x4", 3, noted_at=0.0))
+    clock.now = REFUSED_S / 2
+    second.add(Lack("b", "16x4", 1, noted_at=clock()))
+    assert first.known() == (Lack("a", "16x4", 3), Lack("b", "16x4", 1))
+    for other in (("app", "Other", "1"), ("app", "Denoiser", "2")):
+        assert LacksOfDeployment(*other, clock).known() == ()
+    clock.now = REFUSED_S
+    assert first.known() == (Lack("b", "16x4", 1),), "each is kept for its own time"
+    first.add(Lack("b", "16x4", 2, noted_at=clock()))
+    assert second.known() == (Lack("b", "16x4", 1, deaths=2),)
 
 
 def test_a_store_that_is_away_stops_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lacks_module, "internal_kv", None)
-    LacksOfDeployment("app", "Denoiser").keep(())
-    assert LacksOfDeployment("app", "Denoiser").known() == ()
+    LacksOfDeployment("app", "Denoiser", "1").add(Lack("a", "16x4", 3))
+    assert LacksOfDeployment("app", "Denoiser", "1").known() == ()
+
+
+def test_what_another_release_has_left_stops_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = PlayedStore()
+    monkeypatch.setattr(lacks_module, "internal_kv", store)
+    for text in ('[{"unknown": 1}]', '{"at": 1}', "no JSON"):
+        store._internal_kv_put("app/Denoiser/1", text, namespace=lacks_module.NAMESPACE)
+        assert LacksOfDeployment("app", "Denoiser", "1").known() == ()
