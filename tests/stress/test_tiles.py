@@ -42,12 +42,20 @@ def tiles(flux_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def rank_process(served: ServedApplication, rank: int) -> psutil.Process:
     give_up = time.monotonic() + 280
     while time.monotonic() < give_up:
-        processes = [each for each in served.processes() if each.is_running()]
-        found = [each for each in processes if TITLES[rank] in " ".join(each.cmdline()[:1])]
+        titled = {each.pid: each for each in served.processes() if parent_of(each, TITLES[rank]) is not None}
+        found = [each for each in titled.values() if parent_of(each, TITLES[rank]) not in {None, *titled}]
         if len(found) == 1:
             return found[0]
         time.sleep(0.5)
     raise AssertionError(f"no rank {rank}")
+
+
+def parent_of(process: psutil.Process, title: str) -> int | None:
+    """None: it is not titled so, or gone. What a replica has forked is titled as the replica."""
+    try:
+        return process.ppid() if title in " ".join(process.cmdline()[:1]) else None
+    except psutil.Error:
+        return None
 
 
 def test_each_rank_may_die(tiles: ServedApplication, capsys: pytest.CaptureFixture[str]) -> None:

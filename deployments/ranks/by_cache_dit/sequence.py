@@ -16,6 +16,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from deployments.ranks.by_cache_dit.own_code import OwnCode, with_own_code
+from deployments.ranks.by_cache_dit.uneven import split_uneven_parts
 
 # Held against one process by tests/model/ranks/test_by_cache_dit.py. Other plans of cache-dit are not taken: that of
 # Chroma leaves the mask of its text as it is for one rank, which is seen only where a prompt is short; that of Z-Image
@@ -45,6 +46,7 @@ class SplitByCacheDit:
         self._config.setup(int(mesh.get_local_rank("ulysses")), mesh.size(), device, mesh=mesh)
         self._module = module
         self._set_config(self._config)
+        split_uneven_parts()
         _apply_context_parallel(module, self._config, plan)
         self._hooks = [ref for registry in registries(module) for ref in registry._fn_refs]
         for registry in registries(module):

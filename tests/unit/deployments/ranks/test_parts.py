@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,12 @@ def executor_of(module: torch.nn.Module, is_changed: bool = False) -> RanksExecu
     """As rank 0, which sends to nobody here."""
     met = SimpleNamespace(splits={"toy": Part()})
     group: Any = SimpleNamespace(
-        args=ParallelArgs(tensor=2), others=[], met=met, gathers_uneven=True, check=lambda: None
+        args=ParallelArgs(tensor=2),
+        others=[],
+        met=met,
+        lacks=(),
+        check=lambda: None,
+        forward=lambda number, lack: nullcontext(),
     )
     return RanksExecutor(group, LocalExecutor(), {"toy": module}, is_changed=lambda module: is_changed)
 
