@@ -8,9 +8,10 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from serve_app.autoscaling.pool import Demand, Turn, share, take_turns
+from serve_app.autoscaling.pool import Demand, share, take_turns
 from serve_app.autoscaling.sleep import DEFAULT_IDLE_S, IdleS, with_sleep
 from serve_app.autoscaling.steady import Steadied, steadied
+from serve_app.autoscaling.turns import TURN, Place, turns_of
 from serve_app.autoscaling.work import (
     load_s,
     long_at_work,
@@ -21,10 +22,9 @@ from serve_app.autoscaling.work import (
 )
 
 # In the state that Serve keeps for each deployment.
-PEAKS, STEADIED, TURN, LOAD_S, DECIDED = KEPT = ("peaks", "steadied", "turn", "load_s", "decided")
+PEAKS, STEADIED, LOAD_S, DECIDED = ("peaks", "steadied", "load_s", "decided")
+KEPT = (PEAKS, STEADIED, TURN, LOAD_S, DECIDED)
 DECIDE_EVERY_S = 1.0  # replicas report every 10 s; a decision for 1,000 of them keeps the controller busy for 50 ms
-TURN_IN_LOADS = 3.0  # how long a model keeps its place while others wait, in times of its own loading
-LEAST_TURN_S = 60.0
 
 Peaks = tuple[tuple[float, int], ...]  # (time in seconds, replicas needed then): times rise, replicas fall
 State = dict[str, Any]
@@ -80,8 +80,12 @@ class ReplicaRatio:
         self.idle_s = idle_s
 
     def __call__(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, State]]:
-        """Replicas, and the state to keep, by DeploymentID; none for models that sleep."""
-        return with_sleep(contexts, self.of_awake, self.idle_s, model_of)
+        """Replicas, and the state to keep, by DeploymentID; none for models that sleep.
+
+        A deployment without an answer stays as it is.
+        """
+        replicas, states = with_sleep(contexts, self.of_awake, self.idle_s, model_of)
+        return {key: count for key, count in replicas.items() if not waits_its_turn(contexts[key], count)}, states
 
     def of_awake(self, contexts: Mapping[Any, AutoscalingContext]) -> tuple[dict[Any, int], dict[Any, State]]:
         """The same for the models that are awake."""
@@ -160,7 +164,7 @@ class ReplicaRatio:
         for key, demand in demands.items():
             turn = turns[demand.model]
             since_s = turn.since_s if turn.given == (demand.model in given) else time_s
-            states[key][TURN] = (demand.model in given, since_s)
+            states[key][TURN] = Place(demand.model in given, since_s, turn.runs)
             states[key][STEADIED] = before[key].with_starts(replicas[key] - demand.have)
             states[key][LOAD_S] = loads[key]
         return replicas
@@ -201,6 +205,11 @@ def is_asked(contexts: Collection[AutoscalingContext]) -> bool:
     return any(context.total_num_requests for context in contexts) or most_requests(list(contexts)) > 0
 
 
+def waits_its_turn(context: AutoscalingContext, count: int) -> bool:
+    """Serve starts a replica for a call that waits, even where the answer is none; without an answer it does not."""
+    return count == 0 and context.target_num_replicas == 0 and context.total_num_requests > 0
+
+
 def is_fresh(context: AutoscalingContext) -> bool:
     """Whether a decision was made a moment ago, and followed: nothing new is known."""
     decided, now = context.policy_state.get(DECIDED), context.current_time
@@ -219,23 +228,6 @@ def steadied_before(context: AutoscalingContext, needed: float, seconds: float) 
     now = context.current_time
     assert now is not None
     return steadied(context.policy_state.get(STEADIED), needed, seconds, now)
-
-
-def turns_of(
-    contexts: Mapping[Any, AutoscalingContext], loads: Mapping[Any, float], demands: Mapping[Any, Demand]
-) -> dict[str, Turn]:
-    """Each model's turn until now. It is measured from the moment at which each of its deployments runs."""
-    turns: dict[str, Turn] = {}
-    for model in {demand.model for demand in demands.values()}:
-        own = {key: contexts[key] for key, demand in demands.items() if demand.model == model}
-        now = max(context.current_time or 0.0 for context in own.values())
-        runs = any(context.target_num_replicas > 0 for context in own.values())
-        told = [context.policy_state[TURN] for context in own.values() if TURN in context.policy_state]
-        given, since_s = told[0] if told else (runs, now)
-        if given and any(not context.current_num_replicas and demands[key].now for key, context in own.items()):
-            since_s = now  # it still loads
-        turns[model] = Turn(given, since_s, max(LEAST_TURN_S, TURN_IN_LOADS * max(loads[key] for key in own)))
-    return turns
 
 
 def name_of(deployment: Any) -> str:

@@ -35,6 +35,7 @@ class Turn:
     given: bool
     since_s: float
     length_s: float  # how long it keeps its place while others wait
+    runs: bool = True  # else it loads, and may still find no room
 
 
 def fits(pool: float, demands: Sequence[Demand], replicas: Sequence[float]) -> bool:
@@ -123,9 +124,12 @@ def take_turns(pool: float, demands: Sequence[Demand], turns: dict[str, Turn], n
         turn = turns[model]
         return now_s - turn.since_s >= turn.length_s * priority[model]
 
+    def rank(model: str) -> tuple[bool, float, str]:
+        return not turns[model].runs, turns[model].since_s, model
+
     holding = {model for model in working if turns[model].given}
     waited = {model: (now_s - turns[model].since_s) * priority[model] for model in working}
-    kept = sorted((model for model in holding if not is_over(model)), key=lambda model: (turns[model].since_s, model))
+    kept = sorted((model for model in holding if not is_over(model)), key=rank)
     waiting = sorted(working - holding, key=lambda model: (-waited[model], model))
     over = sorted(holding - set(kept), key=lambda model: (-turns[model].since_s, model))
     chosen, blocked = set(idle), False

@@ -17,6 +17,7 @@ from deployments.messages import STAGES as STAGES_OF_MESSAGES
 from deployments.observability.stage_load import Load
 from serve_app.autoscaling import ReplicaRatio
 from serve_app.autoscaling.pool import Demand, Turn, fits, share, take_turns
+from serve_app.autoscaling.turns import Place
 from serve_app.autoscaling.work import STAGES
 
 NOW = 1000.0
@@ -348,7 +349,7 @@ def test_a_load_that_shifts_for_long_moves_the_replicas_within_a_few_times_of_a_
 
 def one_place(**told_of_b: Any) -> tuple[dict[str, int], dict[str, Any]]:
     """Two models and one accelerator; the first has had it for ten seconds."""
-    state = {"turn": (True, NOW - 10), "load_s": 30.0}
+    state = {"turn": Place(True, NOW - 10, True), "load_s": 30.0}
     told = model("a", 1, 1, bounds=(0, 4), state=state)
     told |= {"Pipeline-b": context(bounds=(0, 4), target=0, **told_of_b)}
     return ReplicaRatio(accelerators=1, cooldown_s=0)(told)
@@ -356,14 +357,14 @@ def one_place(**told_of_b: Any) -> tuple[dict[str, int], dict[str, Any]]:
 
 def test_two_models_with_one_place_take_turns_of_a_few_loads() -> None:
     waits = {"ongoing": 1, "queued": 1}
-    assert one_place(**waits)[0] == {"Pipeline-a": 1, "Pipeline-b": 0}
-    assert one_place(**waits, state={"turn": (False, NOW - 10)})[0]["Pipeline-a"] == 1
-    long_since = {"turn": (True, NOW - 91), "load_s": 30.0}
+    assert one_place(**waits)[0] == {"Pipeline-a": 1}, "told none, Serve would start one of b for the call that waits"
+    assert one_place(**waits, state={"turn": Place(False, NOW - 10, False)})[0]["Pipeline-a"] == 1
+    long_since = {"turn": Place(True, NOW - 91, True), "load_s": 30.0}
     told = model("a", 1, 1, bounds=(0, 4), state=long_since)
     told |= {"Pipeline-b": context(bounds=(0, 4), target=0, **waits)}
     replicas, states = ReplicaRatio(accelerators=1, cooldown_s=0)(told)
     assert replicas == {"Pipeline-a": 0, "Pipeline-b": 1}
-    assert states["Pipeline-b"]["turn"] == (True, NOW)
+    assert states["Pipeline-b"]["turn"] == Place(True, NOW, False)
 
 
 def test_a_place_is_not_taken_while_nobody_waits_for_it() -> None:

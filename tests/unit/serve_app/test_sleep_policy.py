@@ -73,7 +73,7 @@ class Controller:
             each.series = [*(pair for pair in each.series if pair[0] > self.now - LOOK_BACK_S), (self.now, each.came)]
         decided, states = self.policy({name: each.context(self.now) for name, each in self.deployments.items()})  # type: ignore[arg-type]
         for name, each in self.deployments.items():
-            each.state, each.target = states[name], decided[name]
+            each.state, each.target = states[name], decided.get(name, each.target)
             each.running = min(each.target, each.running) if each.is_stuck else each.target
             if not each.running:
                 each.came, each.series = 0.0, []
@@ -231,11 +231,7 @@ def test_one_that_is_at_work_is_not_taken_its_place_and_the_other_begins_when_it
     controller = Controller(*model("flux"), *model("wan", replicas=0), idle_s=3600, accelerators=3)
     controller["Denoiser-flux"].present = 1
     controller["Encoder-wan"].queued, controller["Encoder-wan"].is_stuck = 1, True
-    waiting = controller.run(60)
-    assert {name: count for name, count in waiting.items() if name != "Encoder-wan"} == every(1, "-flux") | {
-        "Denoiser-wan": 0,
-        "VAE-wan": 0,
-    }  # of the encoder Serve itself wants a replica: it finds no place
+    assert controller.run(60) == every(1, "-flux") | every(0, "-wan")
     controller["Denoiser-flux"].present = 0
     controller.run(5)
     assert controller.tick() == every(0, "-flux") | every(1, "-wan")
