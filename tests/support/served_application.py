@@ -82,7 +82,7 @@ class ServedApplication:
     def process_of(self, deployment: str, application: str = "triptych") -> psutil.Process:
         """The process of the deployment's one replica."""
         title = f"ray::ServeReplica:{application}:{deployment}"
-        [process] = [each for each in self.processes() if title in each.cmdline()[:1]]
+        [process] = [each for each in self.processes() if has_title(each, title)]
         return process
 
     def ray_address(self) -> str:
@@ -238,6 +238,12 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_worker_niceness": "0",  # the workers must not starve beside the tests
         "SGLANG_DIFFUSION_CACHE_ROOT": str(folder / "cache"),
     }
+
+
+def has_title(process: psutil.Process, title: str) -> bool:
+    """Ray writes the method that runs after an actor's title."""
+    told = "".join(process.cmdline()[:1])
+    return told == title or told.startswith(f"{title}.")
 
 
 def sessions_of(launcher: subprocess.Popen[bytes]) -> list[int]:

@@ -20,7 +20,7 @@ import yaml
 from serve_app.api_keys import new_key
 from serve_app.tools.launch import processes_of_session
 from tests.support.prometheus import played_exporter, wait_until
-from tests.support.served_application import ROOT, free_port
+from tests.support.served_application import ROOT, free_port, has_title, sessions_of
 
 EMOJI = ROOT / "ray_configs/serve_emoji_cpu.yaml"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
@@ -50,9 +50,9 @@ class WatchedApplication:
 
     def kill_a_denoiser(self) -> None:
         """As the kernel does it."""
-        title = "ray::ServeReplica:triptych:Denoiser"  # and what it does at the time
-        running = processes_of_session(self.process.pid)
-        killed = [process for process in running if "".join(process.cmdline()[:1]).startswith(title)]
+        title = "ray::ServeReplica:triptych:Denoiser"
+        [session] = sessions_of(self.process)
+        killed = [each for each in processes_of_session(session) if has_title(each, title)]
         assert killed, "no denoiser runs"
         for process in killed:
             process.kill()
