@@ -10,6 +10,7 @@ on a busy machine fail now and then: failed tests get one more try, with nothing
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def speed() -> str:
 def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
     """The exit code: 0 if every test of every folder that is so `marked` passed, at the latest in its second try.
 
-    LINT among the folders must pass too, in its first try.
+    A folder that does not come to its end has no second try. LINT among the folders must pass too, in its first try.
     """
     with tempfile.TemporaryDirectory() as checkpoints:
         environ = environment_of_tests(os.environ) | {CHECKPOINTS: checkpoints}
@@ -85,7 +86,7 @@ def run(folders: Sequence[str], root: Path, marked: str = MARKED["all"]) -> int:
                 codes[folder] = subprocess.run(command, cwd=root, env=environ).returncode
             if code == NO_TESTS and marked == MARKED["rest"]:
                 codes[folder] = 0
-    return max(codes.values())
+    return 1 if any(codes.values()) else 0  # a killed one's is negative
 
 
 def run_all(folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> dict[str, int]:
@@ -102,7 +103,8 @@ def run_all(folders: Sequence[str], root: Path, marked: str, environ: Mapping[st
         for each in [run for run in running if run.process.poll() is not None]:
             running.remove(each)
             codes[each.folder] = each.process.returncode
-            print(f"== {each.folder}, after {seconds:.0f} s\n{each.log.read_text(errors='replace')}", flush=True)
+            said = each.log.read_text(errors="replace")
+            print(f"== {each.folder}, after {seconds:.0f} s, exit code {codes[each.folder]}\n{said}", flush=True)
         if time.monotonic() >= next_report_at:
             print(f"[{seconds:4.0f} s] {', '.join(f'{each.folder} {each.percent}' for each in running)}", flush=True)
             next_report_at += REPORT_EVERY_S
@@ -112,6 +114,7 @@ def run_all(folders: Sequence[str], root: Path, marked: str, environ: Mapping[st
 def start(folder: str, folders: Sequence[str], root: Path, marked: str, environ: Mapping[str, str]) -> Run:
     log = cache(folder, root).with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
+    shutil.rmtree(cache(folder, root), ignore_errors=True)  # what failed in an earlier run is not to be tried again
     with log.open("wb") as output:
         command = ["make", "lint"] if folder == LINT else pytest_command(folder, folders, root, marked)
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=root, env=environ)

@@ -39,12 +39,21 @@ MEETS = """
 import time
 from pathlib import Path
 
+import pytest
+
 def test_it():
     Path(f"{Path(__file__).stem}.begun").touch()
+    ends_at = time.monotonic() + 60
     while len(list(Path().glob("*.begun"))) < 3:
+        if time.monotonic() > ends_at:
+            pytest.exit("not all have begun", 3)  # for which there is no second try
         time.sleep(0.05)
 """
-CRASHES = "import os\n\ndef test_it():\n    os._exit(1)\n"
+CRASHES = "import os\n\ndef test_before():\n    pass\n\ndef test_it():\n    os._exit(1)\n"
+IS_KILLED = "import os, signal\n\ndef test_it():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+FAILS_AND_IS_KILLED = f"{FAILS_ONCE}    os.kill(os.getpid(), signal.SIGKILL)\n".replace(
+    "\n", "\nimport os, signal\n", 1
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -56,8 +65,14 @@ def plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "ends_well"),
-    [(PASSES, FAILS_ONCE, True), (FAILS, PASSES, False), (CRASHES, PASSES, False)],
-    ids=["fails once", "fails", "crashes"],
+    [
+        (PASSES, FAILS_ONCE, True),
+        (FAILS, PASSES, False),
+        (CRASHES, PASSES, False),
+        (IS_KILLED, PASSES, False),
+        (FAILS_AND_IS_KILLED, PASSES, False),
+    ],
+    ids=["fails once", "fails", "crashes", "is killed", "is killed in its second try"],
 )
 def test_all_folders_must_pass_at_the_latest_in_their_second_try(
     one: str, other: str, ends_well: bool, tmp_path: Path
@@ -67,6 +82,9 @@ def test_all_folders_must_pass_at_the_latest_in_their_second_try(
         (tmp_path / name).mkdir()
         (tmp_path / name / f"test_{name}.py").write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:schemathesis -p no:hypothesispytest\n")
+    failed_yesterday = side_by_side.cache("one", tmp_path) / "v/cache/lastfailed"
+    failed_yesterday.parent.mkdir(parents=True)
+    failed_yesterday.write_text('{"one/test_one.py::test_before": true}')
     assert (run(folders, tmp_path) == 0) == ends_well
 
 
