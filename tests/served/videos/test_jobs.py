@@ -134,7 +134,7 @@ def test_a_picture_in_the_background_is_a_job_with_the_synchronous_picture(serve
 def test_events_of_a_job_can_be_read_again_from_any_of_them(http: httpx.Client) -> None:
     video_id = create(http, num_inference_steps=20)
     events = events_of(http, video_id)
-    kinds = [kind for _, kind, _ in events]
+    kinds = [kind for _, kind, _ in events if kind != "warning"]  # a busy machine tells what it has not checked
     assert [kinds[0], kinds[1], kinds[-2], kinds[-1]] == ["queued", "in_progress", "stored", "completed"]
     assert "step" in kinds
     assert events_of(http, video_id, after=events[1][0]) == events[2:]
