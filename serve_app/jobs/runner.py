@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments import tracing
-from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
+from deployments.errors import ModelNotFoundError, OtherVersionError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
 from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import (
@@ -391,8 +391,11 @@ class JobRunner:
 
     async def _end_badly(self, job: Job, error: Exception) -> None:
         original = original_error(error)
-        if isinstance(original, StageUnavailableError) and isinstance(error, RayTaskError):
-            await self._postpone(job, POSTPONED_S, original)  # a stage lacks what this job needs, others need not
+        # A stage lacks what this job needs, or an update may bring it: others need not wait.
+        if isinstance(original, OtherVersionError) or (
+            isinstance(original, StageUnavailableError) and isinstance(error, RayTaskError)
+        ):
+            await self._postpone(job, POSTPONED_S, original)
             return
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
             work = self.models.get(job.asked.model)  # None: it is no longer served

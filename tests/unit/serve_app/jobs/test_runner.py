@@ -10,7 +10,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
     NotSupportedError,
+    OtherVersionError,
     StageUnavailableError,
     StorageError,
 )
@@ -127,11 +128,19 @@ class Described:
 
     configured_arguments = ({},)
 
-    def __init__(self, describing: StageDescription = WAN) -> None:
+    def __init__(self, describing: StageDescription = WAN, again: Sequence[StageDescription | Exception] = ()) -> None:
+        """`again`: what its stages say when they are asked again, one after another; what is kept by default."""
         self.describing = describing
+        self.again = list(again)
 
     async def describe(self) -> StageDescription:
         return self.describing
+
+    async def describe_again(self) -> StageDescription:
+        answer = self.again.pop(0) if self.again else self.describing
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 class Folder:
@@ -151,6 +160,7 @@ class Folder:
         serves: str = "wan",
         further: Mapping[str, Stages] | None = None,
         describing: StageDescription = WAN,
+        describing_again: Sequence[StageDescription | Exception] = (),
         **args: Any,
     ) -> AsyncIterator[Jobs]:
         """`further`: the stages of more models."""
@@ -160,7 +170,7 @@ class Folder:
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        described: Any = Described(describing)
+        described: Any = Described(describing, describing_again)
         models = {serves: MakeAtOnce(stages.make, admission, described)} | {
             name: MakeAtOnce(each.make, Admission(AdmissionArgs()), described) for name, each in (further or {}).items()
         }
@@ -626,6 +636,18 @@ async def test_a_job_for_which_its_model_has_become_another_one_fails_with_a_sen
     assert job.error["code"].startswith(code)
     assert sentence in job.error["message"]
     assert not stages.began_at
+
+
+@pytest.mark.parametrize("unknown", [OtherVersionError("an update"), StageUnavailableError("no answer")])
+async def test_a_replica_of_before_an_update_fails_no_job_that_the_later_model_takes(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, unknown: Exception
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    stages, earlier = Stages(), dataclasses.replace(WAN, parameters={"prompt": None})
+    async with folder.runner(stages, describing=earlier, describing_again=[unknown, unknown, WAN]) as jobs:
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+    assert stages.began_at == [0]
 
 
 async def test_a_job_of_no_model_here_is_left_where_the_store_is_away(
