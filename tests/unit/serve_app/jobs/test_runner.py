@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -551,7 +552,46 @@ async def test_a_suspected_job_holds_up_one_of_another_model_only_where_it_was_s
         assert {(await ended(jobs, f"video_{number}")).status for number in range(3)} == {"completed"}
 
 
+def test_a_job_that_is_to_be_tried_alone_gets_its_turn_while_younger_suspects_come() -> None:
+    def suspected(job_id: str, takeovers: int, model: str) -> Any:
+        return SimpleNamespace(id=job_id, takeovers=takeovers, asked=SimpleNamespace(model=model))
+
+    now = 0.0
+    jobs = runner.SuspectedJobs(lambda: now)
+    often = suspected("often", runner.MOST_SUSPECTED, "wan")
+    younger = [suspected(f"younger_{number}", runner.SUSPECTED, "ltx") for number in range(3)]
+    assert jobs.may_begin(younger[0])
+    assert not jobs.may_begin(often)
+    jobs.passed("younger_0")
+    assert not jobs.may_begin(younger[1])
+    assert jobs.may_begin(suspected("innocent", 0, "ltx"))
+    assert jobs.may_begin(often)
+    jobs.passed("often")
+    assert jobs.may_begin(younger[1])
+    assert not jobs.may_begin(often)  # and comes no more: it was cancelled
+    jobs.passed("younger_1")
+    now += runner.KEPT_FREE_S
+    assert jobs.may_begin(younger[2])
+
+
 # --- beside callers who wait ---
+
+
+async def test_jobs_whose_callers_wait_at_another_replica_are_no_part_of_the_share_of_jobs(folder: Folder) -> None:
+    async with folder.runner(Stages()) as there:
+        there.runner._loops[0].cancel()  # claims nothing
+        await submit(there, "video_1", is_awaited=True)
+        await submit(there, "video_2")
+        folder.admission = here = Admission(AdmissionArgs(max_pending=1))
+        async with folder.runner(Stages()) as jobs:
+            jobs.runner._loops[0].cancel()
+            await jobs.ledger.look()
+            assert here.jobs_are_behind(), "a caller waits, and no job is at the stages"
+            jobs.ledger.begun(await jobs.get("video_1", ""))
+            assert here.jobs_are_behind()
+            jobs.ledger.begun(await jobs.get("video_2", ""))
+            assert not here.jobs_are_behind()
+            await submit(jobs, "video_3", is_awaited=True)  # the caller of another replica takes no place of this one's
 
 
 class InTurn(Stages):
