@@ -40,7 +40,14 @@ def name_in_model(model: str, adapter: str) -> str:
 
 def check_no_clash(adapters: Collection[str], models: Collection[str]) -> None:
     """Raises ValueError for an adapter that would be called as a model is."""
+    for adapter in adapters:
+        if (model := model_called(adapter, models, models)) is not None:
+            raise ValueError(f"adapters: {adapter!r} is taken: a model is called {model!r}")
+
+
+def model_called(adapter: str, own: Collection[str], models: Collection[str]) -> str | None:
+    """The name of a model that an adapter would have too, alone or behind one of `own`, the names of its model."""
     for model in models:
-        called = adapter_in(model, [each for each in models if each != model]) or model
-        if called in adapters:
-            raise ValueError(f"adapters: {called!r} is taken: a model is called {model!r}")
+        if (adapter_in(model, [each for each in own if each != model]) or model) == adapter:
+            return model
+    return None

@@ -21,7 +21,7 @@ from serve_app.http.context import context_of
 from serve_app.models.service import ModelService
 from serve_app.requests.bodies import GenerationBody
 from serve_app.requests.given.configured import told_defaults
-from serve_app.requests.given.schemas import form_schema, model_fields
+from serve_app.requests.given.schemas import form_schema, model_fields, own_fields
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.translate import sendable_arguments
 from serve_app.service import Service
@@ -151,7 +151,7 @@ def with_model_fields(
         for name, fields in _fields_of(body, models, is_form).items():
             if name not in schema["properties"]:
                 schema["properties"][name] = _of_models(fields) if is_one_of_several else next(iter(fields.values()))
-        own = body.model_json_schema()["properties"]
+        own = own_fields(body)
         for name, defaults in _defaults_of(body, models).items():
             if name in own and name in schema["properties"]:
                 schema["properties"][name] |= _default_of_models(schema["properties"][name], defaults)

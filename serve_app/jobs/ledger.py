@@ -56,7 +56,7 @@ class JobLedger:
     def begun(self, job: Job) -> None:
         """The runner of this replica has taken it."""
         self._running_here.add(job.id)
-        for ticket in self._tickets_of(job.id, job.asked.model, job.sizes, job.owner):
+        for ticket in self._tickets_of(job.id, job.asked.model, job.sizes, job.owner, job.is_awaited):
             ticket.is_waiting, ticket.is_elsewhere = False, False
 
     def ended(self, job_id: str) -> None:
@@ -69,7 +69,7 @@ class JobLedger:
 
     def made(self, job: Job, request: int, media: Media) -> None:
         """One of the job's requests was made by this replica."""
-        tickets = self._tickets_of(job.id, job.asked.model, job.sizes, job.owner)
+        tickets = self._tickets_of(job.id, job.asked.model, job.sizes, job.owner, job.is_awaited)
         if request < len(tickets):
             tickets[request].learn(media)
             tickets[request].close()
@@ -91,7 +91,7 @@ class JobLedger:
             for ticket in tickets:
                 ticket.close()
         for job in unfinished.values():
-            for ticket in self._tickets_of(job.id, job.model, job.sizes, job.owner):
+            for ticket in self._tickets_of(job.id, job.model, job.sizes, job.owner, job.is_awaited):
                 is_here = job.id in self._running_here  # what the store said may be from before
                 ticket.is_waiting = job.runner is None and not job.is_awaited and not is_here
                 ticket.is_elsewhere = job.runner not in (None, self._runner) and not is_here
@@ -99,9 +99,11 @@ class JobLedger:
             job.id for job in unfinished.values() if job.runner is not None and job.runner != self._runner
         }
 
-    def _tickets_of(self, job_id: str, model: str | None, sizes: Sequence[Size], owner: str) -> list[Ticket]:
+    def _tickets_of(
+        self, job_id: str, model: str | None, sizes: Sequence[Size], owner: str, is_awaited: bool
+    ) -> list[Ticket]:
         if job_id not in self._tickets:
-            self._tickets[job_id] = self._admission_of(model).enter_job(sizes, owner)
+            self._tickets[job_id] = self._admission_of(model).enter_job(sizes, owner, is_awaited)
         return self._tickets[job_id]
 
     def _admission_of(self, model: str | None) -> Admission:

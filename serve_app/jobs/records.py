@@ -45,6 +45,7 @@ class Job:
     sizes: list[Size] = field(default_factory=list)  # of each of its requests
     outputs: tuple[Output, ...] = ()
     warnings: tuple[RequestWarning, ...] = ()
+    is_awaited: bool = False  # a caller waits for its end
     taken_over: bool = False  # as a claim returns it: the runner before this one died with it
 
     @property

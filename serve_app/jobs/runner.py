@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments import tracing
-from deployments.errors import ModelNotFoundError, StageUnavailableError, StorageError
+from deployments.errors import ModelNotFoundError, OtherVersionError, StageUnavailableError, StorageError
 from deployments.messages import Checkpoint, DenoisingProgress, GenerationRequest, Media, MediaFile, RequestWarning
 from deployments.metrics.meter import NO_METER, Meter
 from serve_app.errors import (
@@ -65,7 +65,8 @@ PATIENCE_S = 600.0  # that a job waits, without getting further, for a device th
 SUSPECTED = 2  # takeovers without getting further: the job may be what its runners died of
 MOST_SUSPECTED = 6  # from here on none of another model is tried beside it, so that an innocent one is not given up
 MOST_AWAITED = 200  # jobs whose callers wait, beside max_running: admission bounds them as it does other requests
-MOST_BESIDE_CALLERS = 200  # jobs of a model beyond max_running that run to have their share of what callers also want
+MOST_BESIDE_CALLERS = 32  # jobs of a model beyond max_running, for their share beside callers; each is held in memory
+KEPT_FREE_S = 3 * POSTPONED_S  # for such a one, since it last came
 MAX_TAKEOVERS = 10  # without getting further: a job that always ends its runner is given up
 
 AWAY = (RayServeException, StageUnavailableError)  # the stages are not there: the job has no part in it
@@ -186,19 +187,29 @@ class SuspectedJobs:
     """Those that may be what their runners died of: of each model one is tried at a time, until it gets further.
 
     One that was suspected often is tried beside none of another model either: each end of this process is then its own.
+    While such a one comes again and again no other is begun, so that its turn comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._tried: dict[str, Job] = {}  # by model
+        self._waits_alone: str | None = None  # a job that was suspected often
+        self._waits_until = 0.0  # it may have been cancelled, or be tried by another process
 
     def may_begin(self, job: Job) -> bool:
         """Whether the job, if it is suspected, may be tried now; then it is the one that is tried."""
         if job.takeovers < SUSPECTED:
             return True
-        tried = self._tried.values()
-        alone = max((each.takeovers for each in (job, *tried)), default=0) >= MOST_SUSPECTED
-        if job.asked.model in self._tried or (alone and tried):
+        is_kept_free = self._waits_alone is not None and self._monotonic() < self._waits_until
+        if is_kept_free and self._waits_alone != job.id:
             return False
+        tried = self._tried.values()
+        alone = max(each.takeovers for each in (job, *tried)) >= MOST_SUSPECTED
+        if job.asked.model in self._tried or (alone and tried):
+            if job.takeovers >= MOST_SUSPECTED:
+                self._waits_alone, self._waits_until = job.id, self._monotonic() + KEPT_FREE_S
+            return False
+        self._waits_alone = None
         self._tried[job.asked.model] = job
         return True
 
@@ -391,8 +402,11 @@ class JobRunner:
 
     async def _end_badly(self, job: Job, error: Exception) -> None:
         original = original_error(error)
-        if isinstance(original, StageUnavailableError) and isinstance(error, RayTaskError):
-            await self._postpone(job, POSTPONED_S, original)  # a stage lacks what this job needs, others need not
+        # A stage lacks what this job needs, or an update may bring it: others need not wait.
+        if isinstance(original, OtherVersionError) or (
+            isinstance(original, StageUnavailableError) and isinstance(error, RayTaskError)
+        ):
+            await self._postpone(job, POSTPONED_S, original)
             return
         if isinstance(original, TRANSIENT) and not isinstance(error, RayTaskError):
             work = self.models.get(job.asked.model)  # None: it is no longer served

@@ -18,8 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments import tracing
-from deployments.errors import NotSupportedError, StageUnavailableError, StorageError
-from deployments.messages import GenerationRequest, Media, MediaKind
+from deployments.errors import (
+    InvalidRequestError,
+    NotSupportedError,
+    OtherVersionError,
+    StageUnavailableError,
+    StorageError,
+)
+from deployments.messages import GenerationRequest, Media, MediaKind, StageDescription
 from deployments.metrics.meter import NO_METER, Meter
 from env_config.secret import SecretReference
 from serve_app.deadlines import NO_LIMITS, TimeLimits, not_begun, not_done
@@ -45,6 +51,7 @@ from serve_app.jobs.webhooks.sender import WebhookSender
 from serve_app.making.admission import size_of
 from serve_app.making.at_once import MakeAtOnce, note_admitted
 from serve_app.making.follower import Follower, Make
+from serve_app.making.served_model import ServedModel
 from serve_app.requests.given.earlier_requests import check_taken
 from serve_app.storage.base import StorageBackend
 from serve_app.storage.outputs import OutputURLs
@@ -331,13 +338,26 @@ def make_stored(making: MakeAtOnce) -> Make:
     """
 
     async def make(request: GenerationRequest, follower: Follower) -> Media:
-        """Raises NotSupportedError or InvalidRequestError for what the model does not take."""
+        """Raises NotSupportedError or InvalidRequestError for what the model does not take, OtherVersionError where
+        another version of it may."""
+        model = making.model
         with contextlib.suppress(StageUnavailableError):  # then the stages themselves say it, once they are there
-            description = await making.model.describe()
-            check_taken(request, description, making.model.configured_arguments)
+            description = await model.describe()
+            try:
+                check_taken(request, description, model.configured_arguments)
+            except InvalidRequestError:  # what was kept may be of before an update: nothing fails for good by that
+                check_taken(request, await _described_now(model), model.configured_arguments)
         return await making.make(request, follower)
 
     return make
+
+
+async def _described_now(model: ServedModel) -> StageDescription:
+    """Raises OtherVersionError where it is not known what the model takes now."""
+    try:
+        return await model.describe_again()
+    except StageUnavailableError as error:
+        raise OtherVersionError(f"an earlier version would refuse this, and no other answers: {error}") from error
 
 
 def _too_late(job: OverdueJob) -> TimeLimitError:

@@ -672,7 +672,7 @@ class JobStore:
         )
 
 
-_OF_THE_STORE = {"application", "model", "start_by", "cancel_at", "is_awaited"}
+_OF_THE_STORE = {"application", "model", "start_by", "cancel_at"}
 _NOT_OF_A_JOB = {"lease_owner", "lease_s", "heartbeat", *_OF_THE_STORE} | {
     column.name for column in jobs.c if column.name.startswith("webhook_")
 }

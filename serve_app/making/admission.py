@@ -22,6 +22,8 @@ from serve_app.errors import OverloadedError
 SMOOTHING = 0.3  # weight of the newest measurement
 MIN_BUSY_S = 1.0  # of work, before the pace of the stages is learned from it
 DEFAULT_STEPS = 50
+MOST_SIZES = 100  # whose seconds are remembered, the latest
+MOST_PREDICTED = 10_000  # sizes, between two measurements
 
 Shape = tuple[int, int, int]  # width, height, frames
 Size = tuple[int, int, int, int]  # width, height, frames, steps
@@ -68,9 +70,15 @@ class CostModel:
     first_guess_s: float
     step_s: dict[Shape, float] = field(default_factory=dict)
     decode_s: dict[Shape, float] = field(default_factory=dict)
+    # Of a step and of decoding, as of the latest measurement: every request that waits is predicted again and again.
+    _predicted: dict[Shape, tuple[float | None, float | None]] = field(default_factory=dict, init=False)
 
     def predict(self, shape: Shape, steps: int) -> float:
-        step_s, decode_s = _at(self.step_s, shape), _at(self.decode_s, shape)
+        if shape not in self._predicted:
+            if len(self._predicted) >= MOST_PREDICTED:
+                self._predicted.clear()
+            self._predicted[shape] = _at(self.step_s, shape), _at(self.decode_s, shape)
+        step_s, decode_s = self._predicted[shape]
         if step_s is None:
             return self.first_guess_s
         return steps * step_s + (decode_s or 0.0)
@@ -80,6 +88,7 @@ class CostModel:
         if "denoiser_forwards" in seconds:
             _smooth(self.step_s, shape, seconds["denoiser_forwards"] / max(1, steps))
         _smooth(self.decode_s, shape, decode_seconds(seconds))
+        self._predicted.clear()
 
 
 def compute_seconds(seconds: dict[str, float]) -> float:
@@ -92,8 +101,10 @@ def decode_seconds(seconds: dict[str, float]) -> float:
 
 
 def _smooth(known: dict[Shape, float], shape: Shape, measured: float) -> None:
-    before = known.get(shape, measured)
+    before = known.pop(shape, measured)
     known[shape] = before + SMOOTHING * (measured - before)
+    if len(known) > MOST_SIZES:
+        del known[next(iter(known))]
 
 
 def _at(known: dict[Shape, float], shape: Shape) -> float | None:
@@ -153,9 +164,11 @@ class Admission:
         self._enter(tickets, key)
         return tickets
 
-    def enter_job(self, sizes: Sequence[Size], key: str) -> list[Ticket]:
+    def enter_job(self, sizes: Sequence[Size], key: str, is_awaited: bool = False) -> list[Ticket]:
         """Tickets for a job that was let in before, by another replica or another life of this one."""
-        tickets = [self._ticket(size, key, is_waiting=True) for size in sizes]
+        tickets = [self._ticket(size, key, is_awaited, is_waiting=not is_awaited) for size in sizes]
+        for ticket in tickets:
+            ticket.is_from_elsewhere = True
         self._enter(tickets, key)
         return tickets
 
@@ -229,7 +242,9 @@ class Admission:
 
     @property
     def _num_awaited(self) -> int:
-        return sum(ticket.is_awaited for tickets in self.pending.values() for ticket in tickets)
+        """Those of this replica's callers."""
+        tickets = (ticket for each in self.pending.values() for ticket in each)
+        return sum(ticket.is_awaited and not ticket.is_from_elsewhere for ticket in tickets)
 
     def _check_room(
         self, tickets: list[Ticket], key: str, limits: tuple[float, float | None], with_waiting_jobs: bool
@@ -292,9 +307,10 @@ class Ticket:
     shape: Shape
     steps: int
     cost_s: float
-    is_awaited: bool = False  # a caller of this replica waits for it, be it that of a job
+    is_awaited: bool = False  # a caller waits for it, be it that of a job
     is_waiting: bool = False  # it is a job's that nobody waits for, and no runner has begun with it
     is_elsewhere: bool = False  # it is a job's that another ingress replica runs
+    is_from_elsewhere: bool = False  # it is a job's that another one let in: its caller takes no room of this one's
 
     @property
     def is_open(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from deployments.errors import StageUnavailableError, TriptychError
+from deployments.errors import OtherVersionError, StageUnavailableError, TriptychError
 from deployments.messages import ArgumentDescription, Effects, GenerationRequest, StageDescription
 from serve_app.making.health import describe_stages
 from serve_app.making.sleep.model_sleep import FRESH_S, RESTING
@@ -48,6 +48,28 @@ class ServedModel:
             self._described_at_waking = latest
             self._take(latest)
         return self._description or self._take(await self._hear())
+
+    async def describe_again(self) -> StageDescription:
+        """What its stages say now, past what is kept here.
+
+        Raises OtherVersionError while a replica of another version is there, which may take other things, and
+        StageUnavailableError while the encoder cannot answer. A model that sleeps and is not known is woken.
+        """
+        sleep = self.stages.sleep
+        if await sleep.state(FRESH_S) in RESTING:
+            known = (await sleep.facts(again=True)).description
+            if known is not None and known.version == self.stages.version:
+                return known
+            await sleep.wake()
+            raise StageUnavailableError(sleep.words())
+        answers = await describe_stages(self.stages)
+        described = {name: each.of(self.name) for name, each in answers.items() if not isinstance(each, str)}
+        if any(each.version != self.stages.version for each in described.values()):
+            raise OtherVersionError(f"the model {self.name!r} is being updated")
+        encoder = self.stages.encoder.deployment_name
+        if encoder not in described:
+            raise StageUnavailableError(f"the model is not ready: {answers[encoder]}")
+        return self._take(described[encoder])
 
     def _take(self, heard: StageDescription) -> StageDescription:
         """Keeps what a replica of this version said; what one of before an update said, or of after it, is not kept."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ray.serve.handle import DeploymentHandle
 
 from deployments.errors import ModelNotFoundError, NotSupportedError, StageUnavailableError
-from serve_app.adapters.names import adapter_in
+from serve_app.adapters.names import adapter_in, model_called
 from serve_app.errors import OverloadedError
 from serve_app.making.stages import Stages
 from serve_app.models.args import Purpose
@@ -90,14 +90,15 @@ class ServedModels:
         return models[0]
 
     def own_name(self, name: str, caller: str) -> str:
-        """That of the model that the caller means, which jobs have; a name of nobody is one of before."""
-        model = self.of_earlier(name, caller)
-        return name if model is None else model.name
+        """That of the model that the caller means, with a LoRA or without, which jobs have; a name of nobody is one of
+        before."""
+        known = {each: model for each, model in self._by_name.items() if model.is_for(caller)}
+        base = name if adapter_in(name, known) is None else name.rpartition(":")[0]
+        return known[base].name if base in known else name
 
     def called_as(self, model: ModelService, adapter: str) -> str | None:
         """The name of a model that a LoRA of this name would have too."""
-        names = model.served.names
-        return next((each for each in self._by_name if (adapter_in(each, names) or each) == adapter), None)
+        return model_called(adapter, model.served.names, self._by_name)
 
     def of_earlier(self, name: str, caller: str) -> ModelService | None:
         """The model that made something before, if it is still served."""

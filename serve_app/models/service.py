@@ -21,7 +21,7 @@ from serve_app.making.stages import Stages
 from serve_app.requests.bodies import MediaBody
 from serve_app.requests.effects import KnownEffects
 from serve_app.requests.given.configured import as_configured
-from serve_app.requests.given.earlier_requests import check_taken, check_within
+from serve_app.requests.given.earlier_requests import check_taken, check_within, without_steps
 from serve_app.requests.given.references import EarlierOutput
 from serve_app.requests.given.sources import FileSource
 from serve_app.requests.input_pictures import PictureRules
@@ -128,6 +128,7 @@ class ModelService:
         AdapterNotFoundError for a LoRA that is gone.
         """
         description, own = await self.describe(), self.served.configured_arguments
+        request = without_steps(request, description)
         check_taken(request, description, own)
         check_within(request, description, self.limits, own)
         asked = [AskedAdapter(use.name, use.scale) for use in map(use_of, request.features.get(FEATURE, ()))]

@@ -260,8 +260,8 @@ def _arguments(body: GenerationBody, description: StageDescription, limits: Requ
         arguments[name] = argument_value(name, value, description.type_of(name), limits) if is_number else value
     if "prompt" in description.parameters and not (body.prompt or "").strip():
         raise InvalidRequestError("prompt is required and must not be empty", "prompt", "missing_required_parameter")
-    if body.num_inference_steps is not None and body.num_inference_steps > limits.max_steps:
-        raise above("num_inference_steps", body.num_inference_steps, limits.max_steps)
+    if body.num_inference_steps is not None:
+        check_steps("num_inference_steps", body.num_inference_steps, limits)
     if body.max_sequence_length is not None and body.max_sequence_length > limits.max_prompt_tokens:
         raise above("max_sequence_length", body.max_sequence_length, limits.max_prompt_tokens, " tokens")
     if body.size not in (None, "auto") and _is_accepted(body, "size", "width", description):
@@ -329,7 +329,11 @@ def _length_arguments(
     arguments: dict[str, Any] = {}
     if body.fps is not None:
         rate = int(body.fps) if body.fps.is_integer() else body.fps  # some pipelines ask for an int
-        arguments |= {name: rate for name in RATE_ARGUMENTS if name in description.parameters}
+        arguments |= {
+            name: argument_value("fps", rate, description.type_of(name), limits)
+            for name in RATE_ARGUMENTS
+            if name in description.parameters
+        }
     field, num_frames = "num_frames", body.num_frames
     if body.seconds is not None:
         if num_frames is not None:
@@ -339,7 +343,7 @@ def _length_arguments(
     if num_frames is not None and _is_accepted(body, field, "num_frames", description):
         if num_frames > limits.max_frames:
             raise above(field, num_frames, limits.max_frames, " frames")
-        arguments["num_frames"] = num_frames
+        arguments["num_frames"] = argument_value(field, num_frames, description.type_of("num_frames"), limits)
     return arguments
 
 
@@ -428,7 +432,9 @@ def _refuse_unknown(body: GenerationBody, name: str, description: StageDescripti
 def check_steps(param: str, value: Any, limits: RequestLimits) -> None:
     """A number of steps, or one for each part of the loop. Raises InvalidRequestError."""
     for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, int | float) and not 1 <= each <= limits.max_steps:
+        if isinstance(each, int | float) and each > limits.max_steps:
+            raise above(param, each, limits.max_steps)
+        if isinstance(each, int | float) and each < 1:
             raise InvalidRequestError(f"{param} must be between 1 and {limits.max_steps}, got {value}", param)
 
 

@@ -276,6 +276,7 @@ class Progress:
         self.started_at = time.monotonic()
         self.printed_at = -REPEAT_PERIOD_S
         self.seen: set[str] = set()
+        self.told: dict[str, set[str]] = {}  # of each stage, since it was ready
 
     def show(self, line: str) -> None:
         if line not in self.seen or self._is_quiet():
@@ -285,8 +286,10 @@ class Progress:
     def show_stages(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
         """What GET /health says of each deployment, those of the same words together."""
         told = {name: "ready" if stage["ready"] else stage["detail"] or "loading" for name, stage in stages.items()}
-        news = {name: words for name, words in told.items() if f"{name}: {words}" not in self.seen}
-        self.seen |= {f"{name}: {words}" for name, words in news.items()}
+        news = {name: words for name, words in told.items() if words not in self.told.get(name, set())}
+        for name, words in told.items():  # one that dies and loads again says the same again
+            since_ready = self.told.get(name, set()) - {"ready"}
+            self.told[name] = {words} if words == "ready" else since_ready | {words}
         if news:
             self._print(together(news))
         elif self._is_quiet():

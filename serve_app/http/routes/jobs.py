@@ -49,7 +49,8 @@ def job_routes(service: Service) -> APIRouter:
         status: Annotated[tuple[Status, ...], Query(description="given again: any of several")] = (),
         kind: MediaKind | None = None,
         model: Annotated[
-            str | None, Query(max_length=MAX_NAME_CHARS, description="one that is served, or was when it was asked for")
+            str | None,
+            Query(max_length=MAX_NAME_CHARS, description="one that is served, or was; a LoRA behind it is left out"),
         ] = None,
     ) -> JobObjects:
         """The caller's jobs, videos among them, by the time they were asked for; those with what is named."""

@@ -145,7 +145,6 @@ def video_routes(service: Service) -> APIRouter:
             return await _answer(service, context, how, known, response)
         original = await video_job(service, context, video_id)
         model = await model_to_remix(service, context, original)
-        await model.served.wake_if_unknown()
         description = await model.describe()
         if description.media_kind != "video":
             before = f"{original.asked.model!r} did, which made {original.id!r}"
@@ -218,9 +217,12 @@ async def answer_with_job(
 
 
 async def model_to_remix(service: Service, context: RequestContext, original: Job) -> ModelService:
-    """The one that made the original, or the one for videos where that is no longer served."""
-    earlier = service.models.of_earlier(original.asked.model, context.caller)
-    model = earlier or await service.models.meant_by(VideoGenerationBody(), context.caller)
+    """The one that made the original, or the one for videos where that is no longer served, or makes none now."""
+    model = service.models.of_earlier(original.asked.model, context.caller)
+    if model is not None:
+        await model.served.wake_if_unknown()
+    if model is None or (await model.describe()).media_kind != "video":
+        model = await service.models.meant_by(VideoGenerationBody(), context.caller)
     context.model = model.name
     return model
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from deployments.adapters.use import FEATURE
 from deployments.errors import NotSupportedError
-from deployments.messages import GenerationRequest, InputImage, StageDescription
+from deployments.media.opening import read_header
+from deployments.messages import GenerationRequest, InputImage, RequestWarning, StageDescription
 from serve_app.requests.argument_values import above, argument_value, check_text
 from serve_app.requests.bodies import FIELD_INSTEAD
+from serve_app.requests.given.configured import SIDES
 from serve_app.requests.input_pictures import check_picture
 from serve_app.requests.limits import RequestLimits
 from serve_app.requests.outputs import check_kind
@@ -22,7 +25,7 @@ from serve_app.requests.translate import (
     check_steps,
 )
 
-SIDES = ("width", "height")
+STEPS = "num_inference_steps"
 
 
 def check_taken(request: GenerationRequest, description: StageDescription, own: Sequence[Mapping[str, Any]]) -> None:
@@ -40,13 +43,27 @@ def check_taken(request: GenerationRequest, description: StageDescription, own: 
     check_required(request.arguments, description)
 
 
+def without_steps(request: GenerationRequest, description: StageDescription) -> GenerationRequest:
+    """For a model that takes no number of steps, with a warning: a model that does says it where no caller has."""
+    if STEPS not in request.arguments or description.takes(STEPS):
+        return request
+    message = f"{STEPS} has no effect: {description.pipeline_class} does not take it"
+    return replace(
+        request,
+        arguments={name: value for name, value in request.arguments.items() if name != STEPS},
+        warnings=(*request.warnings, RequestWarning("no_effect", STEPS, message)),
+    )
+
+
 def check_within(
     request: GenerationRequest, description: StageDescription, limits: RequestLimits, own: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Whether a request for what the model takes is within its limits; what is configured for it always is.
+    """Whether a request for what the model takes is within its limits; what is configured for it always is, and what
+    its pipeline does by default: requests have that without being asked for it.
 
     Raises InvalidRequestError that names the field.
     """
+    own = [*own, description.parameters]
     asked = {name: value for name, value in request.arguments.items() if not _is_own(name, value, own)}
     for name, value in asked.items():
         if value is not None:
@@ -63,7 +80,10 @@ def _is_own(name: str, value: Any, own: Sequence[Mapping[str, Any]]) -> bool:
 def _check_value(name: str, value: Any, description: StageDescription, limits: RequestLimits) -> None:
     field = FIELD_INSTEAD.get(name, name)
     for picture in _pictures_in(value):
-        check_picture(picture.data, field, limits)
+        if description.type_of(name).holds("video") or name == "video":  # a frame that was written here, as PNG
+            read_header(picture.data, field, limits.max_input_pixels)
+        else:
+            check_picture(picture.data, field, limits)
     if name == "video" and isinstance(value, list) and len(value) > limits.max_frames:
         raise above(field, len(value), limits.max_frames, " frames")
     if name not in ARGUMENT_FIELDS or isinstance(value, int | float):
@@ -72,9 +92,7 @@ def _check_value(name: str, value: Any, description: StageDescription, limits: R
         check_text(field, value, limits)
     elif isinstance(value, list) and name != "video":
         check_pictures(field, value, description, limits)
-    if name == "num_inference_steps" and value > limits.max_steps:
-        raise above(field, value, limits.max_steps)
-    if "num_inference_steps" in name:
+    if STEPS in name:
         check_steps(field, value, limits)
     if name == "num_frames" and value > limits.max_frames:
         raise above(field, value, limits.max_frames, " frames")

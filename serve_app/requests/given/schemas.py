@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.messages import MEDIA_TYPES, StageDescription, ValueType
@@ -22,12 +24,19 @@ LIMIT_OF = {
 
 def model_fields(body: type[GenerationBody], description: StageDescription, limits: RequestLimits) -> dict[str, Any]:
     """Of each argument of the pipeline that has a field of its own name, the JSON Schema of the field."""
-    own = body.model_json_schema()["properties"]
+    own = own_fields(body)
     return {
         name: _field(name, description, limits) | _bounds(own.get(name, {}))
         for name, field in sendable_arguments(body, description).items()
         if field == name
     }
+
+
+@functools.cache
+def own_fields(body: type[GenerationBody]) -> Mapping[str, Any]:
+    """The JSON Schema of each field of the body, without those of any model; made once, so it is not to be changed."""
+    properties: dict[str, Any] = body.model_json_schema()["properties"]
+    return properties
 
 
 def form_schema(wanted: ValueType, schema: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from deployments.errors import (
     GenerationFailedError,
     InvalidRequestError,
     NotSupportedError,
+    OtherVersionError,
     StageUnavailableError,
     StorageError,
 )
@@ -127,11 +129,19 @@ class Described:
 
     configured_arguments = ({},)
 
-    def __init__(self, describing: StageDescription = WAN) -> None:
+    def __init__(self, describing: StageDescription = WAN, again: Sequence[StageDescription | Exception] = ()) -> None:
+        """`again`: what its stages say when they are asked again, one after another; what is kept by default."""
         self.describing = describing
+        self.again = list(again)
 
     async def describe(self) -> StageDescription:
         return self.describing
+
+    async def describe_again(self) -> StageDescription:
+        answer = self.again.pop(0) if self.again else self.describing
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 class Folder:
@@ -151,6 +161,7 @@ class Folder:
         serves: str = "wan",
         further: Mapping[str, Stages] | None = None,
         describing: StageDescription = WAN,
+        describing_again: Sequence[StageDescription | Exception] = (),
         **args: Any,
     ) -> AsyncIterator[Jobs]:
         """`further`: the stages of more models."""
@@ -160,7 +171,7 @@ class Folder:
         job_args = JobArgs(**{"lease_s": 1, **args})
 
         admission = self.admission or Admission(AdmissionArgs())
-        described: Any = Described(describing)
+        described: Any = Described(describing, describing_again)
         models = {serves: MakeAtOnce(stages.make, admission, described)} | {
             name: MakeAtOnce(each.make, Admission(AdmissionArgs()), described) for name, each in (further or {}).items()
         }
@@ -541,7 +552,46 @@ async def test_a_suspected_job_holds_up_one_of_another_model_only_where_it_was_s
         assert {(await ended(jobs, f"video_{number}")).status for number in range(3)} == {"completed"}
 
 
+def test_a_job_that_is_to_be_tried_alone_gets_its_turn_while_younger_suspects_come() -> None:
+    def suspected(job_id: str, takeovers: int, model: str) -> Any:
+        return SimpleNamespace(id=job_id, takeovers=takeovers, asked=SimpleNamespace(model=model))
+
+    now = 0.0
+    jobs = runner.SuspectedJobs(lambda: now)
+    often = suspected("often", runner.MOST_SUSPECTED, "wan")
+    younger = [suspected(f"younger_{number}", runner.SUSPECTED, "ltx") for number in range(3)]
+    assert jobs.may_begin(younger[0])
+    assert not jobs.may_begin(often)
+    jobs.passed("younger_0")
+    assert not jobs.may_begin(younger[1])
+    assert jobs.may_begin(suspected("innocent", 0, "ltx"))
+    assert jobs.may_begin(often)
+    jobs.passed("often")
+    assert jobs.may_begin(younger[1])
+    assert not jobs.may_begin(often)  # and comes no more: it was cancelled
+    jobs.passed("younger_1")
+    now += runner.KEPT_FREE_S
+    assert jobs.may_begin(younger[2])
+
+
 # --- beside callers who wait ---
+
+
+async def test_jobs_whose_callers_wait_at_another_replica_are_no_part_of_the_share_of_jobs(folder: Folder) -> None:
+    async with folder.runner(Stages()) as there:
+        there.runner._loops[0].cancel()  # claims nothing
+        await submit(there, "video_1", is_awaited=True)
+        await submit(there, "video_2")
+        folder.admission = here = Admission(AdmissionArgs(max_pending=1))
+        async with folder.runner(Stages()) as jobs:
+            jobs.runner._loops[0].cancel()
+            await jobs.ledger.look()
+            assert here.jobs_are_behind(), "a caller waits, and no job is at the stages"
+            jobs.ledger.begun(await jobs.get("video_1", ""))
+            assert here.jobs_are_behind()
+            jobs.ledger.begun(await jobs.get("video_2", ""))
+            assert not here.jobs_are_behind()
+            await submit(jobs, "video_3", is_awaited=True)  # the caller of another replica takes no place of this one's
 
 
 class InTurn(Stages):
@@ -626,6 +676,18 @@ async def test_a_job_for_which_its_model_has_become_another_one_fails_with_a_sen
     assert job.error["code"].startswith(code)
     assert sentence in job.error["message"]
     assert not stages.began_at
+
+
+@pytest.mark.parametrize("unknown", [OtherVersionError("an update"), StageUnavailableError("no answer")])
+async def test_a_replica_of_before_an_update_fails_no_job_that_the_later_model_takes(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, unknown: Exception
+) -> None:
+    monkeypatch.setattr(runner, "POSTPONED_S", 0.05)
+    stages, earlier = Stages(), dataclasses.replace(WAN, parameters={"prompt": None})
+    async with folder.runner(stages, describing=earlier, describing_again=[unknown, unknown, WAN]) as jobs:
+        await submit(jobs)
+        assert (await ended(jobs)).status == "completed"
+    assert stages.began_at == [0]
 
 
 async def test_a_job_of_no_model_here_is_left_where_the_store_is_away(

@@ -16,6 +16,7 @@ from deployments.messages import GenerationRequest, Media, OutputFormat
 from serve_app.api_keys import new_key
 from serve_app.errors import OverloadedError
 from serve_app.http.middleware.limits import BodySizeLimit, RoomForRequests
+from serve_app.making import admission as admission_module
 from serve_app.making.admission import Admission, AdmissionArgs, CostModel, size_of
 from tests.support.in_process import TEXT_TO_IMAGE, Server, make_at_once, serving, until
 
@@ -239,6 +240,21 @@ def test_jobs_do_not_count_among_the_pending_requests_of_callers():
     made.admit([request()], TEXT_TO_IMAGE)
     with pytest.raises(OverloadedError):
         made.admit([request()], TEXT_TO_IMAGE)
+
+
+def test_each_size_is_predicted_once_between_measurements_and_the_latest_sizes_are_remembered(monkeypatch):
+    made, looked_up = admission(1.0), []
+    look_up = admission_module._at
+    monkeypatch.setattr(admission_module, "_at", lambda known, shape: looked_up.append(shape) or look_up(known, shape))
+    for side in range(10):
+        made.admit_job([(64 + side, 64, 1, 4)] * 3, "", is_awaited=True)
+    for _ in range(5):
+        made.jobs_are_behind()
+    assert len(looked_up) == 2 * 10
+    for width in range(1, 3 * admission_module.MOST_SIZES):
+        made.costs.learn((width, 1, 1), 1, {"denoiser_forwards": float(width)})
+    assert len(made.costs.step_s) == len(made.costs.decode_s) == admission_module.MOST_SIZES
+    assert made.costs.predict((width, 1, 1), 2) == 2 * width
 
 
 # --- over HTTP ---

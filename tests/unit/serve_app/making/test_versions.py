@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from deployments.errors import CannotResumeError, OtherVersionError
+from deployments.errors import CannotResumeError, OtherVersionError, StageUnavailableError
 from deployments.messages import (
     Checkpoint,
     DecodeInputs,
@@ -113,6 +113,24 @@ def test_what_a_replica_of_an_earlier_version_says_of_the_model_is_not_kept() ->
         return [await model.describe() for _ in range(times)]
 
     assert [each.version for each in asyncio.run(asked(4))] == ["earlier", "later", "later", "later"]
+
+
+def test_what_is_kept_is_asked_again_and_nothing_is_said_while_replicas_of_two_versions_are_there() -> None:
+    def of_three_stages(*versions: str | Exception) -> ServedModel:
+        handles: list[Any] = []
+        for number, version in enumerate(versions):
+            handles.append(Handle(described(version) if isinstance(version, str) else version))
+            handles[-1].deployment_name = f"stage {number}"
+        return ServedModel("model", Stages(*handles, version="later"))
+
+    later = of_three_stages("later", "later", StageUnavailableError("it starts"))
+    later._description = described("kept")
+    assert asyncio.run(later.describe_again()).version == "later"
+    for versions in (("earlier", "later", "later"), ("later", "later", "earlier")):
+        with pytest.raises(OtherVersionError, match="'model' is being updated"):
+            asyncio.run(of_three_stages(*versions).describe_again())
+    with pytest.raises(StageUnavailableError, match="not ready"):
+        asyncio.run(of_three_stages(StageUnavailableError("it starts"), "later", "later").describe_again())
 
 
 ARGS = ModelArgs(path="o/flux", name="flux")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,79 @@ async def test_a_remix_by_another_model_or_under_other_limits_is_checked_as_a_ne
     assert await remixed(LTX, limits={"max_steps": 10}, default_arguments={"num_inference_steps": 20}) == (
         200, None, None,
     )  # fmt: skip
+
+
+OWN_RATE = dataclasses.replace(
+    WAN,
+    parameters=WAN.parameters | {"num_inference_steps": 50, "frame_rate": 24, "image": None, "scales": None},
+    argument_types={"frame_rate": ValueType("int"), "num_frames": ValueType("int")},
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"num_inference_steps": 30},
+        {"fps": 12},
+        {"seconds": 0.5, "fps": 8},
+        {"size": "64x48", "num_frames": 9},
+        {"flow_shift": 3, "scales": [1, 2], "n": 2, "negative_prompt": "rain"},
+        {"image": base64.b64encode(picture(64, 64)).decode()},
+        {"quality": "low"},
+    ],
+)
+async def test_a_model_remixes_whatever_it_has_taken_under_the_same_limits(
+    server: Server, body: dict[str, Any]
+) -> None:
+    # The pipeline's own 50 steps, and the 60 that are configured for a level, are above the limit.
+    settings = {"limits": {"max_steps": 30}, "quality": {"low": {"num_inference_steps": 60}}}
+    server.configure(several={"wan": OWN_RATE}, models={"wan": settings})
+    taken = await server.post("/v1/videos", json={"prompt": "a fox"} | body)
+    assert taken.status_code == 200, taken.text
+    remix = await server.post(f"/v1/videos/{taken.json()['id']}/remix", json={"prompt": "a dog"})
+    assert remix.status_code == 200, remix.text
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({"fps": 12.5}, "fps"), ({"num_inference_steps": 50}, "num_inference_steps")]
+)
+async def test_what_a_remix_would_refuse_is_refused_at_the_door(
+    server: Server, body: dict[str, Any], param: str
+) -> None:
+    server.configure(several={"wan": OWN_RATE}, models={"wan": {"limits": {"max_steps": 30}}})
+    refused = await server.post("/v1/videos", json={"prompt": "a fox"} | body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_frames_that_were_written_here_are_not_held_against_the_bytes_of_what_callers_send() -> None:
+    served = dataclasses.replace(WAN, parameters=WAN.parameters | {"video": None})
+    check_within(earlier(video=[InputImage(picture())]), served, RequestLimits(max_input_bytes=20), ())
+
+
+async def test_a_remix_by_a_model_that_takes_no_steps_says_that_they_have_no_effect(server: Server) -> None:
+    server.configure(several={"wan": WAN})
+    video = (await server.post("/v1/videos", json=ASKED)).json()
+    server.configure(several={"ltx": without("num_inference_steps")})
+    remix = (await server.post(f"/v1/videos/{video['id']}/remix", json={"prompt": "a dog"})).json()
+    assert [each["param"] for each in remix["warnings"]] == ["num_inference_steps"]
+
+
+async def test_another_model_remixes_a_video_whose_own_makes_pictures_now(server: Server) -> None:
+    server.configure(several={"wan": WAN})
+    video = (await server.post("/v1/videos", json=ASKED)).json()
+    server.configure(several={"wan": TEXT_TO_IMAGE, "ltx": LTX})
+    remix = (await server.post(f"/v1/videos/{video['id']}/remix", json={"prompt": "a dog"})).json()
+    assert remix["model"] == "ltx"
+
+
+async def test_the_jobs_of_a_model_are_found_by_its_name_with_a_lora(server: Server) -> None:
+    server.configure(several={"wan": WAN}, aliases={"sora-2": "wan"})
+    video = (await server.post("/v1/videos", json=ASKED)).json()
+    async with server.client() as client:
+        for name, found in (("wan:neon", [video["id"]]), ("sora-2:neon", [video["id"]]), ("ltx:neon", [])):
+            jobs = (await client.get("/v1/jobs", params={"model": name})).json()
+            assert [each["id"] for each in jobs["data"]] == found
 
 
 def earlier(**arguments: Any) -> GenerationRequest:

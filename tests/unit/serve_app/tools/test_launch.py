@@ -240,3 +240,13 @@ def test_hosts_that_need_no_proxy_already_still_need_none(monkeypatch: pytest.Mo
     assert environment["NO_PROXY"] == "example.com,10.0.0.0/8,localhost,127.0.0.1,::1,192.0.2.7"
     assert environment["no_proxy"] == environment["NO_PROXY"]
     assert environment["PYTHONUTF8"] == "1"
+
+
+def test_a_stage_that_was_ready_and_loads_again_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = launch.Progress()
+    for words in ("reading weights", "warming up", "reading weights", "", "reading weights", ""):
+        progress.show_stages({"VAE": {"ready": not words, "detail": words}})
+    printed = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [
+        f"VAE: {each}" for each in ("reading weights", "warming up", "ready", "reading weights", "ready")
+    ]
