@@ -120,7 +120,7 @@ class DenoiserStage:
         self._by_remote_calls: set[Kind] = set()  # kinds of requests whose data flows back
         self._with_passes_apart: dict[str, None] = {}  # courses of requests whose guidance passes cannot wait
         self.ranks = ranks
-        self._refusals = Refusals(ranks.lacks if ranks is not None else ())
+        self._not_probed = Refusals(ranks.lacks if ranks is not None else (), deaths=1)
         self.compiled = CompiledForwards(
             stage.switches,
             call_directly,
@@ -355,7 +355,7 @@ class DenoiserStage:
         return True
 
     def _run_probe(self, module: Any, component: str, context: Any, args: Any, kwargs: Any) -> Any:
-        refusal = self._refusals.reason(component, bind(module, args, kwargs), None)
+        refusal = self._not_probed.reason(component, bind(module, args, kwargs), None)
         if refusal is not None:
             raise torch.OutOfMemoryError(refusal)
         return self.engine.run(Fiber("probe", deterministic=True), module, component, context, args, kwargs)

@@ -84,10 +84,10 @@ def ended_by(lack: Lack) -> str:
 
 
 class Refusals:
-    """Of forwards by which groups have ended again and again."""
+    """Of forwards by which so many groups have ended."""
 
-    def __init__(self, lacks: Sequence[Lack], now: Callable[[], float] = time.time) -> None:
-        self._lacks = [each for each in lacks if each.deaths >= DEATHS]
+    def __init__(self, lacks: Sequence[Lack], now: Callable[[], float] = time.time, deaths: int = DEATHS) -> None:
+        self._lacks = [each for each in lacks if each.deaths >= deaths]
         self._now = now
 
     def reason(self, component: str, arguments: dict[str, Any], axes: BatchAxes | None) -> str | None:
