@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deployments.adapters.use import AdapterUse, use_of
 from deployments.ranks.portions import NoPortionsError
+
+FAILED_S = 60.0  # a LoRA that a rank could not have is asked for again after that
+COMING_S = 1.0  # and one that it is fetching
 
 Run = tuple[int, Mapping[str, float]]  # neighbours that use the same: how many samples, the scales by PEFT's names
 
@@ -44,6 +48,17 @@ def used_of(plain: Mapping[str, Any] | None) -> Used | None:
     return Used(tuple((number, scales) for number, scales in plain["runs"]), plain["is_even"])
 
 
+@dataclass(frozen=True)
+class Absent:
+    """LoRAs that a rank does not hold, by PEFT's names."""
+
+    coming: tuple[str, ...] = ()  # they are being fetched
+    failed: Mapping[str, str] = field(default_factory=dict)  # with the reason
+
+    def plain(self) -> dict[str, Any]:
+        return {"coming": list(self.coming), "failed": dict(self.failed)}
+
+
 class AdaptersHere(Protocol):
     """Of rank 0, whose requests hold them."""
 
@@ -63,8 +78,8 @@ class AdaptersHere(Protocol):
 class AdaptersThere(Protocol):
     """Of another rank."""
 
-    def hold(self, uses: Sequence[AdapterUse]) -> None:
-        """These and no others. Raises what fetching them and putting them in raises."""
+    def hold(self, uses: Mapping[str, AdapterUse]) -> Absent:
+        """These and no others, by PEFT's names; those that it does not hold now."""
         ...
 
     def around(self, module: Any, used: Used) -> AbstractContextManager[None]: ...
@@ -82,13 +97,52 @@ class NoAdapters:
     def around(self, module: Any, used: Used) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def hold(self, uses: Sequence[AdapterUse]) -> None:
-        """There are none."""
+    def hold(self, uses: Mapping[str, AdapterUse]) -> Absent:
+        return Absent()
 
 
 def hold_message(uses: Mapping[str, AdapterUse]) -> dict[str, Any]:
-    return {"hold": [use.plain() for use in uses.values()]}
+    return {"hold": {name: use.plain() for name, use in uses.items()}}
 
 
-def uses_to_hold(message: Mapping[str, Any]) -> list[AdapterUse]:
-    return [use_of(plain) for plain in message["hold"]]
+def uses_to_hold(message: Mapping[str, Any]) -> dict[str, AdapterUse]:
+    return {name: use_of(plain) for name, plain in message["hold"].items()}
+
+
+class HeldByOthers:
+    """Which LoRAs the other ranks hold, and which of them one lacks: until when, and why."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._holding: frozenset[str] = frozenset()
+        self._lacking: dict[str, tuple[str, float]] = {}
+        self._failed: set[str] = set()  # of those: not asked for meanwhile
+
+    def has(self, names: frozenset[str]) -> bool:
+        return names <= self._holding
+
+    def to_ask(self, names: frozenset[str], uses: Mapping[str, AdapterUse]) -> Mapping[str, AdapterUse]:
+        """What they are to hold, for a forward with these names, of all that requests use. Raises NoPortionsError where
+        one of them lacks it, and it is too early to ask again."""
+        now = self._clock()
+        self._lacking = {n: each for n, each in self._lacking.items() if n in uses and now < each[1]}
+        self._failed &= self._lacking.keys()
+        self._check(names)
+        return {name: use for name, use in uses.items() if name not in self._failed}
+
+    def note(self, names: frozenset[str], asked: Collection[str], answers: Mapping[int, Mapping[str, Any]]) -> None:
+        """`answers`: Absent as a message, by rank. Raises NoPortionsError where one of these names is lacking."""
+        now = self._clock()
+        for rank, answer in answers.items():
+            for name in answer["coming"]:
+                self._lacking.setdefault(name, (f"rank {rank} is still fetching its LoRAs", now + COMING_S))
+        for rank, answer in answers.items():
+            for name, reason in answer["failed"].items():
+                self._lacking[name] = f"rank {rank} cannot use its LoRAs: {reason}", now + FAILED_S
+                self._failed.add(name)
+        self._holding = frozenset(asked) - self._lacking.keys()
+        self._check(names)
+
+    def _check(self, names: frozenset[str]) -> None:
+        for name in names & self._lacking.keys():
+            raise NoPortionsError(self._lacking[name][0])

@@ -18,15 +18,18 @@ from deployments.engine.batching.merging import Merger
 from deployments.engine.executor import CacheContext, Executor
 from deployments.engine.marks import Mark
 from deployments.errors import ReplicaUnfitError
-from deployments.ranks.adapters import AdaptersHere, NoAdapters, Used, hold_message
+from deployments.ranks.adapters import AdaptersHere, HeldByOthers, NoAdapters, Used, hold_message
 from deployments.ranks.channel import Message, message_of
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.alone_log import AloneLog
+from deployments.ranks.loss.connection import is_of_connection
 from deployments.ranks.loss.lack import Refusals, lack_of
 from deployments.ranks.loss.left_alone import Failure, reason_of
+from deployments.ranks.loss.questions import Answers, Questions
 from deployments.ranks.place import Place
 from deployments.ranks.portions import NoPortionsError, joined, portion_sizes, portions
 from deployments.ranks.trial import is_close_enough, wrong_portion
-from deployments.tensors.out_of_memory import is_out_of_memory, let_go
+from deployments.tensors.out_of_memory import KnownNotToFitError, is_out_of_memory, let_go
 from deployments.tensors.values import copied, map_values
 from deployments.tensors.watched import Watched
 
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 INDIVISIBLE = "must be divisible by mesh size"  # what diffusers says of a length that the ranks do not divide
 KINDS_KEPT = 4096
+IN_VAIN = 3  # sizes in a row that the ranks do not make: then it is not the sizes
 
 
 class OnRanksError(RuntimeError):
@@ -60,11 +64,11 @@ class RanksExecutor:
         self._indivisible: set[Hashable] = set()  # structures with lengths that the ranks do not divide
         self._not_by_ranks: set[Hashable] = set()  # structures at which the ranks fail, of kinds that they make
         self._adapters = adapters or NoAdapters()
-        self._holding: frozenset[str] = frozenset()  # LoRAs that the other ranks hold
-        self._not_held: dict[str, str] = {}  # those that one of them cannot have, with the reason
+        self._held = HeldByOthers()
         self._refusals = Refusals(group.lacks)
-        self._number = 0  # of the last forward that was sent
-        self._told: set[str] = set()  # components of which it was told that rank 0 computes alone
+        self._questions = Questions(group)
+        self._log = AloneLog("parallel")
+        self._vain = 0  # structures in a row at which the ranks failed
         self._free = False  # the other ranks are to give memory back
 
     def mark(self) -> Mark:
@@ -75,12 +79,9 @@ class RanksExecutor:
         self._alone.free_memory()
 
     def run(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
-        """As an Executor's; raises ReplicaUnfitError too, where the group is lost, and torch.OutOfMemoryError for what
+        """As an Executor's; raises ReplicaUnfitError too, where the group is lost, and KnownNotToFitError for what
         groups before have ended by."""
         self._group.check()
-        refusal = self._refusals.reason(component, arguments, self._axes(component))
-        if refusal is not None:
-            raise torch.OutOfMemoryError(refusal)
         reason = self._obstacle(component, module)
         if reason is not None:
             return self._run_alone(component, module, context, arguments, reason)
@@ -99,23 +100,13 @@ class RanksExecutor:
 
     def _let_hold(self, split: Split) -> None:
         """The forward's LoRAs on all ranks. Raises NoPortionsError where one cannot have them."""
-        if split.used is None or split.used.names <= self._holding:
+        if split.used is None or self._held.has(split.used.names):
             return
-        uses = self._adapters.uses()
-        self._not_held = {name: reason for name, reason in self._not_held.items() if name in uses}
-        if split.used.names & self._not_held.keys():
-            raise NoPortionsError(next(self._not_held[name] for name in split.used.names if name in self._not_held))
-        asked = {name: use for name, use in uses.items() if name not in self._not_held}
-        message = message_of(hold_message(asked))
-        for place in self._group.others:
-            self._send(message, place)
-        answers = {place.rank: self._answer_of(place)["error"] for place in self._group.others}
-        reasons = [f"rank {rank} cannot use its LoRAs: {reason}" for rank, reason in answers.items() if reason]
-        if reasons:
-            self._not_held |= dict.fromkeys(asked.keys() - self._holding, reasons[0])
-            self._holding = frozenset()
-            raise NoPortionsError(reasons[0])
-        self._holding = frozenset(asked)
+        uses = self._held.to_ask(split.used.names, self._adapters.uses())
+        message = message_of(hold_message(uses) | {"number": self._questions.next_number()})
+        with self._questions.asked({place.rank: message for place in self._group.others}) as answers:
+            told = answers()
+        self._held.note(split.used.names, uses.keys(), told)
 
     def _around(self, split: Split, index: int) -> AbstractContextManager[None]:
         """A portion of the forward made here, of which the surroundings are the whole one's."""
@@ -130,11 +121,14 @@ class RanksExecutor:
         if structure in self._not_by_ranks:
             raise NoPortionsError("the ranks cannot compute such forwards")
         kind = split.kind(), structure in self._indivisible
-        if kind not in self._ways:
-            return self._tried(split, kind)
-        uneven = self._ways[kind]
+        uneven = self._ways.get(kind, False)
         if uneven is None:
             raise NoPortionsError("the ranks cannot compute such forwards")
+        refusal = self._refusals.reason(split.component, split.arguments, self._axes(split.component))
+        if refusal is not None:
+            raise KnownNotToFitError(refusal)
+        if kind not in self._ways:
+            return self._tried(split, kind)
         try:
             return self._exchanged(split, uneven)
         except (ReplicaUnfitError, NoPortionsError):
@@ -152,6 +146,9 @@ class RanksExecutor:
         reason = f"of such sizes the ranks cannot make them: {error}"
         output = self._run_alone(split.component, split.module, split.context, split.arguments, reason)
         self._note(self._not_by_ranks, structure)
+        self._vain += 1
+        if self._vain >= IN_VAIN:
+            self._group.end(f"the ranks failed at {IN_VAIN} sizes one after another, which rank 0 made: {error}")
         return output
 
     def _note(self, structures: set[Hashable], structure: Hashable) -> None:
@@ -170,9 +167,11 @@ class RanksExecutor:
     def _run_alone(
         self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any], reason: str
     ) -> Any:
-        if component not in self._told:
-            self._told.add(component)
-            logger.warning("parallel: rank 0 computes forwards of %s alone: %s", component, reason)
+        self._log.tell(component, reason)
+        return self._made_whole(component, module, context, arguments)
+
+    def _made_whole(self, component: str, module: Any, context: CacheContext | None, arguments: dict[str, Any]) -> Any:
+        """By rank 0, which the others do not hear of."""
         splits = self._group.met.splits
         with splits[component].whole() if component in splits else nullcontext():
             return self._alone.run(component, module, context, arguments)
@@ -235,14 +234,12 @@ class RanksExecutor:
 
     def _whole(self, split: Split, arguments: dict[str, Any]) -> Any:
         """The output of rank 0 alone; None where it does not fit on its device, or rank 0 has a part of the weights."""
-        splits = self._group.met.splits
         if not self._holds_all(split.component):
             return None
         try:
-            with splits[split.component].whole() if split.component in splits else nullcontext():
-                return self._alone.run(split.component, split.module, split.context, arguments)
+            return self._made_whole(split.component, split.module, split.context, arguments)
         except Exception as error:
-            if not is_out_of_memory(error) or split.component not in splits:
+            if not is_out_of_memory(error) or split.component not in self._group.met.splits:
                 raise
             let_go(error)
         self.free_memory()
@@ -253,73 +250,77 @@ class RanksExecutor:
     def _exchanged(self, split: Split, uneven: bool) -> Any:
         """The forward on all ranks that have a portion of it."""
         asked = [place for place in self._group.others if place.sample < len(split.pieces)]
+        number = self._questions.next_number()
         try:
-            told = {"number": self._number + 1, "uneven": uneven, "free": self._free}
+            told = {"number": number, "uneven": uneven, "free": self._free}
             messages = [message_of(split.message(index) | told) for index in range(len(split.pieces))]
         except TypeError as error:
             raise NoPortionsError(str(error)) from error
-        self._free, self._number = False, self._number + 1
-        with self._group.forward(self._number, lack_of(split.component, split.arguments, self._axes(split.component))):
-            return self._answered(split, uneven, asked, messages)
+        self._free = False
+        with self._group.forward(number, lack_of(split.component, split.arguments, self._axes(split.component))):
+            output = self._answered(split, uneven, asked, messages)
+        self._vain = 0
+        return output
 
     def _answered(self, split: Split, uneven: bool, asked: Sequence[Place], messages: Sequence[Message]) -> Any:
-        for place in asked:
-            self._send(messages[place.sample], place)
         failure: BaseException | None = None
-        splits = self._group.met.splits
-        if split.component in splits:
-            splits[split.component].set_uneven(uneven)
         output = None
         try:
-            with self._around(split, 0):
-                output = self._alone.run(split.component, split.module, split.context, split.pieces[0])
-        except Exception as raised:  # noqa: BLE001  (raised again when the other ranks have told how it went there)
-            failure = raised
-            if is_out_of_memory(raised):
-                let_go(raised)
-                self._group.failed_here(Failure(self._number, reason_of(raised), lacks_memory=True))
-        try:
-            answers = {place: self._answer_of(place) for place in asked}
+            with self._questions.asked({place.rank: messages[place.sample] for place in asked}) as answers_of_all:
+                try:
+                    output = self._own_portion(split, uneven)
+                except Exception as raised:  # noqa: BLE001  (raised again when the others have told how it went there)
+                    failure = raised
+                    if is_out_of_memory(raised):
+                        let_go(raised)
+                        self._group.failed_here(Failure(self._questions.number, reason_of(raised), lacks_memory=True))
+                answers = answers_of_all()
             self._check_answers(answers, failure)
         finally:
             del failure  # it holds this frame, and with it all tensors
-        outputs = [answers[place]["output"] for place in asked if place.answers]
+        outputs = [answers[place.rank]["output"] for place in asked if place.answers]
         return joined([output, *outputs], split.axes) if outputs and split.axes is not None else output
 
-    def _send(self, message: Message, place: Place) -> None:
-        with self._group.reaching(place.rank):
-            self._group.met.channel.ask(message, place.rank)
+    def _own_portion(self, split: Split, uneven: bool) -> Any:
+        splits = self._group.met.splits
+        if split.component in splits:
+            splits[split.component].set_uneven(uneven)
+        with self._around(split, 0):
+            return self._alone.run(split.component, split.module, split.context, split.pieces[0])
 
-    def _answer_of(self, place: Place) -> dict[str, Any]:
-        with self._group.reaching(place.rank):
-            answer: dict[str, Any] = self._group.met.channel.answer_of(place.rank)
-            return answer
-
-    def _check_answers(self, answers: Mapping[Place, dict[str, Any]], own: BaseException | None) -> None:
+    def _check_answers(self, answers: Answers, own: BaseException | None) -> None:
         """Raises what the forward raised, where the ranks of each sample have all failed alike or all not: they are in
-        step. Else some have waited for others that had given up, and the group ends.
+        step. Else some have waited for others that had given up, and the group ends, as it does where what failed is
+        the connection between them.
         """
+        reasons = {rank: each["error"] for rank, each in answers.items() if each["error"]}
+        reasons |= {0: reason_of(own)} if own else {}
         outcomes = {0: "" if own is None else _outcome(is_out_of_memory(own))}
-        outcomes |= {p.rank: _outcome(each["lacks_memory"]) if each["error"] else "" for p, each in answers.items()}
-        per_sample = self._group.args.ranks_of_sample
-        for first in range(0, self._group.args.size, per_sample):
-            ranks = [rank for rank in range(first, first + per_sample) if rank in outcomes]
-            if len({outcomes[rank] for rank in ranks}) > 1:
-                reasons = [f"rank {p.rank}: {each['error']}" for p, each in answers.items() if each["error"]]
-                reasons += [f"rank 0: {reason_of(own)}"] if own else []
-                self._group.end_at_forward(
-                    f"the ranks are not in step: {'; '.join(reasons)}", "memory" in outcomes.values()
-                )
-                self._group.check()
+        outcomes |= {rank: _outcome(each["lacks_memory"]) if each["error"] else "" for rank, each in answers.items()}
+        problem = self._problem(outcomes, reasons)
+        if problem is not None:
+            told = "; ".join(f"rank {rank}: {reason}" for rank, reason in sorted(reasons.items()))
+            self._group.end_at_forward(f"{problem}: {told}", "memory" in outcomes.values())
+            self._group.check()
         try:
             if own is not None:
                 raise own
         finally:
             del own
-        for place, answer in answers.items():
+        for rank, answer in answers.items():
             if answer["error"] is not None:
-                text = f"rank {place.rank}: {answer['error']}"
+                text = f"rank {rank}: {answer['error']}"
                 raise torch.OutOfMemoryError(text) if answer["lacks_memory"] else OnRanksError(text)
+
+    def _problem(self, outcomes: Mapping[int, str], reasons: Mapping[int, str]) -> str | None:
+        """Why the group cannot go on."""
+        per_sample = self._group.args.ranks_of_sample
+        for first in range(0, self._group.args.size, per_sample):
+            ranks = [rank for rank in range(first, first + per_sample) if rank in outcomes]
+            if len({outcomes[rank] for rank in ranks}) > 1:
+                return "the ranks are not in step"
+        failed = (reason for rank, reason in reasons.items() if outcomes[rank] == "error")
+        return "the ranks do not reach each other" if any(map(is_of_connection, failed)) else None
 
 
 class Split:

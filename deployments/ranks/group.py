@@ -201,7 +201,7 @@ class RankGroup:
         """Ends the group where that fails, and raises ReplicaUnfitError."""
         try:
             yield
-        except RuntimeError as error:
+        except Exception as error:
             lacks_memory = is_out_of_memory(error)  # here, for what it has sent
             reason = f"rank 0: {error}" if lacks_memory else f"rank {rank} cannot be reached: {error}"
             self.end_at_forward(reason, lacks_memory)

@@ -74,31 +74,22 @@ def answer(place: Place, met: Met, built: Built, store: TCPStore) -> None:
         if is_out_of_memory(error):
             tell_failure(store, place.rank, Failure(ANY_FORWARD, reason_of(error), lacks_memory=True))
         raise
+    number = {"number": asked["number"]}
     if "hold" in asked:
-        met.channel.answer(message_of({"error": held(built, asked)}))
+        met.channel.answer(message_of(number | built.adapters.hold(uses_to_hold(asked)).plain()))
         return
     if asked["free"]:
         built.free_memory()
     try:
         output = forward(met, built, asked)
-        told = message_of({"error": None, "output": output if place.answers else None})
+        told = message_of(number | {"error": None, "output": output if place.answers else None})
     except Exception as error:  # noqa: BLE001  (told to rank 0, which knows whether the group is still in step)
         let_go(error)
-        failure = Failure(asked.get("number", 0), reason_of(error), is_out_of_memory(error))
-        told = message_of({"error": failure.reason, "lacks_memory": failure.lacks_memory})
+        failure = Failure(asked["number"], reason_of(error), is_out_of_memory(error))
+        told = message_of(number | {"error": failure.reason, "lacks_memory": failure.lacks_memory})
         if place.args.ranks_of_sample > 1:
             tell_failure(store, place.rank, failure)
     met.channel.answer(told)
-
-
-def held(built: Built, asked: Mapping[str, Any]) -> str | None:
-    """Why the rank cannot hold these LoRAs; None: it does."""
-    try:
-        built.adapters.hold(uses_to_hold(asked))
-    except Exception as error:  # noqa: BLE001  (told to rank 0, which then makes such forwards alone)
-        let_go(error)
-        return reason_of(error)
-    return None
 
 
 @torch.no_grad()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,11 +88,6 @@ def install_splits(
     return {
         name: install(module, args, mesh, device) for install in installs if install for name, module in modules.items()
     }
-
-
-@contextmanager
-def nothing_split() -> Iterator[None]:
-    yield
 
 
 def _problem(way: str, module: torch.nn.Module, device: torch.device) -> str | None:

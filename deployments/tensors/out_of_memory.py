@@ -20,6 +20,10 @@ _LACKS_MEMORY = re.compile(
 )
 
 
+class KnownNotToFitError(torch.OutOfMemoryError):
+    """It was not tried: nothing that could be freed here would make room for it."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it was raised because the device or the host had no memory left for what was asked."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

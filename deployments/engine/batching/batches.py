@@ -22,7 +22,7 @@ from deployments.engine.forward import Forward, Structure
 from deployments.engine.statistics import EngineStatistics, Measure, StructureRefused, ignore
 from deployments.engine.step_costs import StepCosts
 from deployments.engine.under_way import UnderWay
-from deployments.tensors.out_of_memory import is_out_of_memory, let_go
+from deployments.tensors.out_of_memory import KnownNotToFitError, is_out_of_memory, let_go
 from deployments.tensors.watched import Watched
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Batches:
             outputs = self._merged(batch)
         except Exception as error:  # noqa: BLE001
             let_go(error)
-            does_not_fit = is_out_of_memory(error)
+            does_not_fit, was_tried = is_out_of_memory(error), not isinstance(error, KnownNotToFitError)
         else:
             for forward, output in zip(batch, outputs, strict=True):
                 forward.output = output
@@ -174,7 +174,8 @@ class Batches:
             return True
         if does_not_fit:
             self.caps.does_not_fit(batch[0].structure, samples)
-            self.executor.free_memory()
+            if was_tried:
+                self.executor.free_memory()
         return False
 
     def _run_alone(self, forward: Forward) -> None:
@@ -182,6 +183,8 @@ class Batches:
         watched = Watched(forward.arguments)
         forward.error = self._failed_alone(forward)
         if forward.error is None or not is_out_of_memory(forward.error):
+            return
+        if isinstance(forward.error, KnownNotToFitError):
             return
         # What surrounds it may keep something, and its arguments what it has counted or written.
         if forward.merge_key is None or watched.is_written() or watched.counted():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers.models import attention_dispatch
+from diffusers.models._modeling_parallel import gather_size_by_comm
 
 from deployments.ranks.sequence.uneven import gathered
 
@@ -44,8 +45,11 @@ def mend_masks() -> None:
 def whole_mask(mask: torch.Tensor, num_keys: int, num_heads: int, group: Any, uneven: bool) -> torch.Tensor:
     """Of shape [batch, 1 or this rank's heads, 1 or queries, all keys]; `num_keys` are this rank's, `num_heads` all."""
     size = dist.get_world_size(group)
-    if mask.shape[-1] == num_keys:
-        mask = gathered(mask, -1, group, None if uneven else [num_keys] * size)
+    keys = gather_size_by_comm(num_keys, group) if uneven else [num_keys] * size
+    # What a rank has by itself says nothing where lengths differ: its one key may be the one of a mask for all keys.
+    lengths = gather_size_by_comm(mask.shape[-1], group) if uneven else [mask.shape[-1]] * size
+    if lengths == keys:
+        mask = gathered(mask, -1, group, keys)
     if mask.ndim == 4 and mask.shape[1] == num_heads > 1:
         mask = mask.chunk(size, 1)[dist.get_rank(group)]
     return mask

@@ -6,6 +6,7 @@ device), and so has all that is computed from it. Which calls depend on which sh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def record(autoencoder: torch.nn.Module, name: str, coder: Coder, work: Callable
 @contextmanager
 def standing_in(autoencoder: torch.nn.Module, name: str, stand_in: Any) -> Iterator[None]:
     """The autoencoder with this in place of its part; afterwards with the attributes that it had, and in its lists and
-    dictionaries what was in them."""
+    dictionaries what was in them. Other threads may use it meanwhile."""
     attributes = dict(vars(autoencoder))
     contents = [(value, value.copy()) for value in attributes.values() if type(value) in (list, dict)]
     vars(autoencoder)[name] = stand_in
@@ -168,20 +169,32 @@ def standing_in(autoencoder: torch.nn.Module, name: str, stand_in: Any) -> Itera
         yield
     finally:
         for value, before in contents:
-            value.clear()
-            value.update(before) if isinstance(value, dict) else value.extend(before)
-        vars(autoencoder).clear()
-        vars(autoencoder).update(attributes)
+            _put_back(value, before)
+        _put_back(vars(autoencoder), attributes)
+
+
+def _put_back(container: Any, before: Any) -> None:
+    """At no moment it lacks what was in it."""
+    if isinstance(container, list):
+        if len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+            container[:] = before
+        return
+    if list(container) == list(before) and all(container[name] is value for name, value in before.items()):
+        return
+    container.update(before)
+    for name in [name for name in container if name not in before]:
+        container.pop(name, None)
 
 
 class StandIn:
-    """Called in a coder's place; all else is the coder's own."""
+    """Called in a coder's place in the thread that has made it; all else, and to other threads, is the coder's own."""
 
     def __init__(self, module: torch.nn.Module, call: Callable[..., Any]) -> None:
-        vars(self).update(_module=module, _call=call)
+        vars(self).update(_module=module, _call=call, _thread=threading.get_ident())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        own = threading.get_ident() == self._thread
+        return (self._call if own else self._module)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

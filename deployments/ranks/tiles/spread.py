@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import torch
 from deployments.errors import ReplicaUnfitError
 from deployments.ranks.channel import message_of
 from deployments.ranks.group import RankGroup
+from deployments.ranks.loss.alone_log import AloneLog
+from deployments.ranks.loss.questions import Answers, Questions
 from deployments.ranks.tiles.calls import Chain, made, of_message, shape_of, to_message
 from deployments.ranks.tiles.probe import latents_of_tiles
 from deployments.ranks.tiles.recording import Coder, NotSpreadError, Recording, StandIn, record, standing_in
@@ -38,7 +41,7 @@ class SpreadTiles:
         """`is_changed`: whether a module is now as one request has it."""
         self._group, self._device, self._is_changed = group, device, is_changed
         self._lock = threading.Lock()
-        self._told: set[tuple[str, str]] = set()
+        self._questions, self._log = Questions(group), AloneLog("vae.parallel")
         self._free = False  # the other ranks are to give memory back
         self.made_elsewhere = 0  # calls that other ranks have made
 
@@ -76,7 +79,7 @@ class SpreadTiles:
                         return self._decoded(name, autoencoder, coder, work)
                 except NotSpreadError as error:
                     obstacle = str(error)
-            self._tell(name, obstacle)
+            self._log.tell(name, obstacle)
             return work()
 
         return spread
@@ -89,11 +92,6 @@ class SpreadTiles:
             return "the request's pipeline has changed it"
         return "the pipeline asks for gradients" if torch.is_grad_enabled() else None
 
-    def _tell(self, name: str, reason: str) -> None:
-        if (name, reason) not in self._told:
-            self._told.add((name, reason))
-            logger.warning("vae.parallel: rank 0 decodes alone with %s: %s", name, reason)
-
     def _decoded(self, name: str, autoencoder: Any, coder: Coder, work: Callable[[], Any]) -> Any:
         """Raises NotSpreadError, where nothing was decoded yet."""
         recording = record(autoencoder, DECODER, coder, work)
@@ -105,21 +103,23 @@ class SpreadTiles:
         """Of each chain. What other ranks cannot make, rank 0 makes."""
         shares = shared_out(chains, self._group.args.size) if len(chains) > 1 else [list(range(len(chains)))]
         messages = self._messages(name, chains, shares)
-        asked = [rank for rank, message in messages.items() if self._ask(rank, message)]
         outputs: dict[int, Outputs] = {}
+        answers: Answers = {}
         failure: Exception | None = None
-        try:
-            for index in shares[0]:
-                outputs[index] = made(module, chains[index])
-        except Exception as error:  # noqa: BLE001  (raised again when the others have answered: they are in step)
-            failure = error
-        for rank in asked:
-            outputs |= self._answered(rank, shares[rank])
+        with suppress(ReplicaUnfitError), self._questions.asked(messages) as answers_of_all:
+            try:
+                for index in shares[0]:
+                    outputs[index] = made(module, chains[index])
+            except Exception as error:  # noqa: BLE001  (raised again when the others have answered: they are in step)
+                failure = error
+            answers = answers_of_all()
         try:
             if failure is not None:
                 raise failure
         finally:
             del failure  # it holds this frame, and with it all tensors
+        for rank, answer in answers.items():
+            outputs |= self._taken(rank, answer, shares[rank])
         for index in range(len(chains)):
             if index not in outputs:
                 outputs[index] = made(module, chains[index])
@@ -128,7 +128,13 @@ class SpreadTiles:
     def _messages(self, name: str, chains: Sequence[Chain], shares: Sequence[Sequence[int]]) -> dict[int, Any]:
         """For each other rank that has a share. Raises NotSpreadError for what no message may carry."""
         free, self._free = self._free, False
-        asked = {"component": name, "context": None, "uneven": False, "free": free}
+        asked = {
+            "number": self._questions.next_number(),
+            "component": name,
+            "context": None,
+            "uneven": False,
+            "free": free,
+        }
         sent = {
             rank: asked | {"arguments": {"chains": [to_message(chains[index]) for index in share]}}
             for rank, share in enumerate(shares)
@@ -139,22 +145,8 @@ class SpreadTiles:
         except TypeError as error:
             raise NotSpreadError(str(error)) from error
 
-    def _ask(self, rank: int, message: Any) -> bool:
-        """Whether it could be asked; else the group has ended."""
-        try:
-            with self._group.reaching(rank):
-                self._group.met.channel.ask(message, rank)
-        except ReplicaUnfitError:
-            return False
-        return True
-
-    def _answered(self, rank: int, share: Sequence[int]) -> dict[int, Outputs]:
-        """By chain; nothing where it has failed or is gone."""
-        try:
-            with self._group.reaching(rank):
-                answer = self._group.met.channel.answer_of(rank)
-        except ReplicaUnfitError:
-            return {}
+    def _taken(self, rank: int, answer: Mapping[str, Any], share: Sequence[int]) -> dict[int, Outputs]:
+        """By chain; nothing where it has failed."""
         if answer["error"] is not None:
             self._free = self._free or answer["lacks_memory"]
             logger.warning("vae.parallel: rank 0 decodes the tiles of rank %d: %s", rank, answer["error"])

@@ -136,16 +136,17 @@ def forwards_of_ranks(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Counte
     """From now on, by rank."""
     executor: Any = stages.denoiser.engine.executor
     made: Counter[int] = Counter()
-    run, send = executor._alone.run, executor._send
+    channel = executor._group.met.channel
+    run, ask = executor._alone.run, channel.ask
 
     def counted_run(*args: Any) -> Any:
         made[0] += 1
         return run(*args)
 
-    def counted_send(message: Any, place: Any) -> None:
-        made[place.rank] += 1
-        send(message, place)
+    def counted_ask(message: Any, to: int) -> None:
+        made[to] += 1
+        ask(message, to)
 
     monkeypatch.setattr(executor._alone, "run", counted_run)
-    monkeypatch.setattr(executor, "_send", counted_send)
+    monkeypatch.setattr(channel, "ask", counted_ask)
     return made

@@ -72,7 +72,7 @@ def test_what_the_ranks_cannot_compute_rank_0_computes_alone(
     with by_two._group.met.splits["flux"].whole():
         assert all(is_same(output, module(**arguments)) for output in outputs)
     assert by_rank_0(by_two) == before + 1
-    assert "rank 0 computes forwards of flux alone: ValueError: Expected output to be a tensor" in caplog.text
+    assert "rank 0 computes alone with flux: ValueError: Expected output to be a tensor" in caplog.text
     assert by_two._group.lost is None
 
 

@@ -17,6 +17,7 @@ from deployments.engine.fiber import Fiber
 from deployments.engine.forward import Forward
 from deployments.engine.marks import HostMark
 from deployments.engine.statistics import EngineStatistics
+from deployments.tensors.out_of_memory import KnownNotToFitError
 from deployments.tensors.values import has_gradients
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
@@ -204,6 +205,23 @@ def test_a_batch_that_does_not_fit_lowers_the_bound_and_frees_memory() -> None:
     assert executor.freed == 3, "six did not fit, and neither did three, twice"
     assert batches.statistics.bisections == 3
     assert len(fill(batches, waiting(batches, [0.0] * 6))) == 2, "the larger half of three did fit"
+
+
+def test_what_is_known_not_to_fit_is_not_tried_twice_and_frees_nothing() -> None:
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2 or bool((x == 5).any()):
+            raise KnownNotToFitError("a group of ranks ended by it")
+        return x
+
+    executor = CountedExecutor(compute)
+    batches = make(executor)
+    known(batches)
+    forwards = waiting(batches, [0.0, 1.0, 2.0, 5.0])
+    executor.sizes.clear()
+    batches.run(fill(batches, forwards))
+    assert [isinstance(forward.error, KnownNotToFitError) for forward in forwards] == [False, False, False, True]
+    assert executor.freed == 0
+    assert executor.sizes == [4, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
