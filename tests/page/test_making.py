@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -28,6 +29,7 @@ PLAY = """async video => {
   return video.duration;
 }"""
 GIVEN: dict[str, Any] = {"name": "fox.png", "mimeType": "image/png", "buffer": picture(64, 48)}
+STEP = {"progress": 50, "step": 4, "num_steps": 8, "eta_s": 1}
 MASK: dict[str, Any] = {"name": "mask.png", "mimeType": "image/png", "buffer": picture(64, 48, colour=(255, 255, 255))}
 
 
@@ -178,6 +180,44 @@ def test_what_is_under_way_is_taken_up_again_when_the_page_is_loaded_again_or_th
     expect(page.locator(".run .state")).to_contain_text("The server cannot be reached.")
     page.context.set_offline(False)
     expect(page.locator(SHOWN)).to_have_count(2)
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([("in_progress", {})], r"^Started\. No step is done yet; asked for \d+ s ago\.$"),
+        (
+            [("in_progress", {}), ("step", STEP), ("in_progress", {"taken_over": True})],
+            r"^Taken over by another replica\.$",
+        ),
+        pytest.param(
+            [("step", STEP), ("begun", {"request": 1})],
+            r"^Its turn has come\.$",
+            marks=pytest.mark.rest,
+        ),
+    ],
+    ids=["no step", "taken over", "the second of two"],
+)
+def test_after_a_lost_line_the_last_words_stand_there_and_no_step_is_missed_that_was_made(
+    events: list[tuple[str, dict[str, Any]]], words: str, pictures_server: ServedPage, open_page: OpenPage
+) -> None:
+    visit = open_page(pictures_server)
+    visit.expected = ("ERR_FAILED",)
+    page = visit.page
+    page.evaluate("() => { const real = setInterval; setInterval = (tick, ms) => real(tick, ms / 50); }")
+    said = "".join(
+        f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n" for number, (name, data) in enumerate(events, 1)
+    )
+    answers = iter(
+        [lambda route: route.fulfill(body=said, content_type="text/event-stream"), lambda route: route.abort()]
+    )
+    page.route("**/v1/jobs/*/events", lambda route: next(answers, lambda _: None)(route))  # the third has no end
+    generate(page, "a fox of two lives")
+    state = page.locator(".run .state")
+    expect(state).to_contain_text("The server cannot be reached.")
+    expect(state).to_have_text(re.compile(words))
+    page.wait_for_timeout(300)  # three ticks
+    expect(state).to_have_text(re.compile(words))
 
 
 def test_a_mask_is_painted_by_pointer_and_by_keyboard_and_is_white_where_it_was_painted(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
+from deployments.messages import ValueType
 from tests.support.browser import PHONE, SHOWN, OpenPage
-from tests.support.in_process import description, make_at_once
-from tests.support.played_page import INPAINTING, TEXT_TO_VIDEO, served_page
+from tests.support.in_process import description, make_at_once, picture
+from tests.support.played_page import INPAINTING, PICTURE, TEXT_TO_VIDEO, served_page
 
 VIDEOS = dataclasses.replace(TEXT_TO_VIDEO, argument_types={**INPAINTING.argument_types})
 PICTURES = description("FluxPipeline", tasks=("text_to_image",), argument_types=INPAINTING.argument_types)
@@ -44,3 +45,25 @@ def test_another_model_keeps_the_words_and_is_kept_and_what_is_made_is_in_sight(
         served.server.pace.is_held = False
         expect(page.locator(f"{SHOWN} img")).to_be_in_viewport(ratio=1)
         page.screenshot(path=shots / "several_made.png")
+        model.select_option("videos")
+        expect(page.get_by_label("Frames")).to_be_visible()
+        page.locator(f"{SHOWN} .again").click()
+        expect(page.get_by_label("Frames")).to_have_count(0)
+        page.reload()
+        expect(model).to_have_value("pictures")
+
+
+def test_another_model_takes_over_what_it_can_take(tmp_path: Path, open_page: OpenPage) -> None:
+    """One picture where it takes one; nothing where its field of that name is of another kind."""
+    types = {**INPAINTING.argument_types, "image": PICTURE, "negative_prompt": ValueType("int")}
+    edits = dataclasses.replace(INPAINTING, argument_types=types)
+    with served_page(tmp_path / "outputs", several={"lists": INPAINTING, "edits": edits}) as served:
+        page = open_page(served).page
+        given = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": picture(64, 48)} for name in "abc"]
+        page.get_by_label("Image", exact=True).set_input_files(given)  # type: ignore[arg-type]
+        expect(page.locator(".given img")).to_have_count(3)
+        page.get_by_label("Negative prompt").fill("blurred")
+        page.get_by_label("Model", exact=True).select_option("edits")
+        expect(page.locator("#model-name")).to_have_text("edits")
+        expect(page.locator(".given img")).to_have_count(1)
+        expect(page.get_by_label("Negative prompt")).to_have_value("")

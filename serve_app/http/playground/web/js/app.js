@@ -74,10 +74,14 @@ function offer(models) {
   byId("models").hidden = models.length < 2;
 }
 
-byId("model").addEventListener("change", () => {
-  localStorage.setItem("triptych-model", byId("model").value);
-  setUpForm();
-});
+byId("model").addEventListener("change", () => choose(byId("model").value));
+
+/** Shows the form of that model, now and when the page is loaded again. */
+async function choose(model) {
+  byId("model").value = model;
+  localStorage.setItem("triptych-model", model);
+  await setUpForm();
+}
 
 async function readModel(name) {
   const details = await callJSON(`v1/models/${name.split("/").map(encodeURIComponent).join("/")}`);
@@ -142,8 +146,7 @@ async function onmade(items, isWatched) {
 async function again(item) {
   const { n, model, ...body } = item.body;
   if (model && model !== served?.details.id && [...byId("model").options].some((each) => each.value === model)) {
-    byId("model").value = model;
-    await setUpForm();
+    await choose(model);
   }
   served?.form.fill(item.seed === undefined ? item.body : { ...body, seed: item.seed });
   location.hash = "#make";

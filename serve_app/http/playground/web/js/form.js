@@ -71,16 +71,18 @@ export function makeForm(fields, adapters, usualOf, before) {
   /** Its words and files, by field. */
   function given() {
     const carried = fields.filter((field) => CARRIED.includes(field.kind));
-    return new Map(carried.map((field) => [`${field.name} ${field.medium}`, places.get(field.name).given()]));
+    return new Map(carried.map((field) => [carriedAs(field), places.get(field.name).given()]));
   }
 
   const old = before?.given() ?? new Map();
   for (const field of fields) {
-    const value = old.get(`${field.name} ${field.medium}`);
+    const value = old.get(carriedAs(field));
     if (value?.length) places.get(field.name).set(value);
   }
   return { body, fill, blame, fields, given };
 }
+
+const carriedAs = (field) => `${field.name} ${field.kind} ${field.medium}`;
 
 function pictureFor(places) {
   for (const name of ["image", "images"]) {

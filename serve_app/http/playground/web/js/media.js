@@ -28,7 +28,7 @@ export function mediaPlace(field, id, pictureOf, onchange) {
     trouble.hidden = !refused;
     const urls = await Promise.all(wanted.map(dataURL));
     input.value = "";
-    if (urls.length) set(field.takesList ? [...given.map((each) => each.url), ...urls] : urls.slice(0, 1));
+    if (urls.length) set([...(field.takesList ? given.map((each) => each.url) : []), ...urls]);
   }
 
   async function paint() {
@@ -41,7 +41,7 @@ export function mediaPlace(field, id, pictureOf, onchange) {
 
   function set(urls) {
     given.forEach((each) => URL.revokeObjectURL(each.shown));
-    given = urls.map((url) => ({ url, shown: URL.createObjectURL(blobOf(url)) }));
+    given = (field.takesList ? urls : urls.slice(0, 1)).map((url) => ({ url, shown: URL.createObjectURL(blobOf(url)) }));
     list.replaceChildren(...given.map((each, number) =>
       el("li", {}, player(field.medium, each.shown, `${field.name} ${number + 1}`),
         button("Remove", () => set(given.filter((other) => other !== each).map((other) => other.url)), { aria: { label: `Remove ${field.name} ${number + 1}` } }))));

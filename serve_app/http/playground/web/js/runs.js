@@ -13,7 +13,7 @@ const ENDED = ["completed", "failed", "cancelled", "deleted"];
 
 /** Shows it and makes it. `wanted`: {id, at, route, body, makes, job?}; `hooks`: {store, onmade, onrefused, edit}. */
 export function startRun(wanted, hooks) {
-  const run = { ...wanted, card: cardOf(wanted), stop: new AbortController(), isCancelled: false };
+  const run = { ...wanted, card: cardOf(wanted), stop: new AbortController(), isCancelled: false, words: "", isTicking: false };
   run.card.cancel.onclick = () => cancel(run);
   byId("runs").prepend(run.card.element);
   countRuns();
@@ -60,23 +60,24 @@ async function askFor(run) {
 /** Says what the matter is and waits; throws what no waiting helps. Cancelled, what has no job yet waits no longer. */
 async function waitAfter(run, error, tries) {
   const signal = run.job ? undefined : run.stop.signal;
+  const detail = run.card.detail.textContent;
   if (error.status === 401) {
-    status(run, "Waiting for an API key.");
+    show(run, "Waiting for an API key.", detail);
     await new Promise((resolve) => {
       keys.addEventListener("given", resolve, { once: true });
       signal?.addEventListener("abort", resolve, { once: true });
     });
-    return;
+    return showAgain(run, detail);
   }
   if (!(error instanceof CallError) || !error.isPassing) throw error;
   const what = { 0: "The server cannot be reached.", 429: "The server is full.", 503: "A part of the server is not available." }[error.status] ?? "The server could not take it.";
   const until = Date.now() + 1000 * patience(error, tries);
   say(`${what} It is tried again.`);
   while (Date.now() < until && !signal?.aborted) {
-    status(run, `${what} Trying again in ${inWords((until - Date.now()) / 1000)}.`, error.status ? error.message : "");
+    show(run, `${what} Trying again in ${inWords((until - Date.now()) / 1000)}.`, error.status ? error.message : "");
     await pause(Math.min(1, (until - Date.now()) / 1000), signal);
   }
-  status(run, "", "");
+  showAgain(run, detail);
 }
 
 /** The last event; a lost connection is taken up where it broke. */
@@ -111,9 +112,9 @@ function hear(run, { event, data }) {
   } else if (event === "warning") tell(card.detail, [card.detail.textContent, data.message].filter(Boolean).join(" "));
   else if (event === "waiting") {
     tellBoth(run, waitingFor(data));
-    if (!card.bar.hasAttribute("value")) untilAStep(run, waitingFor(data));
+    untilAStep(run);
   }
-  else if (event === "begun") (tellBoth(run, "Its turn has come."), untilAStep(run, "Its turn has come."));
+  else if (event === "begun") (tellBoth(run, "Its turn has come."), untilAStep(run));
   else if (event === "stored") status(run, "Stored.");
 }
 
@@ -121,7 +122,7 @@ function started(run, isTakenOver) {
   const text = isTakenOver ? "Taken over by another replica." : "Started.";
   tell(run.card.detail, "");
   tellBoth(run, text);
-  untilAStep(run, text);
+  untilAStep(run);
 }
 
 function tellBoth(run, text) {
@@ -130,9 +131,11 @@ function tellBoth(run, text) {
 }
 
 /** A first step may take long: it is told for how long none has been made. */
-function untilAStep(run, text) {
+function untilAStep(run) {
+  if (run.card.bar.hasAttribute("value")) return; // another replica goes on, or another one of several begins
+  run.isTicking = true;
   run.ticking = setInterval(() => {
-    run.card.status.textContent = `${text} No step is done yet; asked for ${inWords((Date.now() - run.at) / 1000)} ago.`;
+    run.card.status.textContent = `${run.words} No step is done yet; asked for ${inWords((Date.now() - run.at) / 1000)} ago.`;
   }, 5000);
 }
 
@@ -234,10 +237,22 @@ function isWatched(element) {
   return bottom > 0 && top < innerHeight && !document.activeElement.matches("input, textarea, select");
 }
 
-function status(run, text, detail) {
+function status(run, text, detail = run.card.detail.textContent) {
+  run.words = text;
+  run.isTicking = false;
+  show(run, text, detail);
+}
+
+/** For a while, without forgetting the last words. */
+function show(run, text, detail) {
   clearInterval(run.ticking);
   run.card.status.textContent = text;
-  if (detail !== undefined) tell(run.card.detail, detail);
+  tell(run.card.detail, detail);
+}
+
+function showAgain(run, detail) {
+  show(run, run.words, detail);
+  if (run.isTicking) untilAStep(run);
 }
 
 function countRuns() {
