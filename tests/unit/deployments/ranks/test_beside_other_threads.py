@@ -52,6 +52,14 @@ def test_its_attributes_are_put_back_without_a_moment_in_which_they_are_missing(
     assert autoencoder.decoder(1) == 1
 
 
+def noted_in(joined: list[Any]) -> Any:
+    def gathered(mask: torch.Tensor, *rest: Any) -> torch.Tensor:
+        joined.append(rest)
+        return mask
+
+    return gathered
+
+
 @pytest.mark.parametrize(
     ("keys", "lengths", "is_gathered"),
     [([2, 1], [2, 1], True), ([2, 1], [1, 1], False), ([1, 1], [1, 1], True), ([2, 1], [3, 3], False)],
@@ -63,7 +71,7 @@ def test_all_ranks_gather_a_mask_or_none_does(
         told = iter([keys, lengths])
         joined: list[Any] = []
         monkeypatch.setattr(masks, "gather_size_by_comm", lambda size, group, told=told: next(told))
-        monkeypatch.setattr(masks, "gathered", lambda mask, *rest, joined=joined: joined.append(rest) or mask)
+        monkeypatch.setattr(masks, "gathered", noted_in(joined))
         monkeypatch.setattr(masks.dist, "get_world_size", lambda group: 2)
         monkeypatch.setattr(masks.dist, "get_rank", lambda group, rank=rank: rank)
         masks.whole_mask(torch.ones(1, 1, 1, lengths[rank]), keys[rank], 1, None, uneven=True)
