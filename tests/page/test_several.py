@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import expect
 
@@ -59,8 +60,10 @@ def test_another_model_takes_over_what_it_can_take(tmp_path: Path, open_page: Op
     edits = dataclasses.replace(INPAINTING, argument_types=types)
     with served_page(tmp_path / "outputs", several={"lists": INPAINTING, "edits": edits}) as served:
         page = open_page(served).page
-        given = [{"name": f"{name}.png", "mimeType": "image/png", "buffer": picture(64, 48)} for name in "abc"]
-        page.get_by_label("Image", exact=True).set_input_files(given)  # type: ignore[arg-type]
+        given: list[Any] = [
+            {"name": f"{name}.png", "mimeType": "image/png", "buffer": picture(64, 48)} for name in "abc"
+        ]
+        page.get_by_label("Image", exact=True).set_input_files(given)
         expect(page.locator(".given img")).to_have_count(3)
         page.get_by_label("Negative prompt").fill("blurred")
         page.get_by_label("Model", exact=True).select_option("edits")
