@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, ViewportSize, expect
+from playwright.sync_api import Page, expect
 
-from tests.support.browser import SHOWN, OpenPage, generate
+from tests.support.browser import PHONE, SHOWN, OpenPage, generate
 from tests.support.played_page import ServedPage
-
-PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 def test_the_cluster_is_shown_as_it_happens_and_only_while_somebody_watches(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.page.test_looks import PHONE
-from tests.support.browser import SHOWN, OpenPage
+from tests.support.browser import PHONE, SHOWN, OpenPage
 from tests.support.in_process import description, make_at_once
 from tests.support.played_page import INPAINTING, TEXT_TO_VIDEO, served_page
 

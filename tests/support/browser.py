@@ -21,6 +21,7 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disabl
 PATIENCE_MS = 20_000.0
 SHOWN = "#gallery .item"
 SMALL: ViewportSize = {"width": 1000, "height": 700}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 @dataclass
