@@ -35,7 +35,8 @@ def tile_side(autoencoder: Any) -> int:
     sizes = {n: v for n, v in vars(autoencoder).items() if n.startswith("tile_") and isinstance(v, int) and v > 0}
     latent = [size for name, size in sizes.items() if "latent_min" in name and "frames" not in name]
     sample = [-(-size // ratio) for name, size in sizes.items() if "sample_min" in name and "frames" not in name]
-    return min(max([1, *(latent or sample or kernel_of(autoencoder)[1:])]), LARGEST // TILES)
+    side: int = max([1, *(latent or sample or kernel_of(autoencoder)[1:])])
+    return min(side, LARGEST // TILES)
 
 
 def tile_frames(autoencoder: Any) -> int:

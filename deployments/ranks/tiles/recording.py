@@ -218,8 +218,8 @@ class _Recorder:
             taken.append(Taken(place, *self._sources[id(value)]))
             return None
 
-        given = _numbered(leaf, (args, kwargs))
-        call = Call(*given, taken=tuple(taken))
+        given_args, given_kwargs = _numbered(leaf, (args, kwargs))
+        call = Call(given_args, given_kwargs, tuple(taken))
         with self._seen.inside():
             output = self._coder.effect(args, kwargs).on(args, kwargs)
         for number, value in enumerate(leaves((output, args, kwargs))):
