@@ -11,11 +11,13 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 
 from deployments.devices import Device
+from deployments.memory.args import VAEArgs
 from deployments.model import ModelArgs
 from deployments.modules import AccelerationError
 from deployments.one_process.pipeline import WholePipeline
 from deployments.ranks.args import ParallelArgs
 from deployments.ranks.splits import check_splits
+from deployments.replicas.ranks import SERVES, asked_ranks, start_ranks
 from deployments.stages.build import build_stage
 from deployments.stages.ranks.beside import features_beside
 from env_config.variables import EnvConfig
@@ -140,7 +142,23 @@ def test_loras_are_refused_beside_split_weights(flux_checkpoint: Path) -> None:
         build_stage(args, ("denoiser",), EnvConfig(), Device("cpu", CPU))
 
 
-def test_one_process_has_no_ranks(flux_checkpoint: Path) -> None:
-    args = ModelArgs(path=str(flux_checkpoint), name="flux", parallel=RANKS)
-    with pytest.raises(AccelerationError, match="ranks are processes of their own, which an application on Ray Serve"):
+TILES = VAEArgs.model_validate({"tiling": "on", "parallel": 3})
+
+
+@pytest.mark.parametrize(("setting", "asked"), [("parallel", {"parallel": RANKS}), (r"vae\.parallel", {"vae": TILES})])
+def test_one_process_has_no_ranks(setting: str, asked: dict[str, Any], flux_checkpoint: Path) -> None:
+    args = ModelArgs(path=str(flux_checkpoint), name="flux", **asked)
+    with pytest.raises(AccelerationError, match=f"^{setting}: ranks are processes of their own, which an application"):
         WholePipeline(args, EnvConfig())
+
+
+def test_a_replica_has_the_ranks_of_its_own_stages() -> None:
+    model = ModelArgs(path="m", name="m", parallel=RANKS, vae=TILES)
+    assert asked_ranks(model, ("encoder",)) == []
+    [denoiser] = asked_ranks(model, ("denoiser",))
+    assert (denoiser.setting, denoiser.stage, denoiser.args.size) == ("parallel", "denoiser", 2)
+    [vae] = asked_ranks(model, ("encoder", "vae"))
+    assert (vae.setting, vae.stage, vae.args.size, vae.args.ranks_of_sample) == ("vae.parallel", "vae", 3, 1)
+    with pytest.raises(AccelerationError, match=r"parallel and vae\.parallel: a process has one group of ranks"):
+        start_ranks(model, "cpu", ("denoiser", "vae"))
+    assert set(SERVES) == {denoiser.stage, vae.stage}
