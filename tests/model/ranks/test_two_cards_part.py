@@ -22,6 +22,7 @@ def lines(way: str, kill: bool = False) -> list[dict[str, Any]]:
     return list(made(SMALL, way, kill, lambda place: RankBeside(serve, place, SMALL)))
 
 
+@pytest.mark.rest
 def test_a_killed_rank_is_noticed_and_the_next_group_makes_the_same_bytes() -> None:
     told, ended = lines("ulysses", kill=True)
     assert told["by_ranks"]
