@@ -329,11 +329,7 @@ def _length_arguments(
     arguments: dict[str, Any] = {}
     if body.fps is not None:
         rate = int(body.fps) if body.fps.is_integer() else body.fps  # some pipelines ask for an int
-        arguments |= {
-            name: argument_value("fps", rate, description.type_of(name), limits)
-            for name in RATE_ARGUMENTS
-            if name in description.parameters
-        }
+        arguments |= {name: rate for name in RATE_ARGUMENTS if name in description.parameters}
     field, num_frames = "num_frames", body.num_frames
     if body.seconds is not None:
         if num_frames is not None:

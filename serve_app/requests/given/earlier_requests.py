@@ -9,7 +9,7 @@ from typing import Any
 from deployments.adapters.use import FEATURE
 from deployments.errors import NotSupportedError
 from deployments.media.opening import read_header
-from deployments.messages import GenerationRequest, InputImage, RequestWarning, StageDescription
+from deployments.messages import GenerationRequest, InputImage, RequestWarning, StageDescription, ValueType
 from serve_app.requests.argument_values import above, argument_value, check_text
 from serve_app.requests.bodies import FIELD_INSTEAD
 from serve_app.requests.given.configured import SIDES
@@ -18,6 +18,7 @@ from serve_app.requests.limits import RequestLimits
 from serve_app.requests.outputs import check_kind
 from serve_app.requests.translate import (
     ARGUMENT_FIELDS,
+    RATE_ARGUMENTS,
     check_length,
     check_pictures,
     check_required,
@@ -26,6 +27,7 @@ from serve_app.requests.translate import (
 )
 
 STEPS = "num_inference_steps"
+A_NUMBER = ValueType("float")
 
 
 def check_taken(request: GenerationRequest, description: StageDescription, own: Sequence[Mapping[str, Any]]) -> None:
@@ -87,7 +89,8 @@ def _check_value(name: str, value: Any, description: StageDescription, limits: R
     if name == "video" and isinstance(value, list) and len(value) > limits.max_frames:
         raise above(field, len(value), limits.max_frames, " frames")
     if name not in ARGUMENT_FIELDS or isinstance(value, int | float):
-        argument_value(field, value, description.type_of(name), limits)
+        wanted = A_NUMBER if name in RATE_ARGUMENTS else description.type_of(name)  # as when it was asked for
+        argument_value(field, value, wanted, limits)
     elif isinstance(value, str):
         check_text(field, value, limits)
     elif isinstance(value, list) and name != "video":

@@ -87,6 +87,7 @@ OWN_RATE = dataclasses.replace(
         {},
         {"num_inference_steps": 30},
         {"fps": 12},
+        {"fps": 12.5},
         {"seconds": 0.5, "fps": 8},
         {"size": "64x48", "num_frames": 9},
         {"flow_shift": 3, "scales": [1, 2], "n": 2, "negative_prompt": "rain"},
@@ -107,7 +108,7 @@ async def test_a_model_remixes_whatever_it_has_taken_under_the_same_limits(
 
 
 @pytest.mark.parametrize(
-    ("body", "param"), [({"fps": 12.5}, "fps"), ({"num_inference_steps": 50}, "num_inference_steps")]
+    ("body", "param"), [({"num_inference_steps": 50}, "num_inference_steps"), ({"num_frames": 258}, "num_frames")]
 )
 async def test_what_a_remix_would_refuse_is_refused_at_the_door(
     server: Server, body: dict[str, Any], param: str
