@@ -46,10 +46,6 @@ CASES = {
     "sd3 by batch": Case("sd3", {"batch": 2}),
     "zimage by batch": Case("zimage", {"batch": 2}),
     "pixart by batch": Case("pixart", {"batch": 2}),
-    "auraflow by batch": Case("auraflow", {"batch": 2}),
-    "sana by batch": Case("sana", {"batch": 2}),
-    "cogvideox by batch": Case("cogvideox", {"batch": 2}),
-    "mochi by batch": Case("mochi", {"batch": 2}),
 }
 
 
