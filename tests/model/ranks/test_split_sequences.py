@@ -61,6 +61,7 @@ def check(name: str, lengths: str, executor: RanksExecutor) -> None:
     assert max(apart(first, alone), apart(again, alone)) <= DEVIATION
 
 
+@pytest.mark.rest
 @torch.no_grad()
 def test_what_the_ranks_cannot_compute_rank_0_computes_alone(
     by_two: RanksExecutor, caplog: pytest.LogCaptureFixture
