@@ -82,7 +82,8 @@ class ServedApplication:
     def process_of(self, deployment: str, application: str = "triptych") -> psutil.Process:
         """The process of the deployment's one replica."""
         title = f"ray::ServeReplica:{application}:{deployment}"
-        [process] = [each for each in self.processes() if has_title(each, title)]
+        alike = [each for each in self.processes() if has_title(each, title)]
+        [process] = [each for each in alike if each.ppid() not in {other.pid for other in alike}]  # what it forks
         return process
 
     def ray_address(self) -> str:

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from deployments.ranks.by_cache_dit.own_code import OwnCode, with_own_code
 from deployments.ranks.by_cache_dit.uneven import split_uneven_parts
 
-# Held against one process by tests/model/ranks/test_by_cache_dit.py. Other plans of cache-dit are not taken: that of
+# Held against one process by tests/model/ranks/test_with_cache_dit.py. Other plans of cache-dit are not taken: that of
 # Chroma leaves the mask of its text as it is for one rank, which is seen only where a prompt is short; that of Z-Image
 # does not fit diffusers 0.42.
 SHOWN = (

@@ -1,4 +1,8 @@
-"""Models that only cache-dit has a plan for: on two ranks close to one process, and the same bytes each time."""
+"""Models that only cache-dit has a plan for: on two ranks close to one process, and the same bytes each time.
+
+The last file of its folder by name: once a process has loaded the plans, diffusers' attention is cache-dit's, and its
+collectives are no longer those of a rank that has not loaded them.
+"""
 
 from __future__ import annotations
 
