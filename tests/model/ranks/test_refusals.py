@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,21 +81,6 @@ def test_a_plan_that_names_what_a_model_does_not_have_is_refused(
         AccelerationError, match="plan of FluxTransformer2DModel in diffusers does not fit it: 'layers'"
     ):
         check_splits({"transformer": flux}, RANKS, CPU)
-
-
-def test_a_plan_of_cache_dit_that_is_for_another_model_is_refused_and_leaves_nothing() -> None:
-    """Plans are found by the names of classes."""
-    module = type("HunyuanVideoTransformer3DModel", (torch.nn.Module,), {})()
-    with pytest.raises(AccelerationError, match="cache-dit is not for HunyuanVideoTransformer3DModel as it is here"):
-        check_splits({"transformer": module}, RANKS, CPU)
-    assert not hasattr(module, "_cp_config")
-
-
-def test_beside_another_attention_a_plan_of_cache_dit_is_refused() -> None:
-    module = type("CogVideoXTransformer3DModel", (torch.nn.Module,), {})()
-    module.processor = SimpleNamespace(_attention_backend="flash")
-    with pytest.raises(AccelerationError, match="its attention is 'flash', and cache-dit's plan"):
-        check_splits({"transformer": module}, RANKS, CPU)
 
 
 def test_every_model_has_batch(flux: torch.nn.Module, unet: torch.nn.Module) -> None:

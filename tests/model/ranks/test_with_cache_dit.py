@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ import torch
 from diffusers import HunyuanImageTransformer2DModel
 
 from deployments.engine.batching.closeness import is_same
+from deployments.modules import AccelerationError
+from deployments.ranks.args import ParallelArgs
+from deployments.ranks.splits import check_splits
 from tests.support.engine_parity import Stages, assert_same_bits, deviation
 from tests.support.further import all_but
 from tests.support.ranks import modules_on_ranks, stages_on_ranks
@@ -113,3 +117,18 @@ def of_hunyuan_image(text: int) -> Arguments:
         "encoder_attention_mask": padded(text),
         "return_dict": False,
     }
+
+
+def test_a_plan_of_cache_dit_that_is_for_another_model_is_refused_and_leaves_nothing() -> None:
+    """Plans are found by the names of classes."""
+    module = type("HunyuanVideoTransformer3DModel", (torch.nn.Module,), {})()
+    with pytest.raises(AccelerationError, match="cache-dit is not for HunyuanVideoTransformer3DModel as it is here"):
+        check_splits({"transformer": module}, ParallelArgs(ulysses=2), torch.device("cpu"))
+    assert not hasattr(module, "_cp_config")
+
+
+def test_beside_another_attention_a_plan_of_cache_dit_is_refused() -> None:
+    module = type("CogVideoXTransformer3DModel", (torch.nn.Module,), {})()
+    module.processor = SimpleNamespace(_attention_backend="flash")
+    with pytest.raises(AccelerationError, match="its attention is 'flash', and cache-dit's plan"):
+        check_splits({"transformer": module}, ParallelArgs(ulysses=2), torch.device("cpu"))
